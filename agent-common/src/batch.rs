@@ -1,0 +1,102 @@
+//! State of one `llama_context`: its size and its decode call under way.
+
+use crate::plain;
+
+/// Runs of consecutive positions of one sequence that are followed in one batch. A server's batch has one run for
+/// each busy slot.
+pub const MAX_RUNS: usize = 128;
+
+/// The largest context and batch that are believed; anything above is a wrong layout.
+pub const MAX_PLAUSIBLE: u32 = 1 << 26;
+
+/// The largest sequence id that is believed (`LLAMA_MAX_SEQ` is 256 in 2026).
+pub const MAX_SEQUENCE: i32 = 4096;
+
+/// Names a context.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct ContextKey {
+    /// The `llama_context` pointer.
+    pub context: u64,
+    /// The process.
+    pub tgid: u32,
+    /// Always 0.
+    pub reserved: u32,
+}
+
+/// Consecutive tokens of a batch with one sequence and consecutive positions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Run {
+    /// Index of its first token in the batch.
+    pub start: u32,
+    /// Its sequence.
+    pub sequence: i32,
+    /// Index + 1 of the last token of it that was sampled; 0 when none was.
+    pub sampled: u32,
+}
+
+/// The walk over a batch: the run under way and the search for its end. It lives in the map and not in the program's
+/// registers because only what the verifier does not know lets it see that one turn of the loop is like the next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Walk {
+    /// Index of the run's first token.
+    pub start: u32,
+    /// Its sequence.
+    pub sequence: i32,
+    /// Its position.
+    pub position: i32,
+    /// Index of the last token known to be of the run.
+    pub inside: u32,
+    /// Index of the first token known not to be of it; the batch's length when none is known.
+    pub beyond: u32,
+    /// Sequence of that token.
+    pub beyond_sequence: i32,
+    /// Position of that token.
+    pub beyond_position: i32,
+    /// How far to look ahead; 0 when looking back by halves.
+    pub stride: u32,
+}
+
+/// What is known of a context.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Context {
+    /// When the decode call was entered, `CLOCK_MONOTONIC` nanoseconds.
+    pub entered_ns: u64,
+    /// Tokens in the batch.
+    pub tokens: u32,
+    /// Those of them that are prompt.
+    pub prompt_tokens: u32,
+    /// The first token's sequence and position: the mark by which a retry of the same batch is known.
+    pub first_sequence: i32,
+    /// See `first_sequence`.
+    pub first_position: i32,
+    /// `n_ctx`: all sequences together; 0 when unknown.
+    pub n_ctx: u32,
+    /// `n_ctx_seq`: one sequence; 0 when unknown.
+    pub n_ctx_seq: u32,
+    /// [`Context::PENDING`] and the like.
+    pub flags: u32,
+    /// The lowest priority of token events seen on this context, plus 1; 0 before the first.
+    pub token_priority: u32,
+    /// Tokens sampled since the batch, to tell repeated looks at one token apart.
+    pub sampled: u32,
+    /// How many of `runs` are filled.
+    pub runs_len: u32,
+    /// Used while a batch is entered.
+    pub walk: Walk,
+    /// The batch by sequence.
+    pub runs: [Run; MAX_RUNS],
+}
+
+impl Context {
+    /// A decode call was entered and is not yet counted. It counts with the first event that proves its success;
+    /// the same batch again means it failed and is tried anew.
+    pub const PENDING: u32 = 1;
+    /// The context of a draft model: its batches are not the server's.
+    pub const DRAFT: u32 = 2;
+}
+
+plain!(ContextKey = 16, Run = 12, Walk = 32, Context = 80 + 12 * MAX_RUNS);

@@ -1,0 +1,42 @@
+//! What crosses the ring buffer: facts about processes, never about tokens.
+
+use crate::plain;
+
+/// Why a process deserves a look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum ProcessEventKind {
+    /// It replaced its program.
+    Exec = 1,
+    /// It mapped a file with execute permission.
+    Map = 2,
+    /// A watched process ended.
+    Exit = 3,
+    /// It ran a probed function and is not watched (a fork, or a start that was missed).
+    Stranger = 4,
+}
+
+impl ProcessEventKind {
+    /// The kind of a number from the wire.
+    pub const fn from_wire(number: u32) -> Option<Self> {
+        match number {
+            1 => Some(Self::Exec),
+            2 => Some(Self::Map),
+            3 => Some(Self::Exit),
+            4 => Some(Self::Stranger),
+            _ => None,
+        }
+    }
+}
+
+/// One process event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct ProcessEvent {
+    /// A [`ProcessEventKind`].
+    pub kind: u32,
+    /// The process (thread group) id in the initial PID namespace.
+    pub tgid: u32,
+}
+
+plain!(ProcessEvent = 8);

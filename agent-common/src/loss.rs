@@ -1,0 +1,43 @@
+//! Why something that was measured was not delivered.
+
+macro_rules! losses {
+    ($($(#[$doc:meta])* $variant:ident = $name:literal,)+) => {
+        /// A reason for a loss. The number is the index into
+        /// [`TargetStats::losses`](crate::target::TargetStats::losses).
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[repr(u8)]
+        pub enum Loss { $($(#[$doc])* $variant,)+ }
+
+        impl Loss {
+            /// Every reason, in the order of their numbers.
+            pub const ALL: &'static [Self] = &[$(Self::$variant),+];
+
+            /// The value of the `reason` label.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name,)+ }
+            }
+        }
+    };
+}
+
+losses! {
+    /// Memory of the target could not be read (paged out, or not where the layout says).
+    Unreadable = "unreadable",
+    /// What was read cannot be what the layout says: the build's layout is not known.
+    Implausible = "implausible",
+    /// No room for one more sequence.
+    SequencesFull = "sequences_full",
+    /// No room for one more context.
+    ContextsFull = "contexts_full",
+    /// A batch with more runs of sequences than are followed; its remaining tokens are not attributed.
+    BatchTooComplex = "batch_too_complex",
+    /// A token of which the sequence is not known.
+    TokenUnmatched = "token_unmatched",
+    /// No room in the ring buffer for a process event.
+    RingFull = "ring_full",
+}
+
+impl Loss {
+    /// How many reasons there are.
+    pub const COUNT: usize = Self::ALL.len();
+}

@@ -1,0 +1,73 @@
+//! The identity of each probe: one id a symbol of llama.cpp that the agent can hook.
+
+/// Defines [`ProbeId`], its count and its names from one list.
+macro_rules! probes {
+    ($($(#[$doc:meta])* $variant:ident = $name:literal,)+) => {
+        /// A function of llama.cpp that can be hooked. The number is the index into
+        /// [`TargetStats::hits`](crate::target::TargetStats::hits).
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        #[repr(u8)]
+        pub enum ProbeId { $($(#[$doc])* $variant,)+ }
+
+        impl ProbeId {
+            /// Every probe, in the order of their numbers.
+            pub const ALL: &'static [Self] = &[$(Self::$variant),+];
+
+            /// The name used in labels and on the command line.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name,)+ }
+            }
+        }
+    };
+}
+
+probes! {
+    /// `llama_context::decode(llama_batch_ext const&)`, from b11181.
+    DecodeExt = "decode_ext",
+    /// `llama_context::decode(llama_batch const&)`, from ~b4882.
+    DecodeBatch = "decode_batch",
+    /// `llama_process`, from b11181.
+    LlamaProcess = "llama_process",
+    /// `llama_decode`, from ~b1400.
+    LlamaDecode = "llama_decode",
+    /// `common_sampler_sample`, from ~b3900.
+    CommonSample = "common_sampler_sample",
+    /// `gpt_sampler_sample`, ~b3681 to ~b3900.
+    GptSample = "gpt_sampler_sample",
+    /// `llama_sampling_sample`, up to ~b3680.
+    SamplingSample = "llama_sampling_sample",
+    /// `process_token` of the server's context class.
+    ProcessToken = "process_token",
+    /// `llama_sampler_sample`, from ~b3681; what bindings call.
+    SamplerSample = "llama_sampler_sample",
+    /// `llama_get_logits_ith`.
+    LogitsIth = "llama_get_logits_ith",
+    /// `llama_get_sampled_token_ith`, sampling on the backend, from ~b7769.
+    SampledTokenIth = "llama_get_sampled_token_ith",
+    /// `llama_sample_token` and its kin, up to ~b3680.
+    SampleToken = "llama_sample_token",
+    /// `llama_get_logits`.
+    Logits = "llama_get_logits",
+    /// `common_memory::seq_rm`, from ~b10306.
+    CommonSeqRm = "common_memory_seq_rm",
+    /// `llama_memory_seq_rm`, from ~b5600.
+    MemorySeqRm = "llama_memory_seq_rm",
+    /// `llama_kv_self_seq_rm`, ~b4882 to ~b6160.
+    KvSelfSeqRm = "llama_kv_self_seq_rm",
+    /// `llama_kv_cache_seq_rm`, up to ~b4882.
+    KvCacheSeqRm = "llama_kv_cache_seq_rm",
+    /// `launch_slot_with_task` of the server's context class.
+    LaunchSlot = "launch_slot_with_task",
+    /// `server_slot::release`.
+    ReleaseSlot = "slot_release",
+}
+
+impl ProbeId {
+    /// How many probes there are.
+    pub const COUNT: usize = Self::ALL.len();
+
+    /// The probe of a number from the wire.
+    pub fn from_wire(number: u8) -> Option<Self> {
+        Self::ALL.get(usize::from(number)).copied()
+    }
+}

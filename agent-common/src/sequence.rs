@@ -1,0 +1,46 @@
+//! State of one sequence: a slot's seat in a llama.cpp server, or a `seq_id` of any other user of libllama.
+
+use crate::plain;
+
+/// Names a sequence. In a server whose slots are seen, `context` is 0 and `sequence` is the slot's: slot events
+/// carry no context pointer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct SequenceKey {
+    /// The `llama_context` pointer, or 0.
+    pub context: u64,
+    /// The process.
+    pub tgid: u32,
+    /// llama.cpp's `seq_id`.
+    pub sequence: i32,
+}
+
+/// What is known of a sequence.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Sequence {
+    /// The context that decodes this request's tokens; 0 until its first batch. Batches of the same sequence on
+    /// another context are those of a draft model.
+    pub context: u64,
+    /// When its last token of this request was ready, `CLOCK_MONOTONIC` nanoseconds; 0 before the first.
+    pub last_token_ns: u64,
+    /// Positions held in the KV cache: the last decoded position + 1.
+    pub n_past: u32,
+    /// [`Sequence::ACTIVE`] and the like.
+    pub flags: u32,
+    /// The server's task id of the running request; -1 when unknown.
+    pub task: i32,
+    /// Always 0.
+    pub reserved: u32,
+}
+
+impl Sequence {
+    /// A request runs on it.
+    pub const ACTIVE: u32 = 1;
+    /// The running request has produced a token: what is decoded now is no longer prompt.
+    pub const DECODING: u32 = 2;
+    /// The running request's reused prompt positions have been counted.
+    pub const CACHE_COUNTED: u32 = 4;
+}
+
+plain!(SequenceKey = 16, Sequence = 32);

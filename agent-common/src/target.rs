@@ -1,0 +1,88 @@
+//! One observed process: what the programs must know of it and what they count for it.
+
+use crate::{histogram::Histogram, loss::Loss, plain, probe::ProbeId};
+
+/// Processes observed at the same time.
+pub const MAX_TARGETS: u32 = 64;
+
+/// What the programs must know of a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct TargetConfig {
+    /// Index of its [`TargetStats`].
+    pub index: u32,
+    /// [`TargetConfig::SLOTS`] and the like.
+    pub flags: u32,
+}
+
+impl TargetConfig {
+    /// Starts and ends of slots are seen: sequences are keyed without context, and only batches of running
+    /// requests count (not the warm-up).
+    pub const SLOTS: u32 = 1;
+    /// Tokens are reported by slot (`process_token`): sampler events end steps and count nothing.
+    pub const SLOT_TOKENS: u32 = 2;
+    /// Sampler events are seen: they end a step. Otherwise the token does.
+    pub const STEP_END: u32 = 4;
+    /// The sequence of a slot is its id + 1 (~b3485 to ~b3930).
+    pub const SEQUENCE_SHIFT: u32 = 8;
+}
+
+/// Token counters, a partition: computed prompt tokens, reused prompt tokens, generated tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum TokenType {
+    /// Prompt tokens that the engine computed.
+    Prompt,
+    /// Prompt tokens that it reused from the KV cache.
+    Cached,
+    /// Tokens generated.
+    Generated,
+}
+
+impl TokenType {
+    /// Every type, in the order of their numbers.
+    pub const ALL: [Self; 3] = [Self::Prompt, Self::Cached, Self::Generated];
+
+    /// The value of the `type` label.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Prompt => "prompt",
+            Self::Cached => "cached",
+            Self::Generated => "generated",
+        }
+    }
+}
+
+/// What the programs count for one process on one CPU.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct TargetStats {
+    /// Probe hits, by [`ProbeId`].
+    pub hits: [u64; ProbeId::COUNT],
+    /// Losses, by [`Loss`].
+    pub losses: [u64; Loss::COUNT],
+    /// Tokens, by [`TokenType`].
+    pub tokens: [u64; 3],
+    /// Gaps between consecutive tokens of one request, nanoseconds.
+    pub inter_token: Histogram,
+    /// Entry of a decode call to its first logits, nanoseconds.
+    pub step: Histogram,
+    /// Tokens in a decode call.
+    pub batch: Histogram,
+}
+
+plain!(TargetConfig = 8, TargetStats = (ProbeId::COUNT + Loss::COUNT + 3 + 3 * 33) * 8);
+
+impl TargetStats {
+    /// Adds what another CPU, or another process, counted.
+    pub fn add(&mut self, other: &Self) {
+        let mine = self.hits.iter_mut().chain(&mut self.losses).chain(&mut self.tokens);
+        let theirs = other.hits.iter().chain(&other.losses).chain(&other.tokens);
+        for (mine, theirs) in mine.zip(theirs) {
+            *mine += theirs;
+        }
+        self.inter_token.add(&other.inter_token);
+        self.step.add(&other.step);
+        self.batch.add(&other.batch);
+    }
+}
