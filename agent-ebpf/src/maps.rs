@@ -1,0 +1,43 @@
+//! Every map, each with its bound.
+
+use aya_ebpf::{
+    macros::map,
+    maps::{Array, HashMap, LruHashMap, PerCpuArray, ProgramArray, RingBuf},
+};
+use llamaprobe_common::{
+    batch::{Context, ContextKey},
+    sequence::{Sequence, SequenceKey},
+    target::{MAX_TARGETS, TargetConfig, TargetStats},
+};
+
+/// The observed processes by thread group id. Who is not here is not measured.
+#[map]
+pub static TARGETS: HashMap<u32, TargetConfig> = HashMap::with_max_entries(MAX_TARGETS, 0);
+
+/// What is counted, by `TargetConfig::index`; the row after the last target is the agent's own.
+#[map]
+pub static STATS: PerCpuArray<TargetStats> = PerCpuArray::with_max_entries(MAX_TARGETS + 1, 0);
+
+/// Sequences of the targets. Entries go when their process ends.
+#[map]
+pub static SEQUENCES: HashMap<SequenceKey, Sequence> = HashMap::with_max_entries(8192, 0);
+
+/// Contexts of the targets. Entries go when their process ends.
+#[map]
+pub static CONTEXTS: HashMap<ContextKey, Context> = HashMap::with_max_entries(256, 0);
+
+/// One zeroed context: a value this large does not fit on the stack of a program.
+#[map]
+pub static BLANK_CONTEXT: Array<Context> = Array::with_max_entries(1, 0);
+
+/// Process events.
+#[map]
+pub static EVENTS: RingBuf = RingBuf::with_byte_size(64 * 1024, 0);
+
+/// When each unobserved process that ran a probed function was last reported, `CLOCK_MONOTONIC` nanoseconds.
+#[map]
+pub static STRANGERS: LruHashMap<u32, u64> = LruHashMap::with_max_entries(256, 0);
+
+/// The program that goes on with a batch; the agent puts `lp_follow` at 0.
+#[map]
+pub static FOLLOW: ProgramArray = ProgramArray::with_max_entries(1, 0);

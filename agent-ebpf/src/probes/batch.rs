@@ -1,0 +1,200 @@
+//! Role batch: a decode call is entered. Its tokens are attributed to sequences by runs of consecutive positions.
+
+use aya_ebpf::{macros::uprobe, programs::ProbeContext};
+use llamaprobe_common::{
+    batch::{Context, MAX_PLAUSIBLE, MAX_RUNS, Run, Walk},
+    cookie::{ContextLayout, Cookie},
+    loss::Loss,
+    sequence::Sequence,
+    target::TargetConfig,
+};
+
+use super::{now, observe, resume};
+use crate::{
+    arguments::read,
+    contexts,
+    maps::FOLLOW,
+    sequences,
+    source::{Place, Source},
+    target::Target,
+};
+
+/// Looks at tokens and closings of runs in one program. A server's decode-only batch needs 2 a slot, a prompt chunk
+/// of 2,048 tokens 13. What remains goes on in a tail call, of which the kernel allows 33: the verifier's work stays
+/// small, and `bpf_loop` would need Linux 5.17.
+const LOOKS: usize = 8;
+
+#[uprobe]
+fn lp_batch(probe: ProbeContext) -> u32 {
+    observe(&probe, |target, cookie, call| {
+        let Some(source) = Source::of(call, cookie)? else { return Ok(()) };
+        enter(target, cookie, call.get(0)?, &source)?;
+        go_on(&probe)
+    })
+}
+
+/// Continues `lp_batch`; not attached anywhere.
+#[uprobe]
+fn lp_follow(probe: ProbeContext) -> u32 {
+    resume(&probe, |target, cookie, call| {
+        let Some(source) = Source::of(call, cookie)? else { return Ok(()) };
+        let address = call.get(0)?;
+        let Some(context) = contexts::find(target, address) else { return Ok(()) };
+        if follow(target, context, address, &source)? { Ok(()) } else { go_on(&probe) }
+    })
+}
+
+/// Hands over to `lp_follow`. Comes back only when that is not possible.
+#[inline(always)]
+fn go_on(probe: &ProbeContext) -> Result<(), Loss> {
+    // SAFETY: the map holds a program of the same type.
+    let _ = unsafe { FOLLOW.tail_call(probe, 0) };
+    Err(Loss::BatchTooComplex)
+}
+
+/// Takes the call into the context's state: settles the one before, notes the new one.
+#[inline(always)]
+fn enter(target: &Target, cookie: Cookie, address: u64, source: &Source) -> Result<(), Loss> {
+    let first = source.first()?;
+    let context = contexts::find_or_make(target, address)?;
+    let retried = context.flags & Context::PENDING != 0
+        && context.first_sequence == first.sequence
+        && context.first_position == first.position;
+    if retried {
+        // The call before failed for want of room in the KV cache; the server tries the same tokens again.
+        context.flags &= !Context::PENDING;
+    } else {
+        contexts::count_pending(target, context);
+    }
+    if context.n_ctx == 0 {
+        read_size(context, cookie, address)?;
+    }
+    context.entered_ns = now();
+    context.tokens = source.len;
+    context.prompt_tokens = 0;
+    context.first_sequence = first.sequence;
+    context.first_position = first.position;
+    context.sampled = 0;
+    context.runs_len = 0;
+    begin(context, source, 0, first);
+    if source.automatic {
+        context.walk.inside = source.len - 1;
+    }
+    Ok(())
+}
+
+/// Starts a run at token `start`.
+#[inline(always)]
+fn begin(context: &mut Context, source: &Source, start: u32, head: Place) {
+    let walk = &mut context.walk;
+    walk.start = start;
+    walk.sequence = head.sequence;
+    walk.position = head.position;
+    walk.inside = start;
+    walk.beyond = source.len;
+    walk.stride = 1;
+}
+
+/// Walks the batch run by run: from a run's first token in doubling strides to a token that is not of the run, then
+/// back by halving. Exact because llama.cpp fills a batch sequence by sequence in order of position, so that two
+/// tokens of one sequence whose distance in position is their distance in the batch have only their like between.
+///
+/// Returns whether the end was reached.
+#[inline(always)]
+fn follow(target: &Target, context: &mut Context, address: u64, source: &Source) -> Result<bool, Loss> {
+    let len = source.len;
+    for _ in 0..LOOKS {
+        let Walk { start, inside, beyond, stride, .. } = context.walk;
+        if inside + 1 >= beyond {
+            close(target, context, address, source)?;
+            if beyond >= len {
+                return Ok(true);
+            }
+            let head =
+                Place { sequence: context.walk.beyond_sequence, position: context.walk.beyond_position };
+            begin(context, source, beyond, head);
+            continue;
+        }
+        let ahead = inside.wrapping_add(stride);
+        let look = if stride == 0 { inside + (beyond - inside) / 2 } else { ahead.min(len - 1) };
+        let place = source.place(look)?;
+        let walk = &mut context.walk;
+        let same = place.sequence == walk.sequence
+            && place.position.wrapping_sub(walk.position) as u32 == look.wrapping_sub(start);
+        if same {
+            walk.inside = look;
+            walk.stride = stride * 2;
+        } else {
+            walk.beyond = look;
+            walk.beyond_sequence = place.sequence;
+            walk.beyond_position = place.position;
+            walk.stride = 0;
+        }
+    }
+    Ok(false)
+}
+
+/// A run is known, from `walk.start` to `walk.beyond`: attributes its tokens.
+#[inline(always)]
+fn close(target: &Target, context: &mut Context, address: u64, source: &Source) -> Result<(), Loss> {
+    let Walk { start, beyond, sequence, position, .. } = context.walk;
+    let at = context.runs_len as usize;
+    if at >= MAX_RUNS {
+        return Err(Loss::BatchTooComplex);
+    }
+    context.runs[at] = Run { start, sequence, sampled: 0 };
+    context.runs_len += 1;
+
+    let tokens = beyond - start;
+    let key = sequences::key(target, address, sequence);
+    if !target.has(TargetConfig::SLOTS) {
+        let state = sequences::find_or_make(&key)?;
+        let position = if source.automatic { state.n_past } else { position as u32 };
+        // Without slots a request's start is not seen: one token right after a sampled one goes on, all else is prompt.
+        let goes_on = tokens == 1 && state.flags & Sequence::DECODING != 0 && position == state.n_past;
+        if !goes_on {
+            context.prompt_tokens += tokens;
+            state.last_token_ns = 0;
+        }
+        state.flags &= !Sequence::DECODING;
+        state.context = address;
+        state.n_past = position + tokens;
+        context.flags |= Context::PENDING;
+        return Ok(());
+    }
+    // Not a running request: the warm-up, or another use of the context.
+    let Some(state) = sequences::find(&key) else { return Ok(()) };
+    if state.flags & Sequence::ACTIVE == 0 {
+        return Ok(());
+    }
+    if state.context == 0 {
+        state.context = address;
+        context.flags &= !Context::DRAFT;
+    } else if state.context != address {
+        context.flags |= Context::DRAFT;
+        return Ok(());
+    }
+    if state.flags & Sequence::DECODING == 0 {
+        context.prompt_tokens += tokens;
+    }
+    state.n_past = position as u32 + tokens;
+    context.flags |= Context::PENDING;
+    Ok(())
+}
+
+/// Reads the context's size and checks that it can be one.
+#[inline(always)]
+fn read_size(context: &mut Context, cookie: Cookie, address: u64) -> Result<(), Loss> {
+    let layout = cookie.context_layout();
+    if layout == ContextLayout::Unknown {
+        return Ok(());
+    }
+    let [all, one] = read::<[u32; 2]>(address + 8)?;
+    let one = if layout == ContextLayout::TotalAndSequence { one } else { 0 };
+    if all == 0 || all > MAX_PLAUSIBLE || one > all {
+        return Err(Loss::Implausible);
+    }
+    context.n_ctx = all;
+    context.n_ctx_seq = one;
+    Ok(())
+}

@@ -1,0 +1,35 @@
+//! Role cache hit: the KV cache of a sequence is cut back; the first cut of a request tells what it reuses.
+
+use aya_ebpf::{macros::uprobe, programs::ProbeContext};
+use llamaprobe_common::{loss::Loss, sequence::Sequence, target::TokenType};
+
+use super::observe;
+use crate::{sequences, target::Target};
+
+/// `seq_rm(memory or context, seq_id, p0, p1)`, the same four arguments in every era.
+#[uprobe]
+fn lp_cache_hit(probe: ProbeContext) -> u32 {
+    observe(&probe, |target, _, call| {
+        cut(target, call.get(1)? as i32, call.get(2)? as i32, call.get(3)? as i32)
+    })
+}
+
+#[inline(always)]
+fn cut(target: &Target, sequence: i32, from: i32, to: i32) -> Result<(), Loss> {
+    // A cut in the middle is a context shift: the next batch tells the new positions.
+    if to >= 0 {
+        return Ok(());
+    }
+    let Some(state) = sequences::find(&sequences::key(target, 0, sequence)) else { return Ok(()) };
+    let fresh = state.flags & (Sequence::ACTIVE | Sequence::CACHE_COUNTED | Sequence::DECODING);
+    if from >= 0 && fresh == Sequence::ACTIVE {
+        state.flags |= Sequence::CACHE_COUNTED;
+        target.tokens(TokenType::Cached, from as u64);
+        // Reuse may come from the prompt cache in memory: then it is more than the slot held.
+        state.n_past = from as u32;
+    } else {
+        let kept = if from < 0 { 0 } else { from as u32 };
+        state.n_past = if kept < state.n_past { kept } else { state.n_past };
+    }
+    Ok(())
+}

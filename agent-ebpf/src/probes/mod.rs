@@ -1,0 +1,80 @@
+//! One role of the plan a file, one thin program over a fallible body each.
+
+mod batch;
+mod cache;
+mod calibration;
+mod process;
+mod slot;
+mod token;
+
+use aya_ebpf::{
+    EbpfContext as _,
+    helpers::{bpf_get_attach_cookie, bpf_ktime_get_ns},
+    programs::ProbeContext,
+};
+use llamaprobe_common::{cookie::Cookie, event::ProcessEventKind, loss::Loss};
+
+use crate::{
+    arguments::Arguments,
+    maps::STRANGERS,
+    target::{Target, tgid},
+};
+
+/// Nanoseconds between two reports of one unobserved process.
+const STRANGER_INTERVAL_NS: u64 = 1_000_000_000;
+
+/// `CLOCK_MONOTONIC` in nanoseconds.
+#[inline(always)]
+fn now() -> u64 {
+    // SAFETY: the helper takes no argument.
+    unsafe { bpf_ktime_get_ns() }
+}
+
+/// Runs a program's body for an observed process: counts the hit and, if the body fails, the loss.
+#[inline(always)]
+fn observe(probe: &ProbeContext, body: impl FnOnce(&Target, Cookie, &Arguments) -> Result<(), Loss>) -> u32 {
+    let cookie = cookie(probe);
+    let call = Arguments::of(probe);
+    if let Some(target) = Target::current() {
+        target.hit(cookie.probe());
+        if let Err(loss) = body(&target, cookie, &call) {
+            target.lose(loss);
+        }
+    } else {
+        stranger();
+    }
+    0
+}
+
+/// Runs the body of a program that a tail call continues with: the hit is counted already.
+#[inline(always)]
+fn resume(probe: &ProbeContext, body: impl FnOnce(&Target, Cookie, &Arguments) -> Result<(), Loss>) -> u32 {
+    let cookie = cookie(probe);
+    let call = Arguments::of(probe);
+    if let Some(target) = Target::current()
+        && let Err(loss) = body(&target, cookie, &call)
+    {
+        target.lose(loss);
+    }
+    0
+}
+
+/// The cookie of the attachment that fired.
+#[inline(always)]
+fn cookie(probe: &ProbeContext) -> Cookie {
+    // SAFETY: the context is the one the kernel called the program with.
+    Cookie::from_raw(unsafe { bpf_get_attach_cookie(probe.as_ptr()) })
+}
+
+/// Probes sit on files, so whoever maps one runs them: tells the agent of a process it does not know yet.
+#[inline(always)]
+fn stranger() {
+    let tgid = tgid();
+    let now = now();
+    // SAFETY: a torn or recycled entry only shifts a report in time.
+    let last = unsafe { STRANGERS.get(tgid) }.copied();
+    if last.is_none_or(|last| now.wrapping_sub(last) > STRANGER_INTERVAL_NS) {
+        let _ = STRANGERS.insert(tgid, now, 0);
+        process::report(ProcessEventKind::Stranger, tgid);
+    }
+}

@@ -1,0 +1,116 @@
+//! The process a program runs for, and its counters.
+
+use core::arch::asm;
+
+use aya_ebpf::helpers::bpf_get_current_pid_tgid;
+use llamaprobe_common::{
+    histogram::{Bounds, Histogram, bucket},
+    loss::Loss,
+    probe::ProbeId,
+    target::{MAX_TARGETS, TargetConfig, TargetStats, TokenType},
+};
+
+use crate::maps::{STATS, TARGETS};
+
+/// Adds to a counter. The array is per CPU, but a program can be preempted by another on the same CPU, and counts
+/// must be exact. Rust offers no read-modify-write atomics on this target, the instruction is there since Linux 3.19.
+#[inline(always)]
+fn add(counter: *mut u64, n: u64) {
+    // SAFETY: the counter lies in a map value, aligned to 8; every writer is atomic.
+    unsafe { asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) counter, in(reg) n, options(nostack)) };
+}
+
+/// The thread group id of the running process in the initial PID namespace.
+#[inline(always)]
+pub fn tgid() -> u32 {
+    (bpf_get_current_pid_tgid() >> 32) as u32
+}
+
+/// Counts a loss that belongs to no process.
+#[inline(always)]
+pub fn lose_unowned(loss: Loss) {
+    if let Some(stats) = STATS.get_ptr_mut(MAX_TARGETS) {
+        // SAFETY: `stats` points to a map value.
+        add(unsafe { &raw mut (*stats).losses[loss as usize] }, 1);
+    }
+}
+
+/// An observed process.
+pub struct Target {
+    /// Its thread group id.
+    pub tgid: u32,
+    flags: u32,
+    stats: *mut TargetStats,
+}
+
+impl Target {
+    /// The running process, if it is observed.
+    #[inline(always)]
+    pub fn current() -> Option<Self> {
+        let tgid = tgid();
+        // SAFETY: entries are replaced as a whole by the agent; a torn read of two integers does no harm.
+        let &TargetConfig { index, flags } = unsafe { TARGETS.get(tgid) }?;
+        Some(Self { tgid, flags, stats: STATS.get_ptr_mut(index)? })
+    }
+
+    /// Whether one of the [`TargetConfig`] flags is set.
+    #[inline(always)]
+    pub fn has(&self, flag: u32) -> bool {
+        self.flags & flag != 0
+    }
+
+    /// Counts a probe hit.
+    #[inline(always)]
+    pub fn hit(&self, probe: u8) {
+        let probe = usize::from(probe);
+        if probe < ProbeId::COUNT {
+            // SAFETY: `stats` points to a map value, the index is checked.
+            add(unsafe { (&raw mut (*self.stats).hits).cast::<u64>().add(probe) }, 1);
+        }
+    }
+
+    /// Counts a loss.
+    #[inline(always)]
+    pub fn lose(&self, loss: Loss) {
+        // SAFETY: `stats` points to a map value, the index is an enum's.
+        add(unsafe { (&raw mut (*self.stats).losses).cast::<u64>().add(loss as usize) }, 1);
+    }
+
+    /// Counts tokens.
+    #[inline(always)]
+    pub fn tokens(&self, kind: TokenType, n: u64) {
+        // SAFETY: as above.
+        add(unsafe { (&raw mut (*self.stats).tokens).cast::<u64>().add(kind as usize) }, n);
+    }
+
+    /// Observes the gap between two tokens of one request.
+    #[inline(always)]
+    pub fn inter_token(&self, ns: u64) {
+        // SAFETY: `stats` points to a map value.
+        observe(unsafe { &raw mut (*self.stats).inter_token }, &llamaprobe_common::histogram::LATENCY_NS, ns);
+    }
+
+    /// Observes the time from a decode call's entry to its first logits.
+    #[inline(always)]
+    pub fn step(&self, ns: u64) {
+        // SAFETY: as above.
+        observe(unsafe { &raw mut (*self.stats).step }, &llamaprobe_common::histogram::LATENCY_NS, ns);
+    }
+
+    /// Observes the tokens of a decode call.
+    #[inline(always)]
+    pub fn batch(&self, tokens: u64) {
+        // SAFETY: as above.
+        observe(unsafe { &raw mut (*self.stats).batch }, &llamaprobe_common::histogram::BATCH_TOKENS, tokens);
+    }
+}
+
+#[inline(always)]
+fn observe(histogram: *mut Histogram, bounds: &Bounds, value: u64) {
+    let at = bucket(bounds, value) & (llamaprobe_common::histogram::BUCKETS - 1);
+    // SAFETY: the histogram lies in a map value, the index is masked to its length.
+    unsafe {
+        add((&raw mut (*histogram).counts).cast::<u64>().add(at), 1);
+        add(&raw mut (*histogram).sum, value);
+    }
+}
