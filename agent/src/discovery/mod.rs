@@ -1,0 +1,266 @@
+//! Which processes run llama.cpp, and out of which files. In: /proc. Out: [`Target`].
+//!
+//! Facts of a file (symbols, a model's header) are read once for each identity and shared; facts of a process are
+//! read anew at each look.
+
+pub mod image;
+pub mod model;
+pub mod process;
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fs, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use image::{Image, ImageError, ImageId};
+use model::{Model, ModelError};
+use process::{Listener, ProcessRoot};
+use tracing::debug;
+
+/// A file that a process has mapped.
+#[derive(Clone, Debug)]
+pub struct MappedImage {
+    /// What is known of it.
+    pub image: Arc<Image>,
+    /// A path that opens exactly this file as long as the process maps it, whatever happened to its name.
+    pub file: PathBuf,
+}
+
+/// A process that maps at least one file with symbols of llama.cpp.
+#[derive(Clone, Debug)]
+pub struct Target {
+    /// Process id.
+    pub pid: u32,
+    /// When it started, clock ticks since boot: tells it from a later process of the same id.
+    pub start_time: u64,
+    /// Its name.
+    pub comm: String,
+    /// Files with symbols of llama.cpp.
+    pub images: Vec<MappedImage>,
+    /// Where it listens, sorted.
+    pub listeners: Vec<Listener>,
+    /// The model it serves, if its file is mapped or named.
+    pub model: Option<Arc<Model>>,
+    /// The alias it gives the model.
+    pub alias: Option<String>,
+}
+
+impl Target {
+    /// Only the images, for the plan.
+    pub fn plain_images(&self) -> Vec<Arc<Image>> {
+        self.images.iter().map(|mapped| mapped.image.clone()).collect()
+    }
+
+    /// The name of the model: its alias, else the name of its file.
+    pub fn model_name(&self) -> Option<String> {
+        self.alias.clone().or_else(|| {
+            let model = self.model.as_ref()?;
+            Some(model.path.file_name()?.to_string_lossy().into_owned())
+        })
+    }
+}
+
+/// What a look at a process found.
+#[derive(Debug)]
+pub enum Look {
+    /// It maps llama.cpp.
+    Found(Box<Target>),
+    /// It looks like a llama.cpp server by its name, but shows no symbol.
+    Opaque {
+        /// Its name.
+        comm: String,
+    },
+    /// It is something else, or gone.
+    Nothing,
+}
+
+/// Reads processes; keeps what it learned of files.
+#[derive(Debug)]
+pub struct Scanner {
+    proc: PathBuf,
+    /// `None` for a file that cannot be read as an image; said once.
+    images: HashMap<ImageId, Option<Arc<Image>>>,
+    models: HashMap<ImageId, Option<Arc<Model>>>,
+    /// Files that could not be read since the last call of [`Scanner::take_faults`], by path.
+    faults: BTreeMap<PathBuf, String>,
+}
+
+/// Names that say "this is a server of llama.cpp" where symbols do not.
+const SERVER_NAMES: [&str; 2] = ["llama-server", "ollama"];
+
+impl Scanner {
+    /// A scanner of the procfs at `proc`.
+    pub fn new(proc: &Path) -> Self {
+        Self {
+            proc: proc.to_path_buf(),
+            images: HashMap::new(),
+            models: HashMap::new(),
+            faults: BTreeMap::new(),
+        }
+    }
+
+    /// The ids of all processes.
+    ///
+    /// # Errors
+    ///
+    /// When procfs cannot be listed.
+    pub fn processes(&self) -> io::Result<Vec<u32>> {
+        let names = fs::read_dir(&self.proc)?.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+        Ok(names.filter_map(|name| name.parse().ok()).collect())
+    }
+
+    /// Whether a process is still the one that started at `start_time`, and alive.
+    pub fn is_alive(&self, pid: u32, start_time: u64) -> bool {
+        let process = ProcessRoot::new(&self.proc, pid);
+        process.start_time().is_ok_and(|now| now == start_time) && !process.is_zombie().unwrap_or(true)
+    }
+
+    /// Looks at one process.
+    pub fn look(&mut self, pid: u32) -> Look {
+        // A process can end at any point of this: whatever cannot be read then is gone, not wrong.
+        let process = ProcessRoot::new(&self.proc, pid);
+        let (Ok(mappings), Ok(start_time)) = (process.mappings(), process.start_time()) else {
+            return Look::Nothing;
+        };
+        let comm = process.comm().unwrap_or_default();
+        let mut images = Vec::new();
+        for mapping in mappings.iter().filter(|mapping| mapping.executable) {
+            let file = process.file(mapping);
+            if let Some(image) = self.image(&file, &mapping.path)
+                && !image.symbols.is_empty()
+                && !images.iter().any(|known: &MappedImage| known.image.id == image.id)
+            {
+                images.push(MappedImage { image, file });
+            }
+        }
+        if images.is_empty() {
+            return if SERVER_NAMES.contains(&comm.as_str()) { Look::Opaque { comm } } else { Look::Nothing };
+        }
+        let arguments = process.command_line().unwrap_or_default();
+        let option = |flags: &[&str], variable: &str| {
+            option(&arguments, flags).or_else(|| process.environment(variable))
+        };
+        let mut listeners = process.listeners().unwrap_or_default();
+        listeners.sort();
+        let named = option(&["-m", "--model"], "LLAMA_ARG_MODEL");
+        let model = self.model(&process, &mappings, named.as_deref());
+        let alias = option(&["-a", "--alias"], "LLAMA_ARG_ALIAS");
+        Look::Found(Box::new(Target { pid, start_time, comm, images, listeners, model, alias }))
+    }
+
+    /// Files that could not be read since the last call, with the reason.
+    pub fn take_faults(&mut self) -> BTreeMap<PathBuf, String> {
+        std::mem::take(&mut self.faults)
+    }
+
+    /// Forgets files that none of the given targets maps; unrelated files are kept, they are cheap and come again.
+    pub fn forget_except<'a>(&mut self, targets: impl Iterator<Item = &'a Target>) {
+        let used: Vec<ImageId> =
+            targets.flat_map(|t| t.images.iter().map(|mapped| mapped.image.id)).collect();
+        self.images.retain(|id, image| {
+            image.as_ref().is_none_or(|image| image.symbols.is_empty() || used.contains(id))
+        });
+    }
+
+    fn image(&mut self, file: &Path, named: &Path) -> Option<Arc<Image>> {
+        let id = ImageId::of(file).ok()?;
+        if let Some(known) = self.images.get(&id) {
+            return known.clone();
+        }
+        let read = image::read(file, named, &crate::plan::catalog::wanted, &crate::plan::catalog::marked);
+        let image = match read {
+            Ok(image) => Some(Arc::new(image)),
+            // Gone since: not a fact about the file.
+            Err(ImageError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => return None,
+            Err(error) => {
+                debug!(%error, "not an image");
+                self.faults.insert(named.to_path_buf(), error.to_string());
+                None
+            }
+        };
+        self.images.insert(id, image.clone());
+        image
+    }
+
+    /// The model a process serves: of the model files it maps the one it names, else the largest that is no adapter
+    /// or projector; where nothing is mapped (`--no-mmap`), the file it names.
+    fn model(
+        &mut self,
+        process: &ProcessRoot,
+        mappings: &[process::Mapping],
+        named: Option<&str>,
+    ) -> Option<Arc<Model>> {
+        let mut mapped: Vec<Arc<Model>> = Vec::new();
+        let mut seen: Vec<&Path> = Vec::new();
+        for mapping in mappings.iter().filter(|mapping| !mapping.executable) {
+            if seen.contains(&mapping.path.as_path()) {
+                continue;
+            }
+            seen.push(&mapping.path);
+            mapped.extend(self.model_file(&process.file(mapping), &mapping.path));
+        }
+        let wanted = named.and_then(|name| Path::new(name).file_name());
+        let by_name = mapped.iter().find(|model| wanted.is_some() && model.path.file_name() == wanted);
+        let by_size = || {
+            let whole = |model: &&Arc<Model>| model.kind.as_deref().is_none_or(|kind| kind == "model");
+            mapped.iter().filter(whole).max_by_key(|model| model.file_bytes)
+        };
+        if let Some(model) = by_name.or_else(by_size) {
+            return Some(model.clone());
+        }
+        let name = Path::new(named?);
+        self.model_file(&process.named_file(name), name)
+    }
+
+    fn model_file(&mut self, file: &Path, named: &Path) -> Option<Arc<Model>> {
+        let id = ImageId::of(file).ok()?;
+        if let Some(known) = self.models.get(&id) {
+            return known.clone();
+        }
+        let model = if model::is_gguf(file) {
+            match model::read(file, named) {
+                Ok(model) => Some(Arc::new(model)),
+                Err(ModelError::Io { .. }) => return None,
+                Err(error) => {
+                    self.faults.insert(named.to_path_buf(), error.to_string());
+                    None
+                }
+            }
+        } else {
+            None
+        };
+        self.models.insert(id, model.clone());
+        model
+    }
+}
+
+/// The value of a command-line option, given as the next argument or after `=`. The last one counts.
+fn option(arguments: &[String], flags: &[&str]) -> Option<String> {
+    let mut found = None;
+    for (i, argument) in arguments.iter().enumerate() {
+        if flags.contains(&argument.as_str()) {
+            found = arguments.get(i + 1).cloned();
+        } else if let Some((flag, value)) = argument.split_once('=')
+            && flags.contains(&flag)
+        {
+            found = Some(value.to_owned());
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_option_counts() {
+        let arguments = |line: &str| line.split(' ').map(str::to_owned).collect::<Vec<_>>();
+        let model = |line| option(&arguments(line), &["-m", "--model"]);
+        assert_eq!(model("llama-server -m a.gguf --port 1").as_deref(), Some("a.gguf"));
+        assert_eq!(model("llama-server -m a.gguf --model=b.gguf").as_deref(), Some("b.gguf"));
+        assert_eq!(model("llama-server -m").as_deref(), None);
+    }
+}
