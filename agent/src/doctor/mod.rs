@@ -1,0 +1,114 @@
+//! Whether the agent can work on this machine, and why not.
+//!
+//! In: `/proc` and `/sys`, or directories that stand for them. Out: a [`Report`] of [`Check`]s, each with what was
+//! found and what to do about it. Nothing is changed, loaded or printed, and a file that cannot be read is a
+//! finding like any other.
+
+mod kernel;
+mod machine;
+mod report;
+mod rights;
+mod version;
+
+pub use machine::virtual_machine;
+pub use report::{Check, Report, Verdict};
+pub use version::KernelVersion;
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+/// Where the kernel's file systems are mounted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Roots {
+    /// The proc file system, `/proc`.
+    pub proc: PathBuf,
+    /// The sys file system, `/sys`.
+    pub sys: PathBuf,
+}
+
+impl Default for Roots {
+    fn default() -> Self {
+        Self { proc: PathBuf::from("/proc"), sys: PathBuf::from("/sys") }
+    }
+}
+
+impl Roots {
+    fn read_proc(&self, path: &str) -> io::Result<String> {
+        fs::read_to_string(self.proc.join(path))
+    }
+
+    fn read_sys(&self, path: &str) -> io::Result<String> {
+        fs::read_to_string(self.sys.join(path))
+    }
+}
+
+/// Checks the machine and this process's rights on it.
+#[must_use]
+pub fn host(roots: &Roots) -> Vec<Check> {
+    let capabilities = rights::Capabilities::read(roots);
+    let mut checks = vec![
+        kernel::version(roots),
+        kernel::bpf_syscall(roots),
+        kernel::uprobes(roots),
+        kernel::lockdown(roots),
+        kernel::tracefs(roots, &capabilities),
+        kernel::btf(roots),
+        rights::user_namespace(roots),
+    ];
+    checks.extend(rights::capabilities(&capabilities));
+    checks.extend([
+        rights::perf_event_paranoid(roots, &capabilities),
+        rights::unprivileged_bpf_disabled(roots),
+        rights::memlock(roots),
+        rights::pid_namespace(roots),
+        machine::hypervisor(roots),
+    ]);
+    checks
+}
+
+/// The version of the running kernel, if it can be read.
+#[must_use]
+pub fn kernel_version(roots: &Roots) -> Option<KernelVersion> {
+    KernelVersion::parse(&roots.read_proc(kernel::OSRELEASE).ok()?)
+}
+
+/// Checks a target for the kernel bug that kills a process at its first return probe under a seccomp filter
+/// (kernels 6.11 to 6.13, CVE-2025-21834). `seccomp` is the number after `Seccomp:` in `/proc/PID/status`.
+///
+/// Never worse than a note, because no return probe is placed on such a target.
+#[must_use]
+pub fn target_seccomp(pid: u32, comm: &str, seccomp: u8, kernel: KernelVersion) -> Check {
+    const FILTER: u8 = 2;
+    let affected = (6, 11) <= (kernel.major, kernel.minor) && (kernel.major, kernel.minor) <= (6, 13);
+    let mode = match seccomp {
+        0 => "no seccomp",
+        1 => "strict seccomp",
+        FILTER => "a seccomp filter",
+        _ => "an unknown seccomp mode",
+    };
+    let found = format!("{comm} ({pid}) runs under {mode}");
+    if seccomp == FILTER && affected {
+        Check::new(
+            "target seccomp",
+            Verdict::Note,
+            format!(
+                "{found}; on kernel {kernel} a return probe could kill it, so that it gets entry probes only"
+            ),
+        )
+        .with_remedy(
+            "a kernel with CVE-2025-21834 fixed (6.14, or a stable 6.12 or 6.13 since February 2025)",
+        )
+    } else {
+        Check::new("target seccomp", Verdict::Ok, found)
+    }
+}
+
+/// Says why a file is of no use, in the words of a finding.
+fn unreadable(path: &Path, error: &io::Error) -> String {
+    format!("cannot read {}: {error}", path.display())
+}
+
+#[cfg(test)]
+mod tests;

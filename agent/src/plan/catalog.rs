@@ -1,0 +1,396 @@
+//! What can be hooked: one row a symbol. A new probe is an id, a kernel program, a row here and a test.
+//!
+//! Facts by build: names and argument layouts were read in sources and binaries from b2029 (January 2024) to b11739
+//! (November 2026). Arguments count from 0.
+
+use llamaprobe_common::{
+    cookie::{BatchLayout, ContextLayout, Cookie, TokenLayout},
+    probe::ProbeId,
+};
+use serde::Serialize;
+
+use super::site::Needs;
+
+/// What a probe is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    /// A decode call is entered.
+    Batch,
+    /// The logits of a decode call are looked at.
+    StepEnd,
+    /// A token is ready.
+    Token,
+    /// The KV cache of a sequence is cut back to what a request reuses.
+    CacheHit,
+    /// A request takes a slot.
+    SlotStart,
+    /// A request leaves its slot.
+    SlotEnd,
+}
+
+impl Role {
+    /// Every role, in the order in which a request meets them.
+    pub const ALL: [Self; 6] =
+        [Self::SlotStart, Self::CacheHit, Self::Batch, Self::StepEnd, Self::Token, Self::SlotEnd];
+
+    /// The name used in labels and output.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Batch => "batch",
+            Self::StepEnd => "step_end",
+            Self::Token => "token",
+            Self::CacheHit => "cache_hit",
+            Self::SlotStart => "slot_start",
+            Self::SlotEnd => "slot_end",
+        }
+    }
+
+    /// What an operator does not get when no probe serves the role.
+    pub const fn lost(self) -> &'static str {
+        match self {
+            Self::Batch => "llm_batch_tokens, llm_decode_step_seconds, prompt tokens, context size and use",
+            Self::StepEnd => "llm_decode_step_seconds then includes the sampling of the first token",
+            Self::Token => "llm_inter_token_latency_seconds, generated tokens",
+            Self::CacheHit => "cached tokens",
+            Self::SlotStart | Self::SlotEnd => {
+                "llm_slots_busy, cached tokens; warm-up batches count, a prompt is told from its position"
+            }
+        }
+    }
+}
+
+/// How a symbol is spelled in a symbol table.
+#[derive(Clone, Copy, Debug)]
+pub enum Name {
+    /// Exactly so.
+    Exact(&'static str),
+    /// So at its beginning: what follows are arguments that vary with the build or the string ABI.
+    Prefix(&'static str),
+}
+
+impl Name {
+    /// Whether a symbol is spelled so.
+    pub fn matches(self, symbol: &str) -> bool {
+        match self {
+            Self::Exact(name) => symbol == name,
+            Self::Prefix(prefix) => symbol.starts_with(prefix),
+        }
+    }
+}
+
+/// A kernel program, by the name of its function.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Program {
+    /// `lp_batch`
+    Batch,
+    /// `lp_sample`
+    Sample,
+    /// `lp_slot_token`
+    SlotToken,
+    /// `lp_cache_hit`
+    CacheHit,
+    /// `lp_slot_start`
+    SlotStart,
+    /// `lp_slot_end`
+    SlotEnd,
+}
+
+impl Program {
+    /// Every program.
+    pub const ALL: [Self; 6] =
+        [Self::Batch, Self::Sample, Self::SlotToken, Self::CacheHit, Self::SlotStart, Self::SlotEnd];
+
+    /// The name of its function in the object.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Batch => "lp_batch",
+            Self::Sample => "lp_sample",
+            Self::SlotToken => "lp_slot_token",
+            Self::CacheHit => "lp_cache_hit",
+            Self::SlotStart => "lp_slot_start",
+            Self::SlotEnd => "lp_slot_end",
+        }
+    }
+}
+
+/// What a row's cookie says besides the probe's id.
+#[derive(Clone, Copy, Debug)]
+pub enum Layout {
+    /// Nothing.
+    Plain,
+    /// A decode call; where the context size is depends on the file.
+    Batch(BatchLayout),
+    /// A token event: layout, number of the context argument, number of the index argument, priority.
+    Token(TokenLayout, u8, u8, u8),
+}
+
+/// One symbol that can be hooked.
+#[derive(Debug)]
+pub struct Row {
+    /// Its identity.
+    pub probe: ProbeId,
+    /// What it is for.
+    pub role: Role,
+    /// Alternatives of a role: the lowest group with a symbol present is used, all of it.
+    pub group: u8,
+    /// Its spellings.
+    pub names: &'static [Name],
+    /// The program that runs.
+    pub program: Program,
+    /// Where its arguments are.
+    pub layout: Layout,
+    /// What the program reads at the site.
+    pub needs: Needs,
+}
+
+impl Row {
+    /// The cookie to attach with.
+    pub fn cookie(&self, context: ContextLayout) -> Cookie {
+        match self.layout {
+            Layout::Plain => Cookie::plain(self.probe),
+            Layout::Batch(layout) => Cookie::batch(self.probe, layout, context),
+            Layout::Token(layout, context, index, priority) => {
+                Cookie::token(self.probe, layout, context, index, priority)
+            }
+        }
+    }
+
+    /// Whether `symbol` is this row's.
+    pub fn matches(&self, symbol: &str) -> bool {
+        self.names.iter().any(|name| name.matches(symbol))
+    }
+}
+
+use BatchLayout::{ExtArg1, ExtArg2, Pointer, Value};
+use Name::{Exact, Prefix};
+use TokenLayout::{Context, ContextIndex, Slot};
+
+/// Arguments read by the program, as bits.
+const fn arguments(bits: u8) -> Needs {
+    Needs { arguments: bits, stack: false }
+}
+
+const fn row(
+    role: Role,
+    group: u8,
+    probe: ProbeId,
+    program: Program,
+    layout: Layout,
+    needs: Needs,
+    names: &'static [Name],
+) -> Row {
+    Row { probe, role, group, names, program, layout, needs }
+}
+
+/// The catalog.
+pub static ROWS: &[Row] = &[
+    // From b11181 on both entry points lead to this one; the wrapper for `llama_batch` builds a batch of the new kind.
+    row(
+        Role::Batch,
+        0,
+        ProbeId::DecodeExt,
+        Program::Batch,
+        Layout::Batch(ExtArg1),
+        arguments(0b011),
+        &[Exact("_ZN13llama_context6decodeERK15llama_batch_ext")],
+    ),
+    row(
+        Role::Batch,
+        1,
+        ProbeId::DecodeBatch,
+        Program::Batch,
+        Layout::Batch(Pointer),
+        arguments(0b011),
+        &[
+            Exact("_ZN13llama_context6decodeERK11llama_batch"),
+            Exact("_ZN13llama_context6decodeER11llama_batch"),
+        ],
+    ),
+    // Only where the methods are hidden: then the two do not nest.
+    row(
+        Role::Batch,
+        2,
+        ProbeId::LlamaProcess,
+        Program::Batch,
+        Layout::Batch(ExtArg2),
+        arguments(0b111),
+        &[Exact("llama_process")],
+    ),
+    row(
+        Role::Batch,
+        2,
+        ProbeId::LlamaDecode,
+        Program::Batch,
+        Layout::Batch(Value),
+        Needs { arguments: 0b011, stack: true },
+        &[Exact("llama_decode")],
+    ),
+    row(
+        Role::Token,
+        0,
+        ProbeId::ProcessToken,
+        Program::SlotToken,
+        Layout::Token(Slot, 0, 0, 0),
+        arguments(0b100),
+        &[
+            Prefix("_ZN19server_context_impl13process_tokenER23completion_token_outputR11server_slot"),
+            Prefix("_ZN14server_context13process_tokenER23completion_token_outputR11server_slot"),
+        ],
+    ),
+    // Context-level token events nest (a sampler looks at logits); the lowest priority that fires counts.
+    row(
+        Role::Token,
+        1,
+        ProbeId::CommonSample,
+        Program::Sample,
+        Layout::Token(ContextIndex, 1, 2, 0),
+        arguments(0b110),
+        &[Prefix("_Z21common_sampler_sampleP14common_samplerP13llama_contexti")],
+    ),
+    row(
+        Role::Token,
+        1,
+        ProbeId::GptSample,
+        Program::Sample,
+        Layout::Token(ContextIndex, 1, 2, 0),
+        arguments(0b110),
+        &[Prefix("_Z18gpt_sampler_sampleP11gpt_samplerP13llama_contexti")],
+    ),
+    row(
+        Role::Token,
+        1,
+        ProbeId::SamplingSample,
+        Program::Sample,
+        Layout::Token(ContextIndex, 1, 3, 0),
+        arguments(0b1010),
+        &[Prefix("_Z21llama_sampling_sampleP22llama_sampling_contextP13llama_contextS2_i")],
+    ),
+    row(
+        Role::Token,
+        1,
+        ProbeId::SamplerSample,
+        Program::Sample,
+        Layout::Token(ContextIndex, 1, 2, 0),
+        arguments(0b110),
+        &[Exact("llama_sampler_sample")],
+    ),
+    row(
+        Role::Token,
+        1,
+        ProbeId::SampleToken,
+        Program::Sample,
+        Layout::Token(Context, 0, 0, 1),
+        arguments(0b001),
+        &[
+            Exact("llama_sample_token"),
+            Exact("llama_sample_token_greedy"),
+            Exact("llama_sample_token_mirostat"),
+            Exact("llama_sample_token_mirostat_v2"),
+        ],
+    ),
+    row(
+        Role::Token,
+        1,
+        ProbeId::LogitsIth,
+        Program::Sample,
+        Layout::Token(ContextIndex, 0, 1, 2),
+        arguments(0b011),
+        &[Exact("llama_get_logits_ith")],
+    ),
+    row(
+        Role::Token,
+        1,
+        ProbeId::SampledTokenIth,
+        Program::Sample,
+        Layout::Token(ContextIndex, 0, 1, 2),
+        arguments(0b011),
+        &[Exact("llama_get_sampled_token_ith")],
+    ),
+    row(
+        Role::Token,
+        1,
+        ProbeId::Logits,
+        Program::Sample,
+        Layout::Token(Context, 0, 0, 3),
+        arguments(0b001),
+        &[Exact("llama_get_logits")],
+    ),
+    row(
+        Role::CacheHit,
+        0,
+        ProbeId::CommonSeqRm,
+        Program::CacheHit,
+        Layout::Plain,
+        arguments(0b1110),
+        &[Prefix("_ZNK13common_memory6seq_rmEiii"), Prefix("_ZN13common_memory6seq_rmEiii")],
+    ),
+    row(
+        Role::CacheHit,
+        1,
+        ProbeId::MemorySeqRm,
+        Program::CacheHit,
+        Layout::Plain,
+        arguments(0b1110),
+        &[Exact("llama_memory_seq_rm")],
+    ),
+    row(
+        Role::CacheHit,
+        2,
+        ProbeId::KvSelfSeqRm,
+        Program::CacheHit,
+        Layout::Plain,
+        arguments(0b1110),
+        &[Exact("llama_kv_self_seq_rm")],
+    ),
+    row(
+        Role::CacheHit,
+        3,
+        ProbeId::KvCacheSeqRm,
+        Program::CacheHit,
+        Layout::Plain,
+        arguments(0b1110),
+        &[Exact("llama_kv_cache_seq_rm")],
+    ),
+    row(
+        Role::SlotStart,
+        0,
+        ProbeId::LaunchSlot,
+        Program::SlotStart,
+        Layout::Plain,
+        arguments(0b110),
+        &[
+            Prefix("_ZN19server_context_impl21launch_slot_with_taskER11server_slot"),
+            Prefix("_ZN14server_context21launch_slot_with_taskER11server_slot"),
+        ],
+    ),
+    row(
+        Role::SlotEnd,
+        0,
+        ProbeId::ReleaseSlot,
+        Program::SlotEnd,
+        Layout::Plain,
+        arguments(0b001),
+        &[Exact("_ZN11server_slot7releaseEv")],
+    ),
+];
+
+/// Says where the context size is: exported by builds of ~b6900 on.
+pub const HAS_CONTEXT_PER_SEQUENCE: &str = "llama_n_ctx_seq";
+/// Says that `llama_context` begins with the model's reference: exported from ~b2400 on.
+pub const HAS_CONTEXT_SIZE: &str = "llama_synchronize";
+/// The entry point before `llama_decode` (up to August 2023): recognised to be refused.
+pub const TOO_OLD: &str = "llama_eval";
+
+/// Whether discovery should keep a symbol.
+pub fn wanted(symbol: &str) -> bool {
+    [HAS_CONTEXT_PER_SEQUENCE, HAS_CONTEXT_SIZE, TOO_OLD].contains(&symbol)
+        || ROWS.iter().any(|row| row.matches(symbol))
+}
+
+/// Whether a string table can hold a wanted symbol at all: tells a library apart without walking its symbols.
+pub fn marked(strings: &[u8]) -> bool {
+    [b"llama_".as_slice(), b"server_slot", b"common_memory"]
+        .iter()
+        .any(|mark| memchr::memmem::find(strings, mark).is_some())
+}

@@ -1,0 +1,205 @@
+//! From the symbols of a process's files to what is attached where. In: images. Out: a [`Plan`]. Pure.
+
+pub mod catalog;
+pub mod report;
+pub mod site;
+
+use std::sync::Arc;
+
+use llamaprobe_common::{
+    cookie::{ContextLayout, Cookie},
+    probe::ProbeId,
+    target::TargetConfig,
+};
+
+use crate::discovery::image::{Image, Machine, Symbol};
+use catalog::{Program, ROWS, Role, Row};
+use site::{Site, SiteMachine};
+
+/// A probe to attach.
+#[derive(Clone, Debug)]
+pub struct Probe {
+    /// What it is for in this process.
+    pub role: Role,
+    /// Its identity.
+    pub probe: ProbeId,
+    /// The file.
+    pub image: Arc<Image>,
+    /// The symbol as the file spells it.
+    pub symbol: String,
+    /// Offset of the function in the file, bytes.
+    pub entry: u64,
+    /// The chosen instruction.
+    pub site: Site,
+    /// The program that runs.
+    pub program: Program,
+    /// What it is told.
+    pub cookie: Cookie,
+}
+
+impl Probe {
+    /// Offset of the probed instruction in the file, bytes.
+    pub fn offset(&self) -> u64 {
+        self.entry + self.site.offset
+    }
+}
+
+/// A role that no symbol serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Missing {
+    /// The role.
+    pub role: Role,
+    /// Why, for people.
+    pub why: &'static str,
+}
+
+/// What is attached for one process.
+#[derive(Clone, Debug, Default)]
+pub struct Plan {
+    /// Probes, in the order of [`Role::ALL`]. One attachment may serve two roles.
+    pub probes: Vec<Probe>,
+    /// Roles without probe.
+    pub missing: Vec<Missing>,
+    /// Flags of the process's [`TargetConfig`].
+    pub flags: u32,
+}
+
+/// What the symbols of a process's files say about it.
+#[derive(Clone, Debug)]
+pub enum Verdict {
+    /// It can be observed.
+    Observable(Plan),
+    /// It is llama.cpp, but it cannot be observed; why.
+    Unsupported(&'static str),
+    /// It is not llama.cpp.
+    Foreign,
+}
+
+/// Plans the probes of a process that maps `images`.
+pub fn plan(images: &[Arc<Image>]) -> Verdict {
+    let mut batch = Vec::new();
+    for image in images {
+        batch.extend(select(std::slice::from_ref(image), Role::Batch, Role::Batch, |_| true));
+    }
+    if batch.is_empty() {
+        let symbols = || images.iter().flat_map(|image| &image.symbols);
+        return if symbols().any(|symbol| symbol.name == catalog::TOO_OLD) {
+            Verdict::Unsupported(
+                "it decodes with llama_eval, as llama.cpp did up to August 2023; llama_decode is needed",
+            )
+        } else {
+            Verdict::Foreign
+        };
+    }
+    let all = |role| select(images, role, role, |_| true);
+    let (start, end) = (all(Role::SlotStart), all(Role::SlotEnd));
+    let slots = !start.is_empty() && !end.is_empty();
+    let token = all(Role::Token);
+    let slot_tokens = token.iter().any(|probe| probe.probe == ProbeId::ProcessToken);
+    // Where tokens are told by slot the sampler ends the step; elsewhere the token's own event does.
+    let step_end = if slot_tokens {
+        select(images, Role::Token, Role::StepEnd, |row| sampler(row.probe))
+    } else {
+        relabelled(&token, Role::StepEnd)
+    };
+    let cache = if slots { all(Role::CacheHit) } else { Vec::new() };
+    let old_server = images.iter().flat_map(|image| &image.symbols).any(|symbol| {
+        ROWS.iter().any(|row| {
+            matches!(row.probe, ProbeId::GptSample | ProbeId::SamplingSample) && row.matches(&symbol.name)
+        })
+    });
+
+    let mut flags = 0;
+    for (set, flag) in [
+        (slots, TargetConfig::SLOTS),
+        (slot_tokens, TargetConfig::SLOT_TOKENS),
+        (!step_end.is_empty(), TargetConfig::STEP_END),
+        (slots && old_server, TargetConfig::SEQUENCE_SHIFT),
+    ] {
+        flags |= if set { flag } else { 0 };
+    }
+    let mut missing = Vec::new();
+    let mut probes = Vec::new();
+    let (start, end) = if slots { (start, end) } else { (Vec::new(), Vec::new()) };
+    for (role, found) in [
+        (Role::SlotStart, start),
+        (Role::CacheHit, cache),
+        (Role::Batch, batch),
+        (Role::StepEnd, step_end),
+        (Role::Token, token),
+        (Role::SlotEnd, end),
+    ] {
+        if found.is_empty() {
+            missing.push(Missing { role, why: why_missing(role, slots) });
+        }
+        probes.extend(found);
+    }
+    Verdict::Observable(Plan { probes, missing, flags })
+}
+
+/// The functions that sample one token of a server.
+fn sampler(probe: ProbeId) -> bool {
+    matches!(probe, ProbeId::CommonSample | ProbeId::GptSample | ProbeId::SamplingSample)
+}
+
+fn why_missing(role: Role, slots: bool) -> &'static str {
+    match role {
+        Role::CacheHit if !slots => "needs the slots of a server",
+        Role::SlotStart | Role::SlotEnd => {
+            "no symbols of llama-server: a binding, or a server whose executable is stripped"
+        }
+        _ => "no symbol of it is visible in the mapped files",
+    }
+}
+
+fn relabelled(probes: &[Probe], role: Role) -> Vec<Probe> {
+    probes.iter().map(|probe| Probe { role, ..probe.clone() }).collect()
+}
+
+/// All symbols of the lowest group of `role` that has any.
+fn select(images: &[Arc<Image>], role: Role, serves: Role, accept: impl Fn(&Row) -> bool) -> Vec<Probe> {
+    let rows = || ROWS.iter().filter(|row| row.role == role && accept(row));
+    let present = |row: &Row| images.iter().flat_map(|image| &image.symbols).any(|s| row.matches(&s.name));
+    let Some(group) = rows().filter(|row| present(row)).map(|row| row.group).min() else { return Vec::new() };
+    let mut found: Vec<Probe> = Vec::new();
+    for image in images {
+        for row in rows().filter(|row| row.group == group) {
+            for symbol in image.symbols.iter().filter(|symbol| row.matches(&symbol.name)) {
+                let probe = place(image, row, symbol, serves);
+                // Two names of one function, or one that begins with another's name.
+                if !found.iter().any(|p| p.image.id == image.id && p.offset() == probe.offset()) {
+                    found.push(probe);
+                }
+            }
+        }
+    }
+    found
+}
+
+fn place(image: &Arc<Image>, row: &Row, symbol: &Symbol, role: Role) -> Probe {
+    let site = match image.machine {
+        Machine::X86_64 => site::pick(SiteMachine::X86_64, &symbol.code, symbol.size, row.needs),
+        _ => site::pick(SiteMachine::Aarch64, &symbol.code, symbol.size, row.needs),
+    };
+    Probe {
+        role,
+        probe: row.probe,
+        image: image.clone(),
+        symbol: symbol.name.clone(),
+        entry: symbol.offset,
+        site,
+        program: row.program,
+        cookie: row.cookie(context_layout(image)),
+    }
+}
+
+fn context_layout(image: &Image) -> ContextLayout {
+    let has = |name: &str| image.symbols.iter().any(|symbol| symbol.name == name);
+    if has(catalog::HAS_CONTEXT_PER_SEQUENCE) {
+        ContextLayout::TotalAndSequence
+    } else if has(catalog::HAS_CONTEXT_SIZE) {
+        ContextLayout::Total
+    } else {
+        ContextLayout::Unknown
+    }
+}

@@ -1,0 +1,183 @@
+//! What would be attached to a process, for people and for scripts.
+
+use std::fmt;
+
+use serde::Serialize;
+
+use super::{
+    Verdict,
+    catalog::Role,
+    site::{Stepping, price_ns},
+};
+use crate::discovery::Target;
+
+/// One probe of a process.
+#[derive(Debug, Serialize)]
+pub struct ProbeReport {
+    /// What it is for.
+    pub role: Role,
+    /// Its name.
+    pub probe: &'static str,
+    /// The symbol as the file spells it.
+    pub symbol: String,
+    /// The file.
+    pub file: String,
+    /// Offset of the probed instruction in the file, bytes.
+    pub offset: u64,
+    /// The probed instruction.
+    pub instruction: String,
+    /// How the kernel executes it.
+    pub stepping: Stepping,
+    /// How it would execute the function's first instruction.
+    pub entry_stepping: Stepping,
+    /// Estimated price of a hit, nanoseconds.
+    pub price_ns: u32,
+}
+
+/// A role without probe.
+#[derive(Debug, Serialize)]
+pub struct MissingReport {
+    /// The role.
+    pub role: Role,
+    /// What is not measured without it.
+    pub lost: &'static str,
+    /// Why there is none.
+    pub why: &'static str,
+}
+
+/// The plan of one process.
+#[derive(Debug, Serialize)]
+pub struct ProcessReport {
+    /// Process id.
+    pub pid: u32,
+    /// Its name.
+    pub comm: String,
+    /// Where it listens.
+    pub listeners: Vec<String>,
+    /// The model it serves.
+    pub model: Option<String>,
+    /// Why it cannot be observed, if so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unsupported: Option<String>,
+    /// Probes.
+    pub probes: Vec<ProbeReport>,
+    /// Roles without probe.
+    pub missing: Vec<MissingReport>,
+}
+
+impl ProcessReport {
+    /// The report of a process with symbols; `None` when they are not those of llama.cpp.
+    pub fn of(target: &Target, verdict: &Verdict, virtual_machine: bool) -> Option<Self> {
+        let mut report = Self {
+            pid: target.pid,
+            comm: target.comm.clone(),
+            listeners: target.listeners.iter().map(ToString::to_string).collect(),
+            model: target.model_name(),
+            unsupported: None,
+            probes: Vec::new(),
+            missing: Vec::new(),
+        };
+        match verdict {
+            Verdict::Foreign => return None,
+            Verdict::Unsupported(why) => report.unsupported = Some((*why).to_owned()),
+            Verdict::Observable(plan) => {
+                report.probes.extend(plan.probes.iter().map(|probe| ProbeReport {
+                    role: probe.role,
+                    probe: probe.probe.name(),
+                    symbol: probe.symbol.clone(),
+                    file: probe.image.path.display().to_string(),
+                    offset: probe.offset(),
+                    instruction: probe.site.instruction.clone(),
+                    stepping: probe.site.stepping,
+                    entry_stepping: probe.site.entry_stepping,
+                    price_ns: price_ns(probe.site.stepping, virtual_machine),
+                }));
+                report.missing.extend(plan.missing.iter().map(|missing| MissingReport {
+                    role: missing.role,
+                    lost: missing.role.lost(),
+                    why: missing.why,
+                }));
+            }
+        }
+        Some(report)
+    }
+
+    /// The report of a process that looks like a server but shows no symbol.
+    pub fn opaque(pid: u32, comm: String) -> Self {
+        Self {
+            pid,
+            comm,
+            listeners: Vec::new(),
+            model: None,
+            unsupported: Some(
+                "no file it maps shows a symbol of llama.cpp: a static executable that was stripped; \
+                 use a build with shared libraries, or one that is not stripped"
+                    .to_owned(),
+            ),
+            probes: Vec::new(),
+            missing: Vec::new(),
+        }
+    }
+
+    /// Whether everything can be measured.
+    pub fn is_complete(&self) -> bool {
+        self.unsupported.is_none() && self.missing.is_empty()
+    }
+}
+
+/// The plans of all processes.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    /// By process.
+    pub processes: Vec<ProcessReport>,
+}
+
+impl Report {
+    /// 0 when every process can be measured in full, 1 when something is missing, 3 when there is no process.
+    pub fn exit_code(&self) -> u8 {
+        match self.processes.as_slice() {
+            [] => 3,
+            processes if processes.iter().all(ProcessReport::is_complete) => 0,
+            _ => 1,
+        }
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.processes.is_empty() {
+            return writeln!(f, "no process maps llama.cpp");
+        }
+        for process in &self.processes {
+            write!(f, "{} {}", process.pid, process.comm)?;
+            process.listeners.iter().try_for_each(|listener| write!(f, "  {listener}"))?;
+            process.model.iter().try_for_each(|model| write!(f, "  {model}"))?;
+            writeln!(f)?;
+            if let Some(why) = &process.unsupported {
+                writeln!(f, "  cannot be observed: {why}")?;
+            }
+            for probe in &process.probes {
+                let stepping = match probe.stepping {
+                    Stepping::Emulated => "emulated",
+                    Stepping::SingleStepped => "single-stepped",
+                    Stepping::Unknown => "unknown",
+                };
+                writeln!(
+                    f,
+                    "  {:<10}  {:<28}  {:#010x}  {:<16}  {stepping}, ~{:.1} us a hit",
+                    probe.role.name(),
+                    probe.probe,
+                    probe.offset,
+                    probe.instruction,
+                    f64::from(probe.price_ns) / 1e3,
+                )?;
+                writeln!(f, "              {} in {}", probe.symbol, probe.file)?;
+            }
+            for missing in &process.missing {
+                writeln!(f, "  {:<10}  none: {}", missing.role.name(), missing.why)?;
+                writeln!(f, "              lost: {}", missing.lost)?;
+            }
+        }
+        Ok(())
+    }
+}
