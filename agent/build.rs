@@ -1,0 +1,59 @@
+//! Builds the kernel programs and leaves the object in `OUT_DIR`, from where `bpf/load.rs` embeds it.
+//!
+//! The pinned toolchain builds the object too: `RUSTC_BOOTSTRAP` allows `build-std` on it, and so the LLVM of rustc
+//! and of bpf-linker are always the same. aya-build reads its settings from the environment of this process, which
+//! safe code cannot change, hence the second run of this program by itself.
+
+use std::{
+    env,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use aya_build::{Package, Toolchain};
+
+const TOOLCHAIN: &str = "1.95.0";
+const INNER: &str = "LLAMAPROBE_BUILD_INNER";
+const LINKER: &str = "bpf-linker";
+
+fn main() -> Result<()> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the workspace")?.to_path_buf();
+    println!("cargo:rerun-if-changed={}", root.join("agent-common/src").display());
+    if env::var_os(INNER).is_some() {
+        let root_dir = root.join("agent-ebpf");
+        let root_dir = root_dir.to_str().context("the path of the workspace is not UTF-8")?;
+        let package = Package { name: "llamaprobe-ebpf", root_dir, ..Package::default() };
+        return aya_build::build_ebpf([package], Toolchain::Custom(TOOLCHAIN));
+    }
+    let target = env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
+    let inherited = env::var_os("PATH").unwrap_or_default();
+    let path: Vec<PathBuf> =
+        [target.join("tools/bin")].into_iter().chain(env::split_paths(&inherited)).collect();
+    if !path.iter().any(|folder| folder.join(LINKER).is_file()) {
+        bail!("{LINKER} is not installed: run `cargo xtask setup` (it also adds rust-src for {TOOLCHAIN})");
+    }
+    let inner = Command::new(env::current_exe()?)
+        .env(INNER, "1")
+        .env("RUSTC_BOOTSTRAP", "1")
+        .env("PATH", env::join_paths(path)?)
+        .stderr(Stdio::inherit())
+        .output()?;
+    // aya-build hands on every line of cargo as a warning; progress is none.
+    let said = String::from_utf8_lossy(&inner.stdout);
+    said.lines()
+        .filter(|line| !inner.status.success() || !is_progress(line))
+        .for_each(|line| println!("{line}"));
+    ensure!(
+        inner.status.success(),
+        "the kernel programs do not build: see above; `cargo xtask setup` installs what they need"
+    );
+    Ok(())
+}
+
+fn is_progress(line: &str) -> bool {
+    let Some(text) = line.strip_prefix("cargo:warning=") else { return false };
+    ["Compiling", "Finished", "Downloading", "Downloaded", "Updating", "Locking", "Adding", "Blocking"]
+        .iter()
+        .any(|word| text.trim_start().starts_with(word))
+}

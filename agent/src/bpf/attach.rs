@@ -1,0 +1,136 @@
+//! Attachments: one for each site of a file, shared by all processes that map it.
+
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use aya::programs::uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeLink, UProbeScope};
+use llamaprobe_common::probe::ProbeId;
+
+use super::{Kernel, LoadError, load::uprobe};
+use crate::{
+    discovery::image::ImageId,
+    plan::{Probe, catalog::Program},
+};
+
+/// How long a site stays probed after its last process ended: a restart is then seen from its first call.
+const LINGER: Duration = Duration::from_secs(30);
+
+/// A site: the file, the offset in it, the program.
+type Site = (ImageId, u64, Program);
+
+/// One attached probe.
+struct Attached {
+    probe: ProbeId,
+    /// The processes it is attached for.
+    users: Vec<u32>,
+    /// Since when there are none.
+    idle: Option<Instant>,
+    /// Detaches when dropped.
+    _link: UProbeLink,
+}
+
+/// Everything attached to llama.cpp.
+#[derive(Default)]
+pub struct Attachments {
+    sites: HashMap<Site, Attached>,
+}
+
+/// A probe that could not be attached.
+#[derive(Debug, thiserror::Error)]
+#[error("{} at {}+{offset:#x} ({symbol}): {source}", probe.name(), path.display())]
+pub struct AttachError {
+    /// Which.
+    pub probe: ProbeId,
+    /// Where.
+    pub path: PathBuf,
+    /// The function.
+    pub symbol: String,
+    /// Offset in the file, bytes.
+    pub offset: u64,
+    /// Why.
+    pub source: Box<LoadError>,
+}
+
+impl Kernel {
+    /// Attaches the probes of a process. Sites that are probed already only gain a user.
+    ///
+    /// `file` gives a path that opens an image. All that can be attached is; what cannot be is returned.
+    pub fn attach(
+        &mut self,
+        pid: u32,
+        probes: &[Probe],
+        file: impl Fn(ImageId) -> Option<PathBuf>,
+    ) -> Vec<AttachError> {
+        let mut failed = Vec::new();
+        for probe in probes {
+            let site = (probe.image.id, probe.offset(), probe.program);
+            if let Some(attached) = self.attachments.sites.get_mut(&site) {
+                attached.idle = None;
+                if !attached.users.contains(&pid) {
+                    attached.users.push(pid);
+                }
+                continue;
+            }
+            let path = file(probe.image.id).unwrap_or_else(|| probe.image.path.clone());
+            match self.attach_one(probe, &path) {
+                Ok(link) => {
+                    let attached = Attached { probe: probe.probe, users: vec![pid], idle: None, _link: link };
+                    self.attachments.sites.insert(site, attached);
+                }
+                Err(source) => failed.push(AttachError {
+                    probe: probe.probe,
+                    path: probe.image.path.clone(),
+                    symbol: probe.symbol.clone(),
+                    offset: probe.offset(),
+                    source: Box::new(source),
+                }),
+            }
+        }
+        failed
+    }
+
+    fn attach_one(&mut self, probe: &Probe, path: &Path) -> Result<UProbeLink, LoadError> {
+        let name = probe.program.name();
+        let program = uprobe(&mut self.ebpf, name)?;
+        let point = UProbeAttachPoint {
+            location: UProbeAttachLocation::AbsoluteOffset(probe.offset()),
+            cookie: Some(probe.cookie.raw()),
+        };
+        // For all processes: the programs tell by thread group id whom they serve, and a restarted server or a
+        // forked worker is covered at once.
+        let link = program
+            .attach(point, path, UProbeScope::AllProcesses)
+            .and_then(|id| program.take_link(id))
+            .map_err(|source| LoadError::program("attach", name, source))?;
+        Ok(link)
+    }
+
+    /// Gives up what was attached for a process; sites without users are detached a while later.
+    pub fn release(&mut self, pid: u32) {
+        for attached in self.attachments.sites.values_mut() {
+            attached.users.retain(|user| *user != pid);
+            if attached.users.is_empty() {
+                attached.idle.get_or_insert_with(Instant::now);
+            }
+        }
+    }
+
+    /// Detaches sites that have had no user for a while.
+    pub fn detach_idle(&mut self) {
+        self.attachments
+            .sites
+            .retain(|_, attached| attached.idle.is_none_or(|since| since.elapsed() < LINGER));
+    }
+
+    /// How many sites each probe is attached to.
+    pub fn attached(&self) -> HashMap<ProbeId, usize> {
+        let mut counts = HashMap::new();
+        for attached in self.attachments.sites.values() {
+            *counts.entry(attached.probe).or_default() += 1;
+        }
+        counts
+    }
+}

@@ -1,0 +1,89 @@
+//! What a probe hit costs on this machine: functions of the agent's own are probed and timed.
+
+use std::{
+    hint::black_box,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use aya::programs::uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeScope};
+use serde::Serialize;
+
+use super::{
+    Kernel, LoadError,
+    load::uprobe,
+    raw::{emulated, single_stepped},
+};
+use crate::{discovery::process::ProcessRoot, plan::site::Stepping};
+
+/// Calls timed for each kind of site; enough for three digits, a few milliseconds in all.
+const CALLS: u32 = 300;
+
+/// Nanoseconds of one probe hit with a program that only looks up its process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Prices {
+    /// At an instruction that the kernel emulates.
+    pub emulated_ns: u32,
+    /// At one that is single-stepped.
+    pub single_stepped_ns: u32,
+}
+
+impl Prices {
+    /// The price of a kind of site; what is not known counts as the dear one.
+    pub const fn of(&self, stepping: Stepping) -> u32 {
+        match stepping {
+            Stepping::Emulated => self.emulated_ns,
+            Stepping::SingleStepped | Stepping::Unknown => self.single_stepped_ns,
+        }
+    }
+}
+
+impl Kernel {
+    /// Measures both prices. `None` when the agent's own file cannot be found or probed: then estimates serve.
+    ///
+    /// # Errors
+    ///
+    /// When the object lacks the program.
+    pub fn calibrate(&mut self) -> Result<Option<Prices>, LoadError> {
+        let emulated_ns = self.price(emulated)?;
+        let single_stepped_ns = self.price(single_stepped)?;
+        Ok(emulated_ns
+            .zip(single_stepped_ns)
+            .map(|(emulated_ns, single_stepped_ns)| Prices { emulated_ns, single_stepped_ns }))
+    }
+
+    fn price(&mut self, function: extern "C" fn()) -> Result<Option<u32>, LoadError> {
+        let Some(offset) = file_offset(function as usize as u64) else { return Ok(None) };
+        let bare = time(function);
+        let program = uprobe(&mut self.ebpf, "lp_calibration")?;
+        let location = UProbeAttachLocation::AbsoluteOffset(offset);
+        let point = UProbeAttachPoint { location, cookie: Some(0) };
+        let Ok(link) = program.attach(point, "/proc/self/exe", UProbeScope::CallingProcess) else {
+            return Ok(None);
+        };
+        let probed = time(function);
+        let detached = program.detach(link);
+        detached.map_err(|source| LoadError::program("detach", "lp_calibration", source))?;
+        let one = probed.saturating_sub(bare) / CALLS;
+        Ok(Some(u32::try_from(one.as_nanos()).unwrap_or(u32::MAX)))
+    }
+}
+
+/// The shortest of three runs: anything longer was disturbed.
+fn time(function: extern "C" fn()) -> Duration {
+    let run = || {
+        let start = Instant::now();
+        for _ in 0..CALLS {
+            black_box(function)();
+        }
+        start.elapsed()
+    };
+    run().min(run()).min(run())
+}
+
+/// Where an address of this process lies in its executable.
+fn file_offset(address: u64) -> Option<u64> {
+    let mappings = ProcessRoot::new(Path::new("/proc"), std::process::id()).mappings().ok()?;
+    let mapping = mappings.into_iter().find(|m| m.executable && (m.start..m.end).contains(&address))?;
+    Some(address - mapping.start + mapping.offset)
+}

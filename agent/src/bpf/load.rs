@@ -1,0 +1,189 @@
+//! Loading: the embedded object, its programs, the probes on process life.
+
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::{Array, HashMap, MapData, MapError, PerCpuArray, ProgramArray, RingBuf},
+    programs::{ProgramError, RawTracePoint, TracePoint, UProbe},
+};
+use llamaprobe_common::{
+    batch::{Context, ContextKey},
+    sequence::{Sequence, SequenceKey},
+    target::{TargetConfig, TargetStats},
+};
+use tracing::warn;
+
+use super::attach::Attachments;
+use crate::plan::catalog::Program;
+
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/llamaprobe-ebpf"));
+
+/// Why the programs could not be loaded or attached.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The object was refused as a whole.
+    #[error("cannot load the kernel programs: {source}")]
+    Object {
+        /// What aya or the kernel said.
+        source: Box<aya::EbpfError>,
+    },
+    /// One program was refused or could not be attached.
+    #[error("cannot {what} the kernel program {name}: {}", chain(source))]
+    Program {
+        /// What was tried.
+        what: &'static str,
+        /// The program.
+        name: String,
+        /// What aya or the kernel said.
+        source: Box<ProgramError>,
+    },
+    /// A map could not be used.
+    #[error("cannot {what} the map {name}: {source}")]
+    Map {
+        /// What was tried.
+        what: &'static str,
+        /// The map.
+        name: &'static str,
+        /// What aya or the kernel said.
+        source: Box<MapError>,
+    },
+    /// Object and agent do not fit: a defect of the build.
+    #[error("the embedded object has no {0}")]
+    Absent(String),
+}
+
+/// The messages of an error and its sources: aya keeps the kernel's word at the bottom.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text = format!("{text}: {error}");
+        source = error.source();
+    }
+    text
+}
+
+impl LoadError {
+    pub(super) fn program(what: &'static str, name: &str, source: ProgramError) -> Self {
+        Self::Program { what, name: name.to_owned(), source: Box::new(source) }
+    }
+
+    pub(super) fn map(what: &'static str, name: &'static str, source: MapError) -> Self {
+        Self::Map { what, name, source: Box::new(source) }
+    }
+
+    /// Whether the kernel refused for want of rights.
+    pub fn is_permission(&self) -> bool {
+        let mut error: Option<&dyn std::error::Error> = Some(self);
+        while let Some(current) = error {
+            if let Some(io) = current.downcast_ref::<std::io::Error>()
+                && matches!(io.kind(), std::io::ErrorKind::PermissionDenied)
+            {
+                return true;
+            }
+            error = current.source();
+        }
+        false
+    }
+}
+
+/// The loaded programs and their maps.
+pub struct Kernel {
+    pub(super) ebpf: Ebpf,
+    pub(super) targets: HashMap<MapData, u32, TargetConfig>,
+    pub(super) stats: PerCpuArray<MapData, TargetStats>,
+    pub(super) sequences: HashMap<MapData, SequenceKey, Sequence>,
+    pub(super) contexts: HashMap<MapData, ContextKey, Context>,
+    pub(super) attachments: Attachments,
+    /// Keeps the program of the tail call alive.
+    _follow: ProgramArray<MapData>,
+    /// A map the programs read only; held so that it is not closed.
+    _blank: Array<MapData, Context>,
+    late_loads: bool,
+}
+
+impl Kernel {
+    /// Loads everything and starts to watch process life. Returns the ring buffer of process events beside.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses a program or a map: no rights, Linux older than 5.15, lockdown.
+    pub fn load() -> Result<(Self, RingBuf<MapData>), LoadError> {
+        // No program needs relocation against kernel types, so the kernel's BTF (megabytes) is not read.
+        let mut ebpf = EbpfLoader::new()
+            .btf(None)
+            .load(OBJECT)
+            .map_err(|source| LoadError::Object { source: Box::new(source) })?;
+        for name in Program::ALL.map(Program::name).into_iter().chain(["lp_follow", "lp_calibration"]) {
+            let program = uprobe(&mut ebpf, name)?;
+            program.load().map_err(|source| LoadError::program("load", name, source))?;
+        }
+        let mut follow: ProgramArray<MapData> = take(&mut ebpf, "FOLLOW")?;
+        let fd = uprobe(&mut ebpf, "lp_follow")?;
+        let fd = fd.fd().map_err(|source| LoadError::program("open", "lp_follow", source))?;
+        follow.set(0, fd, 0).map_err(|source| LoadError::map("fill", "FOLLOW", source))?;
+
+        watch(&mut ebpf, "lp_exec", "sched_process_exec")?;
+        watch(&mut ebpf, "lp_exit", "sched_process_exit")?;
+        let late_loads = watch_maps(&mut ebpf)?;
+        let ring = take(&mut ebpf, "EVENTS")?;
+        let kernel = Self {
+            targets: take(&mut ebpf, "TARGETS")?,
+            stats: take(&mut ebpf, "STATS")?,
+            sequences: take(&mut ebpf, "SEQUENCES")?,
+            contexts: take(&mut ebpf, "CONTEXTS")?,
+            attachments: Attachments::default(),
+            _follow: follow,
+            _blank: take(&mut ebpf, "BLANK_CONTEXT")?,
+            late_loads,
+            ebpf,
+        };
+        Ok((kernel, ring))
+    }
+
+    /// Whether libraries loaded late announce themselves; otherwise only the slow rescan finds them.
+    pub const fn sees_late_loads(&self) -> bool {
+        self.late_loads
+    }
+}
+
+/// Takes a map out of the object under its type.
+fn take<T: TryFrom<aya::maps::Map, Error = MapError>>(
+    ebpf: &mut Ebpf,
+    name: &'static str,
+) -> Result<T, LoadError> {
+    let map = ebpf.take_map(name).ok_or_else(|| LoadError::Absent(format!("map {name}")))?;
+    T::try_from(map).map_err(|source| LoadError::map("open", name, source))
+}
+
+pub(super) fn uprobe<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut UProbe, LoadError> {
+    let program = ebpf.program_mut(name).ok_or_else(|| LoadError::Absent(format!("program {name}")))?;
+    program.try_into().map_err(|source| LoadError::program("open", name, source))
+}
+
+/// Process life comes by raw tracepoints: they need no tracefs.
+fn watch(ebpf: &mut Ebpf, name: &str, event: &str) -> Result<(), LoadError> {
+    let program = ebpf.program_mut(name).ok_or_else(|| LoadError::Absent(format!("program {name}")))?;
+    let program: &mut RawTracePoint =
+        program.try_into().map_err(|source| LoadError::program("open", name, source))?;
+    program.load().map_err(|source| LoadError::program("load", name, source))?;
+    program.attach(event).map_err(|source| LoadError::program("attach", name, source))?;
+    Ok(())
+}
+
+/// The tracepoint of a system call needs tracefs for its number; without it the agent does with less.
+fn watch_maps(ebpf: &mut Ebpf) -> Result<bool, LoadError> {
+    let name = "lp_mmap";
+    let program = ebpf.program_mut(name).ok_or_else(|| LoadError::Absent(format!("program {name}")))?;
+    let program: &mut TracePoint =
+        program.try_into().map_err(|source| LoadError::program("open", name, source))?;
+    program.load().map_err(|source| LoadError::program("load", name, source))?;
+    if let Err(error) = program.attach("syscalls", "sys_enter_mmap") {
+        warn!(
+            error = chain(&error),
+            "libraries loaded late are found by the slow rescan only; \
+             `mount -t tracefs nodev /sys/kernel/tracing` helps"
+        );
+        return Ok(false);
+    }
+    Ok(true)
+}

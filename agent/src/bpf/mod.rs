@@ -1,0 +1,14 @@
+//! Loads the kernel programs, attaches them to planned sites, reads what they count. In: plans. Out: process events
+//! and aggregates.
+//!
+//! Links are owned here: dropping [`Kernel`] detaches everything, and so does the end of the agent in any way, since
+//! the kernel closes the descriptors.
+
+pub mod attach;
+pub mod calibrate;
+pub mod load;
+mod raw;
+pub mod read;
+pub mod tracefs;
+
+pub use load::{Kernel, LoadError};

@@ -1,0 +1,98 @@
+//! Reading and writing the maps: targets in, aggregates out.
+
+use aya::maps::{MapError, PerCpuValues};
+use llamaprobe_common::{
+    batch::Context,
+    sequence::Sequence,
+    target::{MAX_TARGETS, TargetConfig, TargetStats},
+};
+
+use super::{Kernel, LoadError};
+
+/// What the kernel knows of one process at this moment.
+#[derive(Clone, Debug, Default)]
+pub struct Reading {
+    /// Its counters, all CPUs together.
+    pub stats: TargetStats,
+    /// Its sequences.
+    pub sequences: Vec<Sequence>,
+    /// Its contexts, with their pointer.
+    pub contexts: Vec<(u64, Context)>,
+}
+
+impl Kernel {
+    /// Starts to observe a process. `index` must be free; its counters begin at zero.
+    ///
+    /// # Errors
+    ///
+    /// When a map cannot be written.
+    pub fn observe(&mut self, pid: u32, index: u32, flags: u32) -> Result<(), LoadError> {
+        let cpus = aya::util::nr_cpus().unwrap_or(1);
+        let blank = PerCpuValues::try_from(vec![TargetStats::default(); cpus])
+            .map_err(|source| LoadError::map("clear", "STATS", MapError::from(source)))?;
+        self.stats.set(index, blank, 0).map_err(|source| LoadError::map("clear", "STATS", source))?;
+        self.targets
+            .insert(pid, TargetConfig { index, flags }, 0)
+            .map_err(|source| LoadError::map("fill", "TARGETS", source))
+    }
+
+    /// Changes what the programs must know of an observed process; its counters go on.
+    ///
+    /// # Errors
+    ///
+    /// When the map cannot be written.
+    pub fn update(&mut self, pid: u32, index: u32, flags: u32) -> Result<(), LoadError> {
+        self.targets
+            .insert(pid, TargetConfig { index, flags }, 0)
+            .map_err(|source| LoadError::map("fill", "TARGETS", source))
+    }
+
+    /// Stops to observe a process and forgets its sequences and contexts. What cannot be removed is gone already.
+    pub fn forget(&mut self, pid: u32) {
+        let _ = self.targets.remove(&pid);
+        let sequences: Vec<_> = self.sequences.keys().flatten().filter(|key| key.tgid == pid).collect();
+        for key in sequences {
+            let _ = self.sequences.remove(&key);
+        }
+        let contexts: Vec<_> = self.contexts.keys().flatten().filter(|key| key.tgid == pid).collect();
+        for key in contexts {
+            let _ = self.contexts.remove(&key);
+        }
+    }
+
+    /// Reads the counters at `index`.
+    ///
+    /// # Errors
+    ///
+    /// When the map cannot be read.
+    pub fn stats(&self, index: u32) -> Result<TargetStats, LoadError> {
+        let values = self.stats.get(&index, 0).map_err(|source| LoadError::map("read", "STATS", source))?;
+        let mut sum = TargetStats::default();
+        values.iter().for_each(|cpu| sum.add(cpu));
+        Ok(sum)
+    }
+
+    /// Reads what is counted for no process in particular.
+    ///
+    /// # Errors
+    ///
+    /// When the map cannot be read.
+    pub fn own_stats(&self) -> Result<TargetStats, LoadError> {
+        self.stats(MAX_TARGETS)
+    }
+
+    /// Reads all that is known of a process.
+    ///
+    /// # Errors
+    ///
+    /// When a map cannot be read.
+    pub fn reading(&self, pid: u32, index: u32) -> Result<Reading, LoadError> {
+        let sequences = self.sequences.iter().flatten().filter(|(key, _)| key.tgid == pid);
+        let contexts = self.contexts.iter().flatten().filter(|(key, _)| key.tgid == pid);
+        Ok(Reading {
+            stats: self.stats(index)?,
+            sequences: sequences.map(|(_, state)| state).collect(),
+            contexts: contexts.map(|(key, state)| (key.context, state)).collect(),
+        })
+    }
+}

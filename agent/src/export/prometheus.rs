@@ -1,0 +1,89 @@
+//! The Prometheus text format of a snapshot.
+
+use prometheus::{
+    Encoder as _, TextEncoder,
+    proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric as Proto, MetricFamily, MetricType},
+};
+
+use super::metrics::{Kind, METRICS, Metric, Sample, Value};
+use crate::session::Snapshot;
+
+/// The content type of [`render`].
+pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
+
+/// Renders all metrics that have samples.
+///
+/// # Errors
+///
+/// When the encoder refuses a family: a defect of the table.
+pub fn render(snapshot: &Snapshot) -> Result<Vec<u8>, prometheus::Error> {
+    let families: Vec<MetricFamily> = METRICS
+        .iter()
+        .map(|metric| family(metric, snapshot))
+        .filter(|f| !f.get_metric().is_empty())
+        .collect();
+    let mut text = Vec::with_capacity(32 * 1024);
+    TextEncoder::new().encode(&families, &mut text)?;
+    Ok(text)
+}
+
+fn family(metric: &Metric, snapshot: &Snapshot) -> MetricFamily {
+    let mut family = MetricFamily::default();
+    family.set_name(metric.name.to_owned());
+    family.set_help(metric.help.to_owned());
+    family.set_field_type(match metric.kind {
+        Kind::Counter => MetricType::COUNTER,
+        Kind::Gauge => MetricType::GAUGE,
+        Kind::Histogram => MetricType::HISTOGRAM,
+    });
+    let samples = (metric.collect)(snapshot);
+    family.set_metric(samples.into_iter().map(|sample| proto(metric.kind, sample)).collect());
+    family
+}
+
+fn proto(kind: Kind, sample: Sample) -> Proto {
+    let labels = sample.labels.into_iter().map(|(name, value)| {
+        let mut pair = LabelPair::default();
+        pair.set_name(name.to_owned());
+        pair.set_value(value);
+        pair
+    });
+    let mut metric = Proto::from_label(labels.collect());
+    match (kind, sample.value) {
+        (Kind::Counter, Value::Number(value)) => {
+            let mut counter = Counter::default();
+            counter.set_value(value);
+            metric.set_counter(counter);
+        }
+        (_, Value::Number(value)) => {
+            let mut gauge = Gauge::default();
+            gauge.set_value(value);
+            metric.set_gauge(gauge);
+        }
+        (_, Value::Histogram { histogram, bounds, scale }) => {
+            let mut total = 0;
+            let mut buckets = Vec::new();
+            for (bound, count) in bounds.iter().zip(histogram.counts) {
+                total += count;
+                if *bound != u64::MAX {
+                    let mut bucket = Bucket::default();
+                    bucket.set_upper_bound(bound_in_unit(*bound, scale));
+                    bucket.set_cumulative_count(total);
+                    buckets.push(bucket);
+                }
+            }
+            let mut value = Histogram::default();
+            value.set_bucket(buckets);
+            value.set_sample_count(total);
+            value.set_sample_sum(histogram.sum as f64 * scale);
+            metric.set_histogram(value);
+        }
+    }
+    metric
+}
+
+/// A bound in the metric's unit, free of the noise of binary multiplication: dashboards match `le` as text.
+fn bound_in_unit(bound: u64, scale: f64) -> f64 {
+    let per_unit = (1.0 / scale).round();
+    bound as f64 / per_unit
+}

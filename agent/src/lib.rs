@@ -1,0 +1,21 @@
+//! llamaprobe watches unmodified llama.cpp servers from the kernel.
+//!
+//! The modules are the pipeline, in its order: who runs llama.cpp ([`discovery`]), what to hook ([`plan`]), loading,
+//! attaching and reading ([`bpf`]), what it means ([`session`]), how it is published ([`export`]). [`agent`] wires them;
+//! [`doctor`] and [`survey`] stand beside and say, without
+//! loading anything, whether it can work here and what it would do.
+
+pub mod discovery;
+
+pub mod plan;
+
+pub mod bpf;
+
+pub mod session;
+
+pub mod export;
+
+pub mod agent;
+pub mod cli;
+pub mod doctor;
+pub mod survey;

@@ -1,0 +1,62 @@
+//! `llamaprobe`: parse, build, run, exit code.
+
+use std::{io::Write as _, path::Path, process::ExitCode};
+
+use anyhow::{Context as _, Result};
+use clap::Parser as _;
+use llamaprobe::{
+    agent,
+    bpf::tracefs,
+    cli::{Cli, Command, Options, ReportArguments},
+    doctor::Roots,
+    survey,
+};
+use tracing::warn;
+use tracing_subscriber::EnvFilter;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let done = match cli.command.unwrap_or(Command::Run(cli.run)) {
+        Command::Run(arguments) => arguments.resolve().and_then(run),
+        Command::Doctor(arguments) => show(&arguments, |pids| {
+            let report = survey::health(&Roots::default(), pids);
+            (report.to_string(), serde_json::to_string_pretty(&report), report.exit_code())
+        }),
+        Command::Plan(arguments) => show(&arguments, |pids| {
+            let report = survey::processes(&Roots::default(), pids);
+            (report.to_string(), serde_json::to_string_pretty(&report), report.exit_code())
+        }),
+    };
+    match done {
+        Ok(code) => code,
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "llamaprobe: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn run(options: Options) -> Result<ExitCode> {
+    let filter = EnvFilter::try_new(&options.log)
+        .with_context(|| format!("--log does not understand {:?}", options.log))?;
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    // While there is one thread only: the mount stays private to this process.
+    if let Err(error) = tracefs::ensure() {
+        warn!(%error, "tracefs is not mounted and cannot be: `mount -t tracefs nodev /sys/kernel/tracing` helps");
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("no runtime")?;
+    runtime.block_on(agent::run(options))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+type Shown = (String, serde_json::Result<String>, u8);
+
+fn show(arguments: &ReportArguments, report: impl FnOnce(&[u32]) -> Shown) -> Result<ExitCode> {
+    for pid in &arguments.pid {
+        anyhow::ensure!(Path::new("/proc").join(pid.to_string()).exists(), "there is no process {pid}");
+    }
+    let (text, json, code) = report(&arguments.pid);
+    let shown = if arguments.json { json? + "\n" } else { text };
+    std::io::stdout().write_all(shown.as_bytes()).context("cannot write to stdout")?;
+    Ok(ExitCode::from(code))
+}

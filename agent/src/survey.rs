@@ -1,0 +1,75 @@
+//! Looks at all processes once and plans, without loading anything: what `plan` and `doctor` show.
+
+use std::path::Path;
+
+use crate::{
+    discovery::{Look, Scanner},
+    doctor::{self, Check, Roots, Verdict},
+    plan::{
+        plan,
+        report::{ProcessReport, Report},
+    },
+};
+
+/// The plans of the processes `only`, or of all when it is empty.
+#[must_use]
+pub fn processes(roots: &Roots, only: &[u32]) -> Report {
+    let virtual_machine = doctor::virtual_machine(roots).unwrap_or(false);
+    let mut scanner = Scanner::new(&roots.proc);
+    let all = || scanner.processes().unwrap_or_default();
+    let mut pids = if only.is_empty() { all() } else { only.to_vec() };
+    pids.sort_unstable();
+    let reports = pids.into_iter().filter_map(|pid| match scanner.look(pid) {
+        Look::Found(target) => ProcessReport::of(&target, &plan(&target.plain_images()), virtual_machine),
+        Look::Opaque { comm } => Some(ProcessReport::opaque(pid, comm)),
+        Look::Nothing => None,
+    });
+    Report { processes: reports.collect() }
+}
+
+/// What `doctor` says: the host, our rights, and each llama.cpp process.
+#[must_use]
+pub fn health(roots: &Roots, only: &[u32]) -> doctor::Report {
+    let mut checks = doctor::host(roots);
+    checks.extend(files(&roots.proc, only));
+    for process in processes(roots, only).processes {
+        checks.push(symbols(&process));
+        let seccomp = crate::discovery::process::ProcessRoot::new(&roots.proc, process.pid).seccomp();
+        if let (Ok(seccomp), Some(kernel)) = (seccomp, doctor::kernel_version(roots)) {
+            checks.push(doctor::target_seccomp(process.pid, &process.comm, seccomp, kernel));
+        }
+    }
+    doctor::Report { checks }
+}
+
+fn symbols(process: &ProcessReport) -> Check {
+    let name = "target symbols";
+    let who = format!("{} ({})", process.comm, process.pid);
+    if let Some(why) = &process.unsupported {
+        return Check::new(name, Verdict::Degraded, format!("{who}: {why}"))
+            .with_remedy("`llamaprobe plan` shows what was found");
+    }
+    if process.missing.is_empty() {
+        return Check::new(name, Verdict::Ok, format!("{who}: a probe for every role"));
+    }
+    let roles: Vec<_> = process.missing.iter().map(|missing| missing.role.name()).collect();
+    Check::new(name, Verdict::Note, format!("{who}: no probe for {}", roles.join(", ")))
+        .with_remedy("`llamaprobe plan` says what is not measured without them")
+}
+
+/// Whether the files that processes map can be read at all: a container without the right capabilities sees none.
+fn files(proc: &Path, only: &[u32]) -> Option<Check> {
+    let name = "processes";
+    let scanner = Scanner::new(proc);
+    match scanner.processes() {
+        Err(error) => Some(
+            Check::new(name, Verdict::Fatal, format!("cannot list {}: {error}", proc.display()))
+                .with_remedy("mount procfs"),
+        ),
+        Ok(pids) if only.is_empty() && pids.len() < 3 => Some(
+            Check::new(name, Verdict::Degraded, format!("only {} processes are visible", pids.len()))
+                .with_remedy("run in the PID namespace of the host (hostPID, --pid=host)"),
+        ),
+        Ok(_) => None,
+    }
+}
