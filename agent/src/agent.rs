@@ -197,6 +197,8 @@ impl Agent {
         let now = Instant::now();
         self.due.insert((now + SETTLE, event.tgid));
         if matches!(kind, ProcessEventKind::Exec) {
+            // Another program in the same process: what was counted before is not its.
+            self.end(event.tgid);
             self.due.extend(LATER.map(|later| (now + later, event.tgid)));
         }
     }

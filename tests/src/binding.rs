@@ -1,0 +1,78 @@
+//! Programs that embed libllama: they generate through its C API, without a server.
+
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::process::{ChildStdin, ChildStdout, Command, Stdio};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::assets::{Assets, Build, workspace_root};
+use crate::process::{Log, Process, tied};
+
+/// A running program that generates on demand.
+#[derive(Debug)]
+pub struct Binding {
+    process: Process,
+    input: ChildStdin,
+    output: BufReader<ChildStdout>,
+    log: Log,
+}
+
+impl Binding {
+    /// Python calling the library of a build through ctypes. `mode` is `greedy` (it picks the token from the logits)
+    /// or `sampler` (it calls `llama_sampler_sample`).
+    pub fn python(assets: &Assets, build: Build, mode: &str) -> Result<Self> {
+        let mut command = tied(assets.python());
+        command.arg(workspace_root().join("tests/assets/drive_libllama.py"));
+        command.arg(assets.libllama(build)).arg(assets.tiny());
+        command.args(["--mode", mode, "--backends"]).arg(assets.backends(build));
+        Self::start(command)
+    }
+
+    /// node-llama-cpp; none if it is not installed.
+    pub fn node(assets: &Assets) -> Result<Option<Self>> {
+        if !assets.node().join("node_modules/node-llama-cpp").is_dir() {
+            return Ok(None);
+        }
+        let mut command = tied("node");
+        command
+            .arg(workspace_root().join("tests/assets/drive_node.mjs"))
+            .arg(assets.node())
+            .arg(assets.tiny());
+        Self::start(command).map(Some)
+    }
+
+    fn start(mut command: Command) -> Result<Self> {
+        let log = Log::new("binding");
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(log.create()?);
+        let mut process = Process::start("binding", &mut command)?;
+        let child = process.child();
+        let input = child.stdin.take().context("no standard input")?;
+        let output = BufReader::new(child.stdout.take().context("no standard output")?);
+        let mut binding = Self { process, input, output, log };
+        binding.answer("READY")?;
+        Ok(binding)
+    }
+
+    /// The process id.
+    pub fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
+    /// Generates once, and returns how many tokens.
+    pub fn generate(&mut self) -> Result<usize> {
+        self.input.write_all(b"\n")?;
+        let tokens = self.answer("OUT")?;
+        Ok(serde_json::from_str::<Vec<u32>>(&tokens).with_context(|| format!("not tokens: {tokens}"))?.len())
+    }
+
+    fn answer(&mut self, word: &str) -> Result<String> {
+        let mut line = String::new();
+        while self.output.read_line(&mut line)? > 0 {
+            if let Some(rest) = line.strip_prefix(word) {
+                return Ok(rest.trim().to_owned());
+            }
+            line.clear();
+        }
+        bail!("the binding ended before {word}:\n{}", self.log.tail())
+    }
+}

@@ -1,0 +1,189 @@
+//! A small HTTP/1.1 client: JSON in, a plain body or a stream of server-sent events out.
+
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use serde_json::Value;
+
+/// No answer of a test takes longer than this.
+const TIMEOUT: Duration = Duration::from_secs(120);
+
+/// An answer.
+#[derive(Clone, Debug, Default)]
+pub struct Reply {
+    /// The status code.
+    pub status: u16,
+    /// The body, as far as it was read.
+    pub body: String,
+    /// Whether the connection was dropped before the end of the body.
+    pub cut: bool,
+    /// Whether the connection can carry another request. After a stream llama-server closes it, whatever its
+    /// `Keep-Alive` says.
+    pub reusable: bool,
+}
+
+impl Reply {
+    /// The JSON documents in the body: one for each event of a stream, or the body itself.
+    pub fn documents(&self) -> Vec<Value> {
+        let events = self.body.lines().filter_map(|line| line.strip_prefix("data: "));
+        let documents: Vec<_> = events.filter_map(|event| serde_json::from_str(event).ok()).collect();
+        match serde_json::from_str(&self.body) {
+            Ok(document) if documents.is_empty() => vec![document],
+            _ => documents,
+        }
+    }
+
+    fn events(&self) -> usize {
+        self.body.matches("data: ").count()
+    }
+}
+
+/// Gets `path` over a connection of its own.
+pub fn get(address: SocketAddr, path: &str) -> Result<Reply> {
+    let mut connection = Connection::open(address)?;
+    connection.send("GET", path, "")?;
+    connection.receive(None)
+}
+
+/// Posts JSON over a connection of its own.
+pub fn post(address: SocketAddr, path: &str, body: &Value) -> Result<Reply> {
+    let mut connection = Connection::open(address)?;
+    connection.send("POST", path, &body.to_string())?;
+    connection.receive(None)
+}
+
+/// A connection that can carry several requests, one after the other.
+#[derive(Debug)]
+pub struct Connection {
+    stream: BufReader<TcpStream>,
+    address: SocketAddr,
+}
+
+impl Connection {
+    /// Connects.
+    pub fn open(address: SocketAddr) -> Result<Self> {
+        let stream = TcpStream::connect_timeout(&address, TIMEOUT).context("cannot connect")?;
+        stream.set_read_timeout(Some(TIMEOUT))?;
+        stream.set_nodelay(true)?;
+        Ok(Self { stream: BufReader::new(stream), address })
+    }
+
+    /// Sends a request.
+    pub fn send(&mut self, method: &str, path: &str, body: &str) -> Result<()> {
+        let (address, length) = (self.address, body.len());
+        let head =
+            format!("{method} {path} HTTP/1.1\r\nHost: {address}\r\nContent-Type: application/json\r\n");
+        let request = format!("{head}Content-Length: {length}\r\n\r\n{body}");
+        self.stream.get_mut().write_all(request.as_bytes()).context("cannot send")
+    }
+
+    /// Receives the answer, up to its end or up to its event number `events`.
+    pub fn receive(&mut self, events: Option<usize>) -> Result<Reply> {
+        let status_line = self.line()?;
+        let status = status_line.split(' ').nth(1).and_then(|code| code.parse().ok());
+        let status = status.with_context(|| format!("no status in {status_line:?}"))?;
+        let mut length = None;
+        let (mut chunked, mut closed) = (false, false);
+        loop {
+            let line = self.line()?.to_ascii_lowercase();
+            match line.split_once(':') {
+                Some(("content-length", value)) => length = Some(value.trim().parse::<usize>()?),
+                Some(("connection", value)) => closed = value.trim() == "close",
+                Some(("transfer-encoding", value)) => chunked = value.trim() == "chunked",
+                Some(_) => {}
+                None => break,
+            }
+        }
+        let mut reply = Reply { status, ..Reply::default() };
+        if chunked {
+            self.chunks(&mut reply, events)?;
+        } else if let Some(length) = length {
+            reply.body = self.text(length)?;
+            reply.reusable = !closed;
+        } else {
+            self.stream.read_to_string(&mut reply.body)?;
+        }
+        Ok(reply)
+    }
+
+    fn chunks(&mut self, reply: &mut Reply, events: Option<usize>) -> Result<()> {
+        loop {
+            let size = usize::from_str_radix(self.line()?.trim(), 16).context("bad size of a chunk")?;
+            let chunk = self.text(size)?;
+            ensure!(self.line()?.is_empty(), "a chunk without an end");
+            if size == 0 {
+                return Ok(());
+            }
+            reply.body.push_str(&chunk);
+            if events.is_some_and(|events| reply.events() >= events) {
+                reply.cut = true;
+                return Ok(());
+            }
+        }
+    }
+
+    fn line(&mut self) -> Result<String> {
+        let mut line = String::new();
+        if self.stream.read_line(&mut line)? == 0 {
+            bail!("the connection was closed");
+        }
+        Ok(line.trim_end().to_owned())
+    }
+
+    fn text(&mut self, length: usize) -> Result<String> {
+        let mut bytes = vec![0; length];
+        self.stream.read_exact(&mut bytes).context("the connection was closed within the body")?;
+        // Generated text may end within a character; only the JSON around it matters.
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+    use std::thread;
+
+    use super::*;
+
+    fn answer(text: &'static str) -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut request = [0; 1024];
+            assert!(stream.read(&mut request).unwrap() > 0);
+            stream.write_all(text.as_bytes()).unwrap();
+        });
+        address
+    }
+
+    #[test]
+    fn plain_body() {
+        let address = answer("HTTP/1.1 400 Bad Request\r\nContent-Length: 7\r\n\r\n{\"a\":1}");
+        let reply = post(address, "/", &Value::Null).unwrap();
+        assert_eq!((reply.status, reply.cut), (400, false));
+        assert_eq!(reply.documents(), [serde_json::json!({"a": 1})]);
+    }
+
+    #[test]
+    fn streamed_events() {
+        const STREAM: &str = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n\
+            9\r\ndata: 1\n\n\r\n9\r\ndata: 2\n\n\r\ne\r\ndata: [DONE]\n\n\r\n0\r\n\r\n";
+        let reply = get(answer(STREAM), "/").unwrap();
+        assert_eq!((reply.status, reply.cut), (200, false));
+        assert_eq!(reply.documents(), [Value::from(1), Value::from(2)]);
+
+        let mut connection = Connection::open(answer(STREAM)).unwrap();
+        connection.send("GET", "/", "").unwrap();
+        let reply = connection.receive(Some(1)).unwrap();
+        assert!(reply.cut);
+        assert_eq!(reply.documents(), [Value::from(1)]);
+    }
+
+    #[test]
+    fn closed_within_the_body() {
+        assert!(get(answer("HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\n{"), "/").is_err());
+    }
+}

@@ -1,0 +1,35 @@
+//! The harness of the end-to-end tests, the demo and the benchmark: real llama.cpp builds, a real agent, and
+//! requests over HTTP. The server's own counters and timings are what the agent is compared with.
+//!
+//! Everything is blocking and runs on threads; what a value starts, its `Drop` ends.
+
+pub mod agent;
+pub mod assets;
+pub mod binding;
+pub mod comparison;
+pub mod exposition;
+pub mod http;
+pub mod process;
+pub mod server;
+pub mod skip;
+pub mod traffic;
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+
+pub use skip::skip;
+
+/// Calls `attempt` every 10 ms until it returns a value; fails after `limit`, saying `what` was waited for.
+pub fn wait_for<T>(what: &str, limit: Duration, mut attempt: impl FnMut() -> Option<T>) -> Result<T> {
+    let start = Instant::now();
+    loop {
+        if let Some(value) = attempt() {
+            return Ok(value);
+        }
+        if start.elapsed() > limit {
+            bail!("waited {limit:?} in vain: {what}");
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}

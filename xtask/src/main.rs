@@ -1,0 +1,54 @@
+//! `cargo xtask`: everything one does with the workspace beyond `cargo build`.
+
+mod bench;
+mod check;
+mod command;
+mod demo;
+mod root;
+mod setup;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(bin_name = "cargo xtask", about = "Set-up, demo, tests, lints and benchmarks")]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Install what building, demo and tests need and is not there yet
+    Setup,
+    /// Observe a real llama-server under load, and compare the agent's figures with the server's
+    Demo {
+        /// Set-up and build are done (the demo then starts itself as root)
+        #[arg(long, hide = true)]
+        prepared: bool,
+    },
+    /// Set up, lint and run all tests: what CI runs
+    Test,
+    /// Check format and lints
+    Lint,
+    /// Measure what observing costs
+    Bench(bench::Options),
+}
+
+fn main() -> ExitCode {
+    let outcome = match Arguments::parse().task {
+        Task::Setup => setup::run(),
+        Task::Demo { prepared } => demo::run(prepared),
+        Task::Test => check::test(),
+        Task::Lint => check::lint(),
+        Task::Bench(options) => bench::run(&options),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

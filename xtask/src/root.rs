@@ -1,0 +1,43 @@
+//! Privilege: loading eBPF programs needs root, building does not.
+
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::Result;
+use llamaprobe_tests::agent::BINARY_VARIABLE;
+
+use crate::command::{run, search_path};
+
+/// Whether this process is root.
+fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+/// Runs this program again, with other arguments, for the `agent` just built; as root, through sudo if need be.
+pub fn run_self(agent: &Path, arguments: &[&str]) -> Result<()> {
+    let words = if is_root() { vec!["env".to_owned()] } else { sudo()? };
+    let mut command = Command::new(&words[0]);
+    command.args(&words[1..]).arg(format!("{BINARY_VARIABLE}={}", agent.display()));
+    run(command.arg(std::env::current_exe()?).args(arguments))
+}
+
+/// The arguments that make cargo start test binaries as root: none if this process is root already.
+pub fn cargo_runner() -> Result<Vec<String>> {
+    if is_root() {
+        return Ok(Vec::new());
+    }
+    // A list of JSON strings is one of TOML, too.
+    let words = serde_json::to_string(&sudo()?)?;
+    Ok(vec!["--config".to_owned(), format!("target.'cfg(all())'.runner={words}")])
+}
+
+/// The words before a command that is to run as root. Rules of sudo may reset `PATH` and more even with `-E`, so
+/// what matters is handed over by name.
+fn sudo() -> Result<Vec<String>> {
+    let mut words: Vec<_> = ["sudo", "-E", "env"].map(str::to_owned).into();
+    words.push(format!("PATH={}", search_path()?.to_string_lossy()));
+    for name in [BINARY_VARIABLE, "CARGO_TARGET_DIR", "CI"] {
+        words.extend(std::env::var(name).map(|value| format!("{name}={value}")));
+    }
+    Ok(words)
+}

