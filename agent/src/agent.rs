@@ -17,7 +17,6 @@ use llamaprobe_common::{
     target::MAX_TARGETS,
 };
 use tokio::{
-    io::unix::AsyncFd,
     signal::unix::{SignalKind, signal},
     sync::mpsc,
     time::{Interval, MissedTickBehavior, interval, sleep_until},
@@ -25,7 +24,7 @@ use tokio::{
 use tracing::{error, info, warn};
 
 use crate::{
-    bpf::{Kernel, calibrate::Prices, read::Reading},
+    bpf::{self, Kernel, calibrate::Prices, read::Reading},
     cli::Options,
     discovery::{Look, Scanner, Target},
     export::{
@@ -95,7 +94,7 @@ pub async fn run(options: Options) -> Result<()> {
     let endpoint = tokio::spawn(http::serve(listener, sender));
     announce(address);
 
-    let mut ring = AsyncFd::register(ring).context("cannot wait for the ring buffer")?;
+    let mut ring = bpf::waitable(ring).context("cannot wait for the ring buffer")?;
     let (mut tick, mut rescan) = (ticks(TICK), ticks(RESCAN));
     loop {
         let next = agent.due.first().map(|(when, _)| *when);
@@ -135,7 +134,7 @@ fn announce(address: SocketAddr) {
 }
 
 /// Adds what to do to the kernel's refusals.
-fn explain(error: crate::bpf::LoadError) -> anyhow::Error {
+fn explain(error: bpf::LoadError) -> anyhow::Error {
     let denied = error.is_permission();
     let error = anyhow::Error::new(error);
     if denied {

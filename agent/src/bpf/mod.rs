@@ -12,3 +12,4 @@ pub mod read;
 pub mod tracefs;
 
 pub use load::{Kernel, LoadError};
+pub use raw::waitable;

@@ -1,7 +1,9 @@
-//! The one file of the agent with `unsafe`: functions made of chosen instructions, and the call that gives the
-//! process a mount namespace of its own.
+//! The one file of the agent with `unsafe`: functions made of chosen instructions, the call that gives the process a
+//! mount namespace of its own, and the registration of a ring buffer.
 
+use aya::maps::{MapData, RingBuf};
 use rustix::{io, thread::UnshareFlags};
+use tokio::io::unix::AsyncFd;
 
 /// Begins with an instruction that the kernel emulates.
 #[unsafe(naked)]
@@ -25,4 +27,14 @@ pub extern "C" fn single_stepped() {
 pub fn unshare_mounts() -> io::Result<()> {
     // SAFETY: what makes the call unsafe is `UnshareFlags::FILES`, which is not given.
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }
+}
+
+/// A ring buffer that can be waited for.
+///
+/// # Errors
+///
+/// When the runtime cannot watch one more descriptor.
+pub fn waitable(ring: RingBuf<MapData>) -> std::io::Result<AsyncFd<RingBuf<MapData>>> {
+    // SAFETY: the descriptor belongs to the ring buffer's map, which stays open as long as the buffer lives.
+    unsafe { AsyncFd::register(ring) }.map_err(Into::into)
 }

@@ -3,17 +3,19 @@
 //! Facts of a file (symbols, a model's header) are read once for each identity and shared; facts of a process are
 //! read anew at each look.
 
+mod cache;
 pub mod image;
 pub mod model;
 pub mod process;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::BTreeMap,
     fs, io,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
+use cache::Cache;
 use image::{Image, ImageError, ImageId};
 use model::{Model, ModelError};
 use process::{Listener, ProcessRoot};
@@ -81,8 +83,9 @@ pub enum Look {
 pub struct Scanner {
     proc: PathBuf,
     /// `None` for a file that cannot be read as an image; said once.
-    images: HashMap<ImageId, Option<Arc<Image>>>,
-    models: HashMap<ImageId, Option<Arc<Model>>>,
+    images: Cache<Image>,
+    /// `None` for a file that is no model.
+    models: Cache<Model>,
     /// Files that could not be read since the last call of [`Scanner::take_faults`], by path.
     faults: BTreeMap<PathBuf, String>,
 }
@@ -95,8 +98,8 @@ impl Scanner {
     pub fn new(proc: &Path) -> Self {
         Self {
             proc: proc.to_path_buf(),
-            images: HashMap::new(),
-            models: HashMap::new(),
+            images: Cache::new(cache::MOST),
+            models: Cache::new(cache::MOST),
             faults: BTreeMap::new(),
         }
     }
@@ -159,28 +162,31 @@ impl Scanner {
     pub fn forget_except<'a>(&mut self, targets: impl Iterator<Item = &'a Target>) {
         let used: Vec<ImageId> =
             targets.flat_map(|t| t.images.iter().map(|mapped| mapped.image.id)).collect();
-        self.images.retain(|id, image| {
-            image.as_ref().is_none_or(|image| image.symbols.is_empty() || used.contains(id))
-        });
+        self.images
+            .retain(|id, image| image.is_none_or(|image| image.symbols.is_empty() || used.contains(id)));
     }
 
     fn image(&mut self, file: &Path, named: &Path) -> Option<Arc<Image>> {
         let id = ImageId::of(file).ok()?;
         if let Some(known) = self.images.get(&id) {
-            return known.clone();
+            return known;
         }
         let read = image::read(file, named, &crate::plan::catalog::wanted, &crate::plan::catalog::marked);
         let image = match read {
             Ok(image) => Some(Arc::new(image)),
-            // Gone since: not a fact about the file.
-            Err(ImageError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => return None,
-            Err(error) => {
+            // Gone since, or no descriptor left: not a fact about the file.
+            Err(ImageError::Io { .. }) => return None,
+            // Another architecture, or no ELF at all: plenty of programs map such files.
+            Err(error @ ImageError::Foreign { .. }) => {
                 debug!(%error, "not an image");
+                None
+            }
+            Err(error @ ImageError::Malformed { .. }) => {
                 self.faults.insert(named.to_path_buf(), error.to_string());
                 None
             }
         };
-        self.images.insert(id, image.clone());
+        self.images.insert(id, image.clone(), |image| !image.symbols.is_empty());
         image
     }
 
@@ -217,7 +223,7 @@ impl Scanner {
     fn model_file(&mut self, file: &Path, named: &Path) -> Option<Arc<Model>> {
         let id = ImageId::of(file).ok()?;
         if let Some(known) = self.models.get(&id) {
-            return known.clone();
+            return known;
         }
         let model = if model::is_gguf(file) {
             match model::read(file, named) {
@@ -231,7 +237,7 @@ impl Scanner {
         } else {
             None
         };
-        self.models.insert(id, model.clone());
+        self.models.insert(id, model.clone(), |_| true);
         model
     }
 }

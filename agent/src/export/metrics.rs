@@ -42,11 +42,11 @@ pub enum Value {
     /// A histogram in the unit of its bounds, and what one of that unit is in the metric's unit.
     Histogram {
         /// The counts and the sum.
-        histogram: Histogram,
+        histogram: Box<Histogram>,
         /// The bounds.
         bounds: &'static Bounds,
-        /// 1e-9 for nanoseconds that are published as seconds.
-        scale: f64,
+        /// How many of that unit make one of the metric's: 1e9 for nanoseconds published as seconds.
+        per_unit: f64,
     },
 }
 
@@ -93,8 +93,8 @@ pub static METRICS: &[Metric] = &[
         "Tokens in one decode call of the served model, prompt and generated together. Warm-up and draft models do not count.",
         |all| {
             by_server(all, Role::Batch, |server| {
-                let (bounds, scale) = (&BATCH_TOKENS, 1.0);
-                vec![(vec![], Value::Histogram { histogram: server.stats.batch, bounds, scale })]
+                let (bounds, per_unit) = (&BATCH_TOKENS, 1.0);
+                vec![(vec![], Value::Histogram { histogram: Box::new(server.stats.batch), bounds, per_unit })]
             })
         },
     ),
@@ -198,7 +198,7 @@ pub static METRICS: &[Metric] = &[
             prices
                 .map(|(stepping, ns)| Sample {
                     labels: vec![("stepping", stepping.to_owned())],
-                    value: Value::Number(f64::from(ns) * 1e-9),
+                    value: Value::Number(f64::from(ns) / 1e9),
                 })
                 .collect()
         },
@@ -241,7 +241,10 @@ fn by_server(all: &Snapshot, role: Role, rows: impl Fn(&Server) -> Vec<Row>) -> 
 
 fn latency(all: &Snapshot, role: Role, of: fn(&Server) -> Histogram) -> Vec<Sample> {
     by_server(all, role, |server| {
-        vec![(vec![], Value::Histogram { histogram: of(server), bounds: &LATENCY_NS, scale: 1e-9 })]
+        vec![(
+            vec![],
+            Value::Histogram { histogram: Box::new(of(server)), bounds: &LATENCY_NS, per_unit: 1e9 },
+        )]
     })
 }
 

@@ -3,3 +3,6 @@
 pub mod http;
 pub mod metrics;
 pub mod prometheus;
+
+#[cfg(test)]
+mod tests;

@@ -60,14 +60,14 @@ fn proto(kind: Kind, sample: Sample) -> Proto {
             gauge.set_value(value);
             metric.set_gauge(gauge);
         }
-        (_, Value::Histogram { histogram, bounds, scale }) => {
+        (_, Value::Histogram { histogram, bounds, per_unit }) => {
             let mut total = 0;
             let mut buckets = Vec::new();
             for (bound, count) in bounds.iter().zip(histogram.counts) {
                 total += count;
                 if *bound != u64::MAX {
                     let mut bucket = Bucket::default();
-                    bucket.set_upper_bound(bound_in_unit(*bound, scale));
+                    bucket.set_upper_bound(*bound as f64 / per_unit);
                     bucket.set_cumulative_count(total);
                     buckets.push(bucket);
                 }
@@ -75,15 +75,9 @@ fn proto(kind: Kind, sample: Sample) -> Proto {
             let mut value = Histogram::default();
             value.set_bucket(buckets);
             value.set_sample_count(total);
-            value.set_sample_sum(histogram.sum as f64 * scale);
+            value.set_sample_sum(histogram.sum as f64 / per_unit);
             metric.set_histogram(value);
         }
     }
     metric
-}
-
-/// A bound in the metric's unit, free of the noise of binary multiplication: dashboards match `le` as text.
-fn bound_in_unit(bound: u64, scale: f64) -> f64 {
-    let per_unit = (1.0 / scale).round();
-    bound as f64 / per_unit
 }

@@ -74,7 +74,8 @@ impl Name {
     pub fn matches(self, symbol: &str) -> bool {
         match self {
             Self::Exact(name) => symbol == name,
-            Self::Prefix(prefix) => symbol.starts_with(prefix),
+            // Compilers put parts and variants of a function under its name with a point: `.cold`, `.isra.0`.
+            Self::Prefix(prefix) => symbol.starts_with(prefix) && !symbol.contains('.'),
         }
     }
 }
@@ -394,3 +395,6 @@ pub fn marked(strings: &[u8]) -> bool {
         .iter()
         .any(|mark| memchr::memmem::find(strings, mark).is_some())
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,6 +4,9 @@ pub mod catalog;
 pub mod report;
 pub mod site;
 
+#[cfg(test)]
+mod tests;
+
 use std::sync::Arc;
 
 use llamaprobe_common::{
@@ -94,7 +97,8 @@ pub fn plan(images: &[Arc<Image>]) -> Verdict {
     let all = |role| select(images, role, role, |_| true);
     let (start, end) = (all(Role::SlotStart), all(Role::SlotEnd));
     let slots = !start.is_empty() && !end.is_empty();
-    let token = all(Role::Token);
+    // Without both ends of a slot its tokens could not be told from those of the request before.
+    let token = select(images, Role::Token, Role::Token, |row| slots || row.probe != ProbeId::ProcessToken);
     let slot_tokens = token.iter().any(|probe| probe.probe == ProbeId::ProcessToken);
     // Where tokens are told by slot the sampler ends the step; elsewhere the token's own event does.
     let step_end = if slot_tokens {

@@ -1,1 +1,349 @@
+use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 
+use super::*;
+use crate::{
+    discovery::{
+        image::{Image, ImageId, Machine},
+        process::Listener,
+    },
+    plan::{
+        Missing, Probe,
+        catalog::Program,
+        site::{Site, Stepping},
+    },
+};
+use llamaprobe_common::{
+    batch::{MAX_RUNS, Run, Walk},
+    cookie::Cookie,
+};
+
+const NO_PRICES: Option<Prices> = None;
+
+fn seconds(n: u64) -> Duration {
+    Duration::from_secs(n)
+}
+
+/// A process that listens on `port` of the loopback, or nowhere.
+fn target(pid: u32, port: Option<u16>, alias: Option<&str>) -> Target {
+    Target {
+        pid,
+        start_time: 1,
+        comm: "llama-server".to_owned(),
+        images: vec![],
+        listeners: port
+            .map(|port| Listener::Tcp(SocketAddr::from(([127, 0, 0, 1], port))))
+            .into_iter()
+            .collect(),
+        model: None,
+        alias: alias.map(str::to_owned),
+    }
+}
+
+fn probe(role: Role, probe: ProbeId, stepping: Stepping) -> Probe {
+    let image = Image {
+        id: ImageId { device: 1, inode: 1, size: 1, modified_ns: 0 },
+        path: PathBuf::from("libllama.so"),
+        build_id: None,
+        machine: Machine::X86_64,
+        symbols: vec![],
+        stripped: false,
+    };
+    let site = Site {
+        offset: 0,
+        instruction: String::new(),
+        first_instruction: String::new(),
+        stepping,
+        entry_stepping: stepping,
+    };
+    Probe {
+        role,
+        probe,
+        image: Arc::new(image),
+        symbol: probe.name().to_owned(),
+        entry: 0,
+        site,
+        program: Program::Batch,
+        cookie: Cookie::plain(probe),
+    }
+}
+
+fn server_plan() -> Plan {
+    let cheap = Stepping::Emulated;
+    Plan {
+        probes: vec![
+            probe(Role::SlotStart, ProbeId::LaunchSlot, cheap),
+            probe(Role::Batch, ProbeId::DecodeExt, cheap),
+            probe(Role::StepEnd, ProbeId::CommonSample, cheap),
+            probe(Role::Token, ProbeId::ProcessToken, Stepping::SingleStepped),
+        ],
+        missing: vec![Missing { role: Role::CacheHit, why: "" }],
+        flags: 0,
+    }
+}
+
+fn binding_plan() -> Plan {
+    let (id, cheap) = (ProbeId::SamplerSample, Stepping::Emulated);
+    Plan {
+        probes: vec![
+            probe(Role::Batch, ProbeId::LlamaDecode, cheap),
+            probe(Role::StepEnd, id, cheap),
+            probe(Role::Token, id, cheap),
+        ],
+        ..Plan::default()
+    }
+}
+
+/// A reading after `hits` decode calls, each of one token and a step of a millisecond.
+fn after(hits: u64) -> Reading {
+    let mut reading = Reading::default();
+    reading.stats.hits[ProbeId::DecodeExt as usize] = hits;
+    reading.stats.tokens[0] = hits;
+    reading.stats.losses[0] = hits;
+    reading.stats.step.counts[4] = hits;
+    reading.stats.step.sum = hits * 1_000_000;
+    reading
+}
+
+fn context(entered_ns: u64, n_ctx: u32, flags: u32) -> Context {
+    Context {
+        entered_ns,
+        tokens: 0,
+        prompt_tokens: 0,
+        first_sequence: 0,
+        first_position: 0,
+        n_ctx,
+        n_ctx_seq: 0,
+        flags,
+        token_priority: 0,
+        sampled: 0,
+        runs_len: 0,
+        walk: Walk {
+            start: 0,
+            sequence: 0,
+            position: 0,
+            inside: 0,
+            beyond: 0,
+            beyond_sequence: 0,
+            beyond_position: 0,
+            stride: 0,
+        },
+        runs: [Run { start: 0, sequence: 0, sampled: 0 }; MAX_RUNS],
+    }
+}
+
+fn sequence(context: u64, n_past: u32, flags: u32) -> Sequence {
+    Sequence { context, n_past, flags, ..Sequence::default() }
+}
+
+/// A session and the moment it began.
+fn session() -> (Session, Instant) {
+    (Session::default(), Instant::now())
+}
+
+/// Decode calls by the server's label.
+fn calls(session: &Session) -> Vec<(String, u64)> {
+    let of = |server: Server| (server.labels.server, server.stats.hits[ProbeId::DecodeExt as usize]);
+    session.servers().into_iter().map(of).collect()
+}
+
+fn one(label: &str, hits: u64) -> Vec<(String, u64)> {
+    vec![(label.to_owned(), hits)]
+}
+
+#[test]
+fn a_server_that_restarts_goes_on_counting() {
+    let (mut session, start) = session();
+    session.begin(start, target(1, Some(80), Some("m")), server_plan());
+    session.read(start, 1, &after(5), NO_PRICES);
+    session.read(start, 1, &after(7), NO_PRICES);
+    session.end(start + seconds(1), 1, &after(9), NO_PRICES);
+    assert_eq!(calls(&session), one("127.0.0.1:80", 9));
+    assert!(session.servers()[0].live.is_none());
+
+    session.begin(start + seconds(20), target(2, Some(80), Some("m")), server_plan());
+    session.read(start + seconds(21), 2, &after(3), NO_PRICES);
+    let servers = session.servers();
+    assert_eq!(calls(&session), one("127.0.0.1:80", 12));
+    let stats = &servers[0].stats;
+    assert_eq!((stats.tokens[0], stats.losses[0]), (12, 12));
+    assert_eq!((stats.step.counts[4], stats.step.sum), (12, 12_000_000));
+    assert_eq!(servers[0].live.as_ref().unwrap().pid, 2);
+}
+
+#[test]
+fn counters_never_go_back_when_labels_change() {
+    let (mut session, start) = session();
+    session.begin(start, target(1, Some(80), None), server_plan());
+    session.read(start, 1, &after(5), NO_PRICES);
+    // The model is mapped, and so named, only now.
+    session.refresh(start + seconds(1), target(1, Some(80), Some("m")), server_plan());
+    session.read(start + seconds(1), 1, &after(8), NO_PRICES);
+    let named = |session: &Session| -> Vec<(String, u64)> {
+        let of = |server: Server| (server.labels.model, server.stats.hits[ProbeId::DecodeExt as usize]);
+        session.servers().into_iter().map(of).collect()
+    };
+    let both = [(String::new(), 5), ("m".to_owned(), 3)];
+    assert_eq!(named(&session), both, "what was counted before stays where it was");
+    let live: Vec<_> = session.servers().iter().map(|server| server.live.is_some()).collect();
+    assert_eq!(live, [false, true]);
+    session.forget_ended(start + seconds(2));
+    assert_eq!(named(&session), both);
+    session.forget_ended(start + KEEP_ENDED);
+    assert_eq!(named(&session), both[1..]);
+}
+
+#[test]
+fn a_reading_that_goes_back_takes_nothing_away() {
+    let (mut session, start) = session();
+    session.begin(start, target(1, Some(80), None), server_plan());
+    session.read(start, 1, &after(5), NO_PRICES);
+    session.read(start, 1, &after(2), NO_PRICES);
+    assert_eq!(calls(&session), one("127.0.0.1:80", 5));
+    session.read(start, 1, &after(3), NO_PRICES);
+    assert_eq!(calls(&session), one("127.0.0.1:80", 6));
+}
+
+#[test]
+fn a_series_outlives_its_process_for_a_while() {
+    let (mut session, start) = session();
+    session.begin(start, target(1, Some(80), None), server_plan());
+    session.begin(start, target(2, Some(81), None), server_plan());
+    session.read(start, 2, &after(1), NO_PRICES);
+    session.end(start, 1, &after(1), NO_PRICES);
+    let at = |session: &mut Session, after| {
+        session.forget_ended(start + after);
+        calls(session).len()
+    };
+    assert_eq!(at(&mut session, KEEP_ENDED - Duration::from_millis(1)), 2);
+    assert_eq!(at(&mut session, KEEP_ENDED), 1);
+    assert_eq!(at(&mut session, 100 * KEEP_ENDED), 1, "a living process keeps its own, read or not");
+    assert_eq!(session.targets().map(|target| target.pid).collect::<Vec<_>>(), [2]);
+}
+
+#[test]
+fn a_process_is_named_only_when_its_name_is_known() {
+    let (mut session, start) = session();
+    session.begin(start, target(1, None, Some("m")), server_plan());
+    session.read(start + LISTEN_WAIT - seconds(1), 1, &after(4), NO_PRICES);
+    assert_eq!(calls(&session), []);
+    assert_eq!(session.unsettled(start), [1]);
+    session.read(start + LISTEN_WAIT, 1, &after(5), NO_PRICES);
+    assert_eq!(calls(&session), one("pid:1", 5), "nothing counted before is lost");
+
+    session.begin(start, target(2, None, None), server_plan());
+    session.refresh(start + seconds(3), target(2, Some(80), None), server_plan());
+    session.read(start + seconds(3), 2, &after(6), NO_PRICES);
+    assert_eq!(calls(&session)[0], ("127.0.0.1:80".to_owned(), 6));
+    assert_eq!(session.unsettled(start + 12 * LISTEN_WAIT), [0; 0], "it is not looked at for ever");
+}
+
+#[test]
+fn a_process_that_ends_without_name_is_still_booked() {
+    let (mut session, start) = session();
+    session.begin(start, target(1, None, None), server_plan());
+    session.end(start + seconds(1), 1, &after(4), NO_PRICES);
+    assert_eq!(calls(&session), one("pid:1", 4));
+    assert!(session.plan(1).is_none());
+    session.end(start + seconds(1), 1, &after(9), NO_PRICES);
+    session.read(start + seconds(1), 1, &after(9), NO_PRICES);
+    assert_eq!(calls(&session), one("pid:1", 4), "an unknown process counts nothing");
+}
+
+#[test]
+fn living_processes_never_share_labels() {
+    let (mut session, start) = session();
+    for pid in [1, 2] {
+        session.begin(start, target(pid, Some(80), Some("m")), server_plan());
+        session.read(start, pid, &after(u64::from(pid)), NO_PRICES);
+    }
+    let each = vec![("127.0.0.1:80".to_owned(), 1), ("127.0.0.1:80#2".to_owned(), 2)];
+    assert_eq!(calls(&session), each);
+    // The first keeps its name at every look.
+    session.read(start, 1, &after(1), NO_PRICES);
+    session.read(start, 2, &after(2), NO_PRICES);
+    assert_eq!(calls(&session), each);
+    session.end(start, 1, &after(1), NO_PRICES);
+    session.read(start, 2, &after(5), NO_PRICES);
+    assert_eq!(calls(&session)[0], ("127.0.0.1:80".to_owned(), 4), "the name is free again");
+}
+
+#[test]
+fn a_role_is_live_when_one_of_its_probes_has_fired() {
+    let (mut session, start) = session();
+    session.begin(start, target(1, Some(80), None), server_plan());
+    session.read(start, 1, &Reading::default(), NO_PRICES);
+    let live = |session: &Session| -> Vec<Role> {
+        let server = &session.servers()[0];
+        Role::ALL.into_iter().filter(|role| server.is_live(*role)).collect()
+    };
+    assert_eq!(live(&session), []);
+    session.read(start, 1, &after(1), NO_PRICES);
+    assert_eq!(live(&session), [Role::Batch]);
+    let mut reading = after(1);
+    reading.stats.hits[ProbeId::ProcessToken as usize] = 1;
+    session.read(start, 1, &reading, NO_PRICES);
+    assert_eq!(live(&session), [Role::Batch, Role::Token], "the step's end has its own probe");
+    reading.stats.hits[ProbeId::MemorySeqRm as usize] = 1;
+    session.read(start, 1, &reading, NO_PRICES);
+    assert_eq!(live(&session), [Role::Batch, Role::Token], "not attached: not its");
+
+    session.end(start, 1, &reading, NO_PRICES);
+    assert_eq!(live(&session), [Role::Batch, Role::Token], "the last values stay to be scraped");
+    session.begin(start, target(1, Some(80), None), binding_plan());
+    reading.stats.hits[ProbeId::SamplerSample as usize] = 1;
+    session.read(start, 1, &reading, NO_PRICES);
+    assert_eq!(live(&session), [Role::StepEnd, Role::Token], "one probe may serve two roles");
+}
+
+#[test]
+fn a_server_holds_what_its_newest_context_holds() {
+    let (mut session, start) = session();
+    session.begin(start, target(1, Some(80), None), server_plan());
+    let reading = Reading {
+        contexts: vec![
+            (0xa, context(100, 4096, 0)),
+            (0xb, context(200, 8192, Context::PENDING)),
+            (0xc, context(300, 2048, Context::DRAFT)),
+        ],
+        sequences: vec![
+            sequence(0xb, 10, Sequence::ACTIVE),
+            sequence(0xb, 20, 0),
+            sequence(0xa, 400, Sequence::ACTIVE | Sequence::DECODING),
+            sequence(0xc, 500, 0),
+            sequence(0, 600, Sequence::ACTIVE),
+        ],
+        ..after(1)
+    };
+    session.read(start, 1, &reading, NO_PRICES);
+    let live = session.servers().remove(0).live.unwrap();
+    assert_eq!((live.context_size, live.context_used), (8192, 30));
+    assert_eq!(live.slots_busy, 3, "busy is busy, decoded or not");
+    assert_eq!(live.missing, [Role::CacheHit]);
+    assert_eq!(live.probes.len(), 4);
+
+    session.begin(start, target(2, Some(81), None), binding_plan());
+    session.read(start, 2, &reading, NO_PRICES);
+    let live = session.servers().remove(1).live.unwrap();
+    assert_eq!((live.context_size, live.context_used), (4096 + 8192, 430), "a binding may use several");
+    assert_eq!(live.probes, [ProbeId::LlamaDecode, ProbeId::SamplerSample], "each probe once");
+}
+
+#[test]
+fn the_overhead_is_hits_times_price_over_ten_seconds() {
+    let (mut session, start) = session();
+    session.begin(start, target(1, Some(80), None), server_plan());
+    let prices = Some(Prices { emulated_ns: 1_000, single_stepped_ns: 10_000 });
+    let mut at = |second, emulated, stepped| {
+        let mut reading = after(emulated);
+        reading.stats.hits[ProbeId::ProcessToken as usize] = stepped;
+        session.read(start + seconds(second), 1, &reading, prices);
+        session.servers()[0].live.as_ref().unwrap().overhead
+    };
+    let near = |ratio: f64, expected: f64| (ratio - expected).abs() < 1e-12;
+    assert!(near(at(0, 50, 0), 0.0), "what was before the first reading has no duration");
+    assert!(near(at(9, 60, 1_000), 0.0), "too early to tell");
+    // 100 more at 1 us and 1,000 at 10 us in 10 s.
+    assert!(near(at(10, 150, 1_000), 0.00101));
+    assert!(near(at(15, 99_999, 99_999), 0.00101), "until the next interval is over");
+    assert!(near(at(30, 150, 1_000), 0.0), "idle");
+}

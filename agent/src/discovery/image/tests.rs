@@ -1,0 +1,97 @@
+use std::os::unix::fs::FileExt;
+
+use super::*;
+
+const ANY: &dyn Fn(&[u8]) -> bool = &|_| true;
+
+/// Unlike any other function, so that the linker folds it with none.
+#[inline(never)]
+fn landmark() -> u64 {
+    std::hint::black_box(0x6c6c_616d_6170_726f)
+}
+
+fn mapped(part: &str) -> (PathBuf, Vec<u8>) {
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    let line = maps.lines().find(|line| line.contains(part)).unwrap();
+    let path = PathBuf::from(&line[line.find('/').unwrap()..]);
+    let bytes = std::fs::read(&path).unwrap();
+    (path, bytes)
+}
+
+fn scratch(bytes: &[u8]) -> tempfile::NamedTempFile {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), bytes).unwrap();
+    file
+}
+
+#[test]
+fn own_function_is_where_the_kernel_mapped_it() {
+    let executable = std::env::current_exe().unwrap();
+    let image = read(&executable, Path::new("/named"), &|name| name.contains("landmark"), &|piece| {
+        memchr::memmem::find(piece, b"landmark").is_some()
+    })
+    .unwrap();
+    assert_eq!((image.path.as_path(), image.stripped), (Path::new("/named"), false));
+    assert_eq!(image.id, ImageId::of(&executable).unwrap());
+    assert_ne!(image.machine, Machine::Other(0));
+    let address = landmark as fn() -> u64 as usize as u64;
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    let truth = maps.lines().find_map(|line| {
+        let mut fields = line.split_ascii_whitespace();
+        let (start, end) = fields.next()?.split_once('-')?;
+        let offset = u64::from_str_radix(fields.nth(1)?, 16).unwrap();
+        let (start, end) = (u64::from_str_radix(start, 16).unwrap(), u64::from_str_radix(end, 16).unwrap());
+        (start..end).contains(&address).then(|| address - start + offset)
+    });
+    assert!(image.symbols.iter().any(|symbol| Some(symbol.offset) == truth), "{:?}", image.symbols);
+    assert_eq!(landmark(), 0x6c6c_616d_6170_726f);
+}
+
+#[test]
+fn exported_functions_of_libc() {
+    let (path, bytes) = mapped("/libc.so.6");
+    let image = read(&path, &path, &|name| name.starts_with("str") || name == "malloc", ANY).unwrap();
+    assert!(image.build_id.as_ref().is_some_and(|id| id.len() == 40), "{:?}", image.build_id);
+    assert!(image.symbols.iter().any(|symbol| symbol.name == "malloc"));
+    assert!(image.symbols.is_sorted_by(|a, b| a.name < b.name), "sorted and unique");
+    for symbol in &image.symbols {
+        let at = usize::try_from(symbol.offset).unwrap();
+        assert_eq!(symbol.code, bytes[at..at + symbol.code.len()], "{}", symbol.name);
+        assert_eq!(symbol.code.len() as u64, symbol.size.clamp(64, 16384), "{}", symbol.name);
+    }
+    let none = read(&path, &path, &|_| true, &|_| false).unwrap();
+    assert_eq!((none.symbols.len(), none.build_id, none.id), (0, image.build_id, image.id));
+}
+
+#[test]
+fn other_files_are_errors_that_say_why() {
+    let why =
+        |bytes: &[u8]| read(scratch(bytes).path(), Path::new("/x"), &|_| true, ANY).unwrap_err().to_string();
+    assert_eq!(why(b""), "/x is not an ELF image to probe: no ELF magic");
+    assert_eq!(why(b"\x7fELF\x01\x01"), "/x is not an ELF image to probe: not 64-bit");
+    assert_eq!(why(b"\x7fELF\x02\x02"), "/x is not an ELF image to probe: not little-endian");
+    assert_eq!(why(b"\x7fELF\x02\x01"), "/x is malformed: file header out of the file at offset 0x0");
+    let device = read(Path::new("/dev/null"), Path::new("/x"), &|_| true, ANY).unwrap_err();
+    assert!(matches!(device, ImageError::Io { .. }), "{device}");
+}
+
+#[test]
+fn damage_is_never_a_panic() {
+    let (_, bytes) = mapped("/libc.so.6");
+    for length in (0..8192).step_by(64) {
+        read(scratch(&bytes[..length]).path(), Path::new("/x"), &|_| true, ANY).unwrap_err();
+    }
+    let word = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap()) as usize;
+    let (phoff, shoff) = (word(32), word(40));
+    let file = scratch(&bytes);
+    let wanted: &dyn Fn(&str) -> bool = &|name| name.starts_with("mem");
+    for at in [0..64, phoff..phoff + 56 * 4, shoff..shoff + 64 * 6].into_iter().flatten() {
+        for flip in [0x01, 0xff] {
+            file.as_file().write_all_at(&[bytes[at] ^ flip], at as u64).unwrap();
+            // Only that it returns: some flips are harmless.
+            let _ = read(file.path(), Path::new("/x"), wanted, ANY);
+        }
+        file.as_file().write_all_at(&bytes[at..=at], at as u64).unwrap();
+    }
+    assert!(!read(file.path(), Path::new("/x"), wanted, ANY).unwrap().symbols.is_empty(), "whole again");
+}

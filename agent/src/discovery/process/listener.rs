@@ -1,0 +1,69 @@
+//! The sockets that the host has in state LISTEN, line by line of `/proc/PID/net`.
+
+use std::{
+    ffi::OsStr,
+    fmt,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    os::unix::ffi::OsStrExt,
+    path::PathBuf,
+};
+
+use super::word;
+
+/// A socket that accepts connections.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Listener {
+    /// TCP over IPv4 or IPv6, in the process's network namespace.
+    Tcp(SocketAddr),
+    /// Unix stream socket; an abstract name begins with `@`.
+    Unix(PathBuf),
+}
+
+impl fmt::Display for Listener {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// Inode and address of the listening socket that a line describes, if it does.
+pub(super) type Parse = fn(&[u8]) -> Option<(u64, Listener)>;
+
+/// A line of `net/tcp` or `net/tcp6`: slot, local, remote, state (0A is LISTEN), five more, inode.
+pub(super) fn tcp(line: &[u8]) -> Option<(u64, Listener)> {
+    let mut fields = std::str::from_utf8(line).ok()?.split_ascii_whitespace();
+    let (address, port) = fields.nth(1)?.split_once(':')?;
+    if fields.nth(1)? != "0A" {
+        return None;
+    }
+    let inode = fields.nth(5)?.parse().ok()?;
+    // Words of four bytes, each printed as a number of the host's byte order.
+    let words = address.as_bytes().chunks(8).map(|word| {
+        let word = u32::from_str_radix(std::str::from_utf8(word).ok()?, 16).ok()?;
+        Some(word.to_ne_bytes())
+    });
+    let bytes = words.collect::<Option<Vec<_>>>()?.concat();
+    let address = match bytes.len() {
+        4 => Ipv4Addr::from(<[u8; 4]>::try_from(bytes).ok()?).into(),
+        _ => Ipv6Addr::from(<[u8; 16]>::try_from(bytes).ok()?).into(),
+    };
+    Some((inode, Listener::Tcp(SocketAddr::new(address, u16::from_str_radix(port, 16).ok()?))))
+}
+
+/// A line of `net/unix`: address, references, protocol, flags, type, state, inode, path.
+pub(super) fn unix(line: &[u8]) -> Option<(u64, Listener)> {
+    const ACCEPTS: u32 = 1 << 16;
+    let (_address, rest) = word(line);
+    let (_references, rest) = word(rest);
+    let (_protocol, rest) = word(rest);
+    let (flags, rest) = word(rest);
+    let (_type, rest) = word(rest);
+    let (_state, rest) = word(rest);
+    let (inode, path) = word(rest);
+    let flags = u32::from_str_radix(std::str::from_utf8(flags).ok()?, 16).ok()?;
+    let path = path.strip_prefix(b" ").filter(|path| !path.is_empty())?;
+    let inode = std::str::from_utf8(inode).ok()?.parse().ok()?;
+    (flags & ACCEPTS != 0).then(|| (inode, Listener::Unix(PathBuf::from(OsStr::from_bytes(path)))))
+}

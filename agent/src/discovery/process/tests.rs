@@ -1,0 +1,155 @@
+use std::{
+    net::TcpListener,
+    os::unix::{fs::symlink, net::UnixListener},
+};
+
+use super::*;
+
+/// A procfs with one process, 7.
+struct Fake(tempfile::TempDir);
+
+impl Fake {
+    fn new(files: &[(&str, &str)]) -> Self {
+        let fake = Self(tempfile::tempdir().unwrap());
+        for (name, text) in files {
+            let path = fake.path(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        }
+        fake
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join("7").join(name)
+    }
+
+    fn process(&self) -> ProcessRoot {
+        ProcessRoot::new(self.0.path(), 7)
+    }
+}
+
+#[test]
+fn maps_are_those_of_files() {
+    let fake = Fake::new(&[(
+        "maps",
+        "00400000-00401000 r-xp 00000000 fe:00 12                                 /srv/a b@1/lib.so\n\
+         7f01000-7f02000 r--p 00001000 fe:00 13 /models/new\\012line.gguf (deleted)\n\
+         7f02000-7f03000 rw-s 00000000 00:01 14                         /memfd:jit (deleted)\n\
+         7f03000-7f04000 rw-p 00000000 00:00 0\n\
+         7f04000-7f05000 rw-s 00000000 00:0e 15 anon_inode:i915.gem\n\
+         7f05000-7f06000 r-xp 00000000 00:00 0                          [vdso]\n\
+         nonsense\n",
+    )]);
+    let mappings = fake.process().mappings().unwrap();
+    let seen: Vec<_> = mappings.iter().map(|m| (m.path.to_str().unwrap(), m.executable, m.deleted)).collect();
+    let line = "/models/new\nline.gguf";
+    assert_eq!(seen, [("/srv/a b@1/lib.so", true, false), (line, false, true), ("/memfd:jit", false, true)]);
+    assert_eq!((mappings[0].start, mappings[0].end), (0x40_0000, 0x40_1000));
+    assert_eq!((mappings[0].offset, mappings[1].offset), (0, 0x1000));
+}
+
+#[test]
+fn the_mapped_file_is_found_or_nothing() {
+    let fake = Fake::new(&[("root/lib/a.so", "a"), ("real", "r"), ("map_files/x", "")]);
+    let mut mapping = Mapping {
+        start: 0x1000,
+        end: 0x2000,
+        offset: 0,
+        executable: true,
+        path: "/lib/a.so".into(),
+        deleted: false,
+    };
+    assert_eq!(fake.process().file(&mapping), fake.path("root/lib/a.so"));
+    mapping.deleted = true;
+    let exact = fake.path("map_files/1000-2000");
+    assert_eq!(fake.process().file(&mapping), exact, "not the file that took the name");
+    assert!(!exact.exists());
+    symlink("/lib/a.so (deleted)", fake.path("exe")).unwrap();
+    assert_eq!(fake.process().file(&mapping), fake.path("exe"));
+    symlink(fake.path("real"), &exact).unwrap();
+    assert_eq!(fake.process().file(&mapping), exact);
+}
+
+#[test]
+fn identity() {
+    let stat = "7 (a) b (c) S 1 7 7 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 4242 100 200";
+    let fake = Fake::new(&[
+        ("stat", stat),
+        ("comm", "llama-server\n"),
+        ("cmdline", "llama-server\0-m\0\0"),
+        ("environ", "PATHS=/x\0PATH=/bin\0EMPTY=\0"),
+        ("status", "Name:\tx\nNoNewPrivs:\t1\nSeccomp:\t2\nSeccomp_filters:\t1\n"),
+    ]);
+    let process = fake.process();
+    assert_eq!((process.start_time().unwrap(), process.is_zombie().unwrap()), (4242, false));
+    assert_eq!(process.comm().unwrap(), "llama-server");
+    assert_eq!(process.command_line().unwrap(), ["llama-server", "-m", ""]);
+    assert_eq!(process.environment("PATH").as_deref(), Some("/bin"));
+    assert_eq!(process.environment("EMPTY").as_deref(), Some(""));
+    assert_eq!(process.environment("PAT"), None);
+    assert_eq!(process.seccomp().unwrap(), 2);
+    std::fs::write(fake.path("stat"), stat.replace(" S ", " Z ")).unwrap();
+    assert!(process.is_zombie().unwrap());
+    std::fs::write(fake.path("stat"), "7 (a").unwrap();
+    assert_eq!(process.start_time().unwrap_err().kind(), io::ErrorKind::InvalidData);
+    let gone = ProcessRoot::new(fake.0.path(), 8).mappings().unwrap_err();
+    assert_eq!(gone.kind(), io::ErrorKind::NotFound);
+    assert!(gone.to_string().contains("8/maps"), "{gone}");
+}
+
+#[test]
+fn only_own_listeners_count() {
+    let fake = Fake::new(&[
+        (
+            "net/tcp",
+            "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n\
+             0: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000  0  0 11 1 0\n\
+             1: 00000000:1F91 00000000:0000 0A 00000000:00000000 00:00000000 00000000  0  0 99 1 0\n\
+             2: 0100007F:1F90 0100007F:C000 01 00000000:00000000 00:00000000 00000000  0  0 12 1 0\n",
+        ),
+        (
+            "net/unix",
+            "Num       RefCount Protocol Flags    Type St Inode Path\n\
+             0: 00000002 00000000 00010000 0001 01 13 /run/a b.sock\n\
+             0: 00000002 00000000 00000000 0001 03 14 /run/a b.sock\n\
+             0: 00000002 00000000 00010000 0001 01 15 @abstract\n",
+        ),
+        ("fd/0", ""),
+    ]);
+    assert_eq!(fake.process().listeners().unwrap(), []);
+    for inode in 11..=15 {
+        symlink(format!("socket:[{inode}]"), fake.path(&format!("fd/{inode}"))).unwrap();
+    }
+    let listeners = fake.process().listeners().unwrap();
+    let shown: Vec<_> = listeners.iter().map(ToString::to_string).collect();
+    assert_eq!(shown, ["127.0.0.1:8080", "unix:/run/a b.sock", "unix:@abstract"]);
+}
+
+#[test]
+fn this_process() {
+    let process = ProcessRoot::new(Path::new("/proc"), std::process::id());
+    let executable = std::env::current_exe().unwrap();
+    let mappings = process.mappings().unwrap();
+    let own = mappings.iter().find(|mapping| mapping.path == executable && mapping.executable).unwrap();
+    let id = |path: &Path| std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(path).unwrap());
+    assert_eq!(id(&process.file(own)), id(&executable));
+    assert!(process.start_time().unwrap() > 0 && !process.is_zombie().unwrap());
+    assert_eq!(process.command_line().unwrap(), std::env::args().collect::<Vec<_>>());
+    process.comm().unwrap();
+    process.seccomp().unwrap();
+
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("a socket");
+    let _unix = UnixListener::bind(&socket).unwrap();
+    let v4 = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut expected = vec![Listener::Tcp(v4.local_addr().unwrap()), Listener::Unix(socket)];
+    let v6 = TcpListener::bind("[::1]:0");
+    match &v6 {
+        Ok(v6) => expected.push(Listener::Tcp(v6.local_addr().unwrap())),
+        Err(error) => eprintln!("SKIPPED: no IPv6 listener on this host: {error}"),
+    }
+    let listeners = process.listeners().unwrap();
+    for listener in expected {
+        assert!(listeners.contains(&listener), "{listener} is not among {listeners:?}");
+    }
+}

@@ -1,0 +1,253 @@
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use llamaprobe_common::{
+    histogram::{BATCH_TOKENS, Bounds, Histogram, LATENCY_NS, bucket},
+    loss::Loss,
+    probe::ProbeId,
+    target::{TargetStats, TokenType},
+};
+
+use super::{
+    metrics::{Kind, METRICS},
+    prometheus::render,
+};
+use crate::{
+    bpf::calibrate::Prices,
+    discovery::model::Model,
+    plan::catalog::Role,
+    session::{Labels, Live, Server, Snapshot},
+};
+
+fn histogram(bounds: &Bounds, values: &[u64]) -> Histogram {
+    let mut histogram = Histogram::default();
+    for value in values {
+        histogram.counts[bucket(bounds, *value)] += 1;
+        histogram.sum += value;
+    }
+    histogram
+}
+
+/// A server whose probes all fired but that of the cache.
+fn busy() -> Server {
+    let mut stats = TargetStats::default();
+    for (probe, hits) in [
+        (ProbeId::LaunchSlot, 1),
+        (ProbeId::DecodeExt, 4),
+        (ProbeId::CommonSample, 3),
+        (ProbeId::ProcessToken, 3),
+    ] {
+        stats.hits[probe as usize] = hits;
+    }
+    stats.tokens[TokenType::Prompt as usize] = 12;
+    stats.tokens[TokenType::Generated as usize] = 3;
+    stats.losses[Loss::Unreadable as usize] = 2;
+    stats.inter_token = histogram(&LATENCY_NS, &[50_000, 50_001, 11_000_000_000]);
+    stats.step = histogram(&LATENCY_NS, &[7_500_000]);
+    stats.batch = histogram(&BATCH_TOKENS, &[12, 1, 1, 1]);
+    let model = Model {
+        path: "/models/tiny.gguf".into(),
+        architecture: "llama".to_owned(),
+        name: None,
+        kind: None,
+        quantisation: "Q4_K_M".to_owned(),
+        parameters: 1_100_048_384,
+        context_train: Some(2048),
+        splits: None,
+        file_bytes: 1,
+    };
+    let served = [
+        (Role::SlotStart, ProbeId::LaunchSlot),
+        (Role::CacheHit, ProbeId::CommonSeqRm),
+        (Role::Batch, ProbeId::DecodeExt),
+        (Role::StepEnd, ProbeId::CommonSample),
+        (Role::Token, ProbeId::ProcessToken),
+    ];
+    Server {
+        labels: Labels { server: "127.0.0.1:8080".to_owned(), model: "a \"tiny\" one".to_owned() },
+        stats,
+        served: BTreeSet::from(served),
+        live: Some(Live {
+            pid: 7,
+            context_size: 4096,
+            context_used: 1024,
+            slots_busy: 1,
+            model: Some(Arc::new(model)),
+            probes: served.map(|(_, probe)| probe).to_vec(),
+            missing: vec![Role::SlotEnd],
+            overhead: 0.0015,
+        }),
+    }
+}
+
+/// A process that has ended after it decoded something.
+fn ended() -> Server {
+    let mut stats = TargetStats::default();
+    stats.hits[ProbeId::LlamaDecode as usize] = 1;
+    stats.tokens[TokenType::Prompt as usize] = 5;
+    stats.batch = histogram(&BATCH_TOKENS, &[5]);
+    Server {
+        labels: Labels { server: "pid:9".to_owned(), model: String::new() },
+        stats,
+        served: BTreeSet::from([(Role::Batch, ProbeId::LlamaDecode), (Role::Token, ProbeId::Logits)]),
+        live: None,
+    }
+}
+
+fn snapshot(servers: Vec<Server>) -> Snapshot {
+    let mut own = TargetStats::default();
+    own.losses[Loss::RingFull as usize] = 1;
+    Snapshot {
+        servers,
+        own,
+        prices: Some(Prices { emulated_ns: 1_500, single_stepped_ns: 10_000 }),
+        targets: 1,
+        unobservable: 2,
+        attach_failures: 3,
+        cpu: Duration::from_millis(1_500),
+        resident_bytes: 20_000_000,
+        started: 1_700_000_000.5,
+    }
+}
+
+/// The samples, without help and type.
+fn samples(snapshot: &Snapshot) -> Vec<String> {
+    let text = String::from_utf8(render(snapshot).unwrap()).unwrap();
+    text.lines().filter(|line| !line.starts_with('#')).map(str::to_owned).collect()
+}
+
+fn of<'a>(samples: &'a [String], name: &str) -> Vec<&'a str> {
+    let begins = |line: &&str| {
+        let rest = line.strip_prefix(name);
+        rest.is_some_and(|rest| rest.starts_with(['{', ' ']))
+    };
+    samples.iter().map(String::as_str).filter(begins).collect()
+}
+
+#[test]
+fn golden() {
+    let samples = samples(&snapshot(vec![busy(), ended()]));
+    // Histograms, build and losses have tests of their own.
+    let apart = |line: &&str| {
+        ["_bucket{", "_sum{", "_count{", "build_info", "lost_total"].iter().all(|part| !line.contains(part))
+    };
+    let plain: Vec<_> = samples.iter().map(String::as_str).filter(apart).collect();
+    assert_eq!(plain, include_str!("tests.prom").lines().collect::<Vec<_>>(), "{}", plain.join("\n"));
+}
+
+#[test]
+fn buckets_are_cumulative_and_their_bounds_spelled_as_dashboards_match_them() {
+    let samples = samples(&snapshot(vec![busy()]));
+    let bounds = |name: &str| -> Vec<(String, u64)> {
+        let buckets = of(&samples, name);
+        buckets
+            .iter()
+            .map(|line| {
+                let (bound, count) = line.split_once("le=\"").unwrap().1.split_once("\"} ").unwrap();
+                (bound.to_owned(), count.parse().unwrap())
+            })
+            .collect()
+    };
+    let latency = bounds("llm_inter_token_latency_seconds_bucket");
+    let spelled: Vec<_> = latency.iter().map(|(bound, _)| bound.as_str()).collect();
+    assert_eq!(
+        spelled,
+        [
+            "0.00005", "0.0001", "0.00025", "0.0005", "0.001", "0.002", "0.003", "0.004", "0.005", "0.006",
+            "0.008", "0.01", "0.015", "0.02", "0.025", "0.035", "0.05", "0.075", "0.1", "0.15", "0.2", "0.3",
+            "0.4", "0.5", "0.75", "1", "2.5", "5", "10", "+Inf"
+        ]
+    );
+    let counts: Vec<_> = latency.iter().map(|(_, count)| *count).collect();
+    assert_eq!((counts[0], counts[1], counts[28], counts[29]), (1, 2, 2, 3));
+    assert!(counts.is_sorted());
+    let batch = bounds("llm_batch_tokens_bucket");
+    let shown: Vec<_> = batch.iter().map(|(bound, count)| (bound.as_str(), *count)).collect();
+    assert_eq!(shown[..5], [("1", 3), ("2", 3), ("4", 3), ("8", 3), ("16", 4)]);
+    assert_eq!(shown[13..], [("8192", 4), ("+Inf", 4)]);
+    for (name, sum, count) in [
+        ("llm_inter_token_latency_seconds", "11.000100001", "3"),
+        ("llm_decode_step_seconds", "0.0075", "1"),
+        ("llm_batch_tokens", "15", "4"),
+    ] {
+        let value = |suffix: &str| {
+            let line = of(&samples, &format!("{name}{suffix}")).remove(0);
+            line.rsplit_once(' ').unwrap().1
+        };
+        assert_eq!(value("_count"), count, "{name}");
+        let difference = value("_sum").parse::<f64>().unwrap() - sum.parse::<f64>().unwrap();
+        assert!(difference.abs() < 1e-9, "{name}: {}", value("_sum"));
+    }
+}
+
+#[test]
+fn what_is_not_live_has_no_sample() {
+    let samples_of_ended = samples(&snapshot(vec![ended()]));
+    for name in [
+        "llm_inter_token_latency_seconds_count",
+        "llm_decode_step_seconds_count",
+        "llm_context_size_tokens",
+        "llm_slots_busy",
+        "llm_model_info",
+        "llamaprobe_probe_attached",
+        "llamaprobe_overhead_ratio",
+    ] {
+        assert_eq!(of(&samples_of_ended, name), [""; 0], "{name}");
+    }
+    assert_eq!(of(&samples_of_ended, "llm_tokens_total").len(), 1, "only prompt tokens are seen");
+
+    let mut silent = busy();
+    silent.stats = TargetStats::default();
+    let samples_of_silent = samples(&snapshot(vec![silent]));
+    let measured = samples_of_silent.iter().filter(|line| line.starts_with("llm_"));
+    let names: Vec<_> = measured.filter_map(|line| line.split('{').next()).collect();
+    assert_eq!(names, ["llm_model_info"], "attached, but nothing has fired");
+    let hits = of(&samples_of_silent, "llamaprobe_probe_hits_total");
+    assert!(hits.len() == 5 && hits.iter().all(|line| line.ends_with(" 0")), "{hits:?}");
+
+    let mut unknown = busy();
+    unknown.live.as_mut().unwrap().context_size = 0;
+    assert_eq!(of(&samples(&snapshot(vec![unknown])), "llm_context_utilisation_ratio"), [""; 0]);
+}
+
+#[test]
+fn every_loss_has_a_series_from_the_start() {
+    let samples = samples(&snapshot(vec![busy()]));
+    let lost = of(&samples, "llamaprobe_lost_total");
+    assert_eq!(lost.len(), 2 * Loss::COUNT);
+    let value = |server: &str, reason: &str| {
+        let part = |line: &&&str| {
+            line.contains(&format!("server=\"{server}\"")) && line.contains(&format!("reason=\"{reason}\""))
+        };
+        lost.iter().find(part).unwrap().rsplit_once(' ').unwrap().1
+    };
+    assert_eq!(value("127.0.0.1:8080", "unreadable"), "2");
+    assert_eq!(value("127.0.0.1:8080", "ring_full"), "0");
+    assert_eq!(value("", "ring_full"), "1");
+}
+
+#[test]
+fn every_metric_says_what_it_is() {
+    let text = String::from_utf8(render(&snapshot(vec![busy()])).unwrap()).unwrap();
+    let mut names = BTreeSet::new();
+    for metric in METRICS {
+        assert!(names.insert(metric.name), "{} twice", metric.name);
+        assert!(metric.help.ends_with('.') && !metric.help.contains('\n'), "{}", metric.name);
+        assert_eq!(metric.name.ends_with("_total"), metric.kind == Kind::Counter, "{}", metric.name);
+        let kind = match metric.kind {
+            Kind::Counter => "counter",
+            Kind::Gauge => "gauge",
+            Kind::Histogram => "histogram",
+        };
+        assert!(text.contains(&format!("# TYPE {} {kind}\n", metric.name)), "{}", metric.name);
+        assert!(text.contains(&format!("# HELP {} ", metric.name)), "{}", metric.name);
+    }
+}
+
+#[test]
+fn an_agent_without_targets_still_speaks_of_itself() {
+    let samples = samples(&Snapshot::default());
+    assert_eq!(of(&samples, "llamaprobe_targets"), ["llamaprobe_targets 0"]);
+    assert_eq!(of(&samples, "llamaprobe_lost_total").len(), Loss::COUNT);
+    assert_eq!(of(&samples, "llamaprobe_probe_price_seconds"), [""; 0], "not measured");
+    assert!(samples.iter().all(|line| !line.starts_with("llm_")));
+}

@@ -1,0 +1,187 @@
+use super::*;
+use Stepping::{Emulated, SingleStepped, Unknown};
+
+const NOTHING: Needs = Needs { arguments: 0, stack: false };
+const FIRST: Needs = Needs { arguments: 0b1, stack: false };
+const SECOND: Needs = Needs { arguments: 0b10, stack: false };
+const THIRD: Needs = Needs { arguments: 0b100, stack: false };
+const STACK: Needs = Needs { arguments: 0, stack: true };
+const SEVENTH: Needs = Needs { arguments: 0b100_0000, stack: false };
+
+fn x86(hex: &str, needs: Needs) -> Site {
+    pick(SiteMachine::X86_64, &bytes(hex), 0, needs)
+}
+
+fn bytes(hex: &str) -> Vec<u8> {
+    hex.split_whitespace().map(|byte| u8::from_str_radix(byte, 16).unwrap()).collect()
+}
+
+#[test]
+fn picks_the_earliest_cheap_and_safe_instruction() {
+    #[rustfmt::skip]
+    let table = [
+        // The entry is cheap.
+        ("55 48 89 e5",                   FIRST,  0, "push rbp",         Emulated),
+        ("41 57 41 56",                   STACK,  0, "push r15",         Emulated),
+        ("e9 fb ff ff ff",                FIRST,  0, "jmp +0x0",         Emulated),
+        ("e9 00 f0 ff ff",                FIRST,  0, "jmp -0xffb",       Emulated),
+        ("e8 10 00 00 00 53",             FIRST,  0, "call +0x15",       Emulated),
+        ("eb 02 00 00 c3",                FIRST,  0, "jmp +0x4",         Emulated),
+        ("90 c3",                         FIRST,  0, "nop",              Emulated),
+        // It is not, but something after it is.
+        ("f3 0f 1e fa 55",                FIRST,  4, "push rbp",         Emulated),
+        ("48 85 ff 74 05",                FIRST,  3, "je +0xa",          Emulated),
+        ("8b 87 78 15 00 00 85 c0 74 01", FIRST,  8, "je +0xb",          Emulated),
+        ("85 ff 0f 88 10 00 00 00",       FIRST,  2, "js +0x18",         Emulated),
+        ("f3 0f 1e fa e9 00 10 00 00",    FIRST,  4, "jmp +0x1009",      Emulated),
+        ("0f 1f 44 00 00 53",             FIRST,  5, "push rbx",         Emulated),
+        // An argument would be lost on the way: whole, in part, by an implied operand.
+        ("89 f7 53",                      FIRST,  0, "mov edi, esi",     SingleStepped),
+        ("89 f7 53",                      SECOND, 2, "push rbx",         Emulated),
+        ("40 b7 01 53",                   FIRST,  0, "mov dil, 1",       SingleStepped),
+        ("99 53",                         THIRD,  0, "cdq",              SingleStepped),
+        ("48 0f 45 fe 53",                FIRST,  0, "cmovne rdi, rsi",  SingleStepped),
+        // The stack pointer is needed as it was, and so is what it points to.
+        ("48 83 ec 18 53",                FIRST,  4, "push rbx",         Emulated),
+        ("48 83 ec 18 53",                STACK,  0, "sub rsp, 0x18",    SingleStepped),
+        ("48 83 ec 18 53",                SEVENTH, 0, "sub rsp, 0x18",   SingleStepped),
+        ("48 89 74 24 08 53",             STACK,  0, "mov [rsp+8], rsi", SingleStepped),
+        ("48 89 74 24 f8 53",             FIRST,  5, "push rbx",         Emulated),
+        ("49 89 e2 53",                   STACK,  3, "push rbx",         Emulated),
+        // A loop leads to the site, or before it; a new call of itself does not matter.
+        ("8b 07 53 eb fd",                FIRST,  0, "mov eax, [rdi]",   SingleStepped),
+        ("48 8b 07 53 eb fb",             FIRST,  0, "mov rax, [rdi]",   SingleStepped),
+        ("8b 07 53 eb fb",                FIRST,  2, "push rbx",         Emulated),
+        ("f3 0f 1e fa 53 eb fd",          FIRST,  0, "endbr64",          SingleStepped),
+        ("8b 07 53 eb fe",                FIRST,  2, "push rbx",         Emulated),
+        // Control leaves, so that what follows runs later, elsewhere or never.
+        ("ff d0 53",                      NOTHING, 0, "call rax",        SingleStepped),
+        ("c3 53",                         NOTHING, 0, "ret",             SingleStepped),
+        ("0f 05 53",                      NOTHING, 0, "syscall",         SingleStepped),
+        ("ff 25 00 01 00 00",             FIRST,  0, "jmp qword ptr [rip+0x100]", SingleStepped),
+        // Nothing cheap: at least not endbr64, nor what kernels refuse or mistake.
+        ("f3 0f 1e fa c3",                FIRST,  4, "ret",              SingleStepped),
+        ("66 90 c3",                      FIRST,  2, "ret",              SingleStepped),
+        ("f0 48 ff 07 c3",                FIRST,  4, "ret",              SingleStepped),
+        ("49 90 c3",                      FIRST,  2, "ret",              SingleStepped),
+        ("66 e9 00 00 00 00",             FIRST,  0, "jmp +0x6",         Unknown),
+        ("0f 1f 44 00 00 c3",             FIRST,  0, "nop [rax+rax]", Unknown),
+        ("ff f7 c3",                      FIRST,  0, "push rdi",         SingleStepped),
+    ];
+    for (code, needs, offset, instruction, stepping) in table {
+        let site = x86(code, needs);
+        assert_eq!(
+            (site.offset, site.instruction.as_str(), site.stepping),
+            (offset, instruction, stepping),
+            "{code} {needs:?}"
+        );
+    }
+}
+
+#[test]
+fn tells_what_the_entry_would_have_been() {
+    let site = x86("f3 0f 1e fa 55", FIRST);
+    assert_eq!((site.first_instruction.as_str(), site.entry_stepping), ("endbr64", SingleStepped));
+    let site = x86("55", FIRST);
+    assert_eq!((site.first_instruction.as_str(), site.entry_stepping), ("push rbp", Emulated));
+}
+
+#[test]
+fn walks_eight_instructions_and_no_further() {
+    let far = |count: usize| x86(&format!("{} 53", "8b 07 ".repeat(count)), FIRST);
+    assert_eq!(far(8).offset, 16);
+    assert_eq!(far(9).offset, 0);
+}
+
+#[test]
+fn stays_at_the_entry_of_code_it_cannot_read_to_the_end() {
+    // 06 is no instruction in 64-bit code; a branch may hide behind it.
+    assert_eq!(x86("8b 07 53 06 c3", FIRST).offset, 0);
+    // An instruction that is merely cut off hides nothing that can be seen.
+    assert_eq!(x86("8b 07 53 e8 00", FIRST).offset, 2);
+    // What follows the function is not the function.
+    let code = bytes("8b 07 53 c3 eb fc");
+    assert_eq!(pick(SiteMachine::X86_64, &code, 4, FIRST).offset, 2);
+    assert_eq!(pick(SiteMachine::X86_64, &code, 6, FIRST).offset, 0);
+    assert_eq!(pick(SiteMachine::X86_64, &code, u64::MAX, FIRST).offset, 0);
+}
+
+#[test]
+fn undecodable_code_is_unknown() {
+    for (machine, hex) in [
+        (SiteMachine::X86_64, ""),
+        (SiteMachine::X86_64, "06"),
+        (SiteMachine::X86_64, "48"),
+        (SiteMachine::X86_64, "e8 00 00"),
+        (SiteMachine::Aarch64, ""),
+        (SiteMachine::Aarch64, "5f 24 03"),
+    ] {
+        let site = pick(machine, &bytes(hex), 4, FIRST);
+        assert_eq!((site.offset, site.stepping, site.entry_stepping), (0, Unknown, Unknown), "{hex}");
+    }
+}
+
+#[test]
+fn any_bytes_give_a_site_inside_them() {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut random = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state
+    };
+    for _ in 0..20_000 {
+        let length = random() % 64;
+        let code: Vec<u8> = (0..length).map(|_| random().to_le_bytes()[0]).collect();
+        let needs = Needs { arguments: random().to_le_bytes()[0], stack: random() % 2 == 0 };
+        for machine in [SiteMachine::X86_64, SiteMachine::Aarch64] {
+            let site = pick(machine, &code, random() % 96, needs);
+            assert!(site.offset == 0 || site.offset < length, "{code:02x?}");
+        }
+    }
+}
+
+#[test]
+fn classifies_arm_entries_and_never_moves() {
+    let table = [
+        (0x1400_0001_u32, "b", Emulated),
+        (0x97ff_ffff, "bl", Emulated),
+        (0x5400_0040, "b.cond", Emulated),
+        (0xb400_0060, "cbz", Emulated),
+        (0x3500_0060, "cbnz", Emulated),
+        (0x3600_0080, "tbz", Emulated),
+        (0xb707_ff80, "tbnz", Emulated),
+        (0x1000_0000, "adr", Emulated),
+        (0xb000_00e0, "adrp", Emulated),
+        (0xd61f_0200, "br", Emulated),
+        (0xd65f_03c0, "ret", Emulated),
+        (0x5800_0040, "ldr (literal)", Unknown),
+        (0xd503_201f, "nop", Unknown),
+        (0xd503_245f, "bti", SingleStepped),
+        (0xd503_233f, "paciasp", SingleStepped),
+        (0xa9bd_7bfd, "instruction", SingleStepped),
+        (0xd101_83ff, "instruction", SingleStepped),
+        (0xf940_0000, "instruction", SingleStepped),
+    ];
+    for (word, name, stepping) in table {
+        let mut code = word.to_le_bytes().to_vec();
+        code.extend(0x1400_0001_u32.to_le_bytes());
+        let site = pick(SiteMachine::Aarch64, &code, 8, FIRST);
+        assert_eq!((site.offset, site.stepping, site.entry_stepping), (0, stepping, stepping), "{word:#x}");
+        assert_eq!(site.instruction, format!("{name} ({word:#010x})"));
+    }
+}
+
+#[test]
+fn a_stepped_hit_is_dear_above_all_in_a_guest() {
+    assert_eq!(price_ns(Emulated, true), price_ns(Emulated, false));
+    assert!(price_ns(Emulated, false) < price_ns(SingleStepped, false));
+    assert!(price_ns(SingleStepped, false) < price_ns(SingleStepped, true));
+    assert_eq!(price_ns(Unknown, true), price_ns(SingleStepped, true));
+}
+
+#[test]
+fn serialises_in_snake_case() {
+    let json = serde_json::to_string(&x86("f3 0f 1e fa 55", FIRST)).unwrap();
+    assert!(json.contains(r#""entry_stepping":"single_stepped""#), "{json}");
+}

@@ -1,0 +1,274 @@
+use std::path::Path;
+
+use llamaprobe_common::cookie::BatchLayout;
+
+use super::{report::ProcessReport, site::Stepping, *};
+use crate::discovery::{Target, image::ImageId};
+
+const DECODE_EXT: &str = "_ZN13llama_context6decodeERK15llama_batch_ext";
+const DECODE: &str = "_ZN13llama_context6decodeERK11llama_batch";
+const COMMON_SAMPLE: &str = "_Z21common_sampler_sampleP14common_samplerP13llama_contextib";
+const GPT_SAMPLE: &str = "_Z18gpt_sampler_sampleP11gpt_samplerP13llama_contextib";
+const SEQ_RM: &str = "llama_memory_seq_rm";
+
+/// What libllama of late 2026 exports.
+const LIBLLAMA: &[&str] = &[
+    DECODE_EXT,
+    DECODE,
+    "llama_process",
+    "llama_decode",
+    "llama_sampler_sample",
+    "llama_get_logits",
+    "llama_get_logits_ith",
+    "llama_get_sampled_token_ith",
+    SEQ_RM,
+    "llama_n_ctx_seq",
+    "llama_synchronize",
+];
+const LIBCOMMON: &[&str] = &[COMMON_SAMPLE, "_ZNK13common_memory6seq_rmEiii"];
+const SERVER: &[&str] = &[
+    "_ZN19server_context_impl13process_tokenER23completion_token_outputR11server_slot",
+    "_ZN19server_context_impl21launch_slot_with_taskER11server_slotO11server_task",
+    "_ZN11server_slot7releaseEv",
+];
+/// A server of 2024: one file, C++ methods of libllama not among its symbols.
+const OLD_SERVER: &[&str] = &[
+    "_ZN14server_context13process_tokenER23completion_token_outputR11server_slot",
+    "_ZN14server_context21launch_slot_with_taskER11server_slotRK11server_task",
+    "_ZN11server_slot7releaseEv",
+    "llama_decode",
+    "llama_kv_cache_seq_rm",
+    "llama_get_logits_ith",
+    "llama_sampler_sample",
+    "llama_synchronize",
+];
+
+/// `test rdi, rdi; je; mov rax, [rdi]; jmp [rax+0x38]; nop; mov eax, 1; ret`: the code of [`SEQ_RM`] in b11434.
+const SEQ_RM_CODE: &[u8] = &[
+    0x48, 0x85, 0xff, 0x74, 0x0b, 0x48, 0x8b, 0x07, 0xff, 0x60, 0x38, 0x0f, 0x1f, 0x44, 0x00, 0x00, 0xb8,
+    0x01, 0x00, 0x00, 0x00, 0xc3,
+];
+
+/// The function number n begins at n * 0x1000.
+fn image(inode: u64, path: &str, names: &[&[&str]]) -> Arc<Image> {
+    let symbols = names.concat().into_iter().zip(1..).map(|(name, number)| {
+        // push r15; ret
+        let code = if name == SEQ_RM { SEQ_RM_CODE } else { &[0x41, 0x57, 0xc3] };
+        Symbol {
+            name: name.to_owned(),
+            offset: number * 0x1000,
+            size: code.len() as u64,
+            code: code.to_vec(),
+        }
+    });
+    Arc::new(Image {
+        id: ImageId { device: 1, inode, size: 1, modified_ns: 0 },
+        path: path.into(),
+        build_id: None,
+        machine: Machine::X86_64,
+        symbols: symbols.collect(),
+        stripped: false,
+    })
+}
+
+fn observable(images: &[Arc<Image>]) -> Plan {
+    match plan(images) {
+        Verdict::Observable(plan) => plan,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Probes by name, in the order of the plan.
+fn serving(plan: &Plan, role: Role) -> Vec<&'static str> {
+    plan.probes.iter().filter(|probe| probe.role == role).map(|probe| probe.probe.name()).collect()
+}
+
+fn only(plan: &Plan, id: ProbeId) -> &Probe {
+    let mut found = plan.probes.iter().filter(|probe| probe.probe == id);
+    let first = found.next().unwrap();
+    assert!(found.next().is_none(), "{} more than once", id.name());
+    first
+}
+
+fn missing(plan: &Plan) -> Vec<Role> {
+    plan.missing.iter().map(|missing| missing.role).collect()
+}
+
+#[test]
+fn a_server_of_today() {
+    let plan = observable(&[
+        image(1, "libllama.so", &[LIBLLAMA]),
+        image(2, "libllama-common.so", &[LIBCOMMON]),
+        image(3, "libllama-server-impl.so", &[SERVER]),
+    ]);
+    let served = Role::ALL.map(|role| serving(&plan, role));
+    assert_eq!(
+        served,
+        [
+            vec!["launch_slot_with_task"],
+            vec!["common_memory_seq_rm"],
+            vec!["decode_ext"],
+            vec!["common_sampler_sample"],
+            vec!["process_token"],
+            vec!["slot_release"],
+        ],
+        "the inner decode alone, the server's own token, the sampler only as the step's end"
+    );
+    assert_eq!(plan.missing, []);
+    assert_eq!(plan.flags, TargetConfig::SLOTS | TargetConfig::SLOT_TOKENS | TargetConfig::STEP_END);
+    let decode = only(&plan, ProbeId::DecodeExt);
+    assert_eq!((decode.symbol.as_str(), decode.image.path.as_path()), (DECODE_EXT, Path::new("libllama.so")));
+    assert_eq!((decode.program, decode.cookie.batch_layout()), (Program::Batch, Some(BatchLayout::ExtArg1)));
+    assert_eq!((decode.offset(), decode.site.stepping), (0x1000, Stepping::Emulated));
+}
+
+#[test]
+fn a_server_of_the_llama_decode_era() {
+    let libllama = [DECODE, "llama_decode", SEQ_RM, "llama_get_logits_ith", "llama_synchronize"];
+    let plan = observable(&[
+        image(1, "libllama.so", &[&libllama]),
+        image(2, "llama-server", &[&OLD_SERVER[..3], &[COMMON_SAMPLE]]),
+    ]);
+    assert_eq!(serving(&plan, Role::Batch), ["decode_batch"]);
+    assert_eq!(serving(&plan, Role::StepEnd), ["common_sampler_sample"]);
+    assert_eq!(serving(&plan, Role::Token), ["process_token"]);
+    assert_eq!(only(&plan, ProbeId::DecodeBatch).cookie.context_layout(), ContextLayout::Total);
+    let cache = only(&plan, ProbeId::MemorySeqRm);
+    assert_eq!((cache.entry, cache.offset(), cache.site.instruction.as_str()), (0x3000, 0x3003, "je +0x10"));
+    assert_eq!(plan.missing, []);
+}
+
+#[test]
+fn both_entry_points_where_the_methods_are_hidden() {
+    let plan = observable(&[image(1, "app", &[&["llama_process", "llama_decode", "llama_get_logits_ith"]])]);
+    assert_eq!(serving(&plan, Role::Batch), ["llama_process", "llama_decode"]);
+    let layout = |id| only(&plan, id).cookie.batch_layout();
+    assert_eq!(layout(ProbeId::LlamaProcess), Some(BatchLayout::ExtArg2));
+    assert_eq!(layout(ProbeId::LlamaDecode), Some(BatchLayout::Value));
+}
+
+#[test]
+fn the_python_binding_has_only_libllama() {
+    let plan = observable(&[image(1, "libllama.so", &[LIBLLAMA])]);
+    assert_eq!(serving(&plan, Role::Batch), ["decode_ext"]);
+    let tokens =
+        ["llama_sampler_sample", "llama_get_logits_ith", "llama_get_sampled_token_ith", "llama_get_logits"];
+    assert_eq!(serving(&plan, Role::Token), tokens);
+    assert_eq!(serving(&plan, Role::StepEnd), tokens, "the token ends the step");
+    let sites = |role| plan.probes.iter().filter(move |probe| probe.role == role).map(Probe::offset);
+    assert!(sites(Role::Token).eq(sites(Role::StepEnd)), "one attachment serves both");
+    assert_eq!(plan.flags, TargetConfig::STEP_END);
+    assert_eq!(missing(&plan), [Role::SlotStart, Role::CacheHit, Role::SlotEnd]);
+    assert_eq!(plan.missing[1].why, "needs the slots of a server");
+    assert!(plan.missing[0].why.contains("a binding"), "{}", plan.missing[0].why);
+
+    let target = Target {
+        pid: 7,
+        start_time: 1,
+        comm: "python3".to_owned(),
+        images: vec![],
+        listeners: vec![],
+        model: None,
+        alias: None,
+    };
+    let report = ProcessReport::of(&target, &Verdict::Observable(plan), false).unwrap();
+    assert!(!report.is_complete());
+    let lost: Vec<_> = report.missing.iter().map(|missing| (missing.role, missing.lost)).collect();
+    assert_eq!(lost[1], (Role::CacheHit, "cached tokens"));
+    assert!(lost[0].1.contains("llm_slots_busy"), "{lost:?}");
+}
+
+#[test]
+fn an_old_python_binding_samples_by_itself() {
+    let sampling = ["llama_sample_token", "llama_sample_token_greedy", "llama_get_logits"];
+    let plan = observable(&[image(1, "libllama.so", &[&["llama_decode"], &sampling])]);
+    assert_eq!(serving(&plan, Role::Token), ["llama_sample_token", "llama_sample_token", "llama_get_logits"]);
+    let priority =
+        |symbol| plan.probes.iter().find(|probe| probe.symbol == symbol).unwrap().cookie.priority();
+    assert!(priority("llama_sample_token_greedy") < priority("llama_get_logits"), "it looks at them itself");
+}
+
+#[test]
+fn the_node_binding_brings_the_common_library() {
+    // A build between the two eras: no batches of the new kind. node itself shows nothing of llama.cpp.
+    let names: Vec<_> =
+        LIBLLAMA.iter().copied().filter(|name| ![DECODE_EXT, "llama_process"].contains(name)).collect();
+    let plan = observable(&[
+        image(1, "libllama.v0.5.0.so", &[&names]),
+        image(2, "libllama-common.so", &[LIBCOMMON]),
+    ]);
+    assert_eq!(serving(&plan, Role::Batch), ["decode_batch"]);
+    // Nothing calls the common sampler there; the rest of the group stands in.
+    let tokens = serving(&plan, Role::Token);
+    assert!(
+        tokens.contains(&"common_sampler_sample") && tokens.contains(&"llama_get_logits_ith"),
+        "{tokens:?}"
+    );
+    assert_eq!(serving(&plan, Role::CacheHit), [""; 0], "without slots it would count every call");
+    assert_eq!(missing(&plan), [Role::SlotStart, Role::CacheHit, Role::SlotEnd]);
+}
+
+#[test]
+fn servers_of_the_gpt_sampler_shift_their_sequences() {
+    let plan = observable(&[image(1, "llama-server", &[OLD_SERVER, &[GPT_SAMPLE]])]);
+    assert_eq!(serving(&plan, Role::StepEnd), ["gpt_sampler_sample"]);
+    assert_eq!(serving(&plan, Role::CacheHit), ["llama_kv_cache_seq_rm"]);
+    let all = TargetConfig::SLOTS | TargetConfig::SLOT_TOKENS | TargetConfig::STEP_END;
+    assert_eq!(plan.flags, all | TargetConfig::SEQUENCE_SHIFT);
+    let newer = observable(&[image(1, "llama-server", &[OLD_SERVER, &[COMMON_SAMPLE]])]);
+    assert_eq!(newer.flags, all);
+    let binding = observable(&[image(1, "app", &[&["llama_decode", GPT_SAMPLE]])]);
+    assert_eq!(binding.flags, TargetConfig::STEP_END, "without slots there is nothing to shift");
+}
+
+#[test]
+fn half_of_the_slot_symbols_are_none() {
+    let plan = observable(&[image(1, "llama-server", &[&OLD_SERVER[..2], &OLD_SERVER[3..]])]);
+    assert_eq!(missing(&plan), [Role::SlotStart, Role::CacheHit, Role::SlotEnd]);
+    assert_eq!(plan.flags, TargetConfig::STEP_END, "tokens come from the context, not from slots");
+}
+
+#[test]
+fn two_copies_of_a_library_are_both_probed() {
+    let plan = observable(&[
+        image(1, "a/libllama.so", &[LIBLLAMA]),
+        image(2, "b/libllama.so", &[&["llama_decode", "llama_sampler_sample", "llama_synchronize"]]),
+    ]);
+    let batch: Vec<_> = plan.probes.iter().filter(|probe| probe.role == Role::Batch).collect();
+    let seen: Vec<_> = batch.iter().map(|probe| (probe.image.id.inode, probe.probe.name())).collect();
+    assert_eq!(seen, [(1, "decode_ext"), (2, "llama_decode")], "the entry point is chosen for each copy");
+    let layouts: Vec<_> = batch.iter().map(|probe| probe.cookie.context_layout()).collect();
+    assert_eq!(layouts, [ContextLayout::TotalAndSequence, ContextLayout::Total]);
+    let samplers =
+        plan.probes.iter().filter(|probe| probe.role == Role::Token && probe.probe == ProbeId::SamplerSample);
+    assert_eq!(samplers.count(), 2);
+}
+
+#[test]
+fn two_names_of_one_function_are_one_probe() {
+    let mut image = Arc::unwrap_or_clone(image(1, "libllama.so", &[&["llama_decode", SEQ_RM]]));
+    let alias = Symbol { name: "llama_process".to_owned(), ..image.symbols[0].clone() };
+    image.symbols.push(alias);
+    let plan = observable(&[Arc::new(image)]);
+    assert_eq!(serving(&plan, Role::Batch).len(), 1);
+}
+
+#[test]
+fn the_context_size_is_where_the_exports_say() {
+    let layout = |more: &[&str]| {
+        let plan = observable(&[image(1, "libllama.so", &[&["llama_decode"], more])]);
+        only(&plan, ProbeId::LlamaDecode).cookie.context_layout()
+    };
+    assert_eq!(layout(&["llama_n_ctx_seq", "llama_synchronize"]), ContextLayout::TotalAndSequence);
+    assert_eq!(layout(&["llama_synchronize"]), ContextLayout::Total);
+    assert_eq!(layout(&[]), ContextLayout::Unknown);
+}
+
+#[test]
+fn what_cannot_be_observed_is_told_from_what_is_foreign() {
+    let verdict = |names: &[&str]| plan(&[image(1, "app", &[names])]);
+    assert!(matches!(verdict(&["llama_eval"]), Verdict::Unsupported(why) if why.contains("llama_eval")));
+    assert!(matches!(verdict(&["llama_eval", "llama_decode"]), Verdict::Observable(_)));
+    assert!(matches!(verdict(&["malloc"]), Verdict::Foreign));
+    assert!(matches!(plan(&[]), Verdict::Foreign));
+}

@@ -1,0 +1,78 @@
+//! What has been counted, by labels: it outlives the processes that counted it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::{Duration, Instant},
+};
+
+use llamaprobe_common::{probe::ProbeId, target::TargetStats};
+
+use super::Labels;
+use crate::plan::catalog::Role;
+
+/// How long a series outlives its last process: two scrapes of the usual interval and some.
+pub const KEEP_ENDED: Duration = Duration::from_secs(45);
+
+/// What has been counted under one set of labels.
+#[derive(Debug)]
+pub(super) struct Account {
+    pub(super) stats: TargetStats,
+    pub(super) served: BTreeSet<(Role, ProbeId)>,
+    touched: Instant,
+}
+
+/// The accounts.
+#[derive(Debug, Default)]
+pub(super) struct Ledger(BTreeMap<Labels, Account>);
+
+impl Ledger {
+    /// Books what a process has counted since `credited`, and says in `credited` that it did.
+    pub(super) fn book(
+        &mut self,
+        now: Instant,
+        labels: &Labels,
+        served: &BTreeSet<(Role, ProbeId)>,
+        stats: &TargetStats,
+        credited: &mut TargetStats,
+    ) {
+        let account = self.0.entry(labels.clone()).or_insert_with(|| Account {
+            stats: TargetStats::default(),
+            served: BTreeSet::new(),
+            touched: now,
+        });
+        account.stats.add(&difference(stats, credited));
+        account.served.clone_from(served);
+        account.touched = now;
+        *credited = *stats;
+    }
+
+    /// Drops accounts that no living process has and none has touched for [`KEEP_ENDED`].
+    pub(super) fn forget(&mut self, now: Instant, living: &BTreeSet<Labels>) {
+        self.0.retain(|labels, account| {
+            living.contains(labels) || now.duration_since(account.touched) < KEEP_ENDED
+        });
+    }
+
+    /// The accounts, sorted by labels.
+    pub(super) fn accounts(&self) -> impl Iterator<Item = (&Labels, &Account)> {
+        self.0.iter()
+    }
+}
+
+/// What was counted since `before`. Counters of one process never go back.
+fn difference(now: &TargetStats, before: &TargetStats) -> TargetStats {
+    let mut difference = *now;
+    let minus = |mine: &mut u64, theirs: &u64| *mine = mine.saturating_sub(*theirs);
+    difference.hits.iter_mut().zip(&before.hits).for_each(|(a, b)| minus(a, b));
+    difference.losses.iter_mut().zip(&before.losses).for_each(|(a, b)| minus(a, b));
+    difference.tokens.iter_mut().zip(&before.tokens).for_each(|(a, b)| minus(a, b));
+    for (mine, theirs) in [
+        (&mut difference.inter_token, &before.inter_token),
+        (&mut difference.step, &before.step),
+        (&mut difference.batch, &before.batch),
+    ] {
+        mine.counts.iter_mut().zip(&theirs.counts).for_each(|(a, b)| minus(a, b));
+        minus(&mut mine.sum, &theirs.sum);
+    }
+    difference
+}

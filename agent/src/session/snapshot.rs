@@ -1,0 +1,80 @@
+//! What is handed to exporters: the agent's view at one moment.
+
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use llamaprobe_common::{probe::ProbeId, target::TargetStats};
+
+use crate::{bpf::calibrate::Prices, discovery::model::Model, plan::catalog::Role};
+
+/// What series are told apart by.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Labels {
+    /// Where the server listens, or `pid:N` for a process that does not.
+    pub server: String,
+    /// Alias or file name of the model; empty while unknown.
+    pub model: String,
+}
+
+/// One server, or other user of llama.cpp, as it is now.
+#[derive(Clone, Debug)]
+pub struct Server {
+    /// Its labels.
+    pub labels: Labels,
+    /// Its counters.
+    pub stats: TargetStats,
+    /// The roles that are served, each with every probe that serves it.
+    pub served: BTreeSet<(Role, ProbeId)>,
+    /// What is true only while its process lives.
+    pub live: Option<Live>,
+}
+
+impl Server {
+    /// Whether a role's probe is attached and has fired: only then do its numbers mean anything.
+    pub fn is_live(&self, role: Role) -> bool {
+        self.served.iter().any(|(served, probe)| *served == role && self.stats.hits[*probe as usize] > 0)
+    }
+}
+
+/// What is known of a living process.
+#[derive(Clone, Debug)]
+pub struct Live {
+    /// Process id.
+    pub pid: u32,
+    /// Size of its contexts in tokens, without those of draft models; 0 when unknown.
+    pub context_size: u64,
+    /// Positions held in them.
+    pub context_used: u64,
+    /// Slots with a running request.
+    pub slots_busy: u64,
+    /// Its model.
+    pub model: Option<Arc<Model>>,
+    /// Probes attached for it.
+    pub probes: Vec<ProbeId>,
+    /// Roles that no probe serves.
+    pub missing: Vec<Role>,
+    /// Share of wall time it spends in probes.
+    pub overhead: f64,
+}
+
+/// The agent's view at one moment.
+#[derive(Clone, Debug, Default)]
+pub struct Snapshot {
+    /// Servers, sorted by labels.
+    pub servers: Vec<Server>,
+    /// What belongs to no server.
+    pub own: TargetStats,
+    /// Prices of a probe hit, when measured.
+    pub prices: Option<Prices>,
+    /// Processes under observation.
+    pub targets: usize,
+    /// Processes that look like servers of llama.cpp but show no symbols, or are too old.
+    pub unobservable: usize,
+    /// Probes that could not be attached, since the start.
+    pub attach_failures: u64,
+    /// CPU time the agent has used.
+    pub cpu: Duration,
+    /// Memory the agent holds, bytes.
+    pub resident_bytes: u64,
+    /// When the agent started, seconds since the epoch.
+    pub started: f64,
+}
