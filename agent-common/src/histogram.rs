@@ -45,7 +45,12 @@ pub const LATENCY_NS: Bounds = padded(&[
 /// Upper bounds of the tokens in one decode call; llama.cpp's default `n_batch` is 2,048.
 pub const BATCH_TOKENS: Bounds = padded(&[1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192]);
 
-const fn padded(finite: &[u64]) -> Bounds {
+/// Bounds of a list of finite ones.
+///
+/// # Panics
+///
+/// At compile time, when they do not ascend or are too many.
+pub const fn padded(finite: &[u64]) -> Bounds {
     assert!(finite.len() < BUCKETS, "one bucket is left for +Inf");
     let mut bounds = [u64::MAX; BUCKETS];
     let mut i = 0;
@@ -82,6 +87,12 @@ pub struct Histogram {
 plain!(Histogram = 33 * 8);
 
 impl Histogram {
+    /// Adds one observation.
+    pub fn observe(&mut self, bounds: &Bounds, value: u64) {
+        self.counts[bucket(bounds, value)] += 1;
+        self.sum += value;
+    }
+
     /// Adds the observations of `other`.
     pub fn add(&mut self, other: &Self) {
         for (mine, theirs) in self.counts.iter_mut().zip(&other.counts) {

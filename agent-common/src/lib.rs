@@ -11,8 +11,10 @@ pub mod event;
 pub mod histogram;
 pub mod loss;
 pub mod probe;
+pub mod request;
 pub mod sequence;
 pub mod target;
+pub mod task;
 
 /// Marks map keys and values that the agent may read and write as plain bytes.
 macro_rules! plain {

@@ -33,8 +33,14 @@ losses! {
     BatchTooComplex = "batch_too_complex",
     /// A token of which the sequence is not known.
     TokenUnmatched = "token_unmatched",
-    /// No room in the ring buffer for a process event.
+    /// No room in a ring buffer for an event.
     RingFull = "ring_full",
+    /// No room for one more connection.
+    ConnectionsFull = "connections_full",
+    /// No room for one more thread that serves a connection.
+    ThreadsFull = "threads_full",
+    /// No room for one more task, or more tasks of one request than are followed.
+    TasksFull = "tasks_full",
 }
 
 impl Loss {

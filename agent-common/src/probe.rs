@@ -60,6 +60,10 @@ probes! {
     LaunchSlot = "launch_slot_with_task",
     /// `server_slot::release`.
     ReleaseSlot = "slot_release",
+    /// `server_response::add_waiting_task_id`, from ~b8640.
+    WaitingTask = "add_waiting_task_id",
+    /// `server_response::add_waiting_task_ids`, from ~b8640.
+    WaitingTasks = "add_waiting_task_ids",
 }
 
 impl ProbeId {

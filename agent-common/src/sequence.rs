@@ -1,6 +1,6 @@
 //! State of one sequence: a slot's seat in a llama.cpp server, or a `seq_id` of any other user of libllama.
 
-use crate::plain;
+use crate::{plain, request::RequestKey};
 
 /// Names a sequence. In a server whose slots are seen, `context` is 0 and `sequence` is the slot's: slot events
 /// carry no context pointer.
@@ -30,8 +30,22 @@ pub struct Sequence {
     pub flags: u32,
     /// The server's task id of the running request; -1 when unknown.
     pub task: i32,
-    /// Always 0.
-    pub reserved: u32,
+    /// Prompt tokens computed for the running request.
+    pub prompt_tokens: u32,
+    /// Prompt tokens it reuses.
+    pub cached_tokens: u32,
+    /// Tokens generated for it.
+    pub generated_tokens: u32,
+    /// The HTTP request it serves; `arrived_ns` 0 when that is not known.
+    pub request: RequestKey,
+    /// When it took the slot.
+    pub launched_ns: u64,
+    /// When the engine turned to its prompt; 0 before.
+    pub prefill_ns: u64,
+    /// When its first token was ready; 0 before.
+    pub first_token_ns: u64,
+    /// The longest gap between two of its tokens.
+    pub worst_gap_ns: u64,
 }
 
 impl Sequence {
@@ -43,4 +57,4 @@ impl Sequence {
     pub const CACHE_COUNTED: u32 = 4;
 }
 
-plain!(SequenceKey = 16, Sequence = 32);
+plain!(SequenceKey = 16, Sequence = 88);

@@ -25,6 +25,10 @@ impl TargetConfig {
     pub const STEP_END: u32 = 4;
     /// The sequence of a slot is its id + 1 (~b3485 to ~b3930).
     pub const SEQUENCE_SHIFT: u32 = 8;
+    /// Its HTTP connections are followed.
+    pub const HTTP: u32 = 16;
+    /// Nothing of what it reads and writes is looked at.
+    pub const NO_PAYLOAD: u32 = 32;
 }
 
 /// Token counters, a partition: computed prompt tokens, reused prompt tokens, generated tokens.

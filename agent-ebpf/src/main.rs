@@ -10,6 +10,7 @@
 #![feature(asm_experimental_arch)]
 
 mod arguments;
+mod connections;
 mod contexts;
 mod maps;
 mod probes;

@@ -6,9 +6,21 @@ use aya_ebpf::{
 };
 use llamaprobe_common::{
     batch::{Context, ContextKey},
+    request::{Connection, ConnectionKey, RequestKey},
     sequence::{Sequence, SequenceKey},
     target::{MAX_TARGETS, TargetConfig, TargetStats},
+    task::TaskKey,
 };
+
+/// A read under way: the connection and where the bytes will be.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct Call {
+    /// The connection.
+    pub key: ConnectionKey,
+    /// Address in the target.
+    pub buffer: u64,
+}
 
 /// The observed processes by thread group id. Who is not here is not measured.
 #[map]
@@ -41,3 +53,27 @@ pub static STRANGERS: LruHashMap<u32, u64> = LruHashMap::with_max_entries(256, 0
 /// The program that goes on with a batch; the agent puts `lp_follow` at 0.
 #[map]
 pub static FOLLOW: ProgramArray = ProgramArray::with_max_entries(1, 0);
+
+/// Connections that observed servers accepted. Entries go with the connection.
+#[map]
+pub static CONNECTIONS: HashMap<ConnectionKey, Connection> = HashMap::with_max_entries(2048, 0);
+
+/// One zeroed connection.
+#[map]
+pub static BLANK_CONNECTION: Array<Connection> = Array::with_max_entries(1, 0);
+
+/// The connection that a thread serves, by process and thread id. Entries go with the connection or the thread.
+#[map]
+pub static THREADS: HashMap<u64, ConnectionKey> = HashMap::with_max_entries(4096, 0);
+
+/// Reads under way, by process and thread id.
+#[map]
+pub static CALLS: HashMap<u64, Call> = HashMap::with_max_entries(4096, 0);
+
+/// The request that a task of the engine serves. Entries go with the slot, or when the agent has closed the request.
+#[map]
+pub static TASKS: HashMap<TaskKey, RequestKey> = HashMap::with_max_entries(8192, 0);
+
+/// What happens to requests.
+#[map]
+pub static REQUEST_EVENTS: RingBuf = RingBuf::with_byte_size(2 * 1024 * 1024, 0);

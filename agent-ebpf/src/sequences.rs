@@ -2,11 +2,30 @@
 
 use llamaprobe_common::{
     loss::Loss,
+    request::RequestKey,
     sequence::{Sequence, SequenceKey},
     target::{TargetConfig, TokenType},
 };
 
 use crate::{maps::SEQUENCES, target::Target};
+
+const NO_REQUEST: RequestKey = RequestKey { arrived_ns: 0, tgid: 0, fd: 0 };
+
+const BLANK: Sequence = Sequence {
+    context: 0,
+    last_token_ns: 0,
+    n_past: 0,
+    flags: 0,
+    task: -1,
+    prompt_tokens: 0,
+    cached_tokens: 0,
+    generated_tokens: 0,
+    request: NO_REQUEST,
+    launched_ns: 0,
+    prefill_ns: 0,
+    first_token_ns: 0,
+    worst_gap_ns: 0,
+};
 
 /// The key of a sequence decoded on `context`.
 #[inline(always)]
@@ -36,9 +55,20 @@ pub fn find_or_make(key: &SequenceKey) -> Result<&'static mut Sequence, Loss> {
     if let Some(state) = find(key) {
         return Ok(state);
     }
-    let blank = Sequence { context: 0, last_token_ns: 0, n_past: 0, flags: 0, task: -1, reserved: 0 };
-    SEQUENCES.insert(key, &blank, 0).map_err(|_| Loss::SequencesFull)?;
+    SEQUENCES.insert(key, &BLANK, 0).map_err(|_| Loss::SequencesFull)?;
     find(key).ok_or(Loss::SequencesFull)
+}
+
+/// A request takes the sequence. What the KV cache holds stays: the request may reuse it.
+#[inline(always)]
+pub fn launch(state: &mut Sequence, task: i32, request: RequestKey, now: u64) {
+    let n_past = state.n_past;
+    *state = BLANK;
+    state.n_past = n_past;
+    state.flags = Sequence::ACTIVE;
+    state.task = task;
+    state.request = request;
+    state.launched_ns = now;
 }
 
 /// A token of `state` is ready.
@@ -46,8 +76,15 @@ pub fn find_or_make(key: &SequenceKey) -> Result<&'static mut Sequence, Loss> {
 pub fn token(target: &Target, state: &mut Sequence, now: u64) {
     target.tokens(TokenType::Generated, 1);
     if state.last_token_ns != 0 {
-        target.inter_token(now.saturating_sub(state.last_token_ns));
+        let gap = now.saturating_sub(state.last_token_ns);
+        target.inter_token(gap);
+        if gap > state.worst_gap_ns {
+            state.worst_gap_ns = gap;
+        }
+    } else {
+        state.first_token_ns = now;
     }
+    state.generated_tokens += 1;
     state.last_token_ns = now;
     // A request that was running when the agent came is taken up here, with its first token seen.
     state.flags |= Sequence::ACTIVE | Sequence::DECODING;

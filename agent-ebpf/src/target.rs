@@ -59,6 +59,12 @@ impl Target {
         self.flags & flag != 0
     }
 
+    /// Whether what it reads and writes may be looked at.
+    #[inline(always)]
+    pub fn keeps_payload(&self) -> bool {
+        !self.has(TargetConfig::NO_PAYLOAD)
+    }
+
     /// Counts a probe hit.
     #[inline(always)]
     pub fn hit(&self, probe: u8) {

@@ -176,6 +176,9 @@ fn close(target: &Target, context: &mut Context, address: u64, source: &Source) 
     }
     if state.flags & Sequence::DECODING == 0 {
         context.prompt_tokens += tokens;
+        // A batch that failed for want of room comes again, with positions that are held already.
+        let again = state.n_past.saturating_sub(position as u32).min(tokens);
+        state.prompt_tokens += tokens - again;
     }
     state.n_past = position as u32 + tokens;
     context.flags |= Context::PENDING;

@@ -3,7 +3,7 @@
 use aya_ebpf::{macros::uprobe, programs::ProbeContext};
 use llamaprobe_common::{loss::Loss, sequence::Sequence, target::TokenType};
 
-use super::observe;
+use super::{now, observe};
 use crate::{sequences, target::Target};
 
 /// `seq_rm(memory or context, seq_id, p0, p1)`, the same four arguments in every era.
@@ -25,6 +25,8 @@ fn cut(target: &Target, sequence: i32, from: i32, to: i32) -> Result<(), Loss> {
     if from >= 0 && fresh == Sequence::ACTIVE {
         state.flags |= Sequence::CACHE_COUNTED;
         target.tokens(TokenType::Cached, from as u64);
+        state.cached_tokens = from as u32;
+        state.prefill_ns = now();
         // Reuse may come from the prompt cache in memory: then it is more than the slot held.
         state.n_past = from as u32;
     } else {

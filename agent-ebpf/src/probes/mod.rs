@@ -5,6 +5,8 @@ mod cache;
 mod calibration;
 mod process;
 mod slot;
+mod socket;
+mod task;
 mod token;
 
 use aya_ebpf::{

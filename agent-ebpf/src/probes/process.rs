@@ -11,7 +11,7 @@ use llamaprobe_common::{
 };
 
 use crate::{
-    maps::{EVENTS, TARGETS},
+    maps::{EVENTS, TARGETS, THREADS},
     target::{lose_unowned, tgid},
 };
 
@@ -41,14 +41,17 @@ fn lp_exec(_: RawTracePointContext) -> u32 {
     0
 }
 
-/// Runs once a thread; only the leader of an observed process is told.
+/// Runs once a thread; only the leader of an observed process is told, the others leave their connection.
 #[raw_tracepoint(tracepoint = "sched_process_exit")]
 fn lp_exit(_: RawTracePointContext) -> u32 {
     let both = bpf_get_current_pid_tgid();
     let tgid = (both >> 32) as u32;
     // SAFETY: only the presence of the entry matters.
-    if both as u32 == tgid && unsafe { TARGETS.get(tgid) }.is_some() {
-        report(ProcessEventKind::Exit, tgid);
+    if unsafe { TARGETS.get(tgid) }.is_some() {
+        let _ = THREADS.remove(both);
+        if both as u32 == tgid {
+            report(ProcessEventKind::Exit, tgid);
+        }
     }
     0
 }

@@ -1,10 +1,23 @@
 //! Roles slot start and slot end: a request takes a server slot and leaves it.
 
 use aya_ebpf::{macros::uprobe, programs::ProbeContext};
-use llamaprobe_common::{batch::MAX_SEQUENCE, loss::Loss, sequence::Sequence};
+use llamaprobe_common::{
+    batch::MAX_SEQUENCE,
+    loss::Loss,
+    request::{RequestEventKind, RequestKey, SlotEndEvent, SlotStartEvent},
+    sequence::Sequence,
+    target::TargetConfig,
+    task::TaskKey,
+};
 
-use super::observe;
-use crate::{arguments::read, contexts, sequences, target::Target};
+use super::{now, observe};
+use crate::{
+    arguments::read,
+    contexts,
+    maps::{REQUEST_EVENTS, TASKS},
+    sequences,
+    target::Target,
+};
 
 /// `launch_slot_with_task(this, server_slot &, server_task)`: the ids are the first members (b3485 to b11549).
 #[uprobe]
@@ -16,12 +29,26 @@ fn lp_slot_start(probe: ProbeContext) -> u32 {
 fn start(target: &Target, slot: u64, task: u64) -> Result<(), Loss> {
     let slot = slot_id(slot)?;
     let task = read::<i32>(task)?;
+    let now = now();
     let state = sequences::find_or_make(&sequences::key_of_slot(target, slot))?;
-    // What the slot holds in the KV cache stays: the request may reuse it.
-    state.context = 0;
-    state.last_token_ns = 0;
-    state.flags = Sequence::ACTIVE;
-    state.task = task;
+    let key = TaskKey { tgid: target.tgid, task };
+    // SAFETY: the entry is replaced only by the server making a task of the same id anew.
+    let request = unsafe { TASKS.get(key) }.copied();
+    let request = request.unwrap_or(RequestKey { arrived_ns: 0, tgid: target.tgid, fd: -1 });
+    sequences::launch(state, task, request, now);
+    if !target.has(TargetConfig::HTTP) {
+        return Ok(());
+    }
+    let mut entry = REQUEST_EVENTS.reserve::<SlotStartEvent>(0).ok_or(Loss::RingFull)?;
+    entry.write(SlotStartEvent {
+        kind: RequestEventKind::SlotStart as u32,
+        task,
+        request,
+        at_ns: now,
+        slot,
+        reserved: 0,
+    });
+    entry.submit(0);
     Ok(())
 }
 
@@ -38,12 +65,38 @@ fn end(target: &Target, slot: u64) -> Result<(), Loss> {
     if state.flags & Sequence::ACTIVE == 0 {
         return Ok(());
     }
+    let task = state.task;
     state.flags = 0;
     state.task = -1;
+    let mut n_ctx = 0;
     // Embeddings and requests cancelled within their prompt have no token that proves the batch.
     if let Some(context) = contexts::find(target, state.context) {
         contexts::count_pending(target, context);
+        n_ctx = if context.n_ctx_seq != 0 { context.n_ctx_seq } else { context.n_ctx };
     }
+    let _ = TASKS.remove(TaskKey { tgid: target.tgid, task });
+    if !target.has(TargetConfig::HTTP) || state.launched_ns == 0 {
+        return Ok(());
+    }
+    let mut entry = REQUEST_EVENTS.reserve::<SlotEndEvent>(0).ok_or(Loss::RingFull)?;
+    entry.write(SlotEndEvent {
+        kind: RequestEventKind::SlotEnd as u32,
+        task,
+        request: state.request,
+        at_ns: now(),
+        launched_ns: state.launched_ns,
+        prefill_ns: state.prefill_ns,
+        first_token_ns: state.first_token_ns,
+        last_token_ns: state.last_token_ns,
+        worst_gap_ns: state.worst_gap_ns,
+        slot,
+        prompt_tokens: state.prompt_tokens,
+        cached_tokens: state.cached_tokens,
+        generated_tokens: state.generated_tokens,
+        n_past: state.n_past,
+        n_ctx,
+    });
+    entry.submit(0);
     Ok(())
 }
 
