@@ -2,11 +2,13 @@
 //!
 //! Precedence: flag, environment, file, default.
 
-use std::{fs, net::SocketAddr, path::PathBuf};
+use std::{fs, net::SocketAddr, path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, Result};
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::Deserialize;
+
+use crate::export::log::{LogOptions, Logged};
 
 /// Where the metrics are served unless told otherwise: a port that OpenTelemetry registered for Prometheus exporters.
 const DEFAULT_LISTEN: &str = "127.0.0.1:9464";
@@ -33,6 +35,19 @@ pub enum Command {
     /// Say what would be attached to which process, at which instruction and price; loads nothing.
     /// Exit code: 0 all can be measured, 1 something cannot, 3 no llama.cpp process
     Plan(ReportArguments),
+    /// Ask the running agent for its whole state: a table, or one JSON document
+    Snapshot(SnapshotArguments),
+}
+
+/// The options of `snapshot`.
+#[derive(Debug, Args)]
+pub struct SnapshotArguments {
+    /// One JSON document instead of a table
+    #[arg(long)]
+    pub json: bool,
+    /// Where the agent listens
+    #[arg(long, env = "LLAMAPROBE_LISTEN", value_name = "ADDRESS:PORT", default_value = DEFAULT_LISTEN)]
+    pub listen: SocketAddr,
 }
 
 /// The options of `run`.
@@ -44,7 +59,23 @@ pub struct RunArguments {
     /// Observe only this process; can be given several times
     #[arg(long, value_name = "PID")]
     pub pid: Vec<u32>,
-    /// A TOML file with the keys `listen`, `pid` and `log`
+    /// Which finished requests to log, one JSON line each [default: off]
+    #[arg(long, env = "LLAMAPROBE_LOG_REQUESTS", value_enum, value_name = "WHICH")]
+    pub log_requests: Option<Logged>,
+    /// The file of the request log, opened anew on SIGHUP; standard output when absent
+    #[arg(long, env = "LLAMAPROBE_LOG_FILE", value_name = "FILE")]
+    pub log_file: Option<PathBuf>,
+    /// With `--log-requests errors`, log requests at least this slow too
+    #[arg(long, env = "LLAMAPROBE_LOG_SLOW_MS", value_name = "MILLISECONDS")]
+    pub log_slow_ms: Option<u64>,
+    /// A request header that names the user, such as X-User
+    #[arg(long, env = "LLAMAPROBE_USER_HEADER", value_name = "NAME")]
+    pub user_header: Option<String>,
+    /// Whether bounded parts of requests and answers are looked at for routes, codes and named fields. Off: only what
+    /// sockets and probes tell [default: on]
+    #[arg(long, env = "LLAMAPROBE_PAYLOAD", value_enum, value_name = "SWITCH")]
+    pub payload: Option<Switch>,
+    /// A TOML file with these options as keys, `-` written `_`
     #[arg(long, env = "LLAMAPROBE_CONFIG", value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// What to log to stderr: error, warn, info, debug, or directives such as `llamaprobe::bpf=debug` [default: info]
@@ -71,6 +102,21 @@ struct File {
     #[serde(default)]
     pid: Vec<u32>,
     log: Option<String>,
+    log_requests: Option<Logged>,
+    log_file: Option<PathBuf>,
+    log_slow_ms: Option<u64>,
+    user_header: Option<String>,
+    payload: Option<Switch>,
+}
+
+/// On or off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Switch {
+    /// On.
+    On,
+    /// Off.
+    Off,
 }
 
 /// Validated options of `run`.
@@ -82,6 +128,12 @@ pub struct Options {
     pub only: Vec<u32>,
     /// What to log.
     pub log: String,
+    /// The request log.
+    pub requests: LogOptions,
+    /// A request header that names the user.
+    pub user_header: Option<String>,
+    /// Whether payload is looked at.
+    pub payload: bool,
 }
 
 impl RunArguments {
@@ -104,6 +156,13 @@ impl RunArguments {
             listen: self.listen.or(file.listen).unwrap_or(default),
             only: if self.pid.is_empty() { file.pid } else { self.pid },
             log: self.log.or(file.log).unwrap_or_else(|| "info".to_owned()),
+            requests: LogOptions {
+                logged: self.log_requests.or(file.log_requests).unwrap_or(Logged::Off),
+                file: self.log_file.or(file.log_file),
+                slow: self.log_slow_ms.or(file.log_slow_ms).map(Duration::from_millis),
+            },
+            user_header: self.user_header.or(file.user_header),
+            payload: self.payload.or(file.payload) != Some(Switch::Off),
         })
     }
 }

@@ -1,14 +1,19 @@
 //! `llamaprobe`: parse, build, run, exit code.
 
-use std::{io::Write as _, path::Path, process::ExitCode};
+use std::{
+    io::{IsTerminal as _, Write as _},
+    path::Path,
+    process::ExitCode,
+};
 
 use anyhow::{Context as _, Result};
 use clap::Parser as _;
 use llamaprobe::{
     agent,
     bpf::tracefs,
-    cli::{Cli, Command, Options, ReportArguments},
+    cli::{Cli, Command, Options, ReportArguments, SnapshotArguments},
     doctor::Roots,
+    export::snapshot,
     survey,
 };
 use tracing::warn;
@@ -26,6 +31,7 @@ fn main() -> ExitCode {
             let report = survey::processes(&Roots::default(), pids);
             (report.to_string(), serde_json::to_string_pretty(&report), report.exit_code())
         }),
+        Command::Snapshot(arguments) => snapshot(&arguments),
     };
     match done {
         Ok(code) => code,
@@ -39,7 +45,11 @@ fn main() -> ExitCode {
 fn run(options: Options) -> Result<ExitCode> {
     let filter = EnvFilter::try_new(&options.log)
         .with_context(|| format!("--log does not understand {:?}", options.log))?;
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .init();
     // While there is one thread only: the mount stays private to this process.
     if let Err(error) = tracefs::ensure() {
         warn!(%error, "tracefs is not mounted and cannot be: `mount -t tracefs nodev /sys/kernel/tracing` helps");
@@ -47,6 +57,25 @@ fn run(options: Options) -> Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("no runtime")?;
     runtime.block_on(agent::run(options))?;
     Ok(ExitCode::SUCCESS)
+}
+
+fn snapshot(arguments: &SnapshotArguments) -> Result<ExitCode> {
+    let document = snapshot::fetch(arguments.listen).with_context(|| {
+        format!(
+            "no agent answers at {}: start llamaprobe, or name its address with --listen",
+            arguments.listen
+        )
+    })?;
+    print(&if arguments.json {
+        serde_json::to_string_pretty(&document)? + "\n"
+    } else {
+        snapshot::table(&document)
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn print(text: &str) -> Result<()> {
+    std::io::stdout().write_all(text.as_bytes()).context("cannot write to stdout")
 }
 
 type Shown = (String, serde_json::Result<String>, u8);
@@ -57,6 +86,6 @@ fn show(arguments: &ReportArguments, report: impl FnOnce(&[u32]) -> Shown) -> Re
     }
     let (text, json, code) = report(&arguments.pid);
     let shown = if arguments.json { json? + "\n" } else { text };
-    std::io::stdout().write_all(shown.as_bytes()).context("cannot write to stdout")?;
+    print(&shown)?;
     Ok(ExitCode::from(code))
 }

@@ -6,6 +6,7 @@ use crate::{
     discovery::{Look, Scanner},
     doctor::{self, Check, Roots, Verdict},
     plan::{
+        catalog::WANTED,
         plan,
         report::{ProcessReport, Report},
     },
@@ -15,16 +16,24 @@ use crate::{
 #[must_use]
 pub fn processes(roots: &Roots, only: &[u32]) -> Report {
     let virtual_machine = doctor::virtual_machine(roots).unwrap_or(false);
-    let mut scanner = Scanner::new(&roots.proc);
+    let mut scanner = Scanner::new(&roots.proc, WANTED);
     let all = || scanner.processes().unwrap_or_default();
     let mut pids = if only.is_empty() { all() } else { only.to_vec() };
     pids.sort_unstable();
-    let reports = pids.into_iter().filter_map(|pid| match scanner.look(pid) {
-        Look::Found(target) => ProcessReport::of(&target, &plan(&target.plain_images()), virtual_machine),
-        Look::Opaque { comm } => Some(ProcessReport::opaque(pid, comm)),
-        Look::Nothing => None,
-    });
-    Report { processes: reports.collect() }
+    let mut report = Report::default();
+    for pid in pids {
+        match scanner.look(pid) {
+            Look::Found(target) => report.processes.extend(ProcessReport::of(
+                &target,
+                &plan(&target.plain_images()),
+                virtual_machine,
+            )),
+            Look::Opaque { comm } => report.processes.push(ProcessReport::opaque(pid, comm)),
+            Look::Closed => report.closed += 1,
+            Look::Nothing => {}
+        }
+    }
+    report
 }
 
 /// What `doctor` says: the host, our rights, and each llama.cpp process.
@@ -60,7 +69,7 @@ fn symbols(process: &ProcessReport) -> Check {
 /// Whether the files that processes map can be read at all: a container without the right capabilities sees none.
 fn files(proc: &Path, only: &[u32]) -> Option<Check> {
     let name = "processes";
-    let scanner = Scanner::new(proc);
+    let scanner = Scanner::new(proc, WANTED);
     match scanner.processes() {
         Err(error) => Some(
             Check::new(name, Verdict::Fatal, format!("cannot list {}: {error}", proc.display()))

@@ -40,7 +40,7 @@ pub struct Attachments {
 
 /// A probe that could not be attached.
 #[derive(Debug, thiserror::Error)]
-#[error("{} at {}+{offset:#x} ({symbol}): {source}", probe.name(), path.display())]
+#[error("{} at {}+{offset:#x} ({symbol}): {cause}", probe.name(), path.display())]
 pub struct AttachError {
     /// Which.
     pub probe: ProbeId,
@@ -51,7 +51,14 @@ pub struct AttachError {
     /// Offset in the file, bytes.
     pub offset: u64,
     /// Why.
-    pub source: Box<LoadError>,
+    pub cause: Box<LoadError>,
+}
+
+impl AttachError {
+    /// Whether it is about this probe.
+    pub fn is_of(&self, probe: &Probe) -> bool {
+        self.probe == probe.probe && self.offset == probe.offset() && self.path == probe.image.path
+    }
 }
 
 impl Kernel {
@@ -80,12 +87,12 @@ impl Kernel {
                     let attached = Attached { probe: probe.probe, users: vec![pid], idle: None, _link: link };
                     self.attachments.sites.insert(site, attached);
                 }
-                Err(source) => failed.push(AttachError {
+                Err(cause) => failed.push(AttachError {
                     probe: probe.probe,
                     path: probe.image.path.clone(),
                     symbol: probe.symbol.clone(),
                     offset: probe.offset(),
-                    source: Box::new(source),
+                    cause: Box::new(cause),
                 }),
             }
         }

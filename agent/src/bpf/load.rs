@@ -1,5 +1,7 @@
 //! Loading: the embedded object, its programs, the probes on process life.
 
+use std::error::Error;
+
 use aya::{
     Ebpf, EbpfLoader,
     maps::{Array, HashMap, MapData, MapError, PerCpuArray, ProgramArray, RingBuf},
@@ -7,12 +9,14 @@ use aya::{
 };
 use llamaprobe_common::{
     batch::{Context, ContextKey},
+    request::{Connection, ConnectionKey, RequestKey},
     sequence::{Sequence, SequenceKey},
     target::{TargetConfig, TargetStats},
+    task::TaskKey,
 };
 use tracing::warn;
 
-use super::attach::Attachments;
+use super::{attach::Attachments, sockets::SocketLinks};
 use crate::plan::catalog::Program;
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/llamaprobe-ebpf"));
@@ -21,69 +25,84 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/ll
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
     /// The object was refused as a whole.
-    #[error("cannot load the kernel programs: {source}")]
+    #[error("cannot load the kernel programs: {}", chain(cause))]
     Object {
         /// What aya or the kernel said.
-        source: Box<aya::EbpfError>,
+        cause: Box<aya::EbpfError>,
     },
     /// One program was refused or could not be attached.
-    #[error("cannot {what} the kernel program {name}: {}", chain(source))]
+    #[error("cannot {what} the kernel program {name}: {}", chain(cause))]
     Program {
         /// What was tried.
         what: &'static str,
         /// The program.
         name: String,
         /// What aya or the kernel said.
-        source: Box<ProgramError>,
+        cause: Box<ProgramError>,
     },
     /// A map could not be used.
-    #[error("cannot {what} the map {name}: {source}")]
+    #[error("cannot {what} the map {name}: {}", chain(cause))]
     Map {
         /// What was tried.
         what: &'static str,
         /// The map.
         name: &'static str,
         /// What aya or the kernel said.
-        source: Box<MapError>,
+        cause: Box<MapError>,
     },
     /// Object and agent do not fit: a defect of the build.
     #[error("the embedded object has no {0}")]
     Absent(String),
 }
 
-/// The messages of an error and its sources: aya keeps the kernel's word at the bottom.
-fn chain(error: &dyn std::error::Error) -> String {
+/// The message of an error and of its sources, each said once: aya keeps the kernel's word at the bottom, and some of
+/// its messages repeat their source's.
+fn chain(error: &(dyn Error + 'static)) -> String {
     let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text = format!("{text}: {error}");
-        source = error.source();
+    for source in sources(error).skip(1) {
+        let more = source.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
     }
     text
 }
 
+fn sources<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+    std::iter::successors(Some(error), |&error| error.source())
+}
+
 impl LoadError {
     pub(super) fn program(what: &'static str, name: &str, source: ProgramError) -> Self {
-        Self::Program { what, name: name.to_owned(), source: Box::new(source) }
+        Self::Program { what, name: name.to_owned(), cause: Box::new(source) }
     }
 
     pub(super) fn map(what: &'static str, name: &'static str, source: MapError) -> Self {
-        Self::Map { what, name, source: Box::new(source) }
+        Self::Map { what, name, cause: Box::new(source) }
     }
 
     /// Whether the kernel refused for want of rights.
     pub fn is_permission(&self) -> bool {
-        let mut error: Option<&dyn std::error::Error> = Some(self);
-        while let Some(current) = error {
-            if let Some(io) = current.downcast_ref::<std::io::Error>()
-                && matches!(io.kind(), std::io::ErrorKind::PermissionDenied)
-            {
-                return true;
-            }
-            error = current.source();
-        }
-        false
+        let cause: &(dyn Error + 'static) = match self {
+            Self::Object { cause } => cause.as_ref(),
+            Self::Program { cause, .. } => cause.as_ref(),
+            Self::Map { cause, .. } => cause.as_ref(),
+            Self::Absent(_) => return false,
+        };
+        let denied = |error: &(dyn Error + 'static)| {
+            let io = error.downcast_ref::<std::io::Error>();
+            io.is_some_and(|io| io.kind() == std::io::ErrorKind::PermissionDenied)
+        };
+        sources(cause).any(denied)
     }
+}
+
+/// The ring buffers.
+pub struct Rings {
+    /// Process events.
+    pub processes: RingBuf<MapData>,
+    /// Request events.
+    pub requests: RingBuf<MapData>,
 }
 
 /// The loaded programs and their maps.
@@ -93,26 +112,31 @@ pub struct Kernel {
     pub(super) stats: PerCpuArray<MapData, TargetStats>,
     pub(super) sequences: HashMap<MapData, SequenceKey, Sequence>,
     pub(super) contexts: HashMap<MapData, ContextKey, Context>,
+    pub(super) connections: HashMap<MapData, ConnectionKey, Connection>,
+    pub(super) threads: HashMap<MapData, u64, ConnectionKey>,
+    pub(super) tasks: HashMap<MapData, TaskKey, RequestKey>,
     pub(super) attachments: Attachments,
+    pub(super) sockets: SocketLinks,
     /// Keeps the program of the tail call alive.
     _follow: ProgramArray<MapData>,
-    /// A map the programs read only; held so that it is not closed.
-    _blank: Array<MapData, Context>,
+    /// Maps the programs read only; held so that they are not closed.
+    _blank: (Array<MapData, Context>, Array<MapData, Connection>),
     late_loads: bool,
 }
 
 impl Kernel {
-    /// Loads everything and starts to watch process life. Returns the ring buffer of process events beside.
+    /// Loads everything and starts to watch process life. Returns the ring buffers of process and request events
+    /// beside.
     ///
     /// # Errors
     ///
     /// When the kernel refuses a program or a map: no rights, Linux older than 5.15, lockdown.
-    pub fn load() -> Result<(Self, RingBuf<MapData>), LoadError> {
+    pub fn load() -> Result<(Self, Rings), LoadError> {
         // No program needs relocation against kernel types, so the kernel's BTF (megabytes) is not read.
         let mut ebpf = EbpfLoader::new()
             .btf(None)
             .load(OBJECT)
-            .map_err(|source| LoadError::Object { source: Box::new(source) })?;
+            .map_err(|cause| LoadError::Object { cause: Box::new(cause) })?;
         for name in Program::ALL.map(Program::name).into_iter().chain(["lp_follow", "lp_calibration"]) {
             let program = uprobe(&mut ebpf, name)?;
             program.load().map_err(|source| LoadError::program("load", name, source))?;
@@ -125,19 +149,25 @@ impl Kernel {
         watch(&mut ebpf, "lp_exec", "sched_process_exec")?;
         watch(&mut ebpf, "lp_exit", "sched_process_exit")?;
         let late_loads = watch_maps(&mut ebpf)?;
-        let ring = take(&mut ebpf, "EVENTS")?;
-        let kernel = Self {
+        let rings =
+            Rings { processes: take(&mut ebpf, "EVENTS")?, requests: take(&mut ebpf, "REQUEST_EVENTS")? };
+        let mut kernel = Self {
             targets: take(&mut ebpf, "TARGETS")?,
             stats: take(&mut ebpf, "STATS")?,
             sequences: take(&mut ebpf, "SEQUENCES")?,
             contexts: take(&mut ebpf, "CONTEXTS")?,
+            connections: take(&mut ebpf, "CONNECTIONS")?,
+            threads: take(&mut ebpf, "THREADS")?,
+            tasks: take(&mut ebpf, "TASKS")?,
             attachments: Attachments::default(),
+            sockets: SocketLinks::new(),
             _follow: follow,
-            _blank: take(&mut ebpf, "BLANK_CONTEXT")?,
+            _blank: (take(&mut ebpf, "BLANK_CONTEXT")?, take(&mut ebpf, "BLANK_CONNECTION")?),
             late_loads,
             ebpf,
         };
-        Ok((kernel, ring))
+        kernel.load_sockets()?;
+        Ok((kernel, rings))
     }
 
     /// Whether libraries loaded late announce themselves; otherwise only the slow rescan finds them.

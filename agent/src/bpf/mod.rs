@@ -6,9 +6,11 @@
 
 pub mod attach;
 pub mod calibrate;
+pub mod events;
 pub mod load;
 mod raw;
 pub mod read;
+pub mod sockets;
 pub mod tracefs;
 
 pub use load::{Kernel, LoadError};

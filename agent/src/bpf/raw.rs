@@ -1,7 +1,10 @@
 //! The one file of the agent with `unsafe`: functions made of chosen instructions, the call that gives the process a
-//! mount namespace of its own, and the registration of a ring buffer.
+//! mount namespace of its own, the registration of a ring buffer, and the reading of its entries.
 
-use aya::maps::{MapData, RingBuf};
+use aya::{
+    Pod,
+    maps::{MapData, RingBuf},
+};
 use rustix::{io, thread::UnshareFlags};
 use tokio::io::unix::AsyncFd;
 
@@ -37,4 +40,13 @@ pub fn unshare_mounts() -> io::Result<()> {
 pub fn waitable(ring: RingBuf<MapData>) -> std::io::Result<AsyncFd<RingBuf<MapData>>> {
     // SAFETY: the descriptor belongs to the ring buffer's map, which stays open as long as the buffer lives.
     unsafe { AsyncFd::register(ring) }.map_err(Into::into)
+}
+
+/// The value that an entry of a ring buffer holds; `None` when the entry is of another size.
+pub fn value<T: Pod>(entry: &[u8]) -> Option<T> {
+    if entry.len() != size_of::<T>() {
+        return None;
+    }
+    // SAFETY: any bytes are a `T`, there are as many as it has, and the read asks for no alignment.
+    Some(unsafe { entry.as_ptr().cast::<T>().read_unaligned() })
 }

@@ -58,6 +58,36 @@ impl Kernel {
         for key in contexts {
             let _ = self.contexts.remove(&key);
         }
+        let connections: Vec<_> = self.connections.keys().flatten().filter(|key| key.tgid == pid).collect();
+        for key in connections {
+            let _ = self.connections.remove(&key);
+        }
+        let threads: Vec<_> =
+            self.threads.keys().flatten().filter(|key| key >> 32 == u64::from(pid)).collect();
+        for key in threads {
+            let _ = self.threads.remove(&key);
+        }
+        let tasks: Vec<_> = self.tasks.keys().flatten().filter(|key| key.tgid == pid).collect();
+        for key in tasks {
+            let _ = self.tasks.remove(&key);
+        }
+    }
+
+    /// Connections of a process on which nothing has been read yet: accepted, waiting for a thread or for the client.
+    pub fn unread(&self, pid: u32) -> usize {
+        let own = self.connections.iter().flatten().filter(|(key, _)| key.tgid == pid);
+        own.filter(|(_, connection)| connection.accepted_ns != 0).count()
+    }
+
+    /// How many entries each map that grows with the work holds, by name.
+    pub fn occupancy(&self) -> [(&'static str, usize); 5] {
+        [
+            ("sequences", self.sequences.keys().count()),
+            ("contexts", self.contexts.keys().count()),
+            ("connections", self.connections.keys().count()),
+            ("threads", self.threads.keys().count()),
+            ("tasks", self.tasks.keys().count()),
+        ]
     }
 
     /// Reads the counters at `index`.

@@ -47,6 +47,8 @@ pub struct Target {
     pub model: Option<Arc<Model>>,
     /// The alias it gives the model.
     pub alias: Option<String>,
+    /// How many slots it was told to have; `None` when it was left to choose.
+    pub slots: Option<u64>,
 }
 
 impl Target {
@@ -74,14 +76,26 @@ pub enum Look {
         /// Its name.
         comm: String,
     },
+    /// It may not be looked at.
+    Closed,
     /// It is something else, or gone.
     Nothing,
+}
+
+/// What makes a file interesting.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted {
+    /// Whether to keep a symbol.
+    pub symbol: fn(&str) -> bool,
+    /// Whether a string table can hold such a symbol at all.
+    pub strings: fn(&[u8]) -> bool,
 }
 
 /// Reads processes; keeps what it learned of files.
 #[derive(Debug)]
 pub struct Scanner {
     proc: PathBuf,
+    wanted: Wanted,
     /// `None` for a file that cannot be read as an image; said once.
     images: Cache<Image>,
     /// `None` for a file that is no model.
@@ -95,9 +109,10 @@ const SERVER_NAMES: [&str; 2] = ["llama-server", "ollama"];
 
 impl Scanner {
     /// A scanner of the procfs at `proc`.
-    pub fn new(proc: &Path) -> Self {
+    pub fn new(proc: &Path, wanted: Wanted) -> Self {
         Self {
             proc: proc.to_path_buf(),
+            wanted,
             images: Cache::new(cache::MOST),
             models: Cache::new(cache::MOST),
             faults: BTreeMap::new(),
@@ -124,9 +139,12 @@ impl Scanner {
     pub fn look(&mut self, pid: u32) -> Look {
         // A process can end at any point of this: whatever cannot be read then is gone, not wrong.
         let process = ProcessRoot::new(&self.proc, pid);
-        let (Ok(mappings), Ok(start_time)) = (process.mappings(), process.start_time()) else {
-            return Look::Nothing;
+        let mappings = match process.mappings() {
+            Ok(mappings) => mappings,
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Look::Closed,
+            Err(_) => return Look::Nothing,
         };
+        let Ok(start_time) = process.start_time() else { return Look::Nothing };
         let comm = process.comm().unwrap_or_default();
         let mut images = Vec::new();
         for mapping in mappings.iter().filter(|mapping| mapping.executable) {
@@ -150,7 +168,13 @@ impl Scanner {
         let named = option(&["-m", "--model"], "LLAMA_ARG_MODEL");
         let model = self.model(&process, &mappings, named.as_deref());
         let alias = option(&["-a", "--alias"], "LLAMA_ARG_ALIAS");
-        Look::Found(Box::new(Target { pid, start_time, comm, images, listeners, model, alias }))
+        let slots = option(&["-np", "--parallel"], "LLAMA_ARG_N_PARALLEL").and_then(|n| n.parse().ok());
+        Look::Found(Box::new(Target { pid, start_time, comm, images, listeners, model, alias, slots }))
+    }
+
+    /// The descriptors of connections that a process has open on its listeners.
+    pub fn connections(&self, target: &Target) -> Vec<i32> {
+        ProcessRoot::new(&self.proc, target.pid).connections(&target.listeners).unwrap_or_default()
     }
 
     /// Files that could not be read since the last call, with the reason.
@@ -171,7 +195,7 @@ impl Scanner {
         if let Some(known) = self.images.get(&id) {
             return known;
         }
-        let read = image::read(file, named, &crate::plan::catalog::wanted, &crate::plan::catalog::marked);
+        let read = image::read(file, named, &self.wanted.symbol, &self.wanted.strings);
         let image = match read {
             Ok(image) => Some(Arc::new(image)),
             // Gone since, or no descriptor left: not a fact about the file.

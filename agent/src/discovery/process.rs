@@ -10,7 +10,7 @@ mod mapping;
 mod tests;
 
 use std::{
-    collections::HashSet,
+    collections::HashMap,
     ffi::OsStr,
     fs::{File, OpenOptions},
     io::{self, BufRead, BufReader, Read},
@@ -22,7 +22,7 @@ use rustix::{fs::OFlags, io::Errno};
 
 pub use self::{listener::Listener, mapping::Mapping};
 use self::{
-    listener::{Parse, tcp, unix},
+    listener::{Parse, State, tcp, unix},
     mapping::{DELETED, mapping},
 };
 
@@ -140,15 +140,38 @@ impl ProcessRoot {
 
     /// The listening sockets that the process has open, sorted.
     pub fn listeners(&self) -> io::Result<Vec<Listener>> {
+        let mut listeners: Vec<Listener> =
+            self.open_sockets(State::Listening)?.into_iter().map(|(_, listener)| listener).collect();
+        listeners.sort_unstable();
+        listeners.dedup();
+        Ok(listeners)
+    }
+
+    /// The descriptors of connections that the process has accepted on `listeners`.
+    pub fn connections(&self, listeners: &[Listener]) -> io::Result<Vec<i32>> {
+        let accepted = |local: &Listener| {
+            listeners.iter().any(|listener| match (listener, local) {
+                // A wildcard listener accepts on any address.
+                (Listener::Tcp(listener), Listener::Tcp(local)) => listener.port() == local.port(),
+                (Listener::Unix(listener), Listener::Unix(local)) => listener == local,
+                _ => false,
+            })
+        };
+        let sockets = self.open_sockets(State::Connected)?;
+        Ok(sockets.into_iter().filter(|(_, local)| accepted(local)).map(|(fd, _)| fd).collect())
+    }
+
+    /// Descriptor and local address of the open sockets in a state.
+    fn open_sockets(&self, state: State) -> io::Result<Vec<(i32, Listener)>> {
         let sockets = self.sockets()?;
-        let mut listeners = Vec::new();
+        let mut found = Vec::new();
         if sockets.is_empty() {
-            return Ok(listeners);
+            return Ok(found);
         }
         let parsers: [(_, Parse); 3] = [("net/tcp", tcp), ("net/tcp6", tcp), ("net/unix", unix)];
         for (name, parse) in parsers {
             let read = self.lines(name, |line| {
-                listeners.extend(parse(line).filter(|(inode, _)| sockets.contains(inode)).map(|(_, at)| at));
+                found.extend(parse(line, state).and_then(|(inode, at)| Some((*sockets.get(&inode)?, at))));
             });
             match read {
                 // A kernel without IPv6 has no tcp6.
@@ -156,19 +179,20 @@ impl ProcessRoot {
                 other => other?,
             }
         }
-        listeners.sort_unstable();
-        listeners.dedup();
-        Ok(listeners)
+        Ok(found)
     }
 
-    fn sockets(&self) -> io::Result<HashSet<u64>> {
+    /// The open sockets: inode and descriptor.
+    fn sockets(&self) -> io::Result<HashMap<u64, i32>> {
         let directory = self.directory.join("fd");
-        let mut sockets = HashSet::new();
+        let mut sockets = HashMap::new();
         for entry in std::fs::read_dir(&directory).map_err(named(&directory))? {
             // A descriptor that is closed meanwhile is nobody's loss.
-            let link = std::fs::read_link(entry.map_err(named(&directory))?.path()).unwrap_or_default();
+            let entry = entry.map_err(named(&directory))?;
+            let fd = entry.file_name().to_str().and_then(|fd| fd.parse::<i32>().ok());
+            let link = std::fs::read_link(entry.path()).unwrap_or_default();
             let inode = link.to_str().and_then(|link| link.strip_prefix("socket:[")?.strip_suffix(']'));
-            sockets.extend(inode.and_then(|inode| inode.parse::<u64>().ok()));
+            sockets.extend(inode.and_then(|inode| inode.parse::<u64>().ok()).zip(fd));
         }
         Ok(sockets)
     }

@@ -12,6 +12,7 @@ mod version;
 
 pub use machine::virtual_machine;
 pub use report::{Check, Report, Verdict};
+pub use rights::NEEDED;
 pub use version::KernelVersion;
 
 use std::{

@@ -1,4 +1,4 @@
-//! The HTTP endpoint: `/metrics`, `/healthz` and `/readyz`, and their names in the Prometheus family.
+//! The HTTP endpoint: `/metrics`, `/snapshot`, `/healthz` and `/readyz`, and the names of the last two in the Prometheus family.
 
 use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -29,18 +29,20 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 pub enum Question {
     /// The rendered metrics.
     Metrics(oneshot::Sender<Vec<u8>>),
+    /// The whole state as a JSON document.
+    Snapshot(oneshot::Sender<Vec<u8>>),
     /// Whether the first scan is done.
     Ready(oneshot::Sender<bool>),
 }
 
 /// The endpoint could not be opened.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot listen on {address}: {source}; choose another address with --listen")]
+#[error("cannot listen on {address}: {cause}; choose another address with --listen")]
 pub struct ListenError {
     /// Where.
     pub address: SocketAddr,
     /// Why.
-    pub source: std::io::Error,
+    pub cause: std::io::Error,
 }
 
 /// Opens the endpoint.
@@ -49,7 +51,7 @@ pub struct ListenError {
 ///
 /// When the address is in use or not this machine's.
 pub async fn listen(address: SocketAddr) -> Result<TcpListener, ListenError> {
-    TcpListener::bind(address).await.map_err(|source| ListenError { address, source })
+    TcpListener::bind(address).await.map_err(|cause| ListenError { address, cause })
 }
 
 /// Serves until dropped.
@@ -96,13 +98,17 @@ async fn answer(
             Some(body) => respond(StatusCode::OK, prometheus::CONTENT_TYPE, body.into()),
             None => text(StatusCode::SERVICE_UNAVAILABLE, "shutting down\n"),
         },
+        "/snapshot" => match ask(&questions, Question::Snapshot).await {
+            Some(body) => respond(StatusCode::OK, "application/json", body.into()),
+            None => text(StatusCode::SERVICE_UNAVAILABLE, "shutting down\n"),
+        },
         "/healthz" | "/-/healthy" => text(StatusCode::OK, "ok\n"),
         "/readyz" | "/-/ready" => match ask(&questions, Question::Ready).await {
             Some(true) => text(StatusCode::OK, "ready\n"),
             _ => text(StatusCode::SERVICE_UNAVAILABLE, "not ready: the first scan is under way\n"),
         },
-        "/" => text(StatusCode::OK, "llamaprobe: see /metrics, /healthz, /readyz\n"),
-        _ => text(StatusCode::NOT_FOUND, "not found: see /metrics, /healthz, /readyz\n"),
+        "/" => text(StatusCode::OK, "llamaprobe: see /metrics, /snapshot, /healthz, /readyz\n"),
+        _ => text(StatusCode::NOT_FOUND, "not found: see /metrics, /snapshot, /healthz, /readyz\n"),
     })
 }
 

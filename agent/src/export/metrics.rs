@@ -11,7 +11,11 @@ use llamaprobe_common::{
 
 use crate::{
     plan::catalog::Role,
-    session::{Server, Snapshot},
+    session::{
+        Server, Snapshot,
+        request::UNKNOWN,
+        tally::{DURATION_NS, FIRST_TOKEN_NS, Phase, REQUEST_TOKENS, Tally},
+    },
 };
 
 /// What a metric is.
@@ -122,6 +126,53 @@ pub static METRICS: &[Metric] = &[
         "Positions held in the context as a share of its size.",
         |all| context(all, |size, used| used as f64 / size as f64),
     ),
+    metric(
+        Counter,
+        "llm_requests_total",
+        "Finished HTTP requests by route, status code and reason of the end; 499 when the client went before an answer.",
+        requests,
+    ),
+    metric(
+        Buckets,
+        "llm_request_duration_seconds",
+        "Time of inference requests from the moment a thread of the server could read them to the last byte of the answer.",
+        |all| tallied(all, |tally| (tally.duration, &DURATION_NS, 1e9)),
+    ),
+    metric(
+        Buckets,
+        "llm_time_to_first_token_seconds",
+        "Time of inference requests from arrival to their first token, from the kernel's view of socket and sampler.",
+        |all| tallied(all, |tally| (tally.first_token, &FIRST_TOKEN_NS, 1e9)),
+    ),
+    metric(
+        Buckets,
+        "llm_time_per_output_token_seconds",
+        "Time per token after the first, one observation a request.",
+        |all| tallied(all, |tally| (tally.per_token, &LATENCY_NS, 1e9)),
+    ),
+    metric(
+        Buckets,
+        "llm_request_phase_seconds",
+        "Phases of inference requests: queue (arrival until the engine turns to the prompt), prefill (until the first token), decode (until the last).",
+        phases,
+    ),
+    metric(
+        Buckets,
+        "llm_request_prompt_tokens",
+        "Prompt tokens of a request, reused ones included.",
+        |all| tallied(all, |tally| (tally.prompt_tokens, &REQUEST_TOKENS, 1.0)),
+    ),
+    metric(Buckets, "llm_request_generated_tokens", "Tokens generated for a request.", |all| {
+        tallied(all, |tally| (tally.generated_tokens, &REQUEST_TOKENS, 1.0))
+    }),
+    metric(Gauge, "llm_requests_in_flight", "Inference requests that are not answered yet.", in_flight),
+    metric(
+        Gauge,
+        "llm_queue_depth",
+        "Inference requests that wait for a slot, and connections that no thread of the server has taken up.",
+        queue_depth,
+    ),
+    metric(Gauge, "llm_slots", "Slots the server was told to have.", slots),
     metric(Gauge, "llm_slots_busy", "Slots with a running request.", |all| {
         by_server(all, Role::SlotStart, |server| {
             server.live.iter().map(|live| (vec![], Value::Number(live.slots_busy as f64))).collect()
@@ -174,6 +225,32 @@ pub static METRICS: &[Metric] = &[
         "Things measured but not delivered, by reason; `server` is empty for what belongs to none.",
         lost,
     ),
+    metric(
+        Counter,
+        "llamaprobe_join_total",
+        "Requests that ran on a slot by how they were joined to it; unmatched: slots left without a known request.",
+        joins,
+    ),
+    metric(Gauge, "llamaprobe_map_entries", "Entries of the kernel's maps that grow with the work.", |all| {
+        let rows = all.occupancy.iter();
+        rows.map(|(map, n)| Sample {
+            labels: vec![("map", (*map).to_owned())],
+            value: Value::Number(*n as f64),
+        })
+        .collect()
+    }),
+    metric(
+        Counter,
+        "llamaprobe_requests_given_up_total",
+        "Requests under way that were given up because too many were.",
+        |all| number(all.given_up as f64),
+    ),
+    metric(
+        Counter,
+        "llamaprobe_log_lines_lost_total",
+        "Request log lines that were not written because the log could not keep up.",
+        |all| number(all.log_lost as f64),
+    ),
     metric(Counter, "llamaprobe_attach_failures_total", "Probes that could not be attached.", |all| {
         number(all.attach_failures as f64)
     }),
@@ -213,6 +290,76 @@ pub static METRICS: &[Metric] = &[
         number(all.started)
     }),
 ];
+
+fn requests(all: &Snapshot) -> Vec<Sample> {
+    per_server(all, |server| {
+        let rows = server.tally.requests.iter();
+        rows.map(|((route, code, outcome), n)| {
+            let labels = vec![
+                ("route", route.name().to_owned()),
+                ("code", if *code == UNKNOWN { "unknown".to_owned() } else { code.to_string() }),
+                ("finish_reason", outcome.name().to_owned()),
+            ];
+            (labels, Value::Number(*n as f64))
+        })
+        .collect()
+    })
+}
+
+fn queue_depth(all: &Snapshot) -> Vec<Sample> {
+    per_server(all, |server| {
+        let live = server.live.iter().filter(|live| live.joined);
+        live.map(|live| (vec![], Value::Number(live.queue_depth as f64))).collect()
+    })
+}
+
+fn in_flight(all: &Snapshot) -> Vec<Sample> {
+    per_server(all, |server| {
+        let live = server.live.iter().filter(|live| live.http);
+        live.map(|live| (vec![], Value::Number(live.in_flight as f64))).collect()
+    })
+}
+
+fn phases(all: &Snapshot) -> Vec<Sample> {
+    per_server(all, |server| {
+        let rows = Phase::ALL.into_iter().zip(&server.tally.phases);
+        rows.filter(|(_, histogram)| histogram.count() > 0)
+            .map(|(phase, histogram)| {
+                (vec![("phase", phase.name().to_owned())], buckets(*histogram, &FIRST_TOKEN_NS, 1e9))
+            })
+            .collect()
+    })
+}
+
+fn slots(all: &Snapshot) -> Vec<Sample> {
+    per_server(all, |server| {
+        let slots = server.live.iter().filter_map(|live| live.slots);
+        slots.map(|slots| (vec![], Value::Number(slots as f64))).collect()
+    })
+}
+
+fn joins(all: &Snapshot) -> Vec<Sample> {
+    per_server(all, |server| {
+        let rows = ["exact", "unmatched"].into_iter().zip(server.tally.joins).filter(|(_, n)| *n > 0);
+        rows.map(|(method, n)| (vec![("method", method.to_owned())], Value::Number(n as f64))).collect()
+    })
+}
+
+/// A histogram's value.
+fn buckets(histogram: Histogram, bounds: &'static Bounds, per_unit: f64) -> Value {
+    Value::Histogram { histogram: Box::new(histogram), bounds, per_unit }
+}
+
+/// A histogram of finished requests, where there are any.
+fn tallied(all: &Snapshot, of: fn(&Tally) -> (Histogram, &'static Bounds, f64)) -> Vec<Sample> {
+    per_server(all, |server| {
+        let (histogram, bounds, per_unit) = of(&server.tally);
+        if histogram.count() == 0 {
+            return vec![];
+        }
+        vec![(vec![], buckets(histogram, bounds, per_unit))]
+    })
+}
 
 type Row = (Vec<(&'static str, String)>, Value);
 

@@ -1,8 +1,10 @@
 //! What is published, and how. In: a [`Snapshot`](crate::session::Snapshot). Out: exposition over HTTP.
 
 pub mod http;
+pub mod log;
 pub mod metrics;
 pub mod prometheus;
+pub mod snapshot;
 
 #[cfg(test)]
 mod tests;

@@ -15,7 +15,11 @@ use crate::{
     bpf::calibrate::Prices,
     discovery::model::Model,
     plan::catalog::Role,
-    session::{Labels, Live, Server, Snapshot},
+    session::{
+        Labels, Live, Server, Snapshot,
+        staged::{answer, chat_events, finished, get, key, read, write},
+        tally::Tally,
+    },
 };
 
 fn histogram(bounds: &Bounds, values: &[u64]) -> Histogram {
@@ -62,15 +66,30 @@ fn busy() -> Server {
         (Role::StepEnd, ProbeId::CommonSample),
         (Role::Token, ProbeId::ProcessToken),
     ];
+    let mut tally = Tally::default();
+    tally.book(&finished(key(1_000), &chat_events(key(1_000))));
+    let health = finished(
+        key(2_000),
+        &[read(key(2_000), 0, 0, &get("/health")), write(key(2_000), 0, 0, &answer("200 OK", "{}"))],
+    );
+    tally.book(&health);
+    tally.book(&health);
+    tally.book_unmatched();
     Server {
         labels: Labels { server: "127.0.0.1:8080".to_owned(), model: "a \"tiny\" one".to_owned() },
         stats,
         served: BTreeSet::from(served),
+        tally,
         live: Some(Live {
             pid: 7,
             context_size: 4096,
             context_used: 1024,
             slots_busy: 1,
+            slots: Some(2),
+            http: true,
+            joined: true,
+            in_flight: 3,
+            queue_depth: 2,
             model: Some(Arc::new(model)),
             probes: served.map(|(_, probe)| probe).to_vec(),
             missing: vec![Role::SlotEnd],
@@ -89,6 +108,7 @@ fn ended() -> Server {
         labels: Labels { server: "pid:9".to_owned(), model: String::new() },
         stats,
         served: BTreeSet::from([(Role::Batch, ProbeId::LlamaDecode), (Role::Token, ProbeId::Logits)]),
+        tally: Tally::default(),
         live: None,
     }
 }
@@ -102,6 +122,9 @@ fn snapshot(servers: Vec<Server>) -> Snapshot {
         prices: Some(Prices { emulated_ns: 1_500, single_stepped_ns: 10_000 }),
         targets: 1,
         unobservable: 2,
+        occupancy: vec![("tasks", 4)],
+        given_up: 5,
+        log_lost: 6,
         attach_failures: 3,
         cpu: Duration::from_millis(1_500),
         resident_bytes: 20_000_000,
@@ -128,7 +151,9 @@ fn golden() {
     let samples = samples(&snapshot(vec![busy(), ended()]));
     // Histograms, build and losses have tests of their own.
     let apart = |line: &&str| {
-        ["_bucket{", "_sum{", "_count{", "build_info", "lost_total"].iter().all(|part| !line.contains(part))
+        ["_bucket{", "_sum{", "_count{", "build_info", "llamaprobe_lost_total"]
+            .iter()
+            .all(|part| !line.contains(part))
     };
     let plain: Vec<_> = samples.iter().map(String::as_str).filter(apart).collect();
     assert_eq!(plain, include_str!("tests.prom").lines().collect::<Vec<_>>(), "{}", plain.join("\n"));
@@ -197,16 +222,50 @@ fn what_is_not_live_has_no_sample() {
 
     let mut silent = busy();
     silent.stats = TargetStats::default();
+    silent.tally = Tally::default();
     let samples_of_silent = samples(&snapshot(vec![silent]));
     let measured = samples_of_silent.iter().filter(|line| line.starts_with("llm_"));
     let names: Vec<_> = measured.filter_map(|line| line.split('{').next()).collect();
-    assert_eq!(names, ["llm_model_info"], "attached, but nothing has fired");
+    assert_eq!(
+        names,
+        ["llm_requests_in_flight", "llm_queue_depth", "llm_slots", "llm_model_info"],
+        "attached, but nothing has fired"
+    );
     let hits = of(&samples_of_silent, "llamaprobe_probe_hits_total");
     assert!(hits.len() == 5 && hits.iter().all(|line| line.ends_with(" 0")), "{hits:?}");
 
     let mut unknown = busy();
-    unknown.live.as_mut().unwrap().context_size = 0;
-    assert_eq!(of(&samples(&snapshot(vec![unknown])), "llm_context_utilisation_ratio"), [""; 0]);
+    let live = unknown.live.as_mut().unwrap();
+    (live.context_size, live.slots, live.http, live.joined) = (0, None, false, false);
+    let samples_of_unknown = samples(&snapshot(vec![unknown]));
+    for name in ["llm_context_utilisation_ratio", "llm_slots", "llm_requests_in_flight", "llm_queue_depth"] {
+        assert_eq!(of(&samples_of_unknown, name), [""; 0], "{name}");
+    }
+}
+
+#[test]
+fn requests_are_sorted_in_seconds_and_tokens() {
+    let samples = samples(&snapshot(vec![busy()]));
+    // One chat of 60 ms: 12 ms in the queue, first token at 32 ms, last at 52 ms; 21 tokens in, 5 out.
+    for (name, bound, sum) in [
+        ("llm_request_duration_seconds", "0.08", 0.06),
+        ("llm_time_to_first_token_seconds", "0.04", 0.032),
+        ("llm_time_per_output_token_seconds", "0.005", 0.005),
+        ("llm_request_prompt_tokens", "32", 21.0),
+        ("llm_request_generated_tokens", "16", 5.0),
+    ] {
+        let buckets = of(&samples, &format!("{name}_bucket")).into_iter();
+        let first = buckets.map(str::to_owned).find(|line| line.ends_with(" 1")).unwrap();
+        assert!(first.contains(&format!("le=\"{bound}\"")), "{first}");
+        let last = |suffix: &str| {
+            let line = of(&samples, &format!("{name}{suffix}")).remove(0);
+            line.rsplit_once(' ').unwrap().1.parse::<f64>().unwrap()
+        };
+        assert!(last("_count") == 1.0 && (last("_sum") - sum).abs() < 1e-9, "{name}: {}", last("_sum"));
+    }
+    let phases = of(&samples, "llm_request_phase_seconds_sum");
+    let shown: Vec<_> = phases.iter().map(|line| line.split_once("phase=").unwrap().1).collect();
+    assert_eq!(shown, ["\"queue\"} 0.012", "\"prefill\"} 0.02", "\"decode\"} 0.02"]);
 }
 
 #[test]

@@ -10,6 +10,7 @@ use llamaprobe_common::{
 use serde::Serialize;
 
 use super::site::Needs;
+use crate::discovery::Wanted;
 
 /// What a probe is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
@@ -27,12 +28,14 @@ pub enum Role {
     SlotStart,
     /// A request leaves its slot.
     SlotEnd,
+    /// The thread that serves a connection waits for a task of the engine.
+    Task,
 }
 
 impl Role {
     /// Every role, in the order in which a request meets them.
-    pub const ALL: [Self; 6] =
-        [Self::SlotStart, Self::CacheHit, Self::Batch, Self::StepEnd, Self::Token, Self::SlotEnd];
+    pub const ALL: [Self; 7] =
+        [Self::Task, Self::SlotStart, Self::CacheHit, Self::Batch, Self::StepEnd, Self::Token, Self::SlotEnd];
 
     /// The name used in labels and output.
     pub const fn name(self) -> &'static str {
@@ -43,6 +46,7 @@ impl Role {
             Self::CacheHit => "cache_hit",
             Self::SlotStart => "slot_start",
             Self::SlotEnd => "slot_end",
+            Self::Task => "task",
         }
     }
 
@@ -53,6 +57,7 @@ impl Role {
             Self::StepEnd => "llm_decode_step_seconds then includes the sampling of the first token",
             Self::Token => "llm_inter_token_latency_seconds, generated tokens",
             Self::CacheHit => "cached tokens",
+            Self::Task => "the join of HTTP requests to slots: TTFT, phases and tokens of a request",
             Self::SlotStart | Self::SlotEnd => {
                 "llm_slots_busy, cached tokens; warm-up batches count, a prompt is told from its position"
             }
@@ -95,12 +100,24 @@ pub enum Program {
     SlotStart,
     /// `lp_slot_end`
     SlotEnd,
+    /// `lp_task`
+    Task,
+    /// `lp_tasks`
+    Tasks,
 }
 
 impl Program {
     /// Every program.
-    pub const ALL: [Self; 6] =
-        [Self::Batch, Self::Sample, Self::SlotToken, Self::CacheHit, Self::SlotStart, Self::SlotEnd];
+    pub const ALL: [Self; 8] = [
+        Self::Batch,
+        Self::Sample,
+        Self::SlotToken,
+        Self::CacheHit,
+        Self::SlotStart,
+        Self::SlotEnd,
+        Self::Task,
+        Self::Tasks,
+    ];
 
     /// The name of its function in the object.
     pub const fn name(self) -> &'static str {
@@ -111,6 +128,8 @@ impl Program {
             Self::CacheHit => "lp_cache_hit",
             Self::SlotStart => "lp_slot_start",
             Self::SlotEnd => "lp_slot_end",
+            Self::Task => "lp_task",
+            Self::Tasks => "lp_tasks",
         }
     }
 }
@@ -374,6 +393,24 @@ pub static ROWS: &[Row] = &[
         arguments(0b001),
         &[Exact("_ZN11server_slot7releaseEv")],
     ),
+    row(
+        Role::Task,
+        0,
+        ProbeId::WaitingTask,
+        Program::Task,
+        Layout::Plain,
+        arguments(0b010),
+        &[Exact("_ZN15server_response19add_waiting_task_idEi")],
+    ),
+    row(
+        Role::Task,
+        0,
+        ProbeId::WaitingTasks,
+        Program::Tasks,
+        Layout::Plain,
+        arguments(0b010),
+        &[Prefix("_ZN15server_response20add_waiting_task_idsERKSt13unordered_setIi")],
+    ),
 ];
 
 /// Says where the context size is: exported by builds of ~b6900 on.
@@ -383,6 +420,9 @@ pub const HAS_CONTEXT_SIZE: &str = "llama_synchronize";
 /// The entry point before `llama_decode` (up to August 2023): recognised to be refused.
 pub const TOO_OLD: &str = "llama_eval";
 
+/// What discovery looks for in files.
+pub const WANTED: Wanted = Wanted { symbol: wanted, strings: marked };
+
 /// Whether discovery should keep a symbol.
 pub fn wanted(symbol: &str) -> bool {
     [HAS_CONTEXT_PER_SEQUENCE, HAS_CONTEXT_SIZE, TOO_OLD].contains(&symbol)
@@ -391,7 +431,7 @@ pub fn wanted(symbol: &str) -> bool {
 
 /// Whether a string table can hold a wanted symbol at all: tells a library apart without walking its symbols.
 pub fn marked(strings: &[u8]) -> bool {
-    [b"llama_".as_slice(), b"server_slot", b"common_memory"]
+    [b"llama_".as_slice(), b"server_slot", b"server_response", b"common_memory"]
         .iter()
         .any(|mark| memchr::memmem::find(strings, mark).is_some())
 }

@@ -107,6 +107,7 @@ pub fn plan(images: &[Arc<Image>]) -> Verdict {
         relabelled(&token, Role::StepEnd)
     };
     let cache = if slots { all(Role::CacheHit) } else { Vec::new() };
+    let task = if slots { all(Role::Task) } else { Vec::new() };
     let old_server = images.iter().flat_map(|image| &image.symbols).any(|symbol| {
         ROWS.iter().any(|row| {
             matches!(row.probe, ProbeId::GptSample | ProbeId::SamplingSample) && row.matches(&symbol.name)
@@ -119,6 +120,7 @@ pub fn plan(images: &[Arc<Image>]) -> Verdict {
         (slot_tokens, TargetConfig::SLOT_TOKENS),
         (!step_end.is_empty(), TargetConfig::STEP_END),
         (slots && old_server, TargetConfig::SEQUENCE_SHIFT),
+        (slots, TargetConfig::HTTP),
     ] {
         flags |= if set { flag } else { 0 };
     }
@@ -126,6 +128,7 @@ pub fn plan(images: &[Arc<Image>]) -> Verdict {
     let mut probes = Vec::new();
     let (start, end) = if slots { (start, end) } else { (Vec::new(), Vec::new()) };
     for (role, found) in [
+        (Role::Task, task),
         (Role::SlotStart, start),
         (Role::CacheHit, cache),
         (Role::Batch, batch),
@@ -148,7 +151,7 @@ fn sampler(probe: ProbeId) -> bool {
 
 fn why_missing(role: Role, slots: bool) -> &'static str {
     match role {
-        Role::CacheHit if !slots => "needs the slots of a server",
+        Role::CacheHit | Role::Task if !slots => "needs the slots of a server",
         Role::SlotStart | Role::SlotEnd => {
             "no symbols of llama-server: a binding, or a server whose executable is stripped"
         }

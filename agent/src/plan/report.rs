@@ -110,8 +110,8 @@ impl ProcessReport {
             listeners: Vec::new(),
             model: None,
             unsupported: Some(
-                "no file it maps shows a symbol of llama.cpp: a static executable that was stripped; \
-                 use a build with shared libraries, or one that is not stripped"
+                "no file it maps shows a symbol of llama.cpp: a static executable that was stripped (use a build with \
+                 shared libraries, or one that is not stripped), or files that cannot be opened (run as root)"
                     .to_owned(),
             ),
             probes: Vec::new(),
@@ -126,18 +126,20 @@ impl ProcessReport {
 }
 
 /// The plans of all processes.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 pub struct Report {
     /// By process.
     pub processes: Vec<ProcessReport>,
+    /// Processes that this process may not look at.
+    pub closed: usize,
 }
 
 impl Report {
-    /// 0 when every process can be measured in full, 1 when something is missing, 3 when there is no process.
+    /// 0 when every process can be measured in full, 1 when something is missing or closed, 3 when there is no process.
     pub fn exit_code(&self) -> u8 {
         match self.processes.as_slice() {
-            [] => 3,
-            processes if processes.iter().all(ProcessReport::is_complete) => 0,
+            [] if self.closed == 0 => 3,
+            processes if self.closed == 0 && processes.iter().all(ProcessReport::is_complete) => 0,
             _ => 1,
         }
     }
@@ -145,8 +147,11 @@ impl Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.closed > 0 {
+            writeln!(f, "{} processes cannot be looked at: run as root", self.closed)?;
+        }
         if self.processes.is_empty() {
-            return writeln!(f, "no process maps llama.cpp");
+            return writeln!(f, "no process that can be looked at maps llama.cpp");
         }
         for process in &self.processes {
             write!(f, "{} {}", process.pid, process.comm)?;

@@ -30,6 +30,8 @@ const SERVER: &[&str] = &[
     "_ZN19server_context_impl13process_tokenER23completion_token_outputR11server_slot",
     "_ZN19server_context_impl21launch_slot_with_taskER11server_slotO11server_task",
     "_ZN11server_slot7releaseEv",
+    "_ZN15server_response19add_waiting_task_idEi",
+    "_ZN15server_response20add_waiting_task_idsERKSt13unordered_setIiSt4hashIiESt8equal_toIiESaIiEE",
 ];
 /// A server of 2024: one file, C++ methods of libllama not among its symbols.
 const OLD_SERVER: &[&str] = &[
@@ -105,6 +107,7 @@ fn a_server_of_today() {
     assert_eq!(
         served,
         [
+            vec!["add_waiting_task_id", "add_waiting_task_ids"],
             vec!["launch_slot_with_task"],
             vec!["common_memory_seq_rm"],
             vec!["decode_ext"],
@@ -115,7 +118,10 @@ fn a_server_of_today() {
         "the inner decode alone, the server's own token, the sampler only as the step's end"
     );
     assert_eq!(plan.missing, []);
-    assert_eq!(plan.flags, TargetConfig::SLOTS | TargetConfig::SLOT_TOKENS | TargetConfig::STEP_END);
+    assert_eq!(
+        plan.flags,
+        TargetConfig::SLOTS | TargetConfig::SLOT_TOKENS | TargetConfig::STEP_END | TargetConfig::HTTP
+    );
     let decode = only(&plan, ProbeId::DecodeExt);
     assert_eq!((decode.symbol.as_str(), decode.image.path.as_path()), (DECODE_EXT, Path::new("libllama.so")));
     assert_eq!((decode.program, decode.cookie.batch_layout()), (Program::Batch, Some(BatchLayout::ExtArg1)));
@@ -135,7 +141,7 @@ fn a_server_of_the_llama_decode_era() {
     assert_eq!(only(&plan, ProbeId::DecodeBatch).cookie.context_layout(), ContextLayout::Total);
     let cache = only(&plan, ProbeId::MemorySeqRm);
     assert_eq!((cache.entry, cache.offset(), cache.site.instruction.as_str()), (0x3000, 0x3003, "je +0x10"));
-    assert_eq!(plan.missing, []);
+    assert_eq!(missing(&plan), [Role::Task], "requests cannot be joined by their tasks");
 }
 
 #[test]
@@ -158,9 +164,11 @@ fn the_python_binding_has_only_libllama() {
     let sites = |role| plan.probes.iter().filter(move |probe| probe.role == role).map(Probe::offset);
     assert!(sites(Role::Token).eq(sites(Role::StepEnd)), "one attachment serves both");
     assert_eq!(plan.flags, TargetConfig::STEP_END);
-    assert_eq!(missing(&plan), [Role::SlotStart, Role::CacheHit, Role::SlotEnd]);
-    assert_eq!(plan.missing[1].why, "needs the slots of a server");
-    assert!(plan.missing[0].why.contains("a binding"), "{}", plan.missing[0].why);
+    assert_eq!(missing(&plan), [Role::Task, Role::SlotStart, Role::CacheHit, Role::SlotEnd]);
+    for at in [0, 2] {
+        assert_eq!(plan.missing[at].why, "needs the slots of a server");
+    }
+    assert!(plan.missing[1].why.contains("a binding"), "{}", plan.missing[1].why);
 
     let target = Target {
         pid: 7,
@@ -170,12 +178,13 @@ fn the_python_binding_has_only_libllama() {
         listeners: vec![],
         model: None,
         alias: None,
+        slots: None,
     };
     let report = ProcessReport::of(&target, &Verdict::Observable(plan), false).unwrap();
     assert!(!report.is_complete());
     let lost: Vec<_> = report.missing.iter().map(|missing| (missing.role, missing.lost)).collect();
-    assert_eq!(lost[1], (Role::CacheHit, "cached tokens"));
-    assert!(lost[0].1.contains("llm_slots_busy"), "{lost:?}");
+    assert_eq!(lost[2], (Role::CacheHit, "cached tokens"));
+    assert!(lost[0].1.contains("TTFT") && lost[1].1.contains("llm_slots_busy"), "{lost:?}");
 }
 
 #[test]
@@ -205,7 +214,7 @@ fn the_node_binding_brings_the_common_library() {
         "{tokens:?}"
     );
     assert_eq!(serving(&plan, Role::CacheHit), [""; 0], "without slots it would count every call");
-    assert_eq!(missing(&plan), [Role::SlotStart, Role::CacheHit, Role::SlotEnd]);
+    assert_eq!(missing(&plan), [Role::Task, Role::SlotStart, Role::CacheHit, Role::SlotEnd]);
 }
 
 #[test]
@@ -213,7 +222,7 @@ fn servers_of_the_gpt_sampler_shift_their_sequences() {
     let plan = observable(&[image(1, "llama-server", &[OLD_SERVER, &[GPT_SAMPLE]])]);
     assert_eq!(serving(&plan, Role::StepEnd), ["gpt_sampler_sample"]);
     assert_eq!(serving(&plan, Role::CacheHit), ["llama_kv_cache_seq_rm"]);
-    let all = TargetConfig::SLOTS | TargetConfig::SLOT_TOKENS | TargetConfig::STEP_END;
+    let all = TargetConfig::SLOTS | TargetConfig::SLOT_TOKENS | TargetConfig::STEP_END | TargetConfig::HTTP;
     assert_eq!(plan.flags, all | TargetConfig::SEQUENCE_SHIFT);
     let newer = observable(&[image(1, "llama-server", &[OLD_SERVER, &[COMMON_SAMPLE]])]);
     assert_eq!(newer.flags, all);
@@ -224,8 +233,12 @@ fn servers_of_the_gpt_sampler_shift_their_sequences() {
 #[test]
 fn half_of_the_slot_symbols_are_none() {
     let plan = observable(&[image(1, "llama-server", &[&OLD_SERVER[..2], &OLD_SERVER[3..]])]);
-    assert_eq!(missing(&plan), [Role::SlotStart, Role::CacheHit, Role::SlotEnd]);
+    assert_eq!(missing(&plan), [Role::Task, Role::SlotStart, Role::CacheHit, Role::SlotEnd]);
     assert_eq!(plan.flags, TargetConfig::STEP_END, "tokens come from the context, not from slots");
+
+    // The tasks of a server without slots would be joined to nothing.
+    let plan = observable(&[image(1, "llama-server", &[&OLD_SERVER[..2], &OLD_SERVER[3..], &SERVER[3..]])]);
+    assert_eq!((serving(&plan, Role::Task), plan.flags), (vec![], TargetConfig::STEP_END));
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::{
 
 use llamaprobe_common::{probe::ProbeId, target::TargetStats};
 
-use super::Labels;
+use super::{Labels, tally::Tally};
 use crate::plan::catalog::Role;
 
 /// How long a series outlives its last process: two scrapes of the usual interval and some.
@@ -18,6 +18,7 @@ pub const KEEP_ENDED: Duration = Duration::from_secs(45);
 pub(super) struct Account {
     pub(super) stats: TargetStats,
     pub(super) served: BTreeSet<(Role, ProbeId)>,
+    pub(super) tally: Tally,
     touched: Instant,
 }
 
@@ -35,15 +36,28 @@ impl Ledger {
         stats: &TargetStats,
         credited: &mut TargetStats,
     ) {
-        let account = self.0.entry(labels.clone()).or_insert_with(|| Account {
-            stats: TargetStats::default(),
-            served: BTreeSet::new(),
-            touched: now,
-        });
+        let account = self.account(now, labels);
         account.stats.add(&difference(stats, credited));
         account.served.clone_from(served);
         account.touched = now;
         *credited = *stats;
+    }
+
+    /// The account of these labels, opened when there is none.
+    fn account(&mut self, now: Instant, labels: &Labels) -> &mut Account {
+        self.0.entry(labels.clone()).or_insert_with(|| Account {
+            stats: TargetStats::default(),
+            served: BTreeSet::new(),
+            tally: Tally::default(),
+            touched: now,
+        })
+    }
+
+    /// What is counted of the requests of these labels.
+    pub(super) fn tally(&mut self, now: Instant, labels: &Labels) -> &mut Tally {
+        let account = self.account(now, labels);
+        account.touched = now;
+        &mut account.tally
     }
 
     /// Drops accounts that no living process has and none has touched for [`KEEP_ENDED`].

@@ -6,17 +6,29 @@
 
 mod ledger;
 mod overhead;
+pub mod payload;
+pub mod request;
+mod requests;
 mod snapshot;
+pub mod tally;
 
+#[cfg(test)]
+pub(crate) mod staged;
 #[cfg(test)]
 mod tests;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
-use llamaprobe_common::{batch::Context, probe::ProbeId, sequence::Sequence, target::TargetStats};
+use llamaprobe_common::{
+    batch::Context,
+    probe::ProbeId,
+    sequence::Sequence,
+    target::{TargetConfig, TargetStats},
+};
 
 pub use self::{
     ledger::KEEP_ENDED,
@@ -25,10 +37,13 @@ pub use self::{
 use self::{
     ledger::Ledger,
     overhead::{Overhead, spent},
+    payload::head::HeadOptions,
+    request::Finished,
+    requests::Requests,
 };
 use crate::{
-    bpf::{calibrate::Prices, read::Reading},
-    discovery::Target,
+    bpf::{calibrate::Prices, events::RequestEvent, read::Reading},
+    discovery::{Target, model::Model},
     plan::{Plan, catalog::Role},
 };
 
@@ -48,16 +63,96 @@ struct Watched {
     sequences: Vec<Sequence>,
     contexts: Vec<(u64, Context)>,
     overhead: Overhead,
+    /// Connections that wait for a thread, in and behind `accept`.
+    unread: usize,
+    /// Requests that ended before the labels were known.
+    unbooked: Vec<Finished>,
 }
 
+/// Requests that may wait for labels.
+const MAX_UNBOOKED: usize = 1000;
+
 /// The state behind the snapshots.
-#[derive(Debug, Default)]
 pub struct Session {
     watched: BTreeMap<u32, Watched>,
     ledger: Ledger,
+    requests: Requests,
+}
+
+/// A finished request with what its process adds to it.
+#[derive(Clone, Debug)]
+pub struct Record {
+    /// The request.
+    pub request: Finished,
+    /// Its server.
+    pub labels: Labels,
+    /// The model that served it.
+    pub model: Option<Arc<Model>>,
 }
 
 impl Session {
+    /// Nothing is known yet.
+    pub fn new(options: HeadOptions) -> Self {
+        Self { watched: BTreeMap::new(), ledger: Ledger::default(), requests: Requests::new(options) }
+    }
+
+    /// Books what happened to a request. Returns the requests that are over by it.
+    pub fn on(&mut self, now: Instant, event: &RequestEvent) -> Vec<Record> {
+        // What comes late for a process that has ended would begin requests that nothing ends.
+        if !self.watched.contains_key(&event.request().tgid) {
+            return Vec::new();
+        }
+        let finished = self.requests.on(event);
+        self.book(now, finished)
+    }
+
+    /// Books requests that were answered long ago and whose slots were never left.
+    pub fn expire(&mut self, now: Instant, now_ns: u64) -> Vec<Record> {
+        let finished = self.requests.expire(now_ns);
+        self.book(now, finished)
+    }
+
+    fn book(&mut self, now: Instant, finished: impl IntoIterator<Item = Finished>) -> Vec<Record> {
+        for pid in self.requests.take_unmatched() {
+            if let Some(labels) = self.watched.get(&pid).and_then(|watched| watched.labels.clone()) {
+                self.ledger.tally(now, &labels).book_unmatched();
+            }
+        }
+        for request in finished {
+            if let Some(watched) = self.watched.get_mut(&request.key.tgid)
+                && watched.unbooked.len() < MAX_UNBOOKED
+            {
+                watched.unbooked.push(request);
+            }
+        }
+        let mut records = Vec::new();
+        for watched in self.watched.values_mut() {
+            let Some(labels) = &watched.labels else { continue };
+            for request in watched.unbooked.drain(..) {
+                self.ledger.tally(now, labels).book(&request);
+                records.push(Record { request, labels: labels.clone(), model: watched.target.model.clone() });
+            }
+        }
+        records
+    }
+
+    /// How many connections of a process wait for a thread of it.
+    pub fn unread(&mut self, pid: u32, connections: usize) {
+        if let Some(watched) = self.watched.get_mut(&pid) {
+            watched.unread = connections;
+        }
+    }
+
+    /// Requests under way of all processes.
+    pub fn open_requests(&self) -> usize {
+        self.requests.open()
+    }
+
+    /// Requests under way that were given up because too many were.
+    pub fn given_up(&self) -> u64 {
+        self.requests.given_up()
+    }
+
     /// A process is observed from now on.
     pub fn begin(&mut self, now: Instant, target: Target, plan: Plan) {
         let served = served(&plan);
@@ -72,6 +167,8 @@ impl Session {
             sequences: Vec::new(),
             contexts: Vec::new(),
             overhead: Overhead::default(),
+            unread: 0,
+            unbooked: Vec::new(),
         };
         self.watched.insert(pid, watched);
         self.name(now, pid);
@@ -87,15 +184,25 @@ impl Session {
         self.name(now, pid);
     }
 
-    /// A process ended; `last` is its last reading.
-    pub fn end(&mut self, now: Instant, pid: u32, last: &Reading, prices: Option<Prices>) {
+    /// A process ended; `last` is its last reading. Returns its requests, which ended with it.
+    pub fn end(
+        &mut self,
+        now: Instant,
+        now_ns: u64,
+        pid: u32,
+        last: &Reading,
+        prices: Option<Prices>,
+    ) -> Vec<Record> {
         if let Some(watched) = self.watched.get_mut(&pid) {
             // It will not listen any more.
             let labels = watched.labels.clone().unwrap_or_else(|| labels_of_pid(&watched.target));
             watched.labels = Some(labels);
         }
         self.read(now, pid, last, prices);
+        let finished = self.requests.end(pid, now_ns);
+        let records = self.book(now, finished);
         self.watched.remove(&pid);
+        records
     }
 
     /// Books a reading of a process.
@@ -144,7 +251,8 @@ impl Session {
                     labels: labels.clone(),
                     stats: account.stats,
                     served: account.served.clone(),
-                    live: watched.map(live),
+                    tally: account.tally.clone(),
+                    live: watched.map(|watched| live(watched, &self.requests)),
                 }
             })
             .collect()
@@ -174,6 +282,13 @@ impl Session {
     }
 }
 
+/// Whether a request runs on a slot. One whose launch failed took the slot and never left it.
+fn is_busy(sequence: &&Sequence) -> bool {
+    let worked =
+        sequence.flags & (Sequence::CACHE_COUNTED | Sequence::DECODING) != 0 || sequence.context != 0;
+    sequence.flags & Sequence::ACTIVE != 0 && worked
+}
+
 fn labels_of_pid(target: &Target) -> Labels {
     Labels { server: format!("pid:{}", target.pid), model: target.model_name().unwrap_or_default() }
 }
@@ -182,7 +297,7 @@ fn served(plan: &Plan) -> BTreeSet<(Role, ProbeId)> {
     plan.probes.iter().map(|probe| (probe.role, probe.probe)).collect()
 }
 
-fn live(watched: &Watched) -> Live {
+fn live(watched: &Watched, requests: &Requests) -> Live {
     let own = |context: &&(u64, Context)| context.1.flags & Context::DRAFT == 0;
     // A server that slept and woke has a new context; positions in an old one are gone.
     let newest = watched.contexts.iter().filter(own).max_by_key(|(_, context)| context.entered_ns);
@@ -199,7 +314,12 @@ fn live(watched: &Watched) -> Live {
         pid: watched.target.pid,
         context_size: served.iter().map(|(_, context)| u64::from(context.n_ctx)).sum(),
         context_used: watched.sequences.iter().filter(held).map(|s| u64::from(s.n_past)).sum(),
-        slots_busy: watched.sequences.iter().filter(|s| s.flags & Sequence::ACTIVE != 0).count() as u64,
+        slots_busy: watched.sequences.iter().filter(is_busy).count() as u64,
+        slots: watched.target.slots,
+        http: watched.plan.flags & TargetConfig::HTTP != 0,
+        joined: watched.served.iter().any(|(role, _)| *role == Role::Task),
+        in_flight: requests.in_flight(watched.target.pid) as u64,
+        queue_depth: (requests.queued(watched.target.pid) + watched.unread) as u64,
         model: watched.target.model.clone(),
         probes,
         missing: watched.plan.missing.iter().map(|missing| missing.role).collect(),

@@ -4,6 +4,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use llamaprobe_common::{probe::ProbeId, target::TargetStats};
 
+use super::tally::Tally;
 use crate::{bpf::calibrate::Prices, discovery::model::Model, plan::catalog::Role};
 
 /// What series are told apart by.
@@ -24,6 +25,8 @@ pub struct Server {
     pub stats: TargetStats,
     /// The roles that are served, each with every probe that serves it.
     pub served: BTreeSet<(Role, ProbeId)>,
+    /// What is counted of its requests.
+    pub tally: Tally,
     /// What is true only while its process lives.
     pub live: Option<Live>,
 }
@@ -46,6 +49,16 @@ pub struct Live {
     pub context_used: u64,
     /// Slots with a running request.
     pub slots_busy: u64,
+    /// Its slots; `None` when it does not say how many.
+    pub slots: Option<u64>,
+    /// Whether its HTTP requests are followed.
+    pub http: bool,
+    /// Whether requests are joined to the engine's tasks: only then is it known which of them wait.
+    pub joined: bool,
+    /// Inference requests without their answer.
+    pub in_flight: u64,
+    /// Inference requests that wait for a slot, and connections that wait for a thread.
+    pub queue_depth: u64,
     /// Its model.
     pub model: Option<Arc<Model>>,
     /// Probes attached for it.
@@ -69,6 +82,12 @@ pub struct Snapshot {
     pub targets: usize,
     /// Processes that look like servers of llama.cpp but show no symbols, or are too old.
     pub unobservable: usize,
+    /// Entries of the kernel's maps, by name.
+    pub occupancy: Vec<(&'static str, usize)>,
+    /// Requests under way that were given up because too many were.
+    pub given_up: u64,
+    /// Log lines that were not written because the log could not keep up.
+    pub log_lost: u64,
     /// Probes that could not be attached, since the start.
     pub attach_failures: u64,
     /// CPU time the agent has used.

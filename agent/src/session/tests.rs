@@ -1,6 +1,11 @@
 use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 
-use super::*;
+use super::{
+    payload::head::HeadOptions,
+    request::Outcome,
+    staged::{MS, PID, chat_events, key, worked},
+    *,
+};
 use crate::{
     discovery::{
         image::{Image, ImageId, Machine},
@@ -15,6 +20,7 @@ use crate::{
 use llamaprobe_common::{
     batch::{MAX_RUNS, Run, Walk},
     cookie::Cookie,
+    request::{RequestKey, SlotEndEvent},
 };
 
 const NO_PRICES: Option<Prices> = None;
@@ -36,6 +42,7 @@ fn target(pid: u32, port: Option<u16>, alias: Option<&str>) -> Target {
             .collect(),
         model: None,
         alias: alias.map(str::to_owned),
+        slots: None,
     }
 }
 
@@ -137,7 +144,7 @@ fn sequence(context: u64, n_past: u32, flags: u32) -> Sequence {
 
 /// A session and the moment it began.
 fn session() -> (Session, Instant) {
-    (Session::default(), Instant::now())
+    (Session::new(HeadOptions { user_header: None, key: [0; 32] }), Instant::now())
 }
 
 /// Decode calls by the server's label.
@@ -156,7 +163,7 @@ fn a_server_that_restarts_goes_on_counting() {
     session.begin(start, target(1, Some(80), Some("m")), server_plan());
     session.read(start, 1, &after(5), NO_PRICES);
     session.read(start, 1, &after(7), NO_PRICES);
-    session.end(start + seconds(1), 1, &after(9), NO_PRICES);
+    session.end(start + seconds(1), 0, 1, &after(9), NO_PRICES);
     assert_eq!(calls(&session), one("127.0.0.1:80", 9));
     assert!(session.servers()[0].live.is_none());
 
@@ -209,7 +216,7 @@ fn a_series_outlives_its_process_for_a_while() {
     session.begin(start, target(1, Some(80), None), server_plan());
     session.begin(start, target(2, Some(81), None), server_plan());
     session.read(start, 2, &after(1), NO_PRICES);
-    session.end(start, 1, &after(1), NO_PRICES);
+    session.end(start, 0, 1, &after(1), NO_PRICES);
     let at = |session: &mut Session, after| {
         session.forget_ended(start + after);
         calls(session).len()
@@ -241,10 +248,10 @@ fn a_process_is_named_only_when_its_name_is_known() {
 fn a_process_that_ends_without_name_is_still_booked() {
     let (mut session, start) = session();
     session.begin(start, target(1, None, None), server_plan());
-    session.end(start + seconds(1), 1, &after(4), NO_PRICES);
+    session.end(start + seconds(1), 0, 1, &after(4), NO_PRICES);
     assert_eq!(calls(&session), one("pid:1", 4));
     assert!(session.plan(1).is_none());
-    session.end(start + seconds(1), 1, &after(9), NO_PRICES);
+    session.end(start + seconds(1), 0, 1, &after(9), NO_PRICES);
     session.read(start + seconds(1), 1, &after(9), NO_PRICES);
     assert_eq!(calls(&session), one("pid:1", 4), "an unknown process counts nothing");
 }
@@ -262,7 +269,7 @@ fn living_processes_never_share_labels() {
     session.read(start, 1, &after(1), NO_PRICES);
     session.read(start, 2, &after(2), NO_PRICES);
     assert_eq!(calls(&session), each);
-    session.end(start, 1, &after(1), NO_PRICES);
+    session.end(start, 0, 1, &after(1), NO_PRICES);
     session.read(start, 2, &after(5), NO_PRICES);
     assert_eq!(calls(&session)[0], ("127.0.0.1:80".to_owned(), 4), "the name is free again");
 }
@@ -287,7 +294,7 @@ fn a_role_is_live_when_one_of_its_probes_has_fired() {
     session.read(start, 1, &reading, NO_PRICES);
     assert_eq!(live(&session), [Role::Batch, Role::Token], "not attached: not its");
 
-    session.end(start, 1, &reading, NO_PRICES);
+    session.end(start, 0, 1, &reading, NO_PRICES);
     assert_eq!(live(&session), [Role::Batch, Role::Token], "the last values stay to be scraped");
     session.begin(start, target(1, Some(80), None), binding_plan());
     reading.stats.hits[ProbeId::SamplerSample as usize] = 1;
@@ -317,7 +324,7 @@ fn a_server_holds_what_its_newest_context_holds() {
     session.read(start, 1, &reading, NO_PRICES);
     let live = session.servers().remove(0).live.unwrap();
     assert_eq!((live.context_size, live.context_used), (8192, 30));
-    assert_eq!(live.slots_busy, 3, "busy is busy, decoded or not");
+    assert_eq!(live.slots_busy, 2, "of those that have a request, what has worked on it");
     assert_eq!(live.missing, [Role::CacheHit]);
     assert_eq!(live.probes.len(), 4);
 
@@ -326,6 +333,117 @@ fn a_server_holds_what_its_newest_context_holds() {
     let live = session.servers().remove(1).live.unwrap();
     assert_eq!((live.context_size, live.context_used), (4096 + 8192, 430), "a binding may use several");
     assert_eq!(live.probes, [ProbeId::LlamaDecode, ProbeId::SamplerSample], "each probe once");
+}
+
+#[test]
+fn a_slot_is_busy_once_its_request_has_worked() {
+    let (mut session, start) = session();
+    session.begin(start, target(1, Some(80), None), server_plan());
+    let mut busy = |context, flags| {
+        let reading = Reading { sequences: vec![sequence(context, 0, flags)], ..after(1) };
+        session.read(start, 1, &reading, NO_PRICES);
+        session.servers()[0].live.as_ref().unwrap().slots_busy
+    };
+    assert_eq!(busy(0, Sequence::ACTIVE), 0, "its launch may have failed");
+    assert_eq!(busy(0, Sequence::ACTIVE | Sequence::CACHE_COUNTED), 1);
+    assert_eq!(busy(0, Sequence::ACTIVE | Sequence::DECODING), 1);
+    assert_eq!(busy(0xa, Sequence::ACTIVE), 1, "within its prompt");
+    assert_eq!(busy(0xa, Sequence::CACHE_COUNTED | Sequence::DECODING), 0, "it was left");
+}
+
+/// A plan of a server whose requests are followed.
+fn http_plan() -> Plan {
+    Plan { flags: TargetConfig::HTTP, ..server_plan() }
+}
+
+/// Gives the session events; what is over by them, by label and outcome.
+fn over(session: &mut Session, now: Instant, events: &[RequestEvent]) -> Vec<(String, Outcome)> {
+    let records = events.iter().flat_map(|event| session.on(now, event));
+    records.map(|record| (record.labels.server, record.request.outcome)).collect()
+}
+
+/// Requests that are booked and slots without request, by label.
+fn booked(session: &Session) -> Vec<(String, u64, u64)> {
+    let of = |server: Server| {
+        let tally = server.tally;
+        (server.labels.server, tally.requests.values().sum(), tally.joins[1])
+    };
+    session.servers().into_iter().map(of).collect()
+}
+
+#[test]
+fn a_request_is_booked_for_its_server() {
+    let (mut session, start) = session();
+    session.begin(start, target(PID, Some(80), Some("m")), http_plan());
+    session.begin(start, target(PID + 1, Some(81), None), http_plan());
+    let one = |label: &str| vec![(label.to_owned(), Outcome::Length)];
+    assert_eq!(over(&mut session, start, &chat_events(key(1_000))), one("127.0.0.1:80"));
+    let other = RequestKey { tgid: PID + 1, ..key(1_000) };
+    assert_eq!(over(&mut session, start, &chat_events(other)), one("127.0.0.1:81"));
+    let foreign = RequestKey { tgid: PID + 2, ..key(1_000) };
+    assert_eq!(over(&mut session, start, &chat_events(foreign)), [], "nobody observes it");
+    let left = SlotEndEvent { request: RequestKey { arrived_ns: 0, ..key(0) }, ..worked(key(1_000), 9) };
+    assert_eq!(over(&mut session, start, &[RequestEvent::SlotEnd(left)]), []);
+    let each = [("127.0.0.1:80".to_owned(), 1, 1), ("127.0.0.1:81".to_owned(), 1, 0)];
+    assert_eq!(booked(&session), each);
+
+    // The tally outlives the process as the counters do.
+    session.end(start, 0, PID, &after(1), NO_PRICES);
+    session.begin(start, target(PID + 3, Some(80), Some("m")), http_plan());
+    let next = RequestKey { tgid: PID + 3, ..key(5_000) };
+    assert_eq!(over(&mut session, start, &chat_events(next)), one("127.0.0.1:80"));
+    assert_eq!(booked(&session)[0], ("127.0.0.1:80".to_owned(), 2, 1));
+}
+
+#[test]
+fn a_request_waits_for_the_name_of_its_server() {
+    let (mut session, start) = session();
+    session.begin(start, target(PID, None, None), http_plan());
+    session.begin(start, target(PID + 1, None, None), http_plan());
+    let other = RequestKey { tgid: PID + 1, ..key(1_000) };
+    assert_eq!(over(&mut session, start, &chat_events(key(1_000))), []);
+    assert_eq!(over(&mut session, start, &chat_events(other)), []);
+    session.refresh(start + seconds(1), target(PID, Some(80), None), http_plan());
+    let records = session.expire(start + seconds(1), 0);
+    let seen: Vec<_> = records.iter().map(|record| (&*record.labels.server, record.request.key)).collect();
+    assert_eq!(seen, [("127.0.0.1:80", key(1_000))]);
+    assert!(session.expire(start + seconds(2), 0).is_empty(), "each is told once");
+    let records = session.end(start + seconds(2), 0, PID + 1, &after(1), NO_PRICES);
+    let seen: Vec<_> = records.iter().map(|record| (&*record.labels.server, record.request.key)).collect();
+    assert_eq!(seen, [("pid:8", other)], "it will have no other");
+}
+
+#[test]
+fn a_process_takes_its_open_requests_with_it() {
+    let (mut session, start) = session();
+    session.begin(start, target(PID, Some(80), None), http_plan());
+    assert_eq!(over(&mut session, start, &chat_events(key(1_000))[..3]), []);
+    assert_eq!(session.open_requests(), 1);
+    let records = session.end(start + seconds(1), 3_000 * MS, PID, &after(1), NO_PRICES);
+    assert_eq!((records.len(), records[0].request.answered_ns), (1, 3_000 * MS));
+    assert_eq!((session.open_requests(), booked(&session)[0].1), (0, 1));
+}
+
+#[test]
+fn what_waits_is_what_has_no_slot_and_what_no_thread_has_taken_up() {
+    let (mut session, start) = session();
+    session.begin(start, target(PID, Some(80), None), http_plan());
+    session.read(start, PID, &after(1), NO_PRICES);
+    let live = |session: &Session| {
+        let live = session.servers().remove(0).live.unwrap();
+        (live.http, live.in_flight, live.queue_depth)
+    };
+    assert_eq!(live(&session), (true, 0, 0));
+    let events = chat_events(key(1_000));
+    over(&mut session, start, &events[..2]);
+    session.unread(PID, 3);
+    session.unread(PID + 1, 9);
+    assert_eq!(live(&session), (true, 1, 4));
+    over(&mut session, start, &events[2..3]);
+    assert_eq!(live(&session), (true, 1, 3));
+    over(&mut session, start, &events[3..4]);
+    session.unread(PID, 0);
+    assert_eq!(live(&session), (true, 0, 0));
 }
 
 #[test]

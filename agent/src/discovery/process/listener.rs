@@ -1,4 +1,4 @@
-//! The sockets that the host has in state LISTEN, line by line of `/proc/PID/net`.
+//! The sockets of a network namespace that listen or carry a connection, line by line of `/proc/PID/net`.
 
 use std::{
     ffi::OsStr,
@@ -28,14 +28,23 @@ impl fmt::Display for Listener {
     }
 }
 
-/// Inode and address of the listening socket that a line describes, if it does.
-pub(super) type Parse = fn(&[u8]) -> Option<(u64, Listener)>;
+/// What is looked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum State {
+    /// Sockets that accept connections.
+    Listening,
+    /// Accepted connections.
+    Connected,
+}
 
-/// A line of `net/tcp` or `net/tcp6`: slot, local, remote, state (0A is LISTEN), five more, inode.
-pub(super) fn tcp(line: &[u8]) -> Option<(u64, Listener)> {
+/// Inode and local address of the socket that a line describes, if it is in the state.
+pub(super) type Parse = fn(&[u8], State) -> Option<(u64, Listener)>;
+
+/// A line of `net/tcp` or `net/tcp6`: slot, local, remote, state (0A is LISTEN, 01 ESTABLISHED), five more, inode.
+pub(super) fn tcp(line: &[u8], state: State) -> Option<(u64, Listener)> {
     let mut fields = std::str::from_utf8(line).ok()?.split_ascii_whitespace();
     let (address, port) = fields.nth(1)?.split_once(':')?;
-    if fields.nth(1)? != "0A" {
+    if fields.nth(1)? != if state == State::Listening { "0A" } else { "01" } {
         return None;
     }
     let inode = fields.nth(5)?.parse().ok()?;
@@ -53,17 +62,20 @@ pub(super) fn tcp(line: &[u8]) -> Option<(u64, Listener)> {
 }
 
 /// A line of `net/unix`: address, references, protocol, flags, type, state, inode, path.
-pub(super) fn unix(line: &[u8]) -> Option<(u64, Listener)> {
+pub(super) fn unix(line: &[u8], state: State) -> Option<(u64, Listener)> {
     const ACCEPTS: u32 = 1 << 16;
     let (_address, rest) = word(line);
     let (_references, rest) = word(rest);
     let (_protocol, rest) = word(rest);
     let (flags, rest) = word(rest);
     let (_type, rest) = word(rest);
-    let (_state, rest) = word(rest);
+    let (connected, rest) = word(rest);
     let (inode, path) = word(rest);
     let flags = u32::from_str_radix(std::str::from_utf8(flags).ok()?, 16).ok()?;
     let path = path.strip_prefix(b" ").filter(|path| !path.is_empty())?;
     let inode = std::str::from_utf8(inode).ok()?.parse().ok()?;
-    (flags & ACCEPTS != 0).then(|| (inode, Listener::Unix(PathBuf::from(OsStr::from_bytes(path)))))
+    let found = if flags & ACCEPTS != 0 { State::Listening } else { State::Connected };
+    // 03 is SS_CONNECTED: a socket that was accepted has the path of the one that listens.
+    (found == state && (state == State::Listening || connected == b"03"))
+        .then(|| (inode, Listener::Unix(PathBuf::from(OsStr::from_bytes(path)))))
 }

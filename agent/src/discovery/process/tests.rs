@@ -1,3 +1,4 @@
+use std::os::fd::AsRawFd as _;
 use std::{
     net::TcpListener,
     os::unix::{fs::symlink, net::UnixListener},
@@ -152,4 +153,25 @@ fn this_process() {
     for listener in expected {
         assert!(listeners.contains(&listener), "{listener} is not among {listeners:?}");
     }
+}
+
+#[test]
+fn accepted_connections_are_told_from_those_made() {
+    let own = ProcessRoot::new(Path::new("/proc"), std::process::id());
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (accepted, _) = listener.accept().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("socket");
+    let unix = UnixListener::bind(&path).unwrap();
+    let _client = std::os::unix::net::UnixStream::connect(&path).unwrap();
+    let (accepted_unix, _) = unix.accept().unwrap();
+    let at = [Listener::Tcp(listener.local_addr().unwrap()), Listener::Unix(path)];
+    let mut found = own.connections(&at).unwrap();
+    found.sort_unstable();
+    let mut expected = vec![accepted.as_raw_fd(), accepted_unix.as_raw_fd()];
+    expected.sort_unstable();
+    assert_eq!(found, expected);
+    assert!(!found.contains(&client.as_raw_fd()));
+    assert_eq!(own.connections(&[]).unwrap(), Vec::<i32>::new());
 }

@@ -35,7 +35,9 @@ fn a_row_needs_the_arguments_its_program_reads() {
             Layout::Plain => match row.role {
                 Role::CacheHit => (Program::CacheHit, bit(1) | bit(2) | bit(3), false),
                 Role::SlotStart => (Program::SlotStart, bit(1) | bit(2), false),
-                _ => (Program::SlotEnd, bit(0), false),
+                Role::SlotEnd => (Program::SlotEnd, bit(0), false),
+                _ if row.probe == ProbeId::WaitingTask => (Program::Task, bit(1), false),
+                _ => (Program::Tasks, bit(1), false),
             },
         };
         assert_eq!((row.program, row.needs), (program, Needs { arguments, stack }), "{row:?}");
@@ -45,6 +47,7 @@ fn a_row_needs_the_arguments_its_program_reads() {
             Program::CacheHit => Role::CacheHit,
             Program::SlotStart => Role::SlotStart,
             Program::SlotEnd => Role::SlotEnd,
+            Program::Task | Program::Tasks => Role::Task,
         };
         assert_eq!(row.role, role, "{row:?}");
     }

@@ -1,0 +1,206 @@
+//! Processes come and go: who is looked at when, and what is attached for whom.
+
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
+
+use llamaprobe_common::{
+    event::ProcessEventKind,
+    target::{MAX_TARGETS, TargetConfig},
+};
+use tracing::{error, info, warn};
+
+use super::{Agent, Seat, own::monotonic_ns};
+use crate::{
+    bpf::{events, read::Reading},
+    discovery::{Look, Target, image::ImageId},
+    doctor::NEEDED,
+    plan::{self, Plan, Verdict, catalog::Role},
+};
+
+/// How long after an event a process is looked at: a starting program maps a dozen files within this time.
+pub(super) const SETTLE: Duration = Duration::from_millis(20);
+/// Further looks at a program that has just started: for libraries whose mapping was not told.
+const LATER: [Duration; 3] = [Duration::from_millis(200), Duration::from_millis(700), Duration::from_secs(4)];
+
+impl Agent {
+    pub(super) fn process_event(&mut self, entry: &[u8]) {
+        let known = events::process(entry);
+        let Some((event, kind)) =
+            known.and_then(|event| Some((event, ProcessEventKind::from_wire(event.kind)?)))
+        else {
+            return warn!(len = entry.len(), "unknown process event");
+        };
+        let now = Instant::now();
+        self.due.insert((now + SETTLE, event.tgid));
+        if matches!(kind, ProcessEventKind::Exec) {
+            // Another program in the same process: what was counted before is not its.
+            self.end(event.tgid);
+            self.due.extend(LATER.map(|later| (now + later, event.tgid)));
+        }
+    }
+
+    pub(super) fn look_due(&mut self) {
+        let now = Instant::now();
+        let mut pids = BTreeSet::new();
+        while let Some(&(when, pid)) = self.due.first()
+            && when <= now
+        {
+            self.due.pop_first();
+            pids.insert(pid);
+        }
+        pids.into_iter().for_each(|pid| self.look(pid));
+    }
+
+    pub(super) fn rescan(&mut self) {
+        let pids = match self.scanner.processes() {
+            Ok(pids) => pids,
+            Err(error) => return error!(%error, "cannot list processes"),
+        };
+        let gone: Vec<u32> = self.seats.keys().copied().filter(|pid| !pids.contains(pid)).collect();
+        gone.into_iter().for_each(|pid| self.end(pid));
+        self.unobservable.retain(|pid, _| pids.contains(pid));
+        pids.into_iter().for_each(|pid| self.look(pid));
+        self.scanner.forget_except(self.session.targets());
+        if !self.ready {
+            self.ready = true;
+            info!(targets = self.seats.len(), late_loads = self.kernel.sees_late_loads(), "ready");
+        }
+    }
+
+    /// Looks at one process and brings what is attached in line with what it is now.
+    pub(super) fn look(&mut self, pid: u32) {
+        if !self.only.is_empty() && !self.only.contains(&pid) {
+            return;
+        }
+        if let Some(seat) = self.seats.get(&pid)
+            && !self.scanner.is_alive(pid, seat.start_time)
+        {
+            self.end(pid);
+        }
+        match self.scanner.look(pid) {
+            Look::Found(target) => match plan::plan(&target.plain_images()) {
+                Verdict::Observable(plan) => self.watch(*target, plan),
+                Verdict::Unsupported(why) => self.refuse(pid, &target.comm, why),
+                Verdict::Foreign => self.end(pid),
+            },
+            Look::Opaque { comm } => self.refuse(pid, &comm, "no file it maps shows a symbol of llama.cpp"),
+            Look::Nothing | Look::Closed => self.end(pid),
+        }
+    }
+
+    fn refuse(&mut self, pid: u32, comm: &str, why: &str) {
+        self.end(pid);
+        if self.unobservable.insert(pid, why.to_owned()).as_deref() != Some(why) {
+            warn!(pid, comm, why, "cannot be observed; `llamaprobe plan` tells more");
+        }
+    }
+
+    /// The sockets are followed as long as there is a server.
+    pub(super) fn follow_sockets(&mut self) {
+        let http = self.session.targets().any(|target| {
+            self.session.plan(target.pid).is_some_and(|plan| plan.flags & TargetConfig::HTTP != 0)
+        });
+        if let Err(error) = self.kernel.follow_sockets(http)
+            && !std::mem::replace(&mut self.deaf, true)
+        {
+            self.attach_failures += 1;
+            error!(%error, "HTTP requests cannot be followed; tokens and steps are");
+        }
+    }
+
+    fn watch(&mut self, target: Target, mut plan: Plan) {
+        let now = Instant::now();
+        if !self.payload {
+            plan.flags |= TargetConfig::NO_PAYLOAD;
+        }
+        let pid = target.pid;
+        let known = self.session.plan(pid).map(sites);
+        if known.as_ref().is_some_and(|known| *known == sites(&plan)) {
+            self.session.refresh(now, target, plan);
+            return;
+        }
+        // First who, then where: what fires in between is counted, not reported as a stranger's.
+        let index = match self.seats.get(&pid) {
+            Some(seat) => seat.index,
+            None => match self.free_index() {
+                Some(index) => index,
+                None => {
+                    return self.refuse(
+                        pid,
+                        &target.comm,
+                        "as many processes as possible are observed already",
+                    );
+                }
+            },
+        };
+        let seated = if self.seats.contains_key(&pid) {
+            self.kernel.update(pid, index, plan.flags)
+        } else {
+            self.kernel.observe(pid, index, plan.flags)
+        };
+        if let Err(error) = seated {
+            return error!(pid, %error, "cannot observe");
+        }
+        self.seats.insert(pid, Seat { index, start_time: target.start_time });
+        let file =
+            |id| target.images.iter().find(|mapped| mapped.image.id == id).map(|mapped| mapped.file.clone());
+        let failures = self.kernel.attach(pid, &plan.probes, file);
+        self.attach_failures += failures.len() as u64;
+        for failure in &failures {
+            error!(pid, %failure, "a probe cannot be attached");
+        }
+        // What is not attached is not served: the metrics of these roles stay absent.
+        plan.probes.retain(|probe| !failures.iter().any(|failure| failure.is_of(probe)));
+        if !plan.probes.iter().any(|probe| probe.role == Role::Batch) {
+            let denied = failures.iter().any(|failure| failure.cause.is_permission());
+            let why = if denied { NEEDED } else { "its decode calls cannot be probed" };
+            return self.refuse(pid, &target.comm, why);
+        }
+        self.unobservable.remove(&pid);
+        info!(
+            pid,
+            comm = target.comm,
+            probes = plan.probes.len(),
+            missing = ?plan.missing.iter().map(|missing| missing.role.name()).collect::<Vec<_>>(),
+            "observing"
+        );
+        if known.is_some() {
+            self.session.refresh(now, target, plan);
+            return self.follow_sockets();
+        }
+        // Connections that stay open over many requests may have been accepted long ago.
+        let http = plan.flags & TargetConfig::HTTP != 0;
+        let open = if http { self.scanner.connections(&target) } else { Vec::new() };
+        self.session.begin(now, target, plan);
+        self.follow_sockets();
+        if let Err(error) = self.kernel.adopt(pid, &open) {
+            warn!(pid, %error, "requests on connections that were open before are not followed");
+        }
+    }
+
+    fn free_index(&self) -> Option<u32> {
+        (0..MAX_TARGETS).find(|index| self.seats.values().all(|seat| seat.index != *index))
+    }
+
+    /// A process ended or is llama.cpp no longer. Nothing happens when it was not observed.
+    pub(super) fn end(&mut self, pid: u32) {
+        self.unobservable.remove(&pid);
+        let Some(seat) = self.seats.remove(&pid) else { return };
+        let last = self.kernel.reading(pid, seat.index).unwrap_or_else(|error| {
+            error!(pid, %error, "the last counts are lost");
+            Reading::default()
+        });
+        let records = self.session.end(Instant::now(), monotonic_ns(), pid, &last, self.prices);
+        self.tell(&records);
+        self.kernel.forget(pid);
+        self.kernel.release(pid);
+        info!(pid, "ended");
+    }
+}
+
+/// What a plan attaches: two plans with the same sites need no change.
+fn sites(plan: &Plan) -> (u32, BTreeSet<(ImageId, u64)>) {
+    (plan.flags, plan.probes.iter().map(|probe| (probe.image.id, probe.offset())).collect())
+}

@@ -1,0 +1,287 @@
+//! The request log: one JSON line a finished request. A thread of its own writes; what it cannot keep up with is
+//! counted and dropped, so that a full disk or a blocked pipe never slows the measurement.
+
+use std::{
+    fs::OpenOptions,
+    io::{self, Write},
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+        mpsc::{Receiver, SyncSender, sync_channel},
+    },
+    thread::JoinHandle,
+    time::{Duration, SystemTime},
+};
+
+use clap::ValueEnum;
+use serde::Serialize;
+use tracing::warn;
+
+use crate::session::{
+    Record,
+    request::{Outcome, UNKNOWN},
+};
+
+/// Lines that may wait for the writer.
+const QUEUE: usize = 4096;
+
+/// Which requests are logged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Logged {
+    /// None.
+    Off,
+    /// Those that failed or were cancelled, and slow ones.
+    Errors,
+    /// All inference requests.
+    All,
+}
+
+/// One line. Absent is what there was not; times are milliseconds.
+#[derive(Debug, Serialize)]
+pub struct Line<'a> {
+    timestamp: String,
+    level: &'static str,
+    event: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    trace_id: Option<String>,
+    server: &'a str,
+    model: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    quantisation: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    user_id: Option<String>,
+    route: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    status: Option<u16>,
+    stream: bool,
+    finish_reason: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error_type: Option<&'a str>,
+    prompt_tokens: u64,
+    cached_tokens: u64,
+    completion_tokens: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    queue_ms: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ttft_ms: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prefill_ms: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    decode_ms: Option<f64>,
+    latency_ms: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    worst_gap_ms: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tokens_per_second: Option<f64>,
+    context_used: u64,
+    cached: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    slot: Option<i32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    task: Option<i32>,
+    join: &'static str,
+}
+
+impl<'a> Line<'a> {
+    /// The line of a request; `to_wall` turns the kernel's time into that of the wall.
+    pub fn new(record: &'a Record, to_wall: impl Fn(u64) -> SystemTime) -> Self {
+        let request = &record.request;
+        let failed = matches!(request.outcome, Outcome::Error | Outcome::Cancelled);
+        let seconds = request.decode_ns().filter(|ns| *ns > 0).map(|ns| ns as f64 / 1e9);
+        let head = request.head.as_ref();
+        Self {
+            timestamp: timestamp(to_wall(request.answered_ns)),
+            level: if failed { "warn" } else { "info" },
+            event: "inference_complete",
+            trace_id: head.and_then(|head| head.traceparent.as_ref()).map(|parent| hex(&parent.trace_id)),
+            server: &record.labels.server,
+            model: &record.labels.model,
+            quantisation: record.model.as_ref().map(|model| model.quantisation.as_str()),
+            user_id: user(record),
+            route: request.route.name(),
+            status: (request.code != UNKNOWN).then_some(request.code),
+            stream: request.stream,
+            finish_reason: request.outcome.name(),
+            error_type: request.error_type.as_deref(),
+            prompt_tokens: request.prompt_tokens + request.cached_tokens,
+            cached_tokens: request.cached_tokens,
+            completion_tokens: request.generated_tokens,
+            queue_ms: request.queue_ns().map(ms),
+            ttft_ms: request.ttft_ns().map(ms),
+            prefill_ms: request.prefill_ns().map(ms),
+            decode_ms: request.decode_ns().map(ms),
+            latency_ms: ms(request.latency_ns()),
+            worst_gap_ms: (request.generated_tokens > 1).then(|| ms(request.worst_gap_ns)),
+            tokens_per_second: seconds
+                .map(|seconds| request.generated_tokens.saturating_sub(1) as f64 / seconds)
+                .map(|rate| (rate * 10.0).round() / 10.0),
+            context_used: request.context_used,
+            cached: request.cached_tokens > 0,
+            slot: request.slot,
+            task: request.task,
+            join: request.join.name(),
+        }
+    }
+}
+
+/// Who asked: the configured header, the body's `user`, or the keyed hash of the API key.
+fn user(record: &Record) -> Option<String> {
+    let head = record.request.head.as_ref();
+    head.and_then(|head| head.user_header.clone())
+        .or_else(|| record.request.body.user.clone())
+        .or_else(|| head.and_then(|head| head.api_key).map(|key| key.to_string()))
+}
+
+fn ms(ns: u64) -> f64 {
+    // Microseconds are as fine as anybody reads.
+    (ns as f64 / 1e3).round() / 1e3
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// RFC 3339 in UTC with milliseconds.
+fn timestamp(time: SystemTime) -> String {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let (days, seconds) = (since.as_secs() / 86_400, since.as_secs() % 86_400);
+    // Civil date from days since 1970, by eras of 400 years that begin in March.
+    let shifted = days + 719_468;
+    let (era, day) = (shifted / 146_097, shifted % 146_097);
+    let year = (day - day / 1_460 + day / 36_524 - day / 146_096) / 365;
+    let day = day - (365 * year + year / 4 - year / 100);
+    let month = (5 * day + 2) / 153;
+    let day = day - (153 * month + 2) / 5 + 1;
+    let month = if month < 10 { month + 3 } else { month - 9 };
+    let year = year + era * 400 + u64::from(month <= 2);
+    format!(
+        "{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}.{:03}Z",
+        seconds / 3600,
+        seconds / 60 % 60,
+        seconds % 60,
+        since.subsec_millis()
+    )
+}
+
+/// What to log, and where.
+#[derive(Clone, Debug)]
+pub struct LogOptions {
+    /// Which requests.
+    pub logged: Logged,
+    /// The file; standard output when absent.
+    pub file: Option<PathBuf>,
+    /// Requests at least this slow are logged with the errors.
+    pub slow: Option<Duration>,
+}
+
+/// The request log.
+pub struct RequestLog {
+    options: LogOptions,
+    sender: Option<SyncSender<String>>,
+    writer: Option<JoinHandle<()>>,
+    lost: Arc<AtomicU64>,
+    rotated: Arc<AtomicBool>,
+}
+
+impl RequestLog {
+    /// Opens the log and starts its writer.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be opened.
+    pub fn open(options: LogOptions) -> io::Result<Self> {
+        let (lost, rotated) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
+        if options.logged == Logged::Off {
+            return Ok(Self { options, sender: None, writer: None, lost, rotated });
+        }
+        let output = output(options.file.as_deref())?;
+        let (sender, receiver) = sync_channel(QUEUE);
+        let (file, counter, flag) = (options.file.clone(), lost.clone(), rotated.clone());
+        let writer = std::thread::Builder::new()
+            .name("request log".to_owned())
+            .spawn(move || write(&receiver, output, file.as_deref(), &counter, &flag))?;
+        Ok(Self { options, sender: Some(sender), writer: Some(writer), lost, rotated })
+    }
+
+    /// Logs a request, if it is one to log. Never waits.
+    pub fn record(&self, record: &Record, to_wall: impl Fn(u64) -> SystemTime) {
+        let Some(sender) = &self.sender else { return };
+        let request = &record.request;
+        if !request.is_inference() {
+            return;
+        }
+        let failed = matches!(request.outcome, Outcome::Error | Outcome::Cancelled);
+        let slow =
+            self.options.slow.is_some_and(|limit| u128::from(request.latency_ns()) >= limit.as_nanos());
+        if self.options.logged == Logged::Errors && !failed && !slow {
+            return;
+        }
+        let line = serde_json::to_string(&Line::new(record, to_wall));
+        if !line.is_ok_and(|line| sender.try_send(line).is_ok()) {
+            self.lost.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Opens the file anew before the next line: it was rotated away.
+    pub fn reopen(&self) {
+        self.rotated.store(true, Ordering::Relaxed);
+    }
+
+    /// Lines that were not written.
+    pub fn lost(&self) -> u64 {
+        self.lost.load(Ordering::Relaxed)
+    }
+
+    /// Writes what waits and ends, within `limit`: a blocked pipe must not keep the agent.
+    pub fn close(&mut self, limit: Duration) {
+        self.sender = None;
+        let Some(writer) = self.writer.take() else { return };
+        let deadline = std::time::Instant::now() + limit;
+        while !writer.is_finished() && std::time::Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        if !writer.is_finished() {
+            warn!("the request log is blocked: its last lines are lost");
+        }
+    }
+}
+
+fn output(file: Option<&Path>) -> io::Result<Box<dyn Write + Send>> {
+    Ok(match file {
+        None => Box::new(io::stdout()),
+        Some(path) => Box::new(OpenOptions::new().create(true).append(true).open(path)?),
+    })
+}
+
+/// Writes lines until the log is closed. Each is written whole, in one call where the file takes it.
+fn write(
+    receiver: &Receiver<String>,
+    mut output: Box<dyn Write + Send>,
+    file: Option<&Path>,
+    lost: &AtomicU64,
+    rotated: &AtomicBool,
+) {
+    let mut failing = false;
+    while let Ok(line) = receiver.recv() {
+        if rotated.swap(false, Ordering::Relaxed) {
+            match self::output(file) {
+                Ok(opened) => output = opened,
+                // The old file serves on.
+                Err(error) => warn!(%error, "the request log cannot be opened anew"),
+            }
+        }
+        let done = output.write_all((line + "\n").as_bytes()).and_then(|()| output.flush());
+        if let Err(error) = &done {
+            lost.fetch_add(1, Ordering::Relaxed);
+            if !failing {
+                warn!(%error, "the request log cannot be written");
+            }
+        }
+        failing = done.is_err();
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,336 @@
+use std::{
+    fs,
+    process::Command,
+    sync::mpsc,
+    time::{Duration, Instant},
+};
+
+use super::*;
+use crate::{
+    discovery::model::Model,
+    session::{
+        Labels,
+        payload::{body, head, route::Route},
+        request::Finished,
+        staged::{MARKER, MS, answer, chat_events, finished, key, options, post, read, write},
+    },
+};
+
+const PARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+/// What [`wall`] makes of the kernel's 0.
+const EPOCH: u64 = 1_795_448_518;
+
+fn wall(ns: u64) -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_secs(EPOCH) + Duration::from_nanos(ns)
+}
+
+fn record(request: Finished) -> Record {
+    let model = Model {
+        path: "/models/tiny.gguf".into(),
+        architecture: "llama".to_owned(),
+        name: None,
+        kind: None,
+        quantisation: "Q4_K_M".to_owned(),
+        parameters: 1,
+        context_train: None,
+        splits: None,
+        file_bytes: 1,
+    };
+    let labels = Labels { server: "127.0.0.1:8080".to_owned(), model: "tiny".to_owned() };
+    Record { request, labels, model: Some(Arc::new(model)) }
+}
+
+fn chat() -> Finished {
+    finished(key(1_000), &chat_events(key(1_000)))
+}
+
+/// A chat that took `ms` milliseconds and ended so.
+fn took(ms: u64, outcome: Outcome) -> Record {
+    let request = chat();
+    record(Finished { outcome, answered_ns: request.arrived_ns + ms * MS, ..request })
+}
+
+fn json(record: &Record) -> serde_json::Value {
+    serde_json::to_value(Line::new(record, wall)).unwrap()
+}
+
+fn options_of(file: &Path) -> LogOptions {
+    LogOptions { logged: Logged::All, file: Some(file.to_owned()), slow: None }
+}
+
+/// Waits until `done`, and says whether it came to that.
+fn soon(done: impl Fn() -> bool) -> bool {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !done() && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    done()
+}
+
+fn lines(file: &Path) -> Vec<String> {
+    let text = fs::read_to_string(file).unwrap_or_default();
+    assert!(text.is_empty() || text.ends_with('\n'), "every line is whole");
+    text.lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn timestamps_are_rfc_3339() {
+    let at = |seconds: u64, ms: u64| {
+        timestamp(SystemTime::UNIX_EPOCH + Duration::from_millis(seconds * 1000 + ms))
+    };
+    assert_eq!(at(0, 0), "1970-01-01T00:00:00.000Z");
+    assert_eq!(at(951_782_399, 999), "2000-02-28T23:59:59.999Z");
+    assert_eq!(at(951_782_400, 1), "2000-02-29T00:00:00.001Z");
+    assert_eq!(at(1_795_448_518, 654), "2026-11-23T15:41:58.654Z");
+    assert_eq!(at(4_107_542_400, 0), "2100-03-01T00:00:00.000Z");
+}
+
+#[test]
+fn golden() {
+    let mut request = chat();
+    let bytes = post("/v1/chat/completions", &format!("traceparent: {PARENT}\r\nX-User: ada\r\n"), "");
+    request.head = Some(head::parse(&bytes, &options()).unwrap());
+    let line = serde_json::to_string(&Line::new(&record(request), wall)).unwrap();
+    let expected = concat!(
+        r#"{"timestamp":"2026-11-23T15:41:59.060Z","level":"info","event":"inference_complete","#,
+        r#""trace_id":"4bf92f3577b34da6a3ce929d0e0e4736","server":"127.0.0.1:8080","model":"tiny","#,
+        r#""quantisation":"Q4_K_M","user_id":"ada","route":"/v1/chat/completions","status":200,"#,
+        r#""stream":false,"finish_reason":"length","prompt_tokens":21,"cached_tokens":20,"#,
+        r#""completion_tokens":5,"queue_ms":12.0,"ttft_ms":32.0,"prefill_ms":20.0,"decode_ms":20.0,"#,
+        r#""latency_ms":60.0,"worst_gap_ms":8.0,"tokens_per_second":200.0,"context_used":25,"#,
+        r#""cached":true,"slot":1,"task":40,"join":"exact"}"#,
+    );
+    assert_eq!(line, expected);
+}
+
+#[test]
+fn what_there_was_not_is_absent() {
+    let bytes = post("/v1/chat/completions", "", "{}");
+    let error = answer("400 Bad Request", r#"{"error":{"type":"invalid_request_error"}}"#);
+    let events = [read(key(1_000), 0, 1_000 * MS, &bytes), write(key(1_000), 0, 1_001 * MS, &error)];
+    let mut record = record(finished(key(1_000), &events));
+    record.model = None;
+    let line = serde_json::to_string(&Line::new(&record, wall)).unwrap();
+    let expected = concat!(
+        r#"{"timestamp":"2026-11-23T15:41:59.001Z","level":"warn","event":"inference_complete","#,
+        r#""server":"127.0.0.1:8080","model":"tiny","route":"/v1/chat/completions","status":400,"#,
+        r#""stream":false,"finish_reason":"error","error_type":"invalid_request_error","#,
+        r#""prompt_tokens":0,"cached_tokens":0,"completion_tokens":0,"latency_ms":1.0,"#,
+        r#""context_used":0,"cached":false,"join":"none"}"#,
+    );
+    assert_eq!(line, expected);
+}
+
+#[test]
+fn a_user_is_the_header_then_the_body_then_the_hash_of_the_key() {
+    let user = |fields: &str, content: &str| {
+        let mut request = chat();
+        request.head = Some(head::parse(&post("/v1/chat/completions", fields, ""), &options()).unwrap());
+        request.body = body::parse(content.as_bytes());
+        json(&record(request)).get("user_id").map(|user| user.as_str().unwrap().to_owned())
+    };
+    let (header, key) = ("X-User: ada\r\n", format!("Authorization: Bearer {MARKER}\r\n"));
+    let named = r#"{"user":"bob"}"#;
+    assert_eq!(user(&format!("{header}{key}"), named).as_deref(), Some("ada"));
+    assert_eq!(user(&key, named).as_deref(), Some("bob"));
+    let hash = user(&key, "{}").unwrap();
+    assert!(hash.len() == 16 && hash.bytes().all(|byte| byte.is_ascii_hexdigit()), "{hash}");
+    assert_eq!(user("", "{}"), None);
+}
+
+#[test]
+fn no_text_is_logged() {
+    let line = serde_json::to_string(&Line::new(&record(chat()), wall)).unwrap();
+    assert!(!line.contains(MARKER), "{line}");
+}
+
+#[test]
+fn odd_values_are_still_json() {
+    let mut one = took(60, Outcome::Stop);
+    one.labels.model = "a \"tiny\"\n\u{1}one".to_owned();
+    one.request.generated_tokens = 1;
+    one.request.last_token_ns = one.request.first_token_ns;
+    let line = json(&one);
+    assert_eq!(line["model"], one.labels.model);
+    assert_eq!((line.get("worst_gap_ms"), line.get("tokens_per_second")), (None, None), "no gap, no rate");
+    assert_eq!(line["decode_ms"], 0.0);
+    let third = took(0, Outcome::Stop);
+    let third =
+        Record { request: Finished { answered_ns: 1_000 * MS + 1_234_567, ..third.request }, ..third };
+    assert_eq!(json(&third)["latency_ms"], 1.235, "microseconds");
+}
+
+#[test]
+fn errors_are_failures_and_what_was_slow() {
+    let directory = tempfile::tempdir().unwrap();
+    let logged = |name: &str, logged, slow| {
+        let file = directory.path().join(name);
+        let mut log = RequestLog::open(LogOptions { logged, file: Some(file.clone()), slow }).unwrap();
+        for (ms, outcome) in [
+            (1, Outcome::Stop),
+            (2, Outcome::Error),
+            (3, Outcome::Cancelled),
+            (4_999, Outcome::Length),
+            (5_000, Outcome::None),
+        ] {
+            log.record(&took(ms, outcome), wall);
+        }
+        let health = Finished { route: Route::Health, outcome: Outcome::Error, head: None, ..chat() };
+        log.record(&record(health), wall);
+        log.close(Duration::from_secs(10));
+        assert_eq!(log.lost(), 0);
+        let ms = |line: &String| {
+            let line: serde_json::Value = serde_json::from_str(line).unwrap();
+            line["latency_ms"].as_f64().unwrap() as u64
+        };
+        (file.exists(), lines(&file).iter().map(ms).collect::<Vec<_>>())
+    };
+    let slow = Some(Duration::from_secs(5));
+    assert_eq!(logged("all", Logged::All, slow), (true, vec![1, 2, 3, 4_999, 5_000]));
+    assert_eq!(logged("errors", Logged::Errors, slow), (true, vec![2, 3, 5_000]));
+    assert_eq!(logged("failures", Logged::Errors, None), (true, vec![2, 3]));
+    assert_eq!(logged("off", Logged::Off, slow), (false, vec![]));
+}
+
+#[test]
+fn a_preflight_is_no_line() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("log");
+    let mut log = RequestLog::open(options_of(&file)).unwrap();
+    let preflight = b"OPTIONS /v1/chat/completions HTTP/1.1\r\n\r\n";
+    let events =
+        [read(key(1_000), 0, 1_000 * MS, preflight), write(key(1_000), 0, 1_001 * MS, &answer("200 OK", ""))];
+    log.record(&record(finished(key(1_000), &events)), wall);
+    log.close(Duration::from_secs(10));
+    assert_eq!(lines(&file), [""; 0]);
+}
+
+#[test]
+fn what_waits_is_written_at_the_close() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("log");
+    fs::write(&file, "before\n").unwrap();
+    let mut log = RequestLog::open(options_of(&file)).unwrap();
+    for n in 0..QUEUE as u64 / 2 {
+        log.record(&took(n, Outcome::Stop), wall);
+    }
+    log.close(Duration::from_secs(30));
+    log.record(&took(9, Outcome::Stop), wall);
+    log.close(Duration::from_secs(30));
+    let lines = lines(&file);
+    assert_eq!((lines.len(), log.lost()), (1 + QUEUE / 2, 0), "what came after it is no line");
+    assert_eq!(lines[0], "before", "the file is continued");
+}
+
+#[test]
+fn a_log_that_was_rotated_away_goes_on_in_a_new_file() {
+    let directory = tempfile::tempdir().unwrap();
+    let (file, rotated) = (directory.path().join("log"), directory.path().join("log.1"));
+    let mut log = RequestLog::open(options_of(&file)).unwrap();
+    log.record(&took(1, Outcome::Stop), wall);
+    assert!(soon(|| lines(&file).len() == 1));
+    fs::rename(&file, &rotated).unwrap();
+    log.record(&took(2, Outcome::Stop), wall);
+    assert!(soon(|| lines(&rotated).len() == 2), "until it is told");
+    log.reopen();
+    log.record(&took(3, Outcome::Stop), wall);
+    assert!(soon(|| lines(&file).len() == 1));
+    log.close(Duration::from_secs(10));
+    assert_eq!((lines(&file).len(), lines(&rotated).len(), log.lost()), (1, 2, 0));
+}
+
+/// A file whose first write waits until it is told to go on.
+struct Blocked {
+    entered: mpsc::Sender<()>,
+    go_on: Receiver<()>,
+    written: Arc<AtomicU64>,
+}
+
+impl Write for Blocked {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let _ = self.entered.send(());
+        // An error once the test has let go.
+        let _ = self.go_on.recv();
+        self.written.fetch_add(1, Ordering::Relaxed);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_blocked_file_costs_lines_and_no_time() {
+    let ((entered, writing), (let_go, go_on)) = (mpsc::channel(), mpsc::channel());
+    let (written, lost) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+    let blocked = Box::new(Blocked { entered, go_on, written: written.clone() });
+    let (sender, receiver) = sync_channel(QUEUE);
+    let counter = lost.clone();
+    let writer =
+        std::thread::spawn(move || super::write(&receiver, blocked, None, &counter, &AtomicBool::new(false)));
+    let options = LogOptions { logged: Logged::All, file: None, slow: None };
+    let mut log =
+        RequestLog { options, sender: Some(sender), writer: Some(writer), lost, rotated: Arc::default() };
+
+    log.record(&took(1, Outcome::Stop), wall);
+    writing.recv().unwrap();
+    let record = took(2, Outcome::Stop);
+    for _ in 0..QUEUE + 10 {
+        log.record(&record, wall);
+    }
+    assert_eq!(log.lost(), 10, "the queue is full and one line is in the making");
+    let start = Instant::now();
+    log.close(Duration::from_millis(50));
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+    assert_eq!(written.load(Ordering::Relaxed), 0);
+    drop(let_go);
+    assert!(soon(|| written.load(Ordering::Relaxed) == 1 + QUEUE as u64), "none of the rest is lost");
+}
+
+#[test]
+fn a_pipe_that_nobody_reads_costs_lines_and_no_time() {
+    let directory = tempfile::tempdir().unwrap();
+    let pipe = directory.path().join("pipe");
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    // Open for both, so that the log can open it at all; never read.
+    let reader = OpenOptions::new().read(true).write(true).open(&pipe).unwrap();
+    let mut log = RequestLog::open(options_of(&pipe)).unwrap();
+    let record = took(2, Outcome::Stop);
+    let room = 1 << 16;
+    let length = serde_json::to_string(&Line::new(&record, wall)).unwrap().len() + 1;
+    for _ in 0..QUEUE + room / length + 100 {
+        log.record(&record, wall);
+    }
+    assert!(log.lost() > 0);
+    let start = Instant::now();
+    log.close(Duration::from_millis(50));
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+    drop(reader);
+}
+
+#[test]
+fn a_file_that_refuses_is_a_loss_and_not_the_end() {
+    let directory = tempfile::tempdir().unwrap();
+    assert!(RequestLog::open(options_of(directory.path())).is_err(), "not at the start");
+
+    struct Full(u64);
+    impl Write for Full {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0 += 1;
+            if self.0 <= 2 { Err(io::ErrorKind::StorageFull.into()) } else { Ok(bytes.len()) }
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    let (sender, receiver) = sync_channel(QUEUE);
+    for _ in 0..5 {
+        sender.send(String::new()).unwrap();
+    }
+    drop(sender);
+    let lost = AtomicU64::new(0);
+    super::write(&receiver, Box::new(Full(0)), None, &lost, &AtomicBool::new(false));
+    assert_eq!(lost.into_inner(), 2);
+}

@@ -1,0 +1,423 @@
+//! One request on its way: from the bytes of its head to the end of its answer.
+
+#[cfg(test)]
+mod tests;
+
+use llamaprobe_common::request::{
+    EndEvent, EndReason, ReadEvent, RequestKey, SlotEndEvent, SlotStartEvent, TaskEvent, WriteEvent,
+};
+
+use super::payload::{
+    answer::{self, Closing, Finish, StatusLine},
+    body::{self, Body},
+    head::{self, Head, HeadError, HeadOptions},
+    route::Route,
+};
+
+/// Bytes of a request that are kept until its answer begins.
+const KEPT: usize = 8 * 1024;
+
+/// How long after its answer a request may wait for the end of its slots, nanoseconds.
+const PATIENCE_NS: u64 = 10_000_000_000;
+/// The same when the answer is an error.
+const FAILED_PATIENCE_NS: u64 = 500_000_000;
+
+/// The code of a request whose client went before there was an answer, as proxies write it.
+pub const CLIENT_GONE: u16 = 499;
+
+/// The code of a request whose answer was written, but not seen: payload is not looked at, or the server died.
+pub const UNKNOWN: u16 = 0;
+
+/// How a request ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Outcome {
+    /// The model stopped.
+    Stop,
+    /// The limit of tokens was reached.
+    Length,
+    /// The model calls tools.
+    ToolCalls,
+    /// The server refused or failed.
+    Error,
+    /// The client went before the end.
+    Cancelled,
+    /// The answer has no such reason, or it was not seen.
+    None,
+}
+
+impl Outcome {
+    /// The value of the `finish_reason` label.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Stop => "stop",
+            Self::Length => "length",
+            Self::ToolCalls => "tool_calls",
+            Self::Error => "error",
+            Self::Cancelled => "cancelled",
+            Self::None => "none",
+        }
+    }
+}
+
+/// How a request and its slots were brought together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Join {
+    /// By the task its thread waited for.
+    Exact,
+    /// It ran on no slot.
+    None,
+}
+
+impl Join {
+    /// The value in the log.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Exact => "exact",
+            Self::None => "none",
+        }
+    }
+}
+
+/// A request that is over. Times are `CLOCK_MONOTONIC` nanoseconds, 0 where there was no such moment.
+#[derive(Clone, Debug)]
+pub struct Finished {
+    /// Its identity.
+    pub key: RequestKey,
+    /// What was asked for.
+    pub route: Route,
+    /// Status code; [`CLIENT_GONE`] when there was no answer, [`UNKNOWN`] when it was not seen.
+    pub code: u16,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// The answer came in chunks.
+    pub stream: bool,
+    /// What its head said; `None` when it was malformed or not seen.
+    pub head: Option<Head>,
+    /// Named fields of its body.
+    pub body: Body,
+    /// The type of the error, as the server names it.
+    pub error_type: Option<String>,
+    /// When a thread of the server could have begun with it.
+    pub arrived_ns: u64,
+    /// When the engine turned to its prompt.
+    pub prefill_ns: u64,
+    /// When its first token was ready.
+    pub first_token_ns: u64,
+    /// When its last token was ready.
+    pub last_token_ns: u64,
+    /// When the last byte of the answer was written, or the client went.
+    pub answered_ns: u64,
+    /// The longest gap between two of its tokens.
+    pub worst_gap_ns: u64,
+    /// Prompt tokens computed.
+    pub prompt_tokens: u64,
+    /// Prompt tokens reused.
+    pub cached_tokens: u64,
+    /// Tokens generated.
+    pub generated_tokens: u64,
+    /// Slot of its first task.
+    pub slot: Option<i32>,
+    /// Its first task.
+    pub task: Option<i32>,
+    /// Positions its slots held at the end.
+    pub context_used: u64,
+    /// How it was joined.
+    pub join: Join,
+    /// Tasks that left no slot: they took none, or their launch failed.
+    pub stale_tasks: Vec<i32>,
+}
+
+impl Finished {
+    /// Whether it asked the engine for something; a preflight of the same path does not.
+    pub fn is_inference(&self) -> bool {
+        self.head.as_ref().is_some_and(Head::is_inference)
+    }
+
+    /// Nanoseconds between two moments, if there were both.
+    fn between(from: u64, to: u64) -> Option<u64> {
+        (from != 0 && to != 0).then(|| to.saturating_sub(from))
+    }
+
+    /// From arrival until the engine turned to it.
+    pub fn queue_ns(&self) -> Option<u64> {
+        Self::between(self.arrived_ns, self.prefill_ns)
+    }
+
+    /// From there to the first token.
+    pub fn prefill_ns(&self) -> Option<u64> {
+        Self::between(self.prefill_ns, self.first_token_ns)
+    }
+
+    /// From the first token to the last.
+    pub fn decode_ns(&self) -> Option<u64> {
+        Self::between(self.first_token_ns, self.last_token_ns)
+    }
+
+    /// From arrival to the first token.
+    pub fn ttft_ns(&self) -> Option<u64> {
+        Self::between(self.arrived_ns, self.first_token_ns)
+    }
+
+    /// From arrival to the last byte of the answer.
+    pub fn latency_ns(&self) -> u64 {
+        self.answered_ns.saturating_sub(self.arrived_ns)
+    }
+
+    /// Time per output token after the first.
+    pub fn time_per_token_ns(&self) -> Option<u64> {
+        let gaps = self.generated_tokens.checked_sub(1).filter(|gaps| *gaps > 0)?;
+        Some(self.decode_ns()? / gaps)
+    }
+}
+
+/// A task of a request.
+#[derive(Debug)]
+struct Task {
+    id: i32,
+    started: Option<SlotStartEvent>,
+    ended: Option<SlotEndEvent>,
+}
+
+/// The end of a request on its socket.
+#[derive(Debug)]
+struct End {
+    reason: EndReason,
+    answered_ns: u64,
+}
+
+/// A request under way.
+#[derive(Debug)]
+pub struct Request {
+    key: RequestKey,
+    unread_ns: u64,
+    /// The begin of the request, until its answer begins.
+    bytes: Vec<u8>,
+    /// The bytes have a gap: what comes later does not continue them.
+    broken: bool,
+    head: Option<Head>,
+    body: Body,
+    status: Option<StatusLine>,
+    /// Bytes of the answer that were written so far, as far as they were told.
+    written: u64,
+    /// The begin of the answer's body, until the end.
+    opening: Vec<u8>,
+    closing: Closing,
+    tasks: Vec<Task>,
+    end: Option<End>,
+}
+
+impl Request {
+    /// A request of which nothing is known yet.
+    pub fn new(key: RequestKey) -> Self {
+        Self {
+            key,
+            unread_ns: 0,
+            bytes: Vec::new(),
+            broken: false,
+            head: None,
+            body: Body::default(),
+            status: None,
+            written: 0,
+            opening: Vec::new(),
+            closing: Closing::default(),
+            tasks: Vec::new(),
+            end: None,
+        }
+    }
+
+    /// Bytes of it were read.
+    pub fn read(&mut self, event: &ReadEvent, options: &HeadOptions) {
+        if event.index == 0 {
+            self.unread_ns = event.unread_ns;
+        }
+        let copied = (event.copied as usize).min(event.data.len());
+        if !self.broken {
+            let room = KEPT.saturating_sub(self.bytes.len()).min(copied);
+            self.bytes.extend_from_slice(&event.data[..room]);
+            self.broken = room < event.len as usize;
+        }
+        if self.head.is_none() {
+            match head::parse(&self.bytes, options) {
+                Ok(head) => self.head = Some(head),
+                // The kernel copies no more of it: what there is has to do.
+                Err(HeadError::Partial) if self.broken => {
+                    self.head = head::parse_cut(&self.bytes, options).ok()
+                }
+                Err(HeadError::Partial) => return,
+                Err(HeadError::Malformed(_)) => self.broken = true,
+            }
+        }
+        if let Some(head) = &self.head {
+            self.body = body::parse(self.bytes.get(head.body..).unwrap_or_default());
+        }
+    }
+
+    /// Bytes of its answer were written.
+    pub fn write(&mut self, event: &WriteEvent) {
+        // The answer has begun: nothing more of the request is needed.
+        self.bytes = Vec::new();
+        self.broken = true;
+        let data = &event.data[..(event.copied as usize).min(event.data.len())];
+        let mut body = data;
+        self.written += u64::from(event.len);
+        if event.index == 0 {
+            self.status = answer::status(data);
+            body = self.status.as_ref().and_then(|status| data.get(status.body..)).unwrap_or_default();
+        }
+        if self.opening.is_empty() {
+            self.opening = body.to_vec();
+        }
+        let Some(status) = &self.status else { return };
+        let complete = |length: u64| self.written >= status.body as u64 + length;
+        if self.end.is_none() && status.content_length.is_some_and(complete) {
+            let tail = &event.tail[..(event.tail_len as usize).min(event.tail.len())];
+            self.close(EndReason::LastChunk, event.at_ns, &[tail]);
+        }
+    }
+
+    /// It is over on its socket.
+    pub fn end(&mut self, event: &EndEvent) {
+        if self.end.is_some() {
+            return;
+        }
+        let tail = |at: usize| {
+            let len = (event.tail_len[at] as usize).min(event.tails[at].len());
+            &event.tails[at][..len]
+        };
+        self.written = self.written.max(event.bytes_out);
+        let newest = (event.tail & 1) as usize;
+        let answered = if event.last_write_ns == 0 { event.at_ns } else { event.last_write_ns };
+        let reason = EndReason::from_wire(event.reason).unwrap_or(EndReason::Closed);
+        self.close(reason, answered, &[tail(newest ^ 1), tail(newest)]);
+    }
+
+    fn close(&mut self, reason: EndReason, answered_ns: u64, tails: &[&[u8]]) {
+        self.closing = answer::closing(&self.opening, tails);
+        self.opening = Vec::new();
+        self.end = Some(End { reason, answered_ns });
+    }
+
+    /// It was given a task.
+    pub fn task(&mut self, event: &TaskEvent) {
+        if !self.tasks.iter().any(|task| task.id == event.task) {
+            self.tasks.push(Task { id: event.task, started: None, ended: None });
+        }
+    }
+
+    /// A task of it took a slot.
+    pub fn slot_start(&mut self, event: &SlotStartEvent) {
+        if let Some(task) = self.tasks.iter_mut().find(|task| task.id == event.task) {
+            task.started = Some(*event);
+        }
+    }
+
+    /// A task of it left its slot.
+    pub fn slot_end(&mut self, event: &SlotEndEvent) {
+        if let Some(task) = self.tasks.iter_mut().find(|task| task.id == event.task) {
+            task.ended = Some(*event);
+        }
+    }
+
+    /// Whether it is over: the answer is written and every slot it took is left.
+    pub fn is_over(&self) -> bool {
+        self.end.is_some() && self.tasks.iter().all(|task| task.started.is_none() || task.ended.is_some())
+    }
+
+    /// Whether it was answered long ago and the end of its slots need not be waited for any more.
+    ///
+    /// A launch that fails (a grammar that cannot be parsed) takes a slot and never leaves it: the error is the end. An
+    /// answer can also be cut off long before the engine notices.
+    pub fn is_overdue(&self, now_ns: u64) -> bool {
+        let failed = self.status.as_ref().is_some_and(|status| status.code >= 400);
+        let patience = if failed { FAILED_PATIENCE_NS } else { PATIENCE_NS };
+        self.end.as_ref().is_some_and(|end| end.answered_ns.saturating_add(patience) < now_ns)
+    }
+
+    /// What it asks for; `None` until its head is read.
+    fn route(&self) -> Option<Route> {
+        self.head.as_ref().map(|head| head.route)
+    }
+
+    /// Whether it asks the engine for something.
+    fn is_inference(&self) -> bool {
+        self.head.as_ref().is_some_and(Head::is_inference)
+    }
+
+    /// Whether it is an inference request that waits for a slot.
+    pub fn is_queued(&self) -> bool {
+        self.is_running() && self.tasks.iter().all(|task| task.started.is_none())
+    }
+
+    /// Whether it is an inference request without its answer.
+    pub fn is_running(&self) -> bool {
+        self.end.is_none() && self.is_inference()
+    }
+
+    fn outcome(&self, code: u16, stream: bool) -> Outcome {
+        let inference = self.is_inference();
+        let reason = self.end.as_ref().map(|end| end.reason);
+        let empty = self.status.as_ref().is_some_and(|status| status.content_length == Some(0));
+        // The server of a stream whose client has gone writes the last chunk all the same, but no reason of the end.
+        let unreasoned = inference && code == 200 && self.closing.finish.is_none();
+        let cut = stream && (reason == Some(EndReason::Closed) || unreasoned);
+        if self.end.is_none() || self.closing.error_type.is_some() {
+            return Outcome::Error;
+        }
+        if code == CLIENT_GONE || cut || (inference && code == 200 && empty) {
+            return Outcome::Cancelled;
+        }
+        if code >= 400 {
+            return Outcome::Error;
+        }
+        match &self.closing.finish {
+            Some(Finish::Stop) => Outcome::Stop,
+            Some(Finish::Length) => Outcome::Length,
+            Some(Finish::ToolCalls) => Outcome::ToolCalls,
+            Some(Finish::Other) | None => Outcome::None,
+        }
+    }
+
+    /// What is known of it at its end.
+    pub fn finish(self, now_ns: u64) -> Finished {
+        let unseen = if self.written > 0 || self.end.is_none() { UNKNOWN } else { CLIENT_GONE };
+        let code = self.status.as_ref().map_or(unseen, |status| status.code);
+        let stream = self.status.as_ref().is_some_and(|status| status.chunked || status.stream);
+        let outcome = self.outcome(code, stream);
+        let ended = || self.tasks.iter().filter_map(|task| task.ended.as_ref());
+        let earliest =
+            |of: fn(&SlotEndEvent) -> u64| ended().map(of).filter(|ns| *ns != 0).min().unwrap_or(0);
+        let latest = |of: fn(&SlotEndEvent) -> u64| ended().map(of).max().unwrap_or(0);
+        let total = |of: fn(&SlotEndEvent) -> u32| ended().map(|task| u64::from(of(task))).sum();
+        let started =
+            || self.tasks.iter().filter_map(|task| task.started.as_ref()).min_by_key(|start| start.at_ns);
+        let stale_tasks = self.tasks.iter().filter(|task| task.ended.is_none()).map(|task| task.id).collect();
+        Finished {
+            key: self.key,
+            route: self.route().unwrap_or(Route::Other),
+            code,
+            outcome,
+            stream,
+            arrived_ns: self.key.arrived_ns.saturating_sub(self.unread_ns),
+            // A choice beside the first shares its prompt and turns to none of its own.
+            prefill_ns: match earliest(|task| task.prefill_ns) {
+                0 => earliest(|task| task.launched_ns),
+                prefill_ns => prefill_ns,
+            },
+            first_token_ns: earliest(|task| task.first_token_ns),
+            last_token_ns: latest(|task| task.last_token_ns),
+            answered_ns: self.end.as_ref().map_or(now_ns, |end| end.answered_ns),
+            worst_gap_ns: latest(|task| task.worst_gap_ns),
+            prompt_tokens: total(|task| task.prompt_tokens),
+            cached_tokens: total(|task| task.cached_tokens),
+            generated_tokens: total(|task| task.generated_tokens),
+            slot: started().map(|start| start.slot),
+            task: started().map(|start| start.task),
+            context_used: total(|task| task.n_past),
+            join: if ended().next().is_some() { Join::Exact } else { Join::None },
+            stale_tasks,
+            error_type: self.closing.error_type,
+            head: self.head,
+            body: self.body,
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! Requests under way, by identity. In: request events. Out: finished requests.
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+
+use llamaprobe_common::request::RequestKey;
+
+use super::{
+    payload::head::HeadOptions,
+    request::{Finished, Request},
+};
+use crate::bpf::events::RequestEvent;
+
+/// Requests under way that are followed; of more the oldest is given up.
+const MAX_OPEN: usize = 4096;
+
+/// The requests under way.
+pub struct Requests {
+    open: BTreeMap<RequestKey, Request>,
+    options: HeadOptions,
+    /// Requests given up because too many were open.
+    given_up: u64,
+    /// Slots that were left by a task no request is known of, by process; taken by the session.
+    unmatched: Vec<u32>,
+}
+
+impl Requests {
+    /// No request yet.
+    pub fn new(options: HeadOptions) -> Self {
+        Self { open: BTreeMap::new(), options, given_up: 0, unmatched: Vec::new() }
+    }
+
+    /// Books an event. Returns the request if it is over.
+    pub fn on(&mut self, event: &RequestEvent) -> Option<Finished> {
+        let (key, now_ns) = (event.request(), event.at_ns());
+        if key.arrived_ns == 0 {
+            if matches!(event, RequestEvent::SlotEnd(_)) {
+                self.unmatched.push(key.tgid);
+            }
+            return None;
+        }
+        // Only bytes and tasks begin a request: what comes late for one that is over is nothing new.
+        let begins = match event {
+            RequestEvent::Read(event) => event.index == 0,
+            RequestEvent::Write(event) => event.index == 0,
+            RequestEvent::Task(_) => true,
+            _ => false,
+        };
+        if begins && !self.open.contains_key(&key) {
+            self.make_room();
+            self.open.insert(key, Request::new(key));
+        }
+        let request = self.open.get_mut(&key)?;
+        match event {
+            RequestEvent::Read(event) => request.read(event, &self.options),
+            RequestEvent::Write(event) => request.write(event),
+            RequestEvent::End(event) => request.end(event),
+            RequestEvent::Task(event) => request.task(event),
+            RequestEvent::SlotStart(event) => request.slot_start(event),
+            RequestEvent::SlotEnd(event) => request.slot_end(event),
+        }
+        if request.is_over() { self.open.remove(&key).map(|request| request.finish(now_ns)) } else { None }
+    }
+
+    /// Gives up waiting for slots of requests that were answered long ago.
+    pub fn expire(&mut self, now_ns: u64) -> Vec<Finished> {
+        self.take(|_, request| request.is_overdue(now_ns), now_ns)
+    }
+
+    /// A process ended: so have its requests.
+    pub fn end(&mut self, pid: u32, now_ns: u64) -> Vec<Finished> {
+        self.take(|key, _| key.tgid == pid, now_ns)
+    }
+
+    fn take(&mut self, which: impl Fn(&RequestKey, &Request) -> bool, now_ns: u64) -> Vec<Finished> {
+        let keys: Vec<RequestKey> =
+            self.open.iter().filter(|(key, request)| which(key, request)).map(|(key, _)| *key).collect();
+        keys.iter().filter_map(|key| self.open.remove(key)).map(|request| request.finish(now_ns)).collect()
+    }
+
+    fn make_room(&mut self) {
+        // Keys sort by arrival.
+        while self.open.len() >= MAX_OPEN {
+            self.open.pop_first();
+            self.given_up += 1;
+        }
+    }
+
+    /// Inference requests of a process without their answer.
+    pub fn in_flight(&self, pid: u32) -> usize {
+        self.of(pid).filter(|request| request.is_running()).count()
+    }
+
+    /// Inference requests of a process that wait for a slot.
+    pub fn queued(&self, pid: u32) -> usize {
+        self.of(pid).filter(|request| request.is_queued()).count()
+    }
+
+    /// Requests under way of all processes.
+    pub fn open(&self) -> usize {
+        self.open.len()
+    }
+
+    /// Requests given up because too many were open.
+    pub fn given_up(&self) -> u64 {
+        self.given_up
+    }
+
+    /// The processes of slots left since the last call by tasks of which no request is known.
+    pub fn take_unmatched(&mut self) -> Vec<u32> {
+        std::mem::take(&mut self.unmatched)
+    }
+
+    fn of(&self, pid: u32) -> impl Iterator<Item = &Request> {
+        self.open.iter().filter(move |(key, _)| key.tgid == pid).map(|(_, request)| request)
+    }
+}

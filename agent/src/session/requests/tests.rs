@@ -1,0 +1,174 @@
+use super::*;
+use crate::session::{
+    payload::route::Route,
+    request::{Join, Outcome, UNKNOWN},
+    staged::{
+        MS, PID, answer, chat, chat_answer, chat_events, end, get, key, options, read, slot_start, task,
+        worked, write,
+    },
+};
+use llamaprobe_common::request::{EndReason, SlotEndEvent};
+
+fn requests() -> Requests {
+    Requests::new(options())
+}
+
+/// What is over by these events, in order.
+fn all(requests: &mut Requests, events: &[RequestEvent]) -> Vec<Finished> {
+    events.iter().filter_map(|event| requests.on(event)).collect()
+}
+
+#[test]
+fn a_connection_carries_one_request_after_the_other() {
+    let mut requests = requests();
+    let (first, second) = (key(1_000), key(2_000));
+    assert_eq!(all(&mut requests, &chat_events(first)).len(), 1);
+    assert_eq!(requests.open(), 0);
+    // The kernel tells the end of the first when the second begins.
+    let next = end(first, EndReason::NextRequest, 2_000 * MS, 1_060 * MS, &[&chat_answer()]);
+    assert!(requests.on(&next).is_none());
+    assert_eq!(requests.open(), 0, "it opens nothing");
+    let over = all(&mut requests, &chat_events(second));
+    assert_eq!(over.iter().map(|request| request.key).collect::<Vec<_>>(), [second]);
+    assert!(requests.on(&end(second, EndReason::Closed, 3_000 * MS, 2_060 * MS, &[])).is_none());
+    assert_eq!((requests.open(), requests.given_up()), (0, 0));
+}
+
+#[test]
+fn connections_do_not_mix() {
+    let mut requests = requests();
+    let keys = [key(1_000), RequestKey { fd: 6, ..key(1_000) }, RequestKey { tgid: 8, ..key(1_000) }];
+    let events = keys.map(chat_events);
+    let mut over = Vec::new();
+    for step in 0..events[0].len() {
+        assert_eq!(over.len(), 0);
+        over.extend(events.iter().filter_map(|events| requests.on(&events[step])));
+    }
+    assert_eq!(over.iter().map(|request| request.key).collect::<Vec<_>>(), keys);
+    assert!(over.iter().all(|request| request.generated_tokens == 5));
+}
+
+#[test]
+fn an_error_whose_launch_failed_ends_by_patience() {
+    let mut requests = requests();
+    let (request, at) = (key(1_000), |ms: u64| (1_000 + ms) * MS);
+    let events = [
+        read(request, 0, at(0), &chat()),
+        task(request, 40, at(1)),
+        slot_start(request, 40, 1, at(2)),
+        write(request, 0, at(3), &answer("400 Bad Request", r#"{"error":{"type":"invalid_request_error"}}"#)),
+    ];
+    assert!(all(&mut requests, &events).is_empty());
+    assert!(requests.expire(at(503)).is_empty());
+    let over = requests.expire(at(504));
+    assert_eq!((over.len(), requests.open()), (1, 0));
+    let over = &over[0];
+    assert_eq!((over.code, over.outcome), (400, Outcome::Error));
+    assert_eq!((over.answered_ns, &over.stale_tasks), (at(3), &vec![40]));
+    assert_eq!((over.prompt_tokens, over.ttft_ns(), over.queue_ns()), (0, None, None));
+    assert!(requests.on(&RequestEvent::SlotEnd(worked(request, 40))).is_none(), "too late");
+}
+
+#[test]
+fn a_slot_that_is_never_left_is_not_waited_for_for_ever() {
+    let mut requests = requests();
+    let request = key(1_000);
+    let mut events = chat_events(request);
+    events.pop();
+    assert!(all(&mut requests, &events).is_empty());
+    assert!(requests.expire(1_060 * MS + 10_000 * MS).is_empty());
+    let over = requests.expire(1_060 * MS + 10_000 * MS + 1);
+    assert_eq!((over[0].code, over[0].outcome, over[0].latency_ns()), (200, Outcome::Length, 60 * MS));
+}
+
+#[test]
+fn a_request_whose_task_takes_no_slot_is_over_with_its_answer() {
+    let mut requests = requests();
+    let request = key(1_000);
+    let events = [
+        read(request, 0, 1_000 * MS, &get("/metrics")),
+        task(request, 41, 1_001 * MS),
+        write(request, 0, 1_002 * MS, &answer("200 OK", "# HELP")),
+    ];
+    let over = all(&mut requests, &events);
+    assert_eq!((over[0].route, over[0].code, over[0].outcome), (Route::Metrics, 200, Outcome::None));
+    assert_eq!((over[0].join, over[0].stale_tasks.as_slice()), (Join::None, &[41][..]));
+
+    let events = [read(key(2_000), 0, 2_000 * MS, &get("/health")), write(key(2_000), 0, 2_001 * MS, b"")];
+    assert!(all(&mut requests, &events).is_empty());
+    assert!(requests.on(&write(key(2_000), 0, 2_001 * MS, &answer("200 OK", "{}"))).is_some());
+}
+
+#[test]
+fn a_request_whose_bytes_came_with_those_before_it_is_known_by_its_task_or_answer() {
+    let mut requests = requests();
+    let by_answer = requests.on(&write(key(1_000), 0, 1_000 * MS, &chat_answer())).unwrap();
+    assert_eq!((by_answer.route, by_answer.code, by_answer.outcome), (Route::Other, 200, Outcome::Length));
+    assert!(by_answer.head.is_none());
+
+    let mut events = chat_events(key(2_000));
+    events.remove(0);
+    let by_task = all(&mut requests, &events).remove(0);
+    assert_eq!((by_task.route, by_task.code, by_task.join), (Route::Other, 200, Join::Exact));
+    assert_eq!(by_task.generated_tokens, 5);
+}
+
+#[test]
+fn what_comes_late_begins_nothing() {
+    let mut requests = requests();
+    let request = key(1_000);
+    let late = [
+        read(request, 1, 1, b"x"),
+        write(request, 1, 1, b"x"),
+        end(request, EndReason::Closed, 1, 0, &[]),
+        slot_start(request, 40, 1, 1),
+        RequestEvent::SlotEnd(worked(request, 40)),
+    ];
+    assert!(all(&mut requests, &late).is_empty());
+    assert_eq!((requests.open(), requests.take_unmatched()), (0, vec![]));
+}
+
+#[test]
+fn a_slot_of_no_request_is_unmatched() {
+    let mut requests = requests();
+    let nobody = |tgid| RequestKey { arrived_ns: 0, tgid, fd: -1 };
+    for tgid in [7, 8, 7] {
+        let left = SlotEndEvent { request: nobody(tgid), ..worked(key(1_000), 3) };
+        assert!(requests.on(&slot_start(nobody(tgid), 3, 0, 1)).is_none());
+        assert!(requests.on(&RequestEvent::SlotEnd(left)).is_none());
+    }
+    assert_eq!((requests.take_unmatched(), requests.open()), (vec![7, 8, 7], 0));
+    assert_eq!(requests.take_unmatched(), [0; 0], "each is told once");
+}
+
+#[test]
+fn a_process_ends_with_its_requests() {
+    let mut requests = requests();
+    let foreign = RequestKey { tgid: PID + 1, ..key(1_000) };
+    requests.on(&read(key(1_000), 0, 1_000 * MS, &chat()));
+    requests.on(&read(key(1_001), 0, 1_001 * MS, &get("/health")));
+    requests.on(&read(foreign, 0, 1_000 * MS, &chat()));
+    assert_eq!((requests.in_flight(PID), requests.queued(PID), requests.open()), (1, 1, 3));
+    let over = requests.end(PID, 1_500 * MS);
+    let seen: Vec<_> = over.iter().map(|request| (request.key, request.code, request.latency_ns())).collect();
+    assert_eq!(seen, [(key(1_000), UNKNOWN, 500 * MS), (key(1_001), UNKNOWN, 499 * MS)]);
+    assert!(
+        over.iter().all(|request| request.outcome == Outcome::Error),
+        "the server failed, no client went"
+    );
+    assert_eq!((requests.in_flight(PID), requests.in_flight(PID + 1)), (0, 1));
+    assert!(requests.end(PID, 1_600 * MS).is_empty());
+}
+
+#[test]
+fn of_too_many_requests_the_oldest_are_given_up() {
+    let mut requests = requests();
+    let extra = 3;
+    for n in 0..(MAX_OPEN + extra) as u64 {
+        requests.on(&read(key(1 + n), 0, n, &get("/health")));
+    }
+    assert_eq!((requests.open(), requests.given_up()), (MAX_OPEN, extra as u64));
+    let answered = |requests: &mut Requests, ms| requests.on(&write(key(ms), 1, ms, b"x")).is_some();
+    assert!(!answered(&mut requests, 1) && requests.open() == MAX_OPEN);
+    assert_eq!(requests.end(PID, 0)[0].key, key(1 + extra as u64), "the oldest that is left");
+}
