@@ -55,7 +55,7 @@ pub fn find_or_make(key: &SequenceKey) -> Result<&'static mut Sequence, Loss> {
     if let Some(state) = find(key) {
         return Ok(state);
     }
-    SEQUENCES.insert(key, &BLANK, 0).map_err(|_| Loss::SequencesFull)?;
+    SEQUENCES.insert(key, BLANK, 0).map_err(|_| Loss::SequencesFull)?;
     find(key).ok_or(Loss::SequencesFull)
 }
 

@@ -4,7 +4,7 @@ use std::fs;
 
 use anyhow::{Context as _, Result, ensure};
 use llamaprobe_tests::agent::BINARY_VARIABLE;
-use llamaprobe_tests::assets::skipped_file;
+use llamaprobe_tests::assets::{skipped_file, target_directory};
 use llamaprobe_tests::skip::NOT_ROOT;
 
 use crate::command::{build_agent, cargo, run};
@@ -17,7 +17,21 @@ const NOT_FOR_THE_HOST: &str = "llamaprobe-ebpf";
 pub fn lint() -> Result<()> {
     run(&mut cargo(&["fmt", "--all", "--check"])?)?;
     let scope = ["--workspace", "--exclude", NOT_FOR_THE_HOST, "--all-targets"];
-    run(cargo(&["clippy"])?.args(scope).args(["--", "-D", "warnings"]))
+    run(cargo(&["clippy"])?.args(scope).args(["--", "-D", "warnings"]))?;
+    ["x86_64", "aarch64"].into_iter().try_for_each(lint_kernel_programs)
+}
+
+/// Lints the kernel programs for a machine. Its registers are laid out otherwise, so both are compiled, whatever runs
+/// here.
+fn lint_kernel_programs(machine: &str) -> Result<()> {
+    let flags = format!("--cfg=bpf_target_arch=\"{machine}\"");
+    run(cargo(&["clippy", "--package", NOT_FOR_THE_HOST, "--release"])?
+        .args(["--target", "bpfel-unknown-none", "-Z", "build-std=core"])
+        .arg("--target-dir")
+        .arg(target_directory().join("kernel-programs"))
+        .args(["--", "-D", "warnings"])
+        .env("RUSTC_BOOTSTRAP", "1")
+        .env("CARGO_ENCODED_RUSTFLAGS", flags))
 }
 
 /// Sets up, lints, and runs all tests; the end-to-end tests one at a time.

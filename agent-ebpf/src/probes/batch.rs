@@ -48,7 +48,7 @@ fn lp_follow(probe: ProbeContext) -> u32 {
 #[inline(always)]
 fn go_on(probe: &ProbeContext) -> Result<(), Loss> {
     // SAFETY: the map holds a program of the same type.
-    let _ = unsafe { FOLLOW.tail_call(probe, 0) };
+    unsafe { FOLLOW.tail_call(probe, 0) };
     Err(Loss::BatchTooComplex)
 }
 

@@ -217,3 +217,32 @@ fn watch_maps(ebpf: &mut Ebpf) -> Result<bool, LoadError> {
     }
     Ok(true)
 }
+
+#[cfg(test)]
+mod tests {
+    use object::{Object as _, ObjectSection as _, SectionKind};
+
+    use super::OBJECT;
+
+    /// Helpers that change the observed process or its traffic, by their numbers in linux/bpf.h: write user memory,
+    /// override a return value, send signals, write packets.
+    const FORBIDDEN: [i32; 6] = [36, 58, 109, 117, 9, 25];
+
+    #[test]
+    fn no_program_can_change_what_it_observes() {
+        let object = object::File::parse(OBJECT).unwrap();
+        let mut calls = 0;
+        for section in object.sections().filter(|section| section.kind() == SectionKind::Text) {
+            let code = section.data().unwrap();
+            for instruction in code.chunks_exact(8) {
+                // BPF_JMP | BPF_CALL of a helper: the source register is 0, the helper's number the immediate.
+                if instruction[0] == 0x85 && instruction[1] >> 4 == 0 {
+                    let helper = i32::from_le_bytes(instruction[4..].try_into().unwrap());
+                    assert!(!FORBIDDEN.contains(&helper), "helper {helper} in {:?}", section.name());
+                    calls += 1;
+                }
+            }
+        }
+        assert!(calls > 100, "only {calls} calls of helpers were found: is the object read right?");
+    }
+}
