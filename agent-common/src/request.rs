@@ -6,6 +6,11 @@ use crate::plain;
 pub const READ_BYTES: usize = 1024;
 /// Reads of one request that are looked at.
 pub const READS: u32 = 8;
+/// A read this short is looked at even when it is not among the first, up to [`SHORT_READS`]: a slow client sends its
+/// head in such pieces.
+pub const SHORT_READ: u32 = 64;
+/// See [`SHORT_READ`].
+pub const SHORT_READS: u32 = 256;
 /// Bytes of a write that are looked at: a status line with its fields, or the begin of an answer.
 pub const WRITE_BYTES: usize = 512;
 /// Writes of one answer that are looked at; of what follows only the end.

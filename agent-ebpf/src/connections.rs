@@ -10,7 +10,7 @@ use llamaprobe_common::{
     loss::Loss,
     request::{
         Connection, ConnectionKey, EndEvent, EndReason, READ_BYTES, READS, ReadEvent, RequestEventKind,
-        RequestKey, SUBSTANTIAL, TAIL_BYTES, WRITE_BYTES, WRITES, WriteEvent,
+        RequestKey, SHORT_READ, SHORT_READS, SUBSTANTIAL, TAIL_BYTES, WRITE_BYTES, WRITES, WriteEvent,
     },
 };
 
@@ -75,10 +75,13 @@ fn begin(state: &mut Connection, now: u64) {
 /// The request under way of a connection that the running thread serves; one whose bytes came together with the
 /// request before it begins here.
 #[inline(always)]
-pub fn served(now: u64) -> Option<RequestKey> {
+pub fn served(target: &Target, now: u64) -> Option<RequestKey> {
     // SAFETY: a torn read is not possible, the entry is written by this thread only.
     let &key = unsafe { THREADS.get(bpf_get_current_pid_tgid()) }?;
     let state = find(key)?;
+    if state.arrived_ns != 0 && state.writes > 0 {
+        end(target, key, state, EndReason::NextRequest, now);
+    }
     if state.arrived_ns == 0 {
         begin(state, now);
     }
@@ -103,7 +106,7 @@ pub fn on_read(target: &Target, key: ConnectionKey, buffer: u64, len: u32, now: 
     }
     state.reads += 1;
     state.bytes_in += u64::from(len);
-    if index >= READS {
+    if index >= READS && (len > SHORT_READ || index >= SHORT_READS) {
         return Ok(());
     }
     let mut entry: RingBufEntry<ReadEvent> = REQUEST_EVENTS.reserve(0).ok_or(Loss::RingFull)?;
@@ -133,15 +136,20 @@ pub fn on_write(target: &Target, key: ConnectionKey, buffer: u64, len: u64, now:
     if len == 0 {
         return Ok(());
     }
-    let head = if len >= 12 { read::<u32>(buffer).unwrap_or(0) } else { 0 };
-    if head == HTTP && read::<u64>(buffer + 4).unwrap_or(0) == CONTINUE {
+    let begins = len >= 12 && read::<u32>(buffer).unwrap_or(0) == HTTP;
+    if begins && read::<u64>(buffer + 4).unwrap_or(0) == CONTINUE {
         return Ok(());
     }
+    // An answer begins with its status line: what comes before, or after the last chunk, frames something else.
+    let under_way = state.arrived_ns != 0 && state.writes > 0;
+    if !begins && !under_way {
+        return Ok(());
+    }
+    if begins && under_way {
+        // The answer to a request that came in the same bytes as the one before it.
+        end(target, key, state, EndReason::NextRequest, now);
+    }
     if state.arrived_ns == 0 {
-        // The trailer of an answer that is over, or the answer to a request that came with the one before it.
-        if head != HTTP {
-            return Ok(());
-        }
         begin(state, now);
     }
     let index = state.writes;

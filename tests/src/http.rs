@@ -72,9 +72,15 @@ impl Connection {
 
     /// Sends a request.
     pub fn send(&mut self, method: &str, path: &str, body: &str) -> Result<()> {
+        self.send_with(method, path, "", body)
+    }
+
+    /// Sends a request with more `headers`: whole lines, each with its end.
+    pub fn send_with(&mut self, method: &str, path: &str, headers: &str, body: &str) -> Result<()> {
         let (address, length) = (self.address, body.len());
-        let head =
-            format!("{method} {path} HTTP/1.1\r\nHost: {address}\r\nContent-Type: application/json\r\n");
+        let head = format!(
+            "{method} {path} HTTP/1.1\r\nHost: {address}\r\nContent-Type: application/json\r\n{headers}"
+        );
         let request = format!("{head}Content-Length: {length}\r\n\r\n{body}");
         self.stream.get_mut().write_all(request.as_bytes()).context("cannot send")
     }

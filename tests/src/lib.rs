@@ -6,14 +6,17 @@
 pub mod agent;
 pub mod assets;
 pub mod binding;
+pub mod client;
 pub mod comparison;
 pub mod exposition;
 pub mod http;
 pub mod launch;
 pub mod process;
+pub mod request_log;
 pub mod scratch;
 pub mod server;
 pub mod skip;
+pub mod text;
 pub mod traffic;
 
 use std::time::{Duration, Instant};

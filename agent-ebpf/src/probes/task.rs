@@ -48,7 +48,7 @@ fn lp_tasks(probe: ProbeContext) -> u32 {
 #[inline(always)]
 fn wait(target: &Target, task: i32, now: u64) -> Result<(), Loss> {
     // A thread of the server that serves no connection waits for tasks of its own.
-    let Some(request) = served(now) else { return Ok(()) };
+    let Some(request) = served(target, now) else { return Ok(()) };
     let key = TaskKey { tgid: target.tgid, task };
     TASKS.insert(key, request, 0).map_err(|_| Loss::TasksFull)?;
     let Some(mut entry) = REQUEST_EVENTS.reserve::<TaskEvent>(0) else { return Err(Loss::RingFull) };

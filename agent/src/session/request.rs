@@ -10,7 +10,7 @@ use llamaprobe_common::request::{
 use super::payload::{
     answer::{self, Closing, Finish, StatusLine},
     body::{self, Body},
-    head::{self, Head, HeadError, HeadOptions},
+    head::{self, Head, HeadError, HeadOptions, Method},
     route::Route,
 };
 
@@ -236,6 +236,10 @@ impl Request {
             self.bytes.extend_from_slice(&event.data[..room]);
             self.broken = room < event.len as usize;
         }
+        self.parse(options);
+    }
+
+    fn parse(&mut self, options: &HeadOptions) {
         if self.head.is_none() {
             match head::parse(&self.bytes, options) {
                 Ok(head) => self.head = Some(head),
@@ -252,11 +256,28 @@ impl Request {
         }
     }
 
-    /// Bytes of its answer were written.
-    pub fn write(&mut self, event: &WriteEvent) {
+    /// It came in the same bytes as the request before it.
+    pub fn continues(&mut self, bytes: Vec<u8>, options: &HeadOptions) {
+        self.bytes = bytes;
+        self.parse(options);
+    }
+
+    /// Bytes of its answer were written. Returns what was read behind its end: the begin of the next request.
+    pub fn write(&mut self, event: &WriteEvent) -> Option<Vec<u8>> {
         // The answer has begun: nothing more of the request is needed.
-        self.bytes = Vec::new();
-        self.broken = true;
+        let bytes = std::mem::take(&mut self.bytes);
+        let end = self.head.as_ref().and_then(|head| {
+            // A body in chunks has no length that is known here.
+            let length = head.content_length.or((head.method == Method::Get).then_some(0))?;
+            Some(head.body.saturating_add(usize::try_from(length).ok()?))
+        });
+        let whole = !std::mem::replace(&mut self.broken, true);
+        let behind = end.filter(|end| whole && bytes.len() > *end).map(|end| bytes[end..].to_vec());
+        self.answer(event);
+        behind
+    }
+
+    fn answer(&mut self, event: &WriteEvent) {
         let data = &event.data[..(event.copied as usize).min(event.data.len())];
         let mut body = data;
         self.written += u64::from(event.len);

@@ -16,10 +16,15 @@ use crate::bpf::events::RequestEvent;
 /// Requests under way that are followed; of more the oldest is given up.
 const MAX_OPEN: usize = 4096;
 
+/// Connections on which bytes behind a request are kept.
+const MAX_BEHIND: usize = 256;
+
 /// The requests under way.
 pub struct Requests {
     open: BTreeMap<RequestKey, Request>,
     options: HeadOptions,
+    /// What was read behind the end of a request, by process and descriptor: the next one's begin.
+    behind: BTreeMap<(u32, i32), Vec<u8>>,
     /// Requests given up because too many were open.
     given_up: u64,
     /// Slots that were left by a task no request is known of, by process; taken by the session.
@@ -29,7 +34,7 @@ pub struct Requests {
 impl Requests {
     /// No request yet.
     pub fn new(options: HeadOptions) -> Self {
-        Self { open: BTreeMap::new(), options, given_up: 0, unmatched: Vec::new() }
+        Self { open: BTreeMap::new(), behind: BTreeMap::new(), options, given_up: 0, unmatched: Vec::new() }
     }
 
     /// Books an event. Returns the request if it is over.
@@ -50,12 +55,22 @@ impl Requests {
         };
         if begins && !self.open.contains_key(&key) {
             self.make_room();
-            self.open.insert(key, Request::new(key));
+            let mut request = Request::new(key);
+            // Not read by itself: it came behind the request before it.
+            let behind = self.behind.remove(&(key.tgid, key.fd));
+            if let Some(bytes) = behind.filter(|_| !matches!(event, RequestEvent::Read(_))) {
+                request.continues(bytes, &self.options);
+            }
+            self.open.insert(key, request);
         }
         let request = self.open.get_mut(&key)?;
         match event {
             RequestEvent::Read(event) => request.read(event, &self.options),
-            RequestEvent::Write(event) => request.write(event),
+            RequestEvent::Write(event) => {
+                if let Some(bytes) = request.write(event).filter(|_| self.behind.len() < MAX_BEHIND) {
+                    self.behind.insert((key.tgid, key.fd), bytes);
+                }
+            }
             RequestEvent::End(event) => request.end(event),
             RequestEvent::Task(event) => request.task(event),
             RequestEvent::SlotStart(event) => request.slot_start(event),
@@ -71,6 +86,7 @@ impl Requests {
 
     /// A process ended: so have its requests.
     pub fn end(&mut self, pid: u32, now_ns: u64) -> Vec<Finished> {
+        self.behind.retain(|(tgid, _), _| *tgid != pid);
         self.take(|key, _| key.tgid == pid, now_ns)
     }
 

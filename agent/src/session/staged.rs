@@ -216,7 +216,7 @@ pub(crate) fn request(key: RequestKey, events: &[RequestEvent]) -> Request {
     for event in events {
         match event {
             RequestEvent::Read(event) => request.read(event, &options()),
-            RequestEvent::Write(event) => request.write(event),
+            RequestEvent::Write(event) => drop(request.write(event)),
             RequestEvent::End(event) => request.end(event),
             RequestEvent::Task(event) => request.task(event),
             RequestEvent::SlotStart(event) => request.slot_start(event),

@@ -1,0 +1,43 @@
+//! The program text of a process beside the files it comes from: a probe that is attached shows as changed bytes.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt as _;
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result};
+
+/// How many bytes of a process's executable mappings differ from their files, by file. Files without a difference
+/// are left out.
+pub fn changed(pid: u32) -> Result<BTreeMap<PathBuf, usize>> {
+    let memory = File::open(format!("/proc/{pid}/mem"))?;
+    let mut changed = BTreeMap::new();
+    for line in fs::read_to_string(format!("/proc/{pid}/maps"))?.lines() {
+        let fields: Vec<_> = line.split_whitespace().collect();
+        let [range, "r-xp", offset, _device, _inode, path] = fields[..] else { continue };
+        if !path.starts_with('/') {
+            continue;
+        }
+        let hexadecimal =
+            |text: &str| u64::from_str_radix(text, 16).with_context(|| format!("bad line: {line}"));
+        let (from, to) = range.split_once('-').with_context(|| format!("bad line: {line}"))?;
+        let (from, to, offset) = (hexadecimal(from)?, hexadecimal(to)?, hexadecimal(offset)?);
+        let mut mapped = vec![0; usize::try_from(to - from)?];
+        memory.read_exact_at(&mut mapped, from).with_context(|| format!("cannot read {line} of {pid}"))?;
+        // The last page reaches behind the end of the file.
+        let mut stored = vec![0; mapped.len()];
+        let file = File::open(path)?;
+        let mut filled = 0;
+        while filled < stored.len() {
+            match file.read_at(&mut stored[filled..], offset + filled as u64)? {
+                0 => break,
+                count => filled += count,
+            }
+        }
+        let different = mapped[..filled].iter().zip(&stored).filter(|(a, b)| a != b).count();
+        if different > 0 {
+            *changed.entry(PathBuf::from(path)).or_default() += different;
+        }
+    }
+    Ok(changed)
+}

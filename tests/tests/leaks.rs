@@ -1,0 +1,147 @@
+//! The agent comes and goes under load: no answer changes, and nothing of it stays behind.
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use llamaprobe_tests::agent::Agent;
+use llamaprobe_tests::assets::Build;
+use llamaprobe_tests::client::Call;
+use llamaprobe_tests::http::Connection;
+use llamaprobe_tests::server::LlamaServer;
+use llamaprobe_tests::skip::privileged;
+use llamaprobe_tests::traffic::prompt;
+use llamaprobe_tests::{text, wait_for};
+use serde_json::json;
+
+const CLIENTS: usize = 8;
+/// How often the agent is killed, and how often it is ended.
+const ROUNDS: usize = 5;
+/// How long the kernel may take to forget the probes of a dead process.
+const GONE: Duration = Duration::from_secs(5);
+
+/// The request of a client: always the same, and by temperature and cache with one answer only.
+fn call(client: usize) -> Call {
+    let body = json!({
+        "prompt": prompt(30 + client * 11, client), "n_predict": 40 + client * 5, "ignore_eos": true,
+        "temperature": 0, "cache_prompt": false, "stream": client.is_multiple_of(2),
+    });
+    Call::post("/completion", &body)
+}
+
+/// The text of an answer; an error if it did not come whole.
+fn answer(address: SocketAddr, client: usize, kept: &mut Option<Connection>) -> Result<String> {
+    let answer = call(client).send(address, kept)?;
+    ensure!(answer.status() == Some(200), "{answer:?}");
+    ensure!(answer.timings.is_some(), "the end is missing: {answer:?}");
+    let documents = answer.reply.as_ref().context("no answer")?.documents();
+    Ok(documents.iter().filter_map(|document| document["content"].as_str()).collect())
+}
+
+/// Lets all clients send until `done`; fails if an answer is not the one in `expected`. Returns how many there were.
+fn load(address: SocketAddr, expected: &[String], done: &AtomicBool) -> Result<usize> {
+    thread::scope(|scope| {
+        let clients: Vec<_> = (0..CLIENTS)
+            .map(|client| {
+                scope.spawn(move || {
+                    let (mut connection, mut count) = (None, 0);
+                    while !done.load(Ordering::Relaxed) {
+                        let text = answer(address, client, &mut connection)?;
+                        ensure!(
+                            text == expected[client],
+                            "client {client}: {text:?} is not {:?}",
+                            expected[client]
+                        );
+                        count += 1;
+                    }
+                    Ok(count)
+                })
+            })
+            .collect();
+        let counts =
+            clients.into_iter().map(|it| it.join().map_err(|_panic| anyhow::anyhow!("a client panicked"))?);
+        counts.sum()
+    })
+}
+
+/// Waits until the program text of the server is that of its files: no probe is left.
+fn no_probe_is_left(server: &LlamaServer) -> Result<()> {
+    let clean = || text::changed(server.pid()).ok().filter(|changed| changed.is_empty()).map(drop);
+    wait_for("the server's text to be as before", GONE, clean)
+        .with_context(|| format!("changed bytes: {:?}", text::changed(server.pid())))
+}
+
+/// The agent in the middle of its work, five times; `leave` ends it.
+fn come_and_go(server: &LlamaServer, leave: impl Fn(Agent) -> Result<()>) -> Result<()> {
+    for _ in 0..ROUNDS {
+        let agent = Agent::observing(server)?;
+        thread::sleep(Duration::from_millis(500));
+        let changed = text::changed(server.pid())?;
+        ensure!(!changed.is_empty(), "an attached probe shows in the text");
+        leave(agent)?;
+        no_probe_is_left(server)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn under_load_no_answer_changes_and_nothing_stays() -> Result<()> {
+    let Some(assets) = privileged() else { return Ok(()) };
+    for build in Build::ALL {
+        // One slot: what else is in a batch would change the last bits of the logits.
+        let mut server = LlamaServer::start(build, &assets.tiny(), &["-np", "1", "-c", "4096", "-t", "1"])?;
+        let address = server.address();
+        let expected =
+            (0..CLIENTS).map(|client| answer(address, client, &mut None)).collect::<Result<Vec<_>>>()?;
+        assert!(text::changed(server.pid())?.is_empty(), "without a probe the text is that of the files");
+
+        let done = &AtomicBool::new(false);
+        let (answers, outcome) = thread::scope(|scope| {
+            let clients = scope.spawn(|| load(address, &expected, done));
+            let outcome = come_and_go(&server, Agent::kill).and_then(|()| come_and_go(&server, Agent::stop));
+            done.store(true, Ordering::Relaxed);
+            (clients.join().map_err(|_panic| anyhow::anyhow!("the load panicked")), outcome)
+        });
+        outcome?;
+        let answers = answers??;
+        println!("{build:?}: {answers} answers while the agent came and went");
+        assert!(answers > CLIENTS * ROUNDS, "too few answers: {answers}");
+        server.assert_alive()?;
+
+        // An agent that saw the load from its begin to its end has nothing left of it.
+        let agent = Agent::observing(&server)?;
+        let entries = |map: &str| {
+            Ok::<_, anyhow::Error>(agent.scrape()?.sum("llamaprobe_map_entries", &[("map", map)]))
+        };
+        let maps = ["connections", "threads", "tasks"];
+        let idle = maps.map(|map| entries(map).unwrap_or(f64::NAN));
+        println!("{build:?}: before the load {idle:?}");
+        done.store(false, Ordering::Relaxed);
+        let count = thread::scope(|scope| {
+            let clients = scope.spawn(|| load(address, &expected, done));
+            thread::sleep(Duration::from_secs(3));
+            done.store(true, Ordering::Relaxed);
+            clients.join().map_err(|_panic| anyhow::anyhow!("the load panicked"))
+        })??;
+        server.wait_idle()?;
+        let empty = agent.wait_metrics("no entry of a connection, a thread or a task", |metrics| {
+            let sum = |map: &&str| metrics.sum("llamaprobe_map_entries", &[("map", map)]);
+            (maps.iter().map(sum).sum::<f64>() == 0.0).then_some(())
+        });
+        let left = maps.map(|map| entries(map).unwrap_or(f64::NAN));
+        println!("{build:?}: after {count} answers {maps:?} hold {left:?}");
+        empty.with_context(|| format!("{maps:?} hold {left:?}, before the load {idle:?}"))?;
+        let lost = agent.scrape()?;
+        assert_eq!(
+            lost.sum("llamaprobe_lost_total", &[]),
+            0.0,
+            "{:?}",
+            lost.select("llamaprobe_lost_total", &[]).filter(|it| it.value > 0.0).collect::<Vec<_>>()
+        );
+        agent.stop()?;
+        no_probe_is_left(&server)?;
+    }
+    Ok(())
+}
