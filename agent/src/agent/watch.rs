@@ -91,8 +91,11 @@ impl Agent {
     }
 
     fn refuse(&mut self, pid: u32, comm: &str, why: &str) {
+        // Its end forgets what was said of it.
+        let said = self.unobservable.remove(&pid);
         self.end(pid);
-        if self.unobservable.insert(pid, why.to_owned()).as_deref() != Some(why) {
+        self.unobservable.insert(pid, why.to_owned());
+        if said.as_deref() != Some(why) {
             warn!(pid, comm, why, "cannot be observed; `llamaprobe plan` tells more");
         }
     }

@@ -1,6 +1,9 @@
 //! Reading and writing the maps: targets in, aggregates out.
 
-use aya::maps::{MapError, PerCpuValues};
+use aya::{
+    Pod,
+    maps::{HashMap, MapData, MapError, PerCpuValues},
+};
 use llamaprobe_common::{
     batch::Context,
     sequence::Sequence,
@@ -31,9 +34,7 @@ impl Kernel {
         let blank = PerCpuValues::try_from(vec![TargetStats::default(); cpus])
             .map_err(|source| LoadError::map("clear", "STATS", MapError::from(source)))?;
         self.stats.set(index, blank, 0).map_err(|source| LoadError::map("clear", "STATS", source))?;
-        self.targets
-            .insert(pid, TargetConfig { index, flags }, 0)
-            .map_err(|source| LoadError::map("fill", "TARGETS", source))
+        self.update(pid, index, flags)
     }
 
     /// Changes what the programs must know of an observed process; its counters go on.
@@ -50,27 +51,11 @@ impl Kernel {
     /// Stops to observe a process and forgets its sequences and contexts. What cannot be removed is gone already.
     pub fn forget(&mut self, pid: u32) {
         let _ = self.targets.remove(&pid);
-        let sequences: Vec<_> = self.sequences.keys().flatten().filter(|key| key.tgid == pid).collect();
-        for key in sequences {
-            let _ = self.sequences.remove(&key);
-        }
-        let contexts: Vec<_> = self.contexts.keys().flatten().filter(|key| key.tgid == pid).collect();
-        for key in contexts {
-            let _ = self.contexts.remove(&key);
-        }
-        let connections: Vec<_> = self.connections.keys().flatten().filter(|key| key.tgid == pid).collect();
-        for key in connections {
-            let _ = self.connections.remove(&key);
-        }
-        let threads: Vec<_> =
-            self.threads.keys().flatten().filter(|key| key >> 32 == u64::from(pid)).collect();
-        for key in threads {
-            let _ = self.threads.remove(&key);
-        }
-        let tasks: Vec<_> = self.tasks.keys().flatten().filter(|key| key.tgid == pid).collect();
-        for key in tasks {
-            let _ = self.tasks.remove(&key);
-        }
+        remove(&mut self.sequences, |key| key.tgid == pid);
+        remove(&mut self.contexts, |key| key.tgid == pid);
+        remove(&mut self.connections, |key| key.tgid == pid);
+        remove(&mut self.threads, |key| key >> 32 == u64::from(pid));
+        remove(&mut self.tasks, |key| key.tgid == pid);
     }
 
     /// Connections of a process on which nothing has been read yet: accepted, waiting for a thread or for the client.
@@ -124,5 +109,13 @@ impl Kernel {
             sequences: sequences.map(|(_, state)| state).collect(),
             contexts: contexts.map(|(key, state)| (key.context, state)).collect(),
         })
+    }
+}
+
+/// Removes the entries whose key is meant. All keys are read first: a walk over a hash starts anew where its entry goes.
+fn remove<K: Pod, V: Pod>(map: &mut HashMap<MapData, K, V>, meant: impl Fn(&K) -> bool) {
+    let keys: Vec<K> = map.keys().flatten().filter(meant).collect();
+    for key in keys {
+        let _ = map.remove(&key);
     }
 }
