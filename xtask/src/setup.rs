@@ -1,5 +1,7 @@
 //! Installs what is missing: tools under `<target>/tools`, real llama.cpp builds and models under `<target>/assets`.
 
+mod prometheus;
+
 use std::fs::{self, File, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -37,7 +39,8 @@ pub fn run() -> Result<()> {
     }
     tiny_models(&assets)?;
     gemma(&assets)?;
-    node(&assets)
+    node(&assets)?;
+    prometheus::install(&assets)
 }
 
 /// Says what is there, or installs it.
