@@ -66,6 +66,11 @@ impl Agent {
         self.process.pid()
     }
 
+    /// Where the agent's endpoint is.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
     /// Everything that the agent wrote on standard error.
     pub fn log(&self) -> String {
         self.log.text()
