@@ -15,6 +15,8 @@ pub const SHORT_READS: u32 = 256;
 pub const WRITE_BYTES: usize = 512;
 /// Writes of one answer that are looked at; of what follows only the end.
 pub const WRITES: u32 = 3;
+/// The same where the begin of an answer's text is looked at: a stream brings a token a write.
+pub const TEXT_WRITES: u32 = 64;
 /// Bytes kept of the end of a write.
 pub const TAIL_BYTES: usize = 1024;
 /// The shortest write that tells something; shorter ones only frame chunks.

@@ -111,6 +111,9 @@ pub struct RunArguments {
     /// What the host costs, dollars per hour: shared by the users of its servers by engine time
     #[arg(long, env = "LLAMAPROBE_HOST_PRICE", value_name = "DOLLARS")]
     pub host_price: Option<f64>,
+    /// A file of phrases, one a line: answers whose first 256 bytes hold one count as refusals; read again on SIGHUP
+    #[arg(long, env = "LLAMAPROBE_REFUSAL_FILE", value_name = "FILE")]
+    pub refusal_file: Option<PathBuf>,
     /// Whether bounded parts of requests and answers are looked at for routes, codes and named fields. Off: only what
     /// sockets and probes tell [default: on]
     #[arg(long, env = "LLAMAPROBE_PAYLOAD", value_enum, value_name = "SWITCH")]
@@ -187,6 +190,7 @@ impl RunArguments {
             users: self.users.or(file.users).unwrap_or(DEFAULT_USERS),
             aliases: self.user_aliases.or(file.user_aliases),
             prices: self.price_file.or(file.price_file),
+            refusals: self.refusal_file.or(file.refusal_file),
             host_price: self.host_price.or(file.host_price),
         };
         Ok(Options {

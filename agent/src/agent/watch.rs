@@ -7,7 +7,7 @@ use std::{
 
 use llamaprobe_common::{
     event::ProcessEventKind,
-    request::WRITES,
+    request::{TEXT_WRITES, WRITES},
     target::{MAX_TARGETS, TargetConfig},
 };
 use tracing::{error, info, warn};
@@ -134,7 +134,8 @@ impl Agent {
                 }
             },
         };
-        let config = TargetConfig { index, flags: plan.flags, port: port(&target), writes: WRITES };
+        let writes = if self.billing.refusals.is_some() { TEXT_WRITES } else { WRITES };
+        let config = TargetConfig { index, flags: plan.flags, port: port(&target), writes };
         let seated = match self.seats.get(&pid) {
             Some(seat) if seat.config == config => Ok(()),
             Some(_) => self.kernel.update(pid, config),

@@ -2,13 +2,14 @@
 
 use std::{collections::BTreeMap, fs, path::PathBuf};
 
-use anyhow::{Context as _, Result, anyhow, ensure};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use serde::de::DeserializeOwned;
 
 use crate::session::{
     Billing,
     cost::Rates,
     identity::{Naming, Source},
+    payload::text::Phrases,
 };
 
 /// The shortest secret that API keys are hashed with, bytes.
@@ -28,6 +29,8 @@ pub struct BillingOptions {
     pub aliases: Option<PathBuf>,
     /// The file of prices.
     pub prices: Option<PathBuf>,
+    /// The file of phrases with which refusals begin.
+    pub refusals: Option<PathBuf>,
     /// What the host costs, dollars per hour.
     pub host_price: Option<f64>,
 }
@@ -63,7 +66,17 @@ impl BillingOptions {
         if let Some(path) = &self.prices {
             Rates::check(&tokens).map_err(|wrong| anyhow!("in {}: {wrong}", path.display()))?;
         }
+        let phrases = match &self.refusals {
+            None => Phrases::default(),
+            Some(path) => Phrases::parse(
+                &fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?,
+            ),
+        };
+        if let Some(path) = self.refusals.as_ref().filter(|_| phrases.is_empty()) {
+            bail!("{} lists no phrase: one a line", path.display());
+        }
         Ok(Billing {
+            phrases,
             naming: Naming { order: self.sources.clone(), aliases },
             users: self.users,
             rates: Rates { tokens, host_per_hour: self.host_price },

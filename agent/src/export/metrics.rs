@@ -216,6 +216,12 @@ pub static METRICS: &[Metric] = &[
     ),
     metric(
         Counter,
+        "llm_refusals_total",
+        "Answers that begin with a phrase of the operator's list (--refusal-file).",
+        quality::refusals,
+    ),
+    metric(
+        Counter,
         "llm_requests_total",
         "Finished HTTP requests by route, status code and reason of the end; 499 when the client went before an answer.",
         requests,

@@ -78,6 +78,7 @@ fn busy() -> Server {
     tally.book(&health);
     tally.book(&health);
     tally.book_unmatched();
+    tally.refusals = Some(1);
     stats.accepted = 4;
     stats.rejected = 1;
     let mut usage = Usage::default();

@@ -10,12 +10,13 @@ use super::{
     cost::{Basis, HostTime, Rates},
     identity::Naming,
     ledger::Totals,
+    payload::text::Phrases,
     request::Finished,
     users::Users,
 };
 use crate::bpf::read::Reading;
 
-/// How use is booked.
+/// How requests are booked.
 #[derive(Clone, Debug, Default)]
 pub struct Billing {
     /// How requests get their users' names.
@@ -24,6 +25,8 @@ pub struct Billing {
     pub users: usize,
     /// What use costs.
     pub rates: Rates,
+    /// With what an answer begins that is a refusal.
+    pub phrases: Phrases,
 }
 
 /// The books.
@@ -44,7 +47,7 @@ impl Books {
 impl Session {
     /// Names and prices are others from now on.
     pub fn rebill(&mut self, billing: Billing) {
-        self.requests.rename(billing.naming);
+        self.requests.rename(billing.naming, billing.phrases);
         self.books.rates = billing.rates;
     }
 

@@ -111,7 +111,7 @@ impl Session {
             watched: BTreeMap::new(),
             ledger: Ledger::default(),
             books: Books::new(now, &billing),
-            requests: Requests::new(options, billing.naming),
+            requests: Requests::new(options, billing.naming, billing.phrases),
         }
     }
 

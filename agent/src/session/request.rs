@@ -17,6 +17,7 @@ use super::{
         body::{self, Body},
         head::{self, Head, HeadError, HeadOptions, Method},
         route::Route,
+        text::{Opening, Phrases},
     },
 };
 
@@ -145,6 +146,8 @@ pub struct Finished {
     pub draft_tokens: [u64; 2],
     /// The server says that it cut the prompt or the answer for want of context.
     pub truncated: bool,
+    /// Whether its answer begins with a phrase of the operator's list; `None` without such a list.
+    pub refused: Option<bool>,
 }
 
 impl Finished {
@@ -229,6 +232,8 @@ pub struct Request {
     written: u64,
     /// The begin of the answer's body, until the end.
     opening: Vec<u8>,
+    /// The begin of the answer's text, where phrases are looked for.
+    text: Option<Opening>,
     closing: Closing,
     tasks: Vec<Task>,
     end: Option<End>,
@@ -257,6 +262,7 @@ impl Request {
             status: None,
             written: 0,
             opening: Vec::new(),
+            text: None,
             closing: Closing::default(),
             tasks: Vec::new(),
             end: None,
@@ -305,7 +311,11 @@ impl Request {
     }
 
     /// Bytes of its answer were written. Returns what was read behind its end: the begin of the next request.
-    pub fn write(&mut self, event: &WriteEvent) -> Option<Vec<u8>> {
+    pub fn write(&mut self, event: &WriteEvent, phrases: &Phrases) -> Option<Vec<u8>> {
+        if !phrases.is_empty() && self.is_inference() {
+            let data = &event.data[..(event.copied as usize).min(event.data.len())];
+            self.text.get_or_insert_default().take(data);
+        }
         // The answer has begun: nothing more of the request is needed.
         let bytes = std::mem::take(&mut self.bytes);
         let end = self.head.as_ref().and_then(|head| {
@@ -471,7 +481,7 @@ impl Request {
     }
 
     /// What is known of it at its end.
-    pub fn finish(mut self, now_ns: u64, naming: &Naming) -> Finished {
+    pub fn finish(mut self, now_ns: u64, naming: &Naming, phrases: &Phrases) -> Finished {
         let user = self.user(naming);
         let used = self.used();
         let unseen = if self.written > 0 || self.end.is_none() { UNKNOWN } else { CLIENT_GONE };
@@ -517,6 +527,7 @@ impl Request {
             wasted_tokens: total(|task| task.wasted_tokens),
             draft_tokens: [total(|task| task.drafted_tokens), total(|task| task.accepted_tokens)],
             truncated: self.closing.truncated,
+            refused: self.text.map(|text| text.holds(phrases)),
             error_type: self.closing.error_type,
             head: self.head,
             body: self.body,

@@ -10,7 +10,7 @@ use llamaprobe_common::request::RequestKey;
 use super::{
     charge::Charge,
     identity::Naming,
-    payload::head::HeadOptions,
+    payload::{head::HeadOptions, text::Phrases},
     request::{Finished, Request},
 };
 use crate::bpf::events::RequestEvent;
@@ -26,6 +26,8 @@ pub struct Requests {
     open: BTreeMap<RequestKey, Request>,
     options: HeadOptions,
     naming: Naming,
+    /// What is looked for in answers.
+    phrases: Phrases,
     /// What was read behind the end of a request, by process and descriptor: the next one's begin.
     behind: BTreeMap<(u32, i32), Vec<u8>>,
     /// Requests given up because too many were open.
@@ -36,20 +38,21 @@ pub struct Requests {
 
 impl Requests {
     /// No request yet.
-    pub fn new(options: HeadOptions, naming: Naming) -> Self {
+    pub fn new(options: HeadOptions, naming: Naming, phrases: Phrases) -> Self {
         Self {
             open: BTreeMap::new(),
             behind: BTreeMap::new(),
             options,
             naming,
+            phrases,
             given_up: 0,
             unmatched: Vec::new(),
         }
     }
 
-    /// Requests get their names otherwise from now on; those that have one keep it.
-    pub fn rename(&mut self, naming: Naming) {
-        self.naming = naming;
+    /// Requests get their names otherwise from now on, those that have one keep it; and other phrases are looked for.
+    pub fn rename(&mut self, naming: Naming, phrases: Phrases) {
+        (self.naming, self.phrases) = (naming, phrases);
     }
 
     /// A running task of a request has used so much.
@@ -95,7 +98,9 @@ impl Requests {
         match event {
             RequestEvent::Read(event) => request.read(event, &self.options),
             RequestEvent::Write(event) => {
-                if let Some(bytes) = request.write(event).filter(|_| self.behind.len() < MAX_BEHIND) {
+                if let Some(bytes) =
+                    request.write(event, &self.phrases).filter(|_| self.behind.len() < MAX_BEHIND)
+                {
                     self.behind.insert((key.tgid, key.fd), bytes);
                 }
             }
@@ -107,7 +112,7 @@ impl Requests {
         if !request.is_over() {
             return None;
         }
-        self.open.remove(&key).map(|request| request.finish(now_ns, &self.naming))
+        self.open.remove(&key).map(|request| request.finish(now_ns, &self.naming, &self.phrases))
     }
 
     /// Gives up waiting for slots of requests that were answered long ago.
@@ -125,7 +130,7 @@ impl Requests {
         let keys: Vec<RequestKey> =
             self.open.iter().filter(|(key, request)| which(key, request)).map(|(key, _)| *key).collect();
         let taken = keys.iter().filter_map(|key| self.open.remove(key));
-        taken.map(|request| request.finish(now_ns, &self.naming)).collect()
+        taken.map(|request| request.finish(now_ns, &self.naming, &self.phrases)).collect()
     }
 
     fn make_room(&mut self) {

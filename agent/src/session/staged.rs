@@ -9,7 +9,7 @@ use llamaprobe_common::request::{
 
 use super::{
     identity::{Naming, Source},
-    payload::head::HeadOptions,
+    payload::{head::HeadOptions, text::Phrases},
     request::{Finished, Request},
 };
 use crate::bpf::events::RequestEvent;
@@ -231,7 +231,7 @@ pub(crate) fn request(key: RequestKey, events: &[RequestEvent]) -> Request {
     for event in events {
         match event {
             RequestEvent::Read(event) => request.read(event, &options()),
-            RequestEvent::Write(event) => drop(request.write(event)),
+            RequestEvent::Write(event) => drop(request.write(event, &Phrases::default())),
             RequestEvent::End(event) => request.end(event),
             RequestEvent::Task(event) => request.task(event),
             RequestEvent::SlotStart(event) => request.slot_start(event),
@@ -247,5 +247,5 @@ pub(crate) fn finished(key: RequestKey, events: &[RequestEvent]) -> Finished {
     assert!(!before.is_over(), "over too early");
     let request = request(key, events);
     assert!(request.is_over(), "not over");
-    request.finish(u64::MAX, &naming())
+    request.finish(u64::MAX, &naming(), &Phrases::default())
 }

@@ -123,6 +123,8 @@ pub struct Tally {
     pub truncations: u64,
     /// Answers without text: the model's first token ended them.
     pub empty_answers: u64,
+    /// Answers that begin as the operator's list of phrases says; `None` without such a list.
+    pub refusals: Option<u64>,
     /// Tokens generated after the client had gone.
     pub wasted_tokens: u64,
 }
@@ -140,6 +142,9 @@ impl Tally {
         self.overflows += u64::from(request.error_type.as_deref() == Some(OVERFLOW));
         self.truncations += u64::from(request.truncated);
         self.empty_answers += u64::from(request.outcome == Outcome::Stop && request.generated_tokens == 1);
+        if let Some(refused) = request.refused {
+            *self.refusals.get_or_insert(0) += u64::from(refused);
+        }
         self.wasted_tokens += request.wasted_tokens;
         self.duration.observe(&DURATION_NS, request.latency_ns());
         let observe = |histogram: &mut Histogram, bounds: &Bounds, value: Option<u64>| {

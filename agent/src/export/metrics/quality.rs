@@ -37,3 +37,10 @@ pub(super) fn wasted(all: &Snapshot) -> Vec<Sample> {
         known.then(|| (vec![], Value::Number(server.tally.wasted_tokens as f64))).into_iter().collect()
     })
 }
+
+pub(super) fn refusals(all: &Snapshot) -> Vec<Sample> {
+    per_server(all, |server| {
+        let refusals = server.tally.refusals.iter();
+        refusals.map(|n| (vec![], Value::Number(*n as f64))).collect()
+    })
+}

@@ -10,7 +10,7 @@ use crate::session::{
 use llamaprobe_common::request::{EndReason, SlotEndEvent};
 
 fn requests() -> Requests {
-    Requests::new(options(), naming())
+    Requests::new(options(), naming(), Phrases::default())
 }
 
 /// What is over by these events, in order.
