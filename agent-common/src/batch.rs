@@ -6,6 +6,10 @@ use crate::plain;
 /// each busy slot.
 pub const MAX_RUNS: usize = 128;
 
+/// Decode calls whose duration is kept: a sequence asks for that of the last one it took part in, and it takes part in
+/// nearly every one.
+pub const STEPS: usize = 8;
+
 /// The largest context and batch that are believed; anything above is a wrong layout.
 pub const MAX_PLAUSIBLE: u32 = 1 << 26;
 
@@ -59,6 +63,18 @@ pub struct Walk {
     pub stride: u32,
 }
 
+/// A decode call that is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Step {
+    /// From its entry to the first look at its logits, or, without that, to whatever came next on the context.
+    pub duration_ns: u64,
+    /// Its number, as in [`Context::step`].
+    pub number: u32,
+    /// Tokens in its batch.
+    pub tokens: u32,
+}
+
 /// What is known of a context.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
@@ -85,8 +101,14 @@ pub struct Context {
     pub sampled: u32,
     /// How many of `runs` are filled.
     pub runs_len: u32,
+    /// The number of the decode call, from 1.
+    pub step: u32,
+    /// Always 0.
+    pub reserved: u32,
     /// Used while a batch is entered.
     pub walk: Walk,
+    /// The last decode calls that are over, by their number modulo [`STEPS`].
+    pub steps: [Step; STEPS],
     /// The batch by sequence.
     pub runs: [Run; MAX_RUNS],
 }
@@ -99,4 +121,4 @@ impl Context {
     pub const DRAFT: u32 = 2;
 }
 
-plain!(ContextKey = 16, Run = 12, Walk = 32, Context = 80 + 12 * MAX_RUNS);
+plain!(ContextKey = 16, Run = 12, Walk = 32, Step = 16, Context = 88 + 16 * STEPS + 12 * MAX_RUNS);

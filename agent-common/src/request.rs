@@ -15,6 +15,8 @@ pub const SHORT_READS: u32 = 256;
 pub const WRITE_BYTES: usize = 512;
 /// Writes of one answer that are looked at; of what follows only the end.
 pub const WRITES: u32 = 3;
+/// The same where the begin of an answer's text is looked at: a stream brings a token a write.
+pub const TEXT_WRITES: u32 = 64;
 /// Bytes kept of the end of a write.
 pub const TAIL_BYTES: usize = 1024;
 /// The shortest write that tells something; shorter ones only frame chunks.
@@ -42,6 +44,16 @@ pub struct RequestKey {
     pub fd: i32,
 }
 
+/// The other end of a TCP connection. Also the key by which a connection is found when its client closes it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct Peer {
+    /// IPv6 address, or an IPv4 one mapped into IPv6 (`::ffff:a.b.c.d`); zeroes when unknown.
+    pub address: [u8; 16],
+    /// Its port; 0 when unknown.
+    pub port: u32,
+}
+
 /// What is kept of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
@@ -66,8 +78,12 @@ pub struct Connection {
     pub tail_len: [u32; 2],
     /// The tail that was written last.
     pub tail: u32,
-    /// Always 0.
-    pub reserved: u32,
+    /// The sequence that the request under way took last; -1 when there is none.
+    pub sequence: i32,
+    /// The client.
+    pub peer: Peer,
+    /// 1 once the client has closed it.
+    pub gone: u32,
     /// Ends of the last two substantial writes.
     pub tails: [[u8; TAIL_BYTES]; 2],
 }
@@ -108,6 +124,10 @@ pub struct ReadEvent {
     pub len: u32,
     /// Bytes copied.
     pub copied: u32,
+    /// The client.
+    pub peer: Peer,
+    /// Always 0.
+    pub reserved: u32,
     /// Their begin.
     pub data: [u8; READ_BYTES],
 }
@@ -254,16 +274,27 @@ pub struct SlotEndEvent {
     pub n_past: u32,
     /// Tokens its slot can hold; 0 when unknown.
     pub n_ctx: u32,
+    /// Its share of the time of decode calls.
+    pub engine_ns: u64,
+    /// Tokens generated after the client had gone.
+    pub wasted_tokens: u32,
+    /// Tokens drafted for it.
+    pub drafted_tokens: u32,
+    /// Drafted tokens that were accepted.
+    pub accepted_tokens: u32,
+    /// Always 0.
+    pub reserved: u32,
 }
 
 plain!(
     ConnectionKey = 8,
     RequestKey = 16,
-    Connection = 72 + 2 * TAIL_BYTES,
-    ReadEvent = 48 + READ_BYTES,
+    Peer = 20,
+    Connection = 96 + 2 * TAIL_BYTES,
+    ReadEvent = 72 + READ_BYTES,
     WriteEvent = 48 + WRITE_BYTES + TAIL_BYTES,
     EndEvent = 64 + 2 * TAIL_BYTES,
     TaskEvent = 32,
     SlotStartEvent = 40,
-    SlotEndEvent = 96,
+    SlotEndEvent = 120,
 );

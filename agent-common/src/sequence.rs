@@ -46,6 +46,25 @@ pub struct Sequence {
     pub first_token_ns: u64,
     /// The longest gap between two of its tokens.
     pub worst_gap_ns: u64,
+    /// Its share of the time of decode calls: each call's time is split by tokens.
+    pub engine_ns: u64,
+    /// The decode call it took part in last; see [`Context::step`](crate::batch::Context::step).
+    pub step: u32,
+    /// Its tokens in that call, until the call's time is shared out.
+    pub step_tokens: u32,
+    /// Tokens generated for it since that call.
+    pub step_generated: u32,
+    /// Tokens of it in that call that were guesses: those beside the one that goes on.
+    pub step_drafted: u32,
+    /// Tokens drafted for it in calls that are over.
+    pub drafted: u32,
+    /// Those of them that were accepted.
+    pub accepted: u32,
+    /// Tokens generated until the client closed its connection, plus 1; 0 while it is there. Not a flag beside others:
+    /// it is written where the client's last packet arrives, on any processor.
+    pub wanted: u32,
+    /// Always 0.
+    pub reserved: u32,
 }
 
 impl Sequence {
@@ -57,4 +76,4 @@ impl Sequence {
     pub const CACHE_COUNTED: u32 = 4;
 }
 
-plain!(SequenceKey = 16, Sequence = 88);
+plain!(SequenceKey = 16, Sequence = 128);

@@ -13,6 +13,10 @@ pub struct TargetConfig {
     pub index: u32,
     /// [`TargetConfig::SLOTS`] and the like.
     pub flags: u32,
+    /// The TCP port it listens on; 0 when there is none, or several.
+    pub port: u32,
+    /// Writes of one answer that are looked at; see [`WRITES`](crate::request::WRITES).
+    pub writes: u32,
 }
 
 impl TargetConfig {
@@ -67,6 +71,14 @@ pub struct TargetStats {
     pub losses: [u64; Loss::COUNT],
     /// Tokens, by [`TokenType`].
     pub tokens: [u64; 3],
+    /// Draft tokens that were accepted.
+    pub accepted: u64,
+    /// Draft tokens that were not.
+    pub rejected: u64,
+    /// Context shifts: a running request's oldest tokens were cut to make room.
+    pub shifts: u64,
+    /// Time of decode calls, nanoseconds: also of those whose end is not seen, such as prompt chunks without output.
+    pub engine_ns: u64,
     /// Gaps between consecutive tokens of one request, nanoseconds.
     pub inter_token: Histogram,
     /// Entry of a decode call to its first logits, nanoseconds.
@@ -75,7 +87,7 @@ pub struct TargetStats {
     pub batch: Histogram,
 }
 
-plain!(TargetConfig = 8, TargetStats = (ProbeId::COUNT + Loss::COUNT + 3 + 3 * 33) * 8);
+plain!(TargetConfig = 16, TargetStats = (ProbeId::COUNT + Loss::COUNT + 3 + 4 + 3 * 33) * 8);
 
 impl TargetStats {
     /// Adds what another CPU, or another process, counted.
@@ -85,6 +97,10 @@ impl TargetStats {
         for (mine, theirs) in mine.zip(theirs) {
             *mine += theirs;
         }
+        self.accepted += other.accepted;
+        self.rejected += other.rejected;
+        self.shifts += other.shifts;
+        self.engine_ns += other.engine_ns;
         self.inter_token.add(&other.inter_token);
         self.step.add(&other.step);
         self.batch.add(&other.batch);

@@ -9,14 +9,14 @@ use aya_ebpf::{
 use llamaprobe_common::{
     loss::Loss,
     request::{
-        Connection, ConnectionKey, EndEvent, EndReason, READ_BYTES, READS, ReadEvent, RequestEventKind,
-        RequestKey, SHORT_READ, SHORT_READS, SUBSTANTIAL, TAIL_BYTES, WRITE_BYTES, WRITES, WriteEvent,
+        Connection, ConnectionKey, EndEvent, EndReason, Peer, READ_BYTES, READS, ReadEvent, RequestEventKind,
+        RequestKey, SHORT_READ, SHORT_READS, SUBSTANTIAL, TAIL_BYTES, WRITE_BYTES, WriteEvent,
     },
 };
 
 use crate::{
     arguments::read,
-    maps::{BLANK_CONNECTION, CONNECTIONS, REQUEST_EVENTS, THREADS},
+    maps::{BLANK_CONNECTION, CONNECTIONS, PEERS, REQUEST_EVENTS, THREADS},
     target::Target,
 };
 
@@ -47,6 +47,25 @@ pub fn take_up(key: ConnectionKey, now: u64) {
     }
 }
 
+/// The client of a connection is known.
+#[inline(always)]
+pub fn meet(key: ConnectionKey, peer: Peer) -> Result<(), Loss> {
+    let Some(state) = find(key) else { return Ok(()) };
+    state.peer = peer;
+    PEERS.insert(peer, key, 0).map_err(|_| Loss::ConnectionsFull)
+}
+
+/// The request under way on a connection takes a sequence. Returns whether its client has gone.
+#[inline(always)]
+pub fn take_slot(request: &RequestKey, sequence: i32) -> bool {
+    let Some(state) = find(ConnectionKey { tgid: request.tgid, fd: request.fd }) else { return false };
+    if state.arrived_ns != request.arrived_ns {
+        return false;
+    }
+    state.sequence = sequence;
+    state.gone != 0
+}
+
 /// The state of a connection, if it is one of the server's.
 #[inline(always)]
 pub fn find(key: ConnectionKey) -> Option<&'static mut Connection> {
@@ -69,6 +88,7 @@ fn begin(state: &mut Connection, now: u64) {
     state.bytes_out = 0;
     state.reads = 0;
     state.writes = 0;
+    state.sequence = -1;
     state.tail_len = [0; 2];
 }
 
@@ -119,6 +139,8 @@ pub fn on_read(target: &Target, key: ConnectionKey, buffer: u64, len: u32, now: 
         (*event).at_ns = now;
         (*event).unread_ns = state.unread_ns;
         (*event).len = len;
+        (*event).peer = state.peer;
+        (*event).reserved = 0;
         (*event).copied = if target.keeps_payload() {
             copy::<READ_BYTES>((&raw mut (*event).data).cast(), buffer, u64::from(len))
         } else {
@@ -160,7 +182,7 @@ pub fn on_write(target: &Target, key: ConnectionKey, buffer: u64, len: u64, now:
     if substantial {
         keep_tail(state, buffer, len);
     }
-    if index < WRITES {
+    if index < target.writes {
         let mut entry: RingBufEntry<WriteEvent> = REQUEST_EVENTS.reserve(0).ok_or(Loss::RingFull)?;
         let event = entry.as_mut_ptr();
         // SAFETY: as above.
@@ -196,6 +218,9 @@ pub fn on_close(target: &Target, key: ConnectionKey, gone: bool, now: u64) {
         end(target, key, state, EndReason::Closed, now);
     }
     if gone {
+        if state.peer.port != 0 {
+            let _ = PEERS.remove(state.peer);
+        }
         let _ = CONNECTIONS.remove(key);
         let _ = THREADS.remove(bpf_get_current_pid_tgid());
     }

@@ -1,7 +1,7 @@
 //! Access to the state of contexts, and the life of a decode call: pending, then counted or retried.
 
 use llamaprobe_common::{
-    batch::{Context, ContextKey},
+    batch::{Context, ContextKey, STEPS, Step},
     loss::Loss,
     target::TokenType,
 };
@@ -31,22 +31,26 @@ pub fn find_or_make(target: &Target, context: u64) -> Result<&'static mut Contex
     find(target, context).ok_or(Loss::ContextsFull)
 }
 
-/// Counts a pending decode call. Returns whether there was one.
+/// Counts a pending decode call that is over now. Returns whether there was one.
 #[inline(always)]
-pub fn count_pending(target: &Target, context: &mut Context) -> bool {
+pub fn count_pending(target: &Target, context: &mut Context, now: u64) -> bool {
     if context.flags & Context::PENDING == 0 {
         return false;
     }
     context.flags &= !Context::PENDING;
     target.batch(u64::from(context.tokens));
     target.tokens(TokenType::Prompt, u64::from(context.prompt_tokens));
+    let duration_ns = now.saturating_sub(context.entered_ns);
+    target.engine(duration_ns);
+    let (number, tokens) = (context.step, context.tokens);
+    context.steps[number as usize & (STEPS - 1)] = Step { duration_ns, number, tokens };
     true
 }
 
 /// The first logits of a decode call are looked at: it succeeded, and this is how long it took.
 #[inline(always)]
 pub fn end_step(target: &Target, context: &mut Context, now: u64) {
-    if count_pending(target, context) {
+    if count_pending(target, context, now) {
         target.step(now.saturating_sub(context.entered_ns));
     }
 }

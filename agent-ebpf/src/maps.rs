@@ -6,13 +6,13 @@ use aya_ebpf::{
 };
 use llamaprobe_common::{
     batch::{Context, ContextKey},
-    request::{Connection, ConnectionKey, RequestKey},
+    request::{Connection, ConnectionKey, Peer, RequestKey},
     sequence::{Sequence, SequenceKey},
     target::{MAX_TARGETS, TargetConfig, TargetStats},
     task::TaskKey,
 };
 
-/// A read under way: the connection and where the bytes will be.
+/// A call under way that fills a buffer: the connection and where the bytes will be.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub struct Call {
@@ -62,11 +62,15 @@ pub static CONNECTIONS: HashMap<ConnectionKey, Connection> = HashMap::with_max_e
 #[map]
 pub static BLANK_CONNECTION: Array<Connection> = Array::with_max_entries(1, 0);
 
+/// The connections of clients, to find the one that a client closes. Entries go with the connection.
+#[map]
+pub static PEERS: HashMap<Peer, ConnectionKey> = HashMap::with_max_entries(2048, 0);
+
 /// The connection that a thread serves, by process and thread id. Entries go with the connection or the thread.
 #[map]
 pub static THREADS: HashMap<u64, ConnectionKey> = HashMap::with_max_entries(4096, 0);
 
-/// Reads under way, by process and thread id.
+/// Reads and questions for the peer under way, by process and thread id.
 #[map]
 pub static CALLS: HashMap<u64, Call> = HashMap::with_max_entries(4096, 0);
 

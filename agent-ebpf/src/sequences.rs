@@ -1,6 +1,7 @@
 //! Access to the state of sequences.
 
 use llamaprobe_common::{
+    batch::{Context, STEPS},
     loss::Loss,
     request::RequestKey,
     sequence::{Sequence, SequenceKey},
@@ -25,6 +26,15 @@ const BLANK: Sequence = Sequence {
     prefill_ns: 0,
     first_token_ns: 0,
     worst_gap_ns: 0,
+    engine_ns: 0,
+    step: 0,
+    step_tokens: 0,
+    step_generated: 0,
+    step_drafted: 0,
+    drafted: 0,
+    accepted: 0,
+    wanted: 0,
+    reserved: 0,
 };
 
 /// The key of a sequence decoded on `context`.
@@ -71,6 +81,46 @@ pub fn launch(state: &mut Sequence, task: i32, request: RequestKey, now: u64) {
     state.launched_ns = now;
 }
 
+/// Takes part in the decode call under way, with `tokens` of its batch, of which `drafted` are guesses.
+#[inline(always)]
+pub fn take_part(target: &Target, state: &mut Sequence, context: &Context, tokens: u32, drafted: u32) {
+    if state.step == context.step && state.step_tokens > 0 {
+        state.step_tokens += tokens;
+        return;
+    }
+    settle(state, context);
+    judge_draft(target, state);
+    state.step_drafted = drafted;
+    state.step = context.step;
+    state.step_tokens = tokens;
+    state.step_generated = 0;
+}
+
+/// The decode call it took part in last is over: each token beyond the first that it gave had been guessed right.
+#[inline(always)]
+pub fn judge_draft(target: &Target, state: &mut Sequence) {
+    let drafted = state.step_drafted;
+    if drafted == 0 {
+        return;
+    }
+    state.step_drafted = 0;
+    let accepted = state.step_generated.saturating_sub(1).min(drafted);
+    state.drafted += drafted;
+    state.accepted += accepted;
+    target.draft(u64::from(accepted), u64::from(drafted - accepted));
+}
+
+/// Takes its share of the time of the decode call it took part in last, once that is over.
+#[inline(always)]
+pub fn settle(state: &mut Sequence, context: &Context) {
+    let step = context.steps[state.step as usize & (STEPS - 1)];
+    if state.step_tokens == 0 || step.number != state.step || step.tokens == 0 {
+        return;
+    }
+    state.engine_ns += step.duration_ns * u64::from(state.step_tokens) / u64::from(step.tokens);
+    state.step_tokens = 0;
+}
+
 /// A token of `state` is ready.
 #[inline(always)]
 pub fn token(target: &Target, state: &mut Sequence, now: u64) {
@@ -85,6 +135,7 @@ pub fn token(target: &Target, state: &mut Sequence, now: u64) {
         state.first_token_ns = now;
     }
     state.generated_tokens += 1;
+    state.step_generated += 1;
     state.last_token_ns = now;
     // A request that was running when the agent came is taken up here, with its first token seen.
     state.flags |= Sequence::ACTIVE | Sequence::DECODING;

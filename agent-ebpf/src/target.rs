@@ -39,6 +39,8 @@ pub fn lose_unowned(loss: Loss) {
 pub struct Target {
     /// Its thread group id.
     pub tgid: u32,
+    /// Writes of one answer that are looked at.
+    pub writes: u32,
     flags: u32,
     stats: *mut TargetStats,
 }
@@ -49,8 +51,8 @@ impl Target {
     pub fn current() -> Option<Self> {
         let tgid = tgid();
         // SAFETY: entries are replaced as a whole by the agent; a torn read of two integers does no harm.
-        let &TargetConfig { index, flags } = unsafe { TARGETS.get(tgid) }?;
-        Some(Self { tgid, flags, stats: STATS.get_ptr_mut(index)? })
+        let &TargetConfig { index, flags, writes, .. } = unsafe { TARGETS.get(tgid) }?;
+        Some(Self { tgid, writes, flags, stats: STATS.get_ptr_mut(index)? })
     }
 
     /// Whether one of the [`TargetConfig`] flags is set.
@@ -87,6 +89,29 @@ impl Target {
     pub fn tokens(&self, kind: TokenType, n: u64) {
         // SAFETY: as above.
         add(unsafe { (&raw mut (*self.stats).tokens).cast::<u64>().add(kind as usize) }, n);
+    }
+
+    /// Counts draft tokens.
+    #[inline(always)]
+    pub fn draft(&self, accepted: u64, rejected: u64) {
+        // SAFETY: `stats` points to a map value.
+        add(unsafe { &raw mut (*self.stats).accepted }, accepted);
+        // SAFETY: as above.
+        add(unsafe { &raw mut (*self.stats).rejected }, rejected);
+    }
+
+    /// Counts a context shift.
+    #[inline(always)]
+    pub fn shift(&self) {
+        // SAFETY: as above.
+        add(unsafe { &raw mut (*self.stats).shifts }, 1);
+    }
+
+    /// Counts time of decode calls.
+    #[inline(always)]
+    pub fn engine(&self, ns: u64) {
+        // SAFETY: as above.
+        add(unsafe { &raw mut (*self.stats).engine_ns }, ns);
     }
 
     /// Observes the gap between two tokens of one request.

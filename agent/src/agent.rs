@@ -15,6 +15,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use aya::maps::{MapData, RingBuf};
+use llamaprobe_common::target::TargetConfig;
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::mpsc,
@@ -25,7 +26,7 @@ use tracing::{error, info, warn};
 use self::own::{Clock, cpu_time, monotonic_ns, resident_bytes, secret};
 use crate::{
     bpf::{self, Kernel, calibrate::Prices, events},
-    cli::Options,
+    cli::{Options, billing::BillingOptions},
     discovery::Scanner,
     doctor::NEEDED,
     export::{
@@ -34,11 +35,13 @@ use crate::{
         prometheus, snapshot,
     },
     plan::catalog::WANTED,
-    session::{Record, Session, Snapshot, payload::head::HeadOptions},
+    session::{Billing, Record, Session, Snapshot, payload::head::HeadOptions},
 };
 
 /// Housekeeping, and a look at processes that have not shown yet where they listen.
 const TICK: Duration = Duration::from_secs(1);
+/// How often it is booked who has used what.
+const STOCKTAKING: Duration = Duration::from_secs(5);
 /// The safety net: all processes are looked at anew.
 const RESCAN: Duration = Duration::from_secs(30);
 /// How long the request log may take at the end.
@@ -60,6 +63,10 @@ struct Agent {
     unobservable: BTreeMap<u32, String>,
     prices: Option<Prices>,
     log: RequestLog,
+    billing: BillingOptions,
+    /// What is charged live is charged every second when the host's time costs, since idle time costs too.
+    stocktaking: Duration,
+    stock_taken: Instant,
     clock: Clock,
     /// Whether payload is looked at.
     payload: bool,
@@ -72,8 +79,8 @@ struct Agent {
 
 /// The place of an observed process.
 struct Seat {
-    index: u32,
     start_time: u64,
+    config: TargetConfig,
 }
 
 /// Observes until SIGTERM or SIGINT.
@@ -95,8 +102,9 @@ pub async fn run(options: Options) -> Result<()> {
     let address = listener.local_addr().context("the endpoint has no address")?;
     let log = RequestLog::open(options.requests.clone())
         .with_context(|| format!("cannot open the request log {:?}", options.requests.file))?;
+    let billing = options.billing.load()?;
     let (kernel, rings) = Kernel::load().map_err(explain)?;
-    let mut agent = Agent::new(kernel, log, &options);
+    let mut agent = Agent::new(kernel, log, billing, &options);
     agent.calibrate();
 
     let (sender, mut questions) = mpsc::channel(QUESTIONS);
@@ -112,8 +120,11 @@ pub async fn run(options: Options) -> Result<()> {
             biased;
             _ = terminate.recv() => break info!("SIGTERM"),
             _ = interrupt.recv() => break info!("SIGINT"),
-            Some(question) = questions.recv() => agent.answer(question),
-            _ = hangup.recv() => agent.log.reopen(),
+            Some(question) = questions.recv() => {
+                agent.take_stock(requests.get_mut());
+                agent.answer(question);
+            }
+            _ = hangup.recv() => agent.reload(),
             ready = requests.readable_mut() => {
                 let mut ready = ready.context("the ring buffer failed")?;
                 drain(ready.get_inner_mut(), |entry| agent.request_event(entry));
@@ -128,7 +139,12 @@ pub async fn run(options: Options) -> Result<()> {
             }
             () = sleep_until(next.unwrap_or_else(Instant::now).into()), if next.is_some() => agent.look_due(),
             _ = rescan.tick() => agent.rescan(),
-            _ = tick.tick() => agent.tick(),
+            _ = tick.tick() => {
+                agent.tick();
+                if agent.stock_taken.elapsed() >= agent.stocktaking {
+                    agent.take_stock(requests.get_mut());
+                }
+            }
         }
     }
     endpoint.abort();
@@ -170,12 +186,18 @@ fn drain(ring: &mut RingBuf<MapData>, mut each: impl FnMut(&[u8])) {
 }
 
 impl Agent {
-    fn new(kernel: Kernel, log: RequestLog, options: &Options) -> Self {
-        let head = HeadOptions { user_header: options.user_header.clone(), key: secret() };
+    fn new(kernel: Kernel, log: RequestLog, billing: Billing, options: &Options) -> Self {
+        let key = options.secret.unwrap_or_else(secret);
+        let head = HeadOptions { user_header: options.user_header.clone(), key };
+        let now = Instant::now();
+        let timed = billing.rates.host_per_hour.is_some();
         Self {
             scanner: Scanner::new(Path::new("/proc"), WANTED),
             kernel,
-            session: Session::new(head),
+            session: Session::new(now, head, billing),
+            billing: options.billing.clone(),
+            stocktaking: if timed { TICK } else { STOCKTAKING },
+            stock_taken: now,
             only: options.only.clone(),
             log,
             clock: Clock::now(),
@@ -237,6 +259,15 @@ impl Agent {
         }
     }
 
+    /// SIGHUP: the log was rotated, or names and prices have changed. A bad file changes nothing.
+    fn reload(&mut self) {
+        self.log.reopen();
+        match self.billing.load() {
+            Ok(billing) => self.session.rebill(billing),
+            Err(error) => error!("names and prices stay as they were: {error:#}"),
+        }
+    }
+
     fn answer(&mut self, question: Question) {
         // Whoever asked may have gone meanwhile.
         match question {
@@ -252,20 +283,34 @@ impl Agent {
         }
     }
 
-    /// Reads the maps and says what is known now.
-    fn snapshot(&mut self) -> Snapshot {
+    /// Reads the maps and books who has used what.
+    ///
+    /// Counters first, then what happened to requests: a task that ended in between is known to have ended, and what it
+    /// used is never charged to nobody.
+    fn take_stock(&mut self, requests: &mut RingBuf<MapData>) {
         let now = Instant::now();
+        let mut readings = Vec::new();
         for (&pid, seat) in &self.seats {
-            match self.kernel.reading(pid, seat.index) {
-                Ok(reading) => {
-                    self.session.read(now, pid, &reading, self.prices);
-                    self.session.unread(pid, self.kernel.unread(pid));
-                }
+            match self.kernel.reading(pid, seat.config.index) {
+                Ok(reading) => readings.push((pid, reading)),
                 Err(error) => error!(pid, %error, "cannot read the counts"),
             }
         }
+        drain(requests, |entry| self.request_event(entry));
+        for (pid, reading) in &readings {
+            self.session.read(now, *pid, reading, self.prices);
+            self.session.unread(*pid, self.kernel.unread(*pid));
+        }
+        self.session.share_host(now, monotonic_ns());
+        self.stock_taken = now;
+    }
+
+    /// What is known now.
+    fn snapshot(&self) -> Snapshot {
         Snapshot {
-            servers: self.session.servers(),
+            servers: self.session.servers(Instant::now()),
+            host: self.session.host(),
+            users: self.session.users(),
             own: self.kernel.own_stats().unwrap_or_default(),
             prices: self.prices,
             targets: self.seats.len(),

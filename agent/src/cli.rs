@@ -8,7 +8,16 @@ use anyhow::{Context as _, Result};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::Deserialize;
 
-use crate::export::log::{LogOptions, Logged};
+use self::billing::{BillingOptions, DEFAULT_USERS};
+use crate::{
+    export::log::{LogOptions, Logged},
+    session::identity::Source,
+};
+
+pub mod billing;
+
+/// What names a user unless told otherwise. A client's address is personal and often a proxy's: only when asked for.
+const DEFAULT_SOURCES: [Source; 3] = [Source::Header, Source::Body, Source::Key];
 
 /// Where the metrics are served unless told otherwise: a port that OpenTelemetry registered for Prometheus exporters.
 const DEFAULT_LISTEN: &str = "127.0.0.1:9464";
@@ -29,7 +38,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Observe llama.cpp processes and serve their metrics (the default)
-    Run(RunArguments),
+    Run(Box<RunArguments>),
     /// Say whether this host can be observed, and what to do if not. Exit code: 0 yes, 1 in part, 2 no
     Doctor(ReportArguments),
     /// Say what would be attached to which process, at which instruction and price; loads nothing.
@@ -37,6 +46,16 @@ pub enum Command {
     Plan(ReportArguments),
     /// Ask the running agent for its whole state: a table, or one JSON document
     Snapshot(SnapshotArguments),
+    /// Print the hash that stands for an API key, which is read from standard input: for the file of aliases
+    KeyHash(KeyHashArguments),
+}
+
+/// The options of `key-hash`.
+#[derive(Debug, Args)]
+pub struct KeyHashArguments {
+    /// The secret, as the agent was given it
+    #[arg(long, env = "LLAMAPROBE_KEY_FILE", value_name = "FILE")]
+    pub key_file: PathBuf,
 }
 
 /// The options of `snapshot`.
@@ -50,8 +69,9 @@ pub struct SnapshotArguments {
     pub listen: SocketAddr,
 }
 
-/// The options of `run`.
-#[derive(Debug, Default, Args)]
+/// The options of `run`, as flags and environment or as the configuration file, which has the same names.
+#[derive(Debug, Default, Args, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 pub struct RunArguments {
     /// Address of the HTTP endpoint; port 0 takes a free one [default: 127.0.0.1:9464]
     #[arg(long, env = "LLAMAPROBE_LISTEN", value_name = "ADDRESS:PORT")]
@@ -71,12 +91,36 @@ pub struct RunArguments {
     /// A request header that names the user, such as X-User
     #[arg(long, env = "LLAMAPROBE_USER_HEADER", value_name = "NAME")]
     pub user_header: Option<String>,
+    /// What names the user of a request, in the order in which it is asked: header, body (its `user`), key (a keyed hash
+    /// of the API key), address (the client's) [default: header,body,key]
+    #[arg(long, env = "LLAMAPROBE_USER_FROM", value_enum, value_delimiter = ',', value_name = "SOURCES")]
+    pub user_from: Option<Vec<Source>>,
+    /// Users told apart: those that use most; the rest is `other` [default: 100]
+    #[arg(long, env = "LLAMAPROBE_USERS", value_name = "N")]
+    pub users: Option<usize>,
+    /// A TOML file with names for hashes, addresses and other users: `"10.0.0.7" = "laptop"`; read again on SIGHUP
+    #[arg(long, env = "LLAMAPROBE_USER_ALIASES", value_name = "FILE")]
+    pub user_aliases: Option<PathBuf>,
+    /// A file with a secret of 32 bytes or more that API keys are hashed with; without it hashes change with every start
+    #[arg(long, env = "LLAMAPROBE_KEY_FILE", value_name = "FILE")]
+    pub key_file: Option<PathBuf>,
+    /// A TOML file with the prices of tokens, dollars per million, a table for each model and one named `default`:
+    /// `prompt = 0.1`, `cached = 0.02`, `generated = 0.4`; read again on SIGHUP
+    #[arg(long, env = "LLAMAPROBE_PRICE_FILE", value_name = "FILE")]
+    pub price_file: Option<PathBuf>,
+    /// What the host costs, dollars per hour: shared by the users of its servers by engine time
+    #[arg(long, env = "LLAMAPROBE_HOST_PRICE", value_name = "DOLLARS")]
+    pub host_price: Option<f64>,
+    /// A file of phrases, one a line: answers whose first 256 bytes hold one count as refusals; read again on SIGHUP
+    #[arg(long, env = "LLAMAPROBE_REFUSAL_FILE", value_name = "FILE")]
+    pub refusal_file: Option<PathBuf>,
     /// Whether bounded parts of requests and answers are looked at for routes, codes and named fields. Off: only what
     /// sockets and probes tell [default: on]
     #[arg(long, env = "LLAMAPROBE_PAYLOAD", value_enum, value_name = "SWITCH")]
     pub payload: Option<Switch>,
     /// A TOML file with these options as keys, `-` written `_`
     #[arg(long, env = "LLAMAPROBE_CONFIG", value_name = "FILE")]
+    #[serde(skip)]
     pub config: Option<PathBuf>,
     /// What to log to stderr: error, warn, info, debug, or directives such as `llamaprobe::bpf=debug` [default: info]
     #[arg(long, env = "LLAMAPROBE_LOG", value_name = "LEVEL")]
@@ -92,21 +136,6 @@ pub struct ReportArguments {
     /// Look only at this process; can be given several times
     #[arg(long, value_name = "PID")]
     pub pid: Vec<u32>,
-}
-
-/// The configuration file.
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct File {
-    listen: Option<SocketAddr>,
-    #[serde(default)]
-    pid: Vec<u32>,
-    log: Option<String>,
-    log_requests: Option<Logged>,
-    log_file: Option<PathBuf>,
-    log_slow_ms: Option<u64>,
-    user_header: Option<String>,
-    payload: Option<Switch>,
 }
 
 /// On or off.
@@ -132,6 +161,10 @@ pub struct Options {
     pub requests: LogOptions,
     /// A request header that names the user.
     pub user_header: Option<String>,
+    /// Users and prices.
+    pub billing: BillingOptions,
+    /// What API keys are hashed with; random when absent.
+    pub secret: Option<[u8; 32]>,
     /// Whether payload is looked at.
     pub payload: bool,
 }
@@ -144,7 +177,7 @@ impl RunArguments {
     /// When the file cannot be read or has an unknown key or a bad value; the message names both.
     pub fn resolve(self) -> Result<Options> {
         let file = match &self.config {
-            None => File::default(),
+            None => Self::default(),
             Some(path) => {
                 let text = fs::read_to_string(path)
                     .with_context(|| format!("cannot read the configuration file {}", path.display()))?;
@@ -152,7 +185,17 @@ impl RunArguments {
             }
         };
         let default = DEFAULT_LISTEN.parse().context("the default address")?;
+        let billing = BillingOptions {
+            sources: self.user_from.or(file.user_from).unwrap_or_else(|| DEFAULT_SOURCES.to_vec()),
+            users: self.users.or(file.users).unwrap_or(DEFAULT_USERS),
+            aliases: self.user_aliases.or(file.user_aliases),
+            prices: self.price_file.or(file.price_file),
+            refusals: self.refusal_file.or(file.refusal_file),
+            host_price: self.host_price.or(file.host_price),
+        };
         Ok(Options {
+            billing: billing.check()?,
+            secret: self.key_file.or(file.key_file).as_ref().map(billing::secret).transpose()?,
             listen: self.listen.or(file.listen).unwrap_or(default),
             only: if self.pid.is_empty() { file.pid } else { self.pid },
             log: self.log.or(file.log).unwrap_or_else(|| "info".to_owned()),

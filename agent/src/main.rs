@@ -11,9 +11,10 @@ use clap::Parser as _;
 use llamaprobe::{
     agent,
     bpf::tracefs,
-    cli::{Cli, Command, Options, ReportArguments, SnapshotArguments},
+    cli::{Cli, Command, KeyHashArguments, Options, ReportArguments, SnapshotArguments, billing},
     doctor::Roots,
     export::snapshot,
+    session::payload::head::KeyHash,
     survey,
 };
 use tracing::warn;
@@ -21,7 +22,7 @@ use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let done = match cli.command.unwrap_or(Command::Run(cli.run)) {
+    let done = match cli.command.unwrap_or_else(|| Command::Run(Box::new(cli.run))) {
         Command::Run(arguments) => arguments.resolve().and_then(run),
         Command::Doctor(arguments) => show(&arguments, |pids| {
             let report = survey::health(&Roots::default(), pids);
@@ -32,6 +33,7 @@ fn main() -> ExitCode {
             (report.to_string(), serde_json::to_string_pretty(&report), report.exit_code())
         }),
         Command::Snapshot(arguments) => snapshot(&arguments),
+        Command::KeyHash(arguments) => key_hash(&arguments),
     };
     match done {
         Ok(code) => code,
@@ -71,6 +73,19 @@ fn snapshot(arguments: &SnapshotArguments) -> Result<ExitCode> {
     } else {
         snapshot::table(&document)
     })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn key_hash(arguments: &KeyHashArguments) -> Result<ExitCode> {
+    let secret = billing::secret(&arguments.key_file)?;
+    let mut key = String::new();
+    std::io::stdin().read_line(&mut key).context("cannot read the API key from standard input")?;
+    let key = key.trim();
+    anyhow::ensure!(
+        !key.is_empty(),
+        "standard input holds no API key: `printf %s KEY | llamaprobe key-hash`"
+    );
+    print(&format!("{}\n", KeyHash::new(&secret, key.as_bytes())))?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -1,6 +1,6 @@
 //! The agent itself, as a child process.
 
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -71,6 +71,11 @@ impl Agent {
         self.address
     }
 
+    /// Sends a signal to the agent.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        self.process.signal(signal)
+    }
+
     /// Everything that the agent wrote on standard error.
     pub fn log(&self) -> String {
         self.log.text()
@@ -137,6 +142,16 @@ pub fn run_unprivileged(arguments: &[&str]) -> Result<Option<Output>> {
     let mut command = Command::new(setpriv);
     command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups", "--"]).arg(agent).args(arguments);
     command.stdin(Stdio::null()).output().map(Some).with_context(|| format!("cannot run {command:?}"))
+}
+
+/// Runs another command of the agent with a text as its input; returns what it prints. It must succeed.
+pub fn run_with_input(arguments: &[&str], input: &str) -> Result<String> {
+    let mut command = Command::new(executable()?);
+    let mut child = command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+    child.stdin.take().context("no standard input")?.write_all(input.as_bytes())?;
+    let output = child.wait_with_output()?;
+    ensure!(output.status.success(), "{command:?} ended with {}", output.status);
+    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
 /// Runs another command of the agent, which must succeed and print one JSON document.

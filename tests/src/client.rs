@@ -23,6 +23,8 @@ pub struct Call {
     pub body: String,
     /// What should become of it.
     pub fate: Fate,
+    /// More headers: whole lines, each with its end.
+    pub headers: String,
     /// Whether it asks the server to close the connection behind the answer.
     pub one_shot: bool,
     /// Its name.
@@ -33,12 +35,19 @@ impl Call {
     /// A request with a JSON body that is answered to the end.
     pub fn post(path: &'static str, body: &Value) -> Self {
         let (body, trace) = (body.to_string(), TraceId::new());
-        Self { method: "POST", path, body, fate: Fate::Finished, one_shot: false, trace }
+        let (fate, headers) = (Fate::Finished, String::new());
+        Self { method: "POST", path, body, fate, headers, one_shot: false, trace }
     }
 
     /// A request without a body.
     pub fn get(path: &'static str) -> Self {
         Self { method: "GET", body: String::new(), ..Self::post(path, &Value::Null) }
+    }
+
+    /// The same with another header.
+    pub fn with_header(mut self, name: &str, value: &str) -> Self {
+        self.headers.push_str(&format!("{name}: {value}\r\n"));
+        self
     }
 
     /// The same with another fate.
@@ -54,7 +63,7 @@ impl Call {
             None => Connection::open(address).with_context(context)?,
         };
         let close = if self.one_shot { "Connection: close\r\n" } else { "" };
-        let headers = format!("{}{close}", self.trace.header());
+        let headers = format!("{}{close}{}", self.trace.header(), self.headers);
         let start = Instant::now();
         connection.send_with(self.method, self.path, &headers, &self.body).with_context(context)?;
         let reply = match self.fate {

@@ -56,6 +56,7 @@ fn go_on(probe: &ProbeContext) -> Result<(), Loss> {
 #[inline(always)]
 fn enter(target: &Target, cookie: Cookie, address: u64, source: &Source) -> Result<(), Loss> {
     let first = source.first()?;
+    let now = now();
     let context = contexts::find_or_make(target, address)?;
     let retried = context.flags & Context::PENDING != 0
         && context.first_sequence == first.sequence
@@ -64,12 +65,15 @@ fn enter(target: &Target, cookie: Cookie, address: u64, source: &Source) -> Resu
         // The call before failed for want of room in the KV cache; the server tries the same tokens again.
         context.flags &= !Context::PENDING;
     } else {
-        contexts::count_pending(target, context);
+        // A server goes on at once; when the call before of any other program ended is not known.
+        let ended = if target.has(TargetConfig::SLOTS) { now } else { context.entered_ns };
+        contexts::count_pending(target, context, ended);
     }
     if context.n_ctx == 0 {
         read_size(context, cookie, address)?;
     }
-    context.entered_ns = now();
+    context.entered_ns = now;
+    context.step = context.step.wrapping_add(1);
     context.tokens = source.len;
     context.prompt_tokens = 0;
     context.first_sequence = first.sequence;
@@ -156,6 +160,7 @@ fn close(target: &Target, context: &mut Context, address: u64, source: &Source) 
             context.prompt_tokens += tokens;
             state.last_token_ns = 0;
         }
+        sequences::take_part(target, state, context, tokens, 0);
         state.flags &= !Sequence::DECODING;
         state.context = address;
         state.n_past = position + tokens;
@@ -180,6 +185,9 @@ fn close(target: &Target, context: &mut Context, address: u64, source: &Source) 
         let again = state.n_past.saturating_sub(position as u32).min(tokens);
         state.prompt_tokens += tokens - again;
     }
+    // Of a request that generates one token goes on, the others are guesses that this call is to check.
+    let drafted = if state.flags & Sequence::DECODING == 0 { 0 } else { tokens - 1 };
+    sequences::take_part(target, state, context, tokens, drafted);
     state.n_past = position as u32 + tokens;
     context.flags |= Context::PENDING;
     Ok(())

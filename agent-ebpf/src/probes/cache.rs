@@ -16,11 +16,15 @@ fn lp_cache_hit(probe: ProbeContext) -> u32 {
 
 #[inline(always)]
 fn cut(target: &Target, sequence: i32, from: i32, to: i32) -> Result<(), Loss> {
-    // A cut in the middle is a context shift: the next batch tells the new positions.
+    let Some(state) = sequences::find(&sequences::key(target, 0, sequence)) else { return Ok(()) };
+    // A cut in the middle: a context shift when the request generates, a reuse of chunks when it begins. The next batch
+    // tells the new positions.
     if to >= 0 {
+        if state.flags & Sequence::DECODING != 0 {
+            target.shift();
+        }
         return Ok(());
     }
-    let Some(state) = sequences::find(&sequences::key(target, 0, sequence)) else { return Ok(()) };
     let fresh = state.flags & (Sequence::ACTIVE | Sequence::CACHE_COUNTED | Sequence::DECODING);
     if from >= 0 && fresh == Sequence::ACTIVE {
         state.flags |= Sequence::CACHE_COUNTED;

@@ -13,7 +13,7 @@ use llamaprobe_common::{
 use super::{now, observe};
 use crate::{
     arguments::read,
-    contexts,
+    connections, contexts,
     maps::{REQUEST_EVENTS, TASKS},
     sequences,
     target::Target,
@@ -36,6 +36,12 @@ fn start(target: &Target, slot: u64, task: u64) -> Result<(), Loss> {
     let request = unsafe { TASKS.get(key) }.copied();
     let request = request.unwrap_or(RequestKey { arrived_ns: 0, tgid: target.tgid, fd: -1 });
     sequences::launch(state, task, request, now);
+    if request.arrived_ns != 0
+        && connections::take_slot(&request, sequences::key_of_slot(target, slot).sequence)
+    {
+        // The client went before there was a token.
+        state.wanted = 1;
+    }
     if !target.has(TargetConfig::HTTP) {
         return Ok(());
     }
@@ -66,14 +72,17 @@ fn end(target: &Target, slot: u64) -> Result<(), Loss> {
         return Ok(());
     }
     let task = state.task;
+    let now = now();
     state.flags = 0;
     state.task = -1;
     let mut n_ctx = 0;
     // Embeddings and requests cancelled within their prompt have no token that proves the batch.
     if let Some(context) = contexts::find(target, state.context) {
-        contexts::count_pending(target, context);
+        contexts::count_pending(target, context, now);
+        sequences::settle(state, context);
         n_ctx = if context.n_ctx_seq != 0 { context.n_ctx_seq } else { context.n_ctx };
     }
+    sequences::judge_draft(target, state);
     let _ = TASKS.remove(TaskKey { tgid: target.tgid, task });
     if !target.has(TargetConfig::HTTP) || state.launched_ns == 0 {
         return Ok(());
@@ -83,7 +92,7 @@ fn end(target: &Target, slot: u64) -> Result<(), Loss> {
         kind: RequestEventKind::SlotEnd as u32,
         task,
         request: state.request,
-        at_ns: now(),
+        at_ns: now,
         launched_ns: state.launched_ns,
         prefill_ns: state.prefill_ns,
         first_token_ns: state.first_token_ns,
@@ -95,6 +104,11 @@ fn end(target: &Target, slot: u64) -> Result<(), Loss> {
         generated_tokens: state.generated_tokens,
         n_past: state.n_past,
         n_ctx,
+        engine_ns: state.engine_ns,
+        wasted_tokens: if state.wanted == 0 { 0 } else { state.generated_tokens - (state.wanted - 1) },
+        drafted_tokens: state.drafted,
+        accepted_tokens: state.accepted,
+        reserved: 0,
     });
     entry.submit(0);
     Ok(())

@@ -1,13 +1,20 @@
 //! Role socket: the system calls by which a server talks to its clients. Filtered to observed servers and to
-//! connections that they accepted.
+//! connections that they accepted. And the end of a TCP connection by its client, the moment its last packet arrives.
 
 use aya_ebpf::{helpers::bpf_get_current_pid_tgid, macros::tracepoint, programs::TracePointContext};
-use llamaprobe_common::{loss::Loss, request::ConnectionKey, target::TargetConfig};
+use llamaprobe_common::{
+    loss::Loss,
+    request::{ConnectionKey, Peer},
+    sequence::SequenceKey,
+    target::TargetConfig,
+};
 
 use super::now;
 use crate::{
-    connections::{find, on_close, on_read, on_write, open, take_up},
-    maps::{CALLS, Call},
+    arguments::read,
+    connections::{find, meet, on_close, on_read, on_write, open, take_up},
+    maps::{CALLS, Call, PEERS, TARGETS},
+    sequences,
     target::Target,
 };
 
@@ -16,6 +23,16 @@ const ARGUMENT: usize = 16;
 const RESULT: usize = 16;
 const MSG_PEEK: u64 = 2;
 const SHUT_RDWR: u64 = 2;
+const AF_INET: u16 = 2;
+const AF_INET6: u16 = 10;
+/// Offsets in the record of `inet_sock_set_state` (Linux 5.6 on): new state, local port, peer's port and address.
+const NEW_STATE: usize = 20;
+const LOCAL_PORT: usize = 24;
+const PEER_PORT: usize = 26;
+const PEER_ADDRESS: usize = 56;
+/// The client has sent its last packet, or has reset the connection.
+const TCP_CLOSE_WAIT: i32 = 8;
+const TCP_CLOSE: i32 = 7;
 
 #[inline(always)]
 fn server() -> Option<Target> {
@@ -56,7 +73,89 @@ fn lp_accept(call: TracePointContext) -> u32 {
 #[tracepoint(category = "syscalls", name = "sys_enter_getpeername")]
 fn lp_take_up(call: TracePointContext) -> u32 {
     let Some(target) = server() else { return 0 };
-    take_up(ConnectionKey { tgid: target.tgid, fd: argument(&call, 0) as i32 }, now());
+    let key = ConnectionKey { tgid: target.tgid, fd: argument(&call, 0) as i32 };
+    if find(key).is_none() {
+        return 0;
+    }
+    take_up(key, now());
+    let entry = Call { key, buffer: argument(&call, 1) };
+    settle(&target, CALLS.insert(bpf_get_current_pid_tgid(), entry, 0).map_err(|_| Loss::ThreadsFull))
+}
+
+#[tracepoint(category = "syscalls", name = "sys_exit_getpeername")]
+fn lp_taken_up(call: TracePointContext) -> u32 {
+    let Some(target) = server() else { return 0 };
+    let thread = bpf_get_current_pid_tgid();
+    // SAFETY: the entry is written and read by this thread only.
+    let Some(&Call { key, buffer }) = (unsafe { CALLS.get(thread) }) else { return 0 };
+    let _ = CALLS.remove(thread);
+    if result(&call) != 0 {
+        return 0;
+    }
+    let met = peer(buffer).and_then(|peer| peer.map_or(Ok(()), |peer| meet(key, peer)));
+    settle(&target, met)
+}
+
+/// The address in a `sockaddr` of the target; none of a Unix socket.
+#[inline(always)]
+fn peer(address: u64) -> Result<Option<Peer>, Loss> {
+    let [family, port] = read::<[u16; 2]>(address)?;
+    let port = u32::from(u16::from_be(port));
+    Ok(match family {
+        AF_INET => {
+            let mut mapped = [0; 16];
+            (mapped[10], mapped[11]) = (0xff, 0xff);
+            let [a, b, c, d] = read::<[u8; 4]>(address + 4)?;
+            (mapped[12], mapped[13], mapped[14], mapped[15]) = (a, b, c, d);
+            Some(Peer { address: mapped, port })
+        }
+        AF_INET6 => Some(Peer { address: read(address + 8)?, port }),
+        _ => None,
+    })
+}
+
+/// The state of a TCP socket changes: notes how far a request was when its client went.
+///
+/// Runs wherever the packet arrives, so the running process says nothing: the peer's address does.
+#[tracepoint(category = "sock", name = "inet_sock_set_state")]
+fn lp_gone(change: TracePointContext) -> u32 {
+    // SAFETY: the offsets lie within the record of this tracepoint.
+    let (state, local, port, address) = unsafe {
+        let Ok(state) = change.read_at::<i32>(NEW_STATE) else { return 0 };
+        if state != TCP_CLOSE_WAIT && state != TCP_CLOSE {
+            return 0;
+        }
+        (
+            state,
+            change.read_at::<u16>(LOCAL_PORT),
+            change.read_at::<u16>(PEER_PORT),
+            change.read_at::<[u8; 16]>(PEER_ADDRESS),
+        )
+    };
+    let (Ok(local), Ok(port), Ok(address)) = (local, port, address) else { return 0 };
+    let peer = Peer { address, port: u32::from(port) };
+    // SAFETY: the entry is written before the connection is served, and removed with it.
+    let Some(&key) = (unsafe { PEERS.get(peer) }) else { return 0 };
+    // SAFETY: as in `Target::current`.
+    let Some(config) = (unsafe { TARGETS.get(key.tgid) }) else { return 0 };
+    let Some(connection) = find(key) else { return 0 };
+    // A client may use one port of its own for two servers.
+    let other = config.port != 0 && config.port != u32::from(local);
+    // What the server itself has closed ends in the same state.
+    if other || (state == TCP_CLOSE && connection.arrived_ns == 0) {
+        return 0;
+    }
+    connection.gone = 1;
+    if connection.arrived_ns == 0 || connection.sequence < 0 {
+        return 0;
+    }
+    let sequence = SequenceKey { context: 0, tgid: key.tgid, sequence: connection.sequence };
+    if let Some(state) = sequences::find(&sequence)
+        && state.request.arrived_ns == connection.arrived_ns
+        && state.wanted == 0
+    {
+        state.wanted = state.generated_tokens + 1;
+    }
     0
 }
 

@@ -21,10 +21,11 @@ fn lp_slot_token(probe: ProbeContext) -> u32 {
         let slot = slot_id(call.get(2)?)?;
         let state = sequences::find_or_make(&sequences::key_of_slot(target, slot))?;
         let now = now();
-        if !target.has(TargetConfig::STEP_END)
-            && let Some(context) = contexts::find(target, state.context)
-        {
-            contexts::end_step(target, context, now);
+        if let Some(context) = contexts::find(target, state.context) {
+            if !target.has(TargetConfig::STEP_END) {
+                contexts::end_step(target, context, now);
+            }
+            sequences::settle(state, context);
         }
         sequences::token(target, state, now);
         Ok(())
@@ -73,6 +74,7 @@ fn sample(target: &Target, cookie: Cookie, address: u64, index: Option<i32>) -> 
     context.sampled += 1;
     let sequence = run.sequence;
     let state = sequences::find_or_make(&sequences::key(target, address, sequence))?;
+    sequences::settle(state, context);
     sequences::token(target, state, now);
     Ok(())
 }

@@ -7,6 +7,7 @@ use std::{
 
 use llamaprobe_common::{
     event::ProcessEventKind,
+    request::{TEXT_WRITES, WRITES},
     target::{MAX_TARGETS, TargetConfig},
 };
 use tracing::{error, info, warn};
@@ -14,7 +15,7 @@ use tracing::{error, info, warn};
 use super::{Agent, Seat, own::monotonic_ns};
 use crate::{
     bpf::{events, read::Reading},
-    discovery::{Look, Target, image::ImageId},
+    discovery::{Look, Target, image::ImageId, process::Listener},
     doctor::NEEDED,
     plan::{self, Plan, Verdict, catalog::Role},
 };
@@ -119,14 +120,9 @@ impl Agent {
             plan.flags |= TargetConfig::NO_PAYLOAD;
         }
         let pid = target.pid;
-        let known = self.session.plan(pid).map(sites);
-        if known.as_ref().is_some_and(|known| *known == sites(&plan)) {
-            self.session.refresh(now, target, plan);
-            return;
-        }
         // First who, then where: what fires in between is counted, not reported as a stranger's.
         let index = match self.seats.get(&pid) {
-            Some(seat) => seat.index,
+            Some(seat) => seat.config.index,
             None => match self.free_index() {
                 Some(index) => index,
                 None => {
@@ -138,15 +134,21 @@ impl Agent {
                 }
             },
         };
-        let seated = if self.seats.contains_key(&pid) {
-            self.kernel.update(pid, index, plan.flags)
-        } else {
-            self.kernel.observe(pid, index, plan.flags)
+        let writes = if self.billing.refusals.is_some() { TEXT_WRITES } else { WRITES };
+        let config = TargetConfig { index, flags: plan.flags, port: port(&target), writes };
+        let seated = match self.seats.get(&pid) {
+            Some(seat) if seat.config == config => Ok(()),
+            Some(_) => self.kernel.update(pid, config),
+            None => self.kernel.observe(pid, config),
         };
         if let Err(error) = seated {
             return error!(pid, %error, "cannot observe");
         }
-        self.seats.insert(pid, Seat { index, start_time: target.start_time });
+        self.seats.insert(pid, Seat { start_time: target.start_time, config });
+        let known = self.session.plan(pid).map(sites);
+        if known.as_ref().is_some_and(|known| *known == sites(&plan)) {
+            return self.session.refresh(now, target, plan);
+        }
         let file =
             |id| target.images.iter().find(|mapped| mapped.image.id == id).map(|mapped| mapped.file.clone());
         let failures = self.kernel.attach(pid, &plan.probes, file);
@@ -184,14 +186,14 @@ impl Agent {
     }
 
     fn free_index(&self) -> Option<u32> {
-        (0..MAX_TARGETS).find(|index| self.seats.values().all(|seat| seat.index != *index))
+        (0..MAX_TARGETS).find(|index| self.seats.values().all(|seat| seat.config.index != *index))
     }
 
     /// A process ended or is llama.cpp no longer. Nothing happens when it was not observed.
     pub(super) fn end(&mut self, pid: u32) {
         self.unobservable.remove(&pid);
         let Some(seat) = self.seats.remove(&pid) else { return };
-        let last = self.kernel.reading(pid, seat.index).unwrap_or_else(|error| {
+        let last = self.kernel.reading(pid, seat.config.index).unwrap_or_else(|error| {
             error!(pid, %error, "the last counts are lost");
             Reading::default()
         });
@@ -203,7 +205,17 @@ impl Agent {
     }
 }
 
+/// The one TCP port a process listens on; 0 when there is none, or several.
+fn port(target: &Target) -> u32 {
+    let mut ports = target.listeners.iter().filter_map(|listener| match listener {
+        Listener::Tcp(address) => Some(u32::from(address.port())),
+        Listener::Unix(_) => None,
+    });
+    let first = ports.next().unwrap_or(0);
+    if ports.all(|port| port == first) { first } else { 0 }
+}
+
 /// What a plan attaches: two plans with the same sites need no change.
-fn sites(plan: &Plan) -> (u32, BTreeSet<(ImageId, u64)>) {
-    (plan.flags, plan.probes.iter().map(|probe| (probe.image.id, probe.offset())).collect())
+fn sites(plan: &Plan) -> BTreeSet<(ImageId, u64)> {
+    plan.probes.iter().map(|probe| (probe.image.id, probe.offset())).collect()
 }

@@ -9,7 +9,7 @@ use aya::{
 };
 use llamaprobe_common::{
     batch::{Context, ContextKey},
-    request::{Connection, ConnectionKey, RequestKey},
+    request::{Connection, ConnectionKey, Peer, RequestKey},
     sequence::{Sequence, SequenceKey},
     target::{TargetConfig, TargetStats},
     task::TaskKey,
@@ -113,6 +113,7 @@ pub struct Kernel {
     pub(super) sequences: HashMap<MapData, SequenceKey, Sequence>,
     pub(super) contexts: HashMap<MapData, ContextKey, Context>,
     pub(super) connections: HashMap<MapData, ConnectionKey, Connection>,
+    pub(super) peers: HashMap<MapData, Peer, ConnectionKey>,
     pub(super) threads: HashMap<MapData, u64, ConnectionKey>,
     pub(super) tasks: HashMap<MapData, TaskKey, RequestKey>,
     pub(super) attachments: Attachments,
@@ -157,6 +158,7 @@ impl Kernel {
             sequences: take(&mut ebpf, "SEQUENCES")?,
             contexts: take(&mut ebpf, "CONTEXTS")?,
             connections: take(&mut ebpf, "CONNECTIONS")?,
+            peers: take(&mut ebpf, "PEERS")?,
             threads: take(&mut ebpf, "THREADS")?,
             tasks: take(&mut ebpf, "TASKS")?,
             attachments: Attachments::default(),

@@ -6,6 +6,7 @@ use aya::{
 };
 use llamaprobe_common::{
     batch::Context,
+    request::Peer,
     sequence::Sequence,
     target::{MAX_TARGETS, TargetConfig, TargetStats},
 };
@@ -17,24 +18,24 @@ use super::{Kernel, LoadError};
 pub struct Reading {
     /// Its counters, all CPUs together.
     pub stats: TargetStats,
-    /// Its sequences.
-    pub sequences: Vec<Sequence>,
+    /// Its sequences, with the `seq_id` of each.
+    pub sequences: Vec<(i32, Sequence)>,
     /// Its contexts, with their pointer.
     pub contexts: Vec<(u64, Context)>,
 }
 
 impl Kernel {
-    /// Starts to observe a process. `index` must be free; its counters begin at zero.
+    /// Starts to observe a process. The index must be free; its counters begin at zero.
     ///
     /// # Errors
     ///
     /// When a map cannot be written.
-    pub fn observe(&mut self, pid: u32, index: u32, flags: u32) -> Result<(), LoadError> {
+    pub fn observe(&mut self, pid: u32, config: TargetConfig) -> Result<(), LoadError> {
         let cpus = aya::util::nr_cpus().unwrap_or(1);
         let blank = PerCpuValues::try_from(vec![TargetStats::default(); cpus])
             .map_err(|source| LoadError::map("clear", "STATS", MapError::from(source)))?;
-        self.stats.set(index, blank, 0).map_err(|source| LoadError::map("clear", "STATS", source))?;
-        self.update(pid, index, flags)
+        self.stats.set(config.index, blank, 0).map_err(|source| LoadError::map("clear", "STATS", source))?;
+        self.update(pid, config)
     }
 
     /// Changes what the programs must know of an observed process; its counters go on.
@@ -42,10 +43,8 @@ impl Kernel {
     /// # Errors
     ///
     /// When the map cannot be written.
-    pub fn update(&mut self, pid: u32, index: u32, flags: u32) -> Result<(), LoadError> {
-        self.targets
-            .insert(pid, TargetConfig { index, flags }, 0)
-            .map_err(|source| LoadError::map("fill", "TARGETS", source))
+    pub fn update(&mut self, pid: u32, config: TargetConfig) -> Result<(), LoadError> {
+        self.targets.insert(pid, config, 0).map_err(|source| LoadError::map("fill", "TARGETS", source))
     }
 
     /// Stops to observe a process and forgets its sequences and contexts. What cannot be removed is gone already.
@@ -53,6 +52,9 @@ impl Kernel {
         let _ = self.targets.remove(&pid);
         remove(&mut self.sequences, |key| key.tgid == pid);
         remove(&mut self.contexts, |key| key.tgid == pid);
+        let peers = self.peers.iter().flatten().filter(|(_, key)| key.tgid == pid);
+        let peers: Vec<Peer> = peers.map(|(peer, _)| peer).collect();
+        remove(&mut self.peers, |peer| peers.contains(peer));
         remove(&mut self.connections, |key| key.tgid == pid);
         remove(&mut self.threads, |key| key >> 32 == u64::from(pid));
         remove(&mut self.tasks, |key| key.tgid == pid);
@@ -65,11 +67,12 @@ impl Kernel {
     }
 
     /// How many entries each map that grows with the work holds, by name.
-    pub fn occupancy(&self) -> [(&'static str, usize); 5] {
+    pub fn occupancy(&self) -> [(&'static str, usize); 6] {
         [
             ("sequences", self.sequences.keys().count()),
             ("contexts", self.contexts.keys().count()),
             ("connections", self.connections.keys().count()),
+            ("peers", self.peers.keys().count()),
             ("threads", self.threads.keys().count()),
             ("tasks", self.tasks.keys().count()),
         ]
@@ -105,8 +108,9 @@ impl Kernel {
         let sequences = self.sequences.iter().flatten().filter(|(key, _)| key.tgid == pid);
         let contexts = self.contexts.iter().flatten().filter(|(key, _)| key.tgid == pid);
         Ok(Reading {
+            // First: what the sequences have used may then be ahead of the sums, never behind.
             stats: self.stats(index)?,
-            sequences: sequences.map(|(_, state)| state).collect(),
+            sequences: sequences.map(|(key, state)| (key.sequence, state)).collect(),
             contexts: contexts.map(|(key, state)| (key.context, state)).collect(),
         })
     }

@@ -1,23 +1,27 @@
 //! The system calls of servers: attached while there is a server whose requests are followed, since other processes
 //! on the host make the same calls and each costs them a look-up.
 
+use std::net::{IpAddr, SocketAddr};
+
 use aya::programs::{TracePoint, trace_point::TracePointLink};
 use llamaprobe_common::{
-    request::{Connection, ConnectionKey, TAIL_BYTES},
+    request::{Connection, ConnectionKey, Peer, TAIL_BYTES},
     task::TaskKey,
 };
 
 use super::{Kernel, LoadError};
 
-/// Program and tracepoint of each system call that is followed.
-const CALLS: [(&str, &str); 7] = [
-    ("lp_accept", "sys_exit_accept4"),
-    ("lp_take_up", "sys_enter_getpeername"),
-    ("lp_recv", "sys_enter_recvfrom"),
-    ("lp_received", "sys_exit_recvfrom"),
-    ("lp_send", "sys_enter_sendto"),
-    ("lp_shutdown", "sys_enter_shutdown"),
-    ("lp_close", "sys_enter_close"),
+/// Program, category and name of the tracepoint of each system call that is followed, and of the end of connections.
+const CALLS: [(&str, &str, &str); 9] = [
+    ("lp_accept", "syscalls", "sys_exit_accept4"),
+    ("lp_take_up", "syscalls", "sys_enter_getpeername"),
+    ("lp_taken_up", "syscalls", "sys_exit_getpeername"),
+    ("lp_recv", "syscalls", "sys_enter_recvfrom"),
+    ("lp_received", "syscalls", "sys_exit_recvfrom"),
+    ("lp_send", "syscalls", "sys_enter_sendto"),
+    ("lp_shutdown", "syscalls", "sys_enter_shutdown"),
+    ("lp_close", "syscalls", "sys_enter_close"),
+    ("lp_gone", "sock", "inet_sock_set_state"),
 ];
 
 /// The attached tracepoints; dropping them detaches.
@@ -34,14 +38,25 @@ const OPEN: Connection = Connection {
     writes: 0,
     tail_len: [0; 2],
     tail: 0,
-    reserved: 0,
+    sequence: -1,
+    peer: Peer { address: [0; 16], port: 0 },
+    gone: 0,
     tails: [[0; TAIL_BYTES]; 2],
 };
+
+/// An address as the kernel programs note it.
+fn peer(address: SocketAddr) -> Peer {
+    let ip = match address.ip() {
+        IpAddr::V4(ip) => ip.to_ipv6_mapped(),
+        IpAddr::V6(ip) => ip,
+    };
+    Peer { address: ip.octets(), port: address.port().into() }
+}
 
 impl Kernel {
     /// Loads the programs of the system calls.
     pub(super) fn load_sockets(&mut self) -> Result<(), LoadError> {
-        for (name, _) in CALLS {
+        for (name, ..) in CALLS {
             let program = self.tracepoint(name)?;
             program.load().map_err(|source| LoadError::program("load", name, source))?;
         }
@@ -58,10 +73,10 @@ impl Kernel {
             self.sockets.clear();
         } else if self.sockets.is_empty() {
             let mut links = SocketLinks::new();
-            for (name, event) in CALLS {
+            for (name, category, event) in CALLS {
                 let program = self.tracepoint(name)?;
                 let link = program
-                    .attach("syscalls", event)
+                    .attach(category, event)
                     .and_then(|id| program.take_link(id))
                     .map_err(|source| LoadError::program("attach", name, source))?;
                 links.push(link);
@@ -76,12 +91,16 @@ impl Kernel {
     /// # Errors
     ///
     /// When the map is full.
-    pub fn adopt(&mut self, pid: u32, descriptors: &[i32]) -> Result<(), LoadError> {
-        for &fd in descriptors {
+    pub fn adopt(&mut self, pid: u32, open: &[(i32, Option<SocketAddr>)]) -> Result<(), LoadError> {
+        for &(fd, client) in open {
             let key = ConnectionKey { tgid: pid, fd };
+            let peer = client.map(peer).unwrap_or_default();
             self.connections
-                .insert(key, OPEN, 0)
+                .insert(key, Connection { peer, ..OPEN }, 0)
                 .map_err(|source| LoadError::map("fill", "CONNECTIONS", source))?;
+            if peer.port != 0 {
+                self.peers.insert(peer, key, 0).map_err(|source| LoadError::map("fill", "PEERS", source))?;
+            }
         }
         Ok(())
     }

@@ -11,6 +11,7 @@ pub mod process;
 use std::{
     collections::BTreeMap,
     fs, io,
+    net::SocketAddr,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -172,8 +173,8 @@ impl Scanner {
         Look::Found(Box::new(Target { pid, start_time, comm, images, listeners, model, alias, slots }))
     }
 
-    /// The descriptors of connections that a process has open on its listeners.
-    pub fn connections(&self, target: &Target) -> Vec<i32> {
+    /// The connections that a process has open on its listeners: descriptor and, over TCP, the client's address.
+    pub fn connections(&self, target: &Target) -> Vec<(i32, Option<SocketAddr>)> {
         ProcessRoot::new(&self.proc, target.pid).connections(&target.listeners).unwrap_or_default()
     }
 

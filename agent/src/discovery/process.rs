@@ -14,6 +14,7 @@ use std::{
     ffi::OsStr,
     fs::{File, OpenOptions},
     io::{self, BufRead, BufReader, Read},
+    net::SocketAddr,
     os::unix::{ffi::OsStrExt, fs::OpenOptionsExt},
     path::{Path, PathBuf},
 };
@@ -22,7 +23,7 @@ use rustix::{fs::OFlags, io::Errno};
 
 pub use self::{listener::Listener, mapping::Mapping};
 use self::{
-    listener::{Parse, State, tcp, unix},
+    listener::{Parse, Socket, State, tcp, unix},
     mapping::{DELETED, mapping},
 };
 
@@ -141,14 +142,14 @@ impl ProcessRoot {
     /// The listening sockets that the process has open, sorted.
     pub fn listeners(&self) -> io::Result<Vec<Listener>> {
         let mut listeners: Vec<Listener> =
-            self.open_sockets(State::Listening)?.into_iter().map(|(_, listener)| listener).collect();
+            self.open_sockets(State::Listening)?.into_iter().map(|(_, socket)| socket.local).collect();
         listeners.sort_unstable();
         listeners.dedup();
         Ok(listeners)
     }
 
-    /// The descriptors of connections that the process has accepted on `listeners`.
-    pub fn connections(&self, listeners: &[Listener]) -> io::Result<Vec<i32>> {
+    /// The connections that the process has accepted on `listeners`: descriptor and, over TCP, the client's address.
+    pub fn connections(&self, listeners: &[Listener]) -> io::Result<Vec<(i32, Option<SocketAddr>)>> {
         let accepted = |local: &Listener| {
             listeners.iter().any(|listener| match (listener, local) {
                 // A wildcard listener accepts on any address.
@@ -158,11 +159,12 @@ impl ProcessRoot {
             })
         };
         let sockets = self.open_sockets(State::Connected)?;
-        Ok(sockets.into_iter().filter(|(_, local)| accepted(local)).map(|(fd, _)| fd).collect())
+        let own = sockets.into_iter().filter(|(_, socket)| accepted(&socket.local));
+        Ok(own.map(|(fd, socket)| (fd, socket.remote)).collect())
     }
 
-    /// Descriptor and local address of the open sockets in a state.
-    fn open_sockets(&self, state: State) -> io::Result<Vec<(i32, Listener)>> {
+    /// The open sockets in a state, with their descriptors.
+    fn open_sockets(&self, state: State) -> io::Result<Vec<(i32, Socket)>> {
         let sockets = self.sockets()?;
         let mut found = Vec::new();
         if sockets.is_empty() {
@@ -171,7 +173,9 @@ impl ProcessRoot {
         let parsers: [(_, Parse); 3] = [("net/tcp", tcp), ("net/tcp6", tcp), ("net/unix", unix)];
         for (name, parse) in parsers {
             let read = self.lines(name, |line| {
-                found.extend(parse(line, state).and_then(|(inode, at)| Some((*sockets.get(&inode)?, at))));
+                found.extend(
+                    parse(line, state).and_then(|socket| Some((*sockets.get(&socket.inode)?, socket))),
+                );
             });
             match read {
                 // A kernel without IPv6 has no tcp6.

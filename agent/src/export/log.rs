@@ -51,7 +51,7 @@ pub struct Line<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     quantisation: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    user_id: Option<String>,
+    user_id: Option<&'a str>,
     route: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     status: Option<u16>,
@@ -78,6 +78,17 @@ pub struct Line<'a> {
     context_used: u64,
     cached: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
+    draft_tokens: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    accepted_tokens: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    wasted_tokens: Option<u64>,
+    engine_ms: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cost_dollars: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    host_cost_dollars: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     slot: Option<i32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     task: Option<i32>,
@@ -91,6 +102,8 @@ impl<'a> Line<'a> {
         let failed = matches!(request.outcome, Outcome::Error | Outcome::Cancelled);
         let seconds = request.decode_ns().filter(|ns| *ns > 0).map(|ns| ns as f64 / 1e9);
         let head = request.head.as_ref();
+        let drafted = Some(request.draft_tokens).filter(|[drafted, _]| *drafted > 0);
+        let [by_tokens, by_time] = record.cost;
         Self {
             timestamp: timestamp(to_wall(request.answered_ns)),
             level: if failed { "warn" } else { "info" },
@@ -99,7 +112,7 @@ impl<'a> Line<'a> {
             server: &record.labels.server,
             model: &record.labels.model,
             quantisation: record.model.as_ref().map(|model| model.quantisation.as_str()),
-            user_id: user(record),
+            user_id: request.user.as_deref(),
             route: request.route.name(),
             status: (request.code != UNKNOWN).then_some(request.code),
             stream: request.stream,
@@ -119,6 +132,12 @@ impl<'a> Line<'a> {
                 .map(|rate| (rate * 10.0).round() / 10.0),
             context_used: request.context_used,
             cached: request.cached_tokens > 0,
+            draft_tokens: drafted.map(|[drafted, _]| drafted),
+            accepted_tokens: drafted.map(|[_, accepted]| accepted),
+            wasted_tokens: Some(request.wasted_tokens).filter(|n| *n > 0),
+            engine_ms: ms(request.used.engine_ns),
+            cost_dollars: by_tokens.or(by_time).map(dollars),
+            host_cost_dollars: by_time.filter(|_| by_tokens.is_some()).map(dollars),
             slot: request.slot,
             task: request.task,
             join: request.join.name(),
@@ -126,17 +145,14 @@ impl<'a> Line<'a> {
     }
 }
 
-/// Who asked: the configured header, the body's `user`, or the keyed hash of the API key.
-fn user(record: &Record) -> Option<String> {
-    let head = record.request.head.as_ref();
-    head.and_then(|head| head.user_header.clone())
-        .or_else(|| record.request.body.user.clone())
-        .or_else(|| head.and_then(|head| head.api_key).map(|key| key.to_string()))
-}
-
 fn ms(ns: u64) -> f64 {
     // Microseconds are as fine as anybody reads.
     (ns as f64 / 1e3).round() / 1e3
+}
+
+/// A millionth of a cent is as fine as anybody pays.
+fn dollars(dollars: f64) -> f64 {
+    (dollars * 1e8).round() / 1e8
 }
 
 fn hex(bytes: &[u8]) -> String {

@@ -2,11 +2,13 @@
 //!
 //! A metric whose probe is not attached, or has not fired, has no sample: absent is honest, zero would be a lie.
 
+mod quality;
+mod usage;
+
 use llamaprobe_common::{
     histogram::{BATCH_TOKENS, Bounds, Histogram, LATENCY_NS},
     loss::Loss,
     probe::ProbeId,
-    target::TokenType,
 };
 
 use crate::{
@@ -105,8 +107,51 @@ pub static METRICS: &[Metric] = &[
     metric(
         Counter,
         "llm_tokens_total",
-        "Tokens by type: prompt tokens computed, prompt tokens reused from the cache, tokens generated.",
-        tokens,
+        "Tokens by user and type: prompt tokens computed, prompt tokens reused from the cache, tokens generated. Running requests count as they go; user `none`: no name is known.",
+        usage::tokens,
+    ),
+    metric(
+        Counter,
+        "llm_engine_seconds_total",
+        "Time of decode calls by user; each call is split by the tokens in it. Draft models do not count.",
+        usage::engine_time,
+    ),
+    metric(
+        Counter,
+        "llm_cost_dollars_total",
+        "Cost by user: on the basis `tokens` from the price list, on the basis `host` from the share of the engine's time.",
+        usage::cost,
+    ),
+    metric(
+        Counter,
+        "llm_idle_cost_dollars_total",
+        "Cost of the host while no engine worked; with the cost of all users on the basis `host` it is the whole.",
+        usage::idle_cost,
+    ),
+    metric(
+        Gauge,
+        "llm_tokens_per_dollar",
+        "Tokens of all types per dollar of cost over the last 5 minutes.",
+        usage::tokens_per_dollar,
+    ),
+    metric(
+        Gauge,
+        "llm_tokens_per_second",
+        "Tokens generated per second, all requests together, over the last 5 minutes; idle time counts.",
+        usage::tokens_per_second,
+    ),
+    metric(
+        Gauge,
+        "llm_cache_hit_ratio",
+        "Share of prompt tokens that were reused from the cache over the last 5 minutes.",
+        usage::cache_hit_ratio,
+    ),
+    metric(Gauge, "llm_users", "Users that are told apart; the rest is counted as `other`.", usage::users),
+    metric(
+        Counter,
+        "llm_draft_tokens_total",
+        "Tokens that speculative decoding guessed, by outcome.",
+        quality::draft_tokens,
     ),
     metric(
         Gauge,
@@ -125,6 +170,55 @@ pub static METRICS: &[Metric] = &[
         "llm_context_utilisation_ratio",
         "Positions held in the context as a share of its size.",
         |all| context(all, |size, used| used as f64 / size as f64),
+    ),
+    metric(
+        Gauge,
+        "llm_context_resident_tokens",
+        "Positions that idle slots keep for the next request with the same beginning.",
+        usage::resident,
+    ),
+    metric(Gauge, "llm_slot_context_used_tokens", "Positions held by a slot.", usage::slot_context),
+    metric(
+        Gauge,
+        "llm_slot_context_size_tokens",
+        "Tokens that one slot can hold; where slots share the context, all of it.",
+        usage::slot_size,
+    ),
+    metric(
+        Counter,
+        "llm_context_shifts_total",
+        "Times that a running request's oldest tokens were cut to make room.",
+        quality::shifts,
+    ),
+    metric(
+        Counter,
+        "llm_context_overflows_total",
+        "Requests refused because their prompt does not fit into the context.",
+        |all| quality::seen(all, |tally| tally.overflows),
+    ),
+    metric(
+        Counter,
+        "llm_context_truncations_total",
+        "Answers in which the server says that it cut prompt or answer for want of context.",
+        |all| quality::seen(all, |tally| tally.truncations),
+    ),
+    metric(
+        Counter,
+        "llm_wasted_tokens_total",
+        "Tokens generated after the client had closed its connection (TCP only; of a request with several choices, those of its last slot).",
+        quality::wasted,
+    ),
+    metric(
+        Counter,
+        "llm_empty_answers_total",
+        "Answers without text: the model ended them with its first token.",
+        |all| quality::seen(all, |tally| tally.empty_answers),
+    ),
+    metric(
+        Counter,
+        "llm_refusals_total",
+        "Answers that begin with a phrase of the operator's list (--refusal-file).",
+        quality::refusals,
     ),
     metric(
         Counter,
@@ -392,22 +486,6 @@ fn latency(all: &Snapshot, role: Role, of: fn(&Server) -> Histogram) -> Vec<Samp
             vec![],
             Value::Histogram { histogram: Box::new(of(server)), bounds: &LATENCY_NS, per_unit: 1e9 },
         )]
-    })
-}
-
-fn tokens(all: &Snapshot) -> Vec<Sample> {
-    let role = |kind| match kind {
-        TokenType::Prompt => Role::Batch,
-        TokenType::Cached => Role::CacheHit,
-        TokenType::Generated => Role::Token,
-    };
-    per_server(all, |server| {
-        let live = TokenType::ALL.into_iter().filter(|kind| server.is_live(role(*kind)));
-        live.map(|kind| {
-            let count = server.stats.tokens[kind as usize];
-            (vec![("type", kind.name().to_owned())], Value::Number(count as f64))
-        })
-        .collect()
     })
 }
 

@@ -16,9 +16,12 @@ use crate::{
     discovery::model::Model,
     plan::catalog::Role,
     session::{
-        Labels, Live, Server, Snapshot,
+        Labels, Live, Recent, Seat, Server, Snapshot,
+        charge::Charge,
+        cost::TokenPrices,
         staged::{answer, chat_events, finished, get, key, read, write},
         tally::Tally,
+        usage::Usage,
     },
 };
 
@@ -75,18 +78,34 @@ fn busy() -> Server {
     tally.book(&health);
     tally.book(&health);
     tally.book_unmatched();
+    tally.refusals = Some(1);
+    stats.accepted = 4;
+    stats.rejected = 1;
+    let mut usage = Usage::default();
+    let charge = Charge { tokens: [10, 2, 2], engine_ns: 1_500_000_000 };
+    usage.charge("ada", charge, Some(TokenPrices { prompt: 1.0, cached: 0.5, generated: 2.0 }));
+    usage.balance(Charge { tokens: stats.tokens, engine_ns: 2_000_000_000 }, None);
     Server {
         labels: Labels { server: "127.0.0.1:8080".to_owned(), model: "a \"tiny\" one".to_owned() },
         stats,
         served: BTreeSet::from(served),
         tally,
+        usage,
+        priced: [true, false],
+        recent: Some(Recent { span: Duration::from_secs(100), tokens: [30, 10, 60], dollars: [0.5, 0.0] }),
         live: Some(Live {
             pid: 7,
             context_size: 4096,
             context_used: 1024,
+            seats: vec![
+                Seat { slot: 0, busy: true, context_used: 1000 },
+                Seat { slot: 1, busy: false, context_used: 24 },
+            ],
+            seat_size: 2048,
             slots_busy: 1,
             slots: Some(2),
             http: true,
+            payload: true,
             joined: true,
             in_flight: 3,
             queue_depth: 2,
@@ -104,11 +123,16 @@ fn ended() -> Server {
     stats.hits[ProbeId::LlamaDecode as usize] = 1;
     stats.tokens[TokenType::Prompt as usize] = 5;
     stats.batch = histogram(&BATCH_TOKENS, &[5]);
+    let mut usage = Usage::default();
+    usage.balance(Charge { tokens: stats.tokens, engine_ns: 0 }, None);
     Server {
         labels: Labels { server: "pid:9".to_owned(), model: String::new() },
         stats,
         served: BTreeSet::from([(Role::Batch, ProbeId::LlamaDecode), (Role::Token, ProbeId::Logits)]),
         tally: Tally::default(),
+        usage,
+        priced: [false; 2],
+        recent: None,
         live: None,
     }
 }
@@ -120,6 +144,8 @@ fn snapshot(servers: Vec<Server>) -> Snapshot {
         servers,
         own,
         prices: Some(Prices { emulated_ns: 1_500, single_stepped_ns: 10_000 }),
+        host: Some((1.2, 0.25)),
+        users: 1,
         targets: 1,
         unobservable: 2,
         occupancy: vec![("tasks", 4)],
@@ -223,12 +249,23 @@ fn what_is_not_live_has_no_sample() {
     let mut silent = busy();
     silent.stats = TargetStats::default();
     silent.tally = Tally::default();
+    (silent.usage, silent.recent) = (Usage::default(), None);
     let samples_of_silent = samples(&snapshot(vec![silent]));
     let measured = samples_of_silent.iter().filter(|line| line.starts_with("llm_"));
-    let names: Vec<_> = measured.filter_map(|line| line.split('{').next()).collect();
+    let names: Vec<_> = measured.filter_map(|line| line.split(['{', ' ']).next()).collect();
     assert_eq!(
         names,
-        ["llm_requests_in_flight", "llm_queue_depth", "llm_slots", "llm_model_info"],
+        [
+            "llm_idle_cost_dollars_total",
+            "llm_users",
+            "llm_context_overflows_total",
+            "llm_context_truncations_total",
+            "llm_empty_answers_total",
+            "llm_requests_in_flight",
+            "llm_queue_depth",
+            "llm_slots",
+            "llm_model_info",
+        ],
         "attached, but nothing has fired"
     );
     let hits = of(&samples_of_silent, "llamaprobe_probe_hits_total");
@@ -286,7 +323,9 @@ fn every_loss_has_a_series_from_the_start() {
 
 #[test]
 fn every_metric_says_what_it_is() {
-    let text = String::from_utf8(render(&snapshot(vec![busy()])).unwrap()).unwrap();
+    let mut server = busy();
+    server.stats.hits[ProbeId::CommonSeqRm as usize] = 1;
+    let text = String::from_utf8(render(&snapshot(vec![server])).unwrap()).unwrap();
     let mut names = BTreeSet::new();
     for metric in METRICS {
         assert!(names.insert(metric.name), "{} twice", metric.name);

@@ -7,7 +7,7 @@ use std::{
 
 use llamaprobe_common::{probe::ProbeId, target::TargetStats};
 
-use super::{Labels, tally::Tally};
+use super::{Labels, cost::Basis, tally::Tally, usage::Usage, window::Window};
 use crate::plan::catalog::Role;
 
 /// How long a series outlives its last process: two scrapes of the usual interval and some.
@@ -19,7 +19,18 @@ pub(super) struct Account {
     pub(super) stats: TargetStats,
     pub(super) served: BTreeSet<(Role, ProbeId)>,
     pub(super) tally: Tally,
+    pub(super) usage: Usage,
+    pub(super) window: Window<Totals>,
     touched: Instant,
+}
+
+/// What the window's figures are made of.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Totals {
+    /// Tokens by type.
+    pub(super) tokens: [u64; 3],
+    /// Cost in dollars, by [`Basis`].
+    pub(super) dollars: [f64; Basis::ALL.len()],
 }
 
 /// The accounts.
@@ -44,11 +55,13 @@ impl Ledger {
     }
 
     /// The account of these labels, opened when there is none.
-    fn account(&mut self, now: Instant, labels: &Labels) -> &mut Account {
+    pub(super) fn account(&mut self, now: Instant, labels: &Labels) -> &mut Account {
         self.0.entry(labels.clone()).or_insert_with(|| Account {
             stats: TargetStats::default(),
             served: BTreeSet::new(),
             tally: Tally::default(),
+            usage: Usage::default(),
+            window: Window::default(),
             touched: now,
         })
     }
@@ -67,6 +80,11 @@ impl Ledger {
         });
     }
 
+    /// The use of all servers.
+    pub(super) fn usages(&mut self) -> impl Iterator<Item = &mut Usage> {
+        self.0.values_mut().map(|account| &mut account.usage)
+    }
+
     /// The accounts, sorted by labels.
     pub(super) fn accounts(&self) -> impl Iterator<Item = (&Labels, &Account)> {
         self.0.iter()
@@ -77,6 +95,10 @@ impl Ledger {
 fn difference(now: &TargetStats, before: &TargetStats) -> TargetStats {
     let mut difference = *now;
     let minus = |mine: &mut u64, theirs: &u64| *mine = mine.saturating_sub(*theirs);
+    minus(&mut difference.accepted, &before.accepted);
+    minus(&mut difference.rejected, &before.rejected);
+    minus(&mut difference.shifts, &before.shifts);
+    minus(&mut difference.engine_ns, &before.engine_ns);
     difference.hits.iter_mut().zip(&before.hits).for_each(|(a, b)| minus(a, b));
     difference.losses.iter_mut().zip(&before.losses).for_each(|(a, b)| minus(a, b));
     difference.tokens.iter_mut().zip(&before.tokens).for_each(|(a, b)| minus(a, b));

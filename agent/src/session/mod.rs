@@ -4,6 +4,10 @@
 //! Counters live in a ledger by labels, not by process: a server that restarts on the same address with the same model
 //! goes on counting where it was.
 
+mod accounting;
+pub mod charge;
+pub mod cost;
+pub mod identity;
 mod ledger;
 mod overhead;
 pub mod payload;
@@ -11,6 +15,9 @@ pub mod request;
 mod requests;
 mod snapshot;
 pub mod tally;
+pub mod usage;
+mod users;
+mod window;
 
 #[cfg(test)]
 pub(crate) mod staged;
@@ -31,11 +38,15 @@ use llamaprobe_common::{
 };
 
 pub use self::{
+    accounting::Billing,
     ledger::KEEP_ENDED,
-    snapshot::{Labels, Live, Server, Snapshot},
+    snapshot::{Labels, Live, Recent, Seat, Server, Snapshot},
+    window::WINDOW,
 };
 use self::{
-    ledger::Ledger,
+    accounting::Books,
+    cost::Basis,
+    ledger::{Account, Ledger},
     overhead::{Overhead, spent},
     payload::head::HeadOptions,
     request::Finished,
@@ -60,7 +71,7 @@ struct Watched {
     labels: Option<Labels>,
     /// What of its counters is in the ledger already.
     credited: TargetStats,
-    sequences: Vec<Sequence>,
+    sequences: Vec<(i32, Sequence)>,
     contexts: Vec<(u64, Context)>,
     overhead: Overhead,
     /// Connections that wait for a thread, in and behind `accept`.
@@ -77,6 +88,7 @@ pub struct Session {
     watched: BTreeMap<u32, Watched>,
     ledger: Ledger,
     requests: Requests,
+    books: Books,
 }
 
 /// A finished request with what its process adds to it.
@@ -88,12 +100,19 @@ pub struct Record {
     pub labels: Labels,
     /// The model that served it.
     pub model: Option<Arc<Model>>,
+    /// What it costs, dollars, by [`Basis`]; `None` without a price.
+    pub cost: [Option<f64>; 2],
 }
 
 impl Session {
     /// Nothing is known yet.
-    pub fn new(options: HeadOptions) -> Self {
-        Self { watched: BTreeMap::new(), ledger: Ledger::default(), requests: Requests::new(options) }
+    pub fn new(now: Instant, options: HeadOptions, billing: Billing) -> Self {
+        Self {
+            watched: BTreeMap::new(),
+            ledger: Ledger::default(),
+            books: Books::new(now, &billing),
+            requests: Requests::new(options, billing.naming, billing.phrases),
+        }
     }
 
     /// Books what happened to a request. Returns the requests that are over by it.
@@ -125,15 +144,20 @@ impl Session {
                 watched.unbooked.push(request);
             }
         }
-        let mut records = Vec::new();
+        let mut booked = Vec::new();
         for watched in self.watched.values_mut() {
             let Some(labels) = &watched.labels else { continue };
-            for request in watched.unbooked.drain(..) {
-                self.ledger.tally(now, labels).book(&request);
-                records.push(Record { request, labels: labels.clone(), model: watched.target.model.clone() });
-            }
+            let whose = |request| (request, labels.clone(), watched.target.model.clone());
+            booked.extend(watched.unbooked.drain(..).map(whose));
         }
-        records
+        booked
+            .into_iter()
+            .map(|(request, labels, model)| {
+                self.ledger.tally(now, &labels).book(&request);
+                let cost = self.charge_finished(now, &labels, &request);
+                Record { request, labels, model, cost }
+            })
+            .collect()
     }
 
     /// How many connections of a process wait for a thread of it.
@@ -214,8 +238,9 @@ impl Session {
         if let Some(prices) = prices {
             watched.overhead.update(now, spent(&watched.plan, &reading.stats, prices));
         }
-        let Some(labels) = &watched.labels else { return };
-        self.ledger.book(now, labels, &watched.served, &reading.stats, &mut watched.credited);
+        let Some(labels) = watched.labels.clone() else { return };
+        self.ledger.book(now, &labels, &watched.served, &reading.stats, &mut watched.credited);
+        self.charge_running(now, pid, &labels, reading);
     }
 
     /// Drops series whose processes ended a while ago.
@@ -242,7 +267,7 @@ impl Session {
     }
 
     /// The servers, as of the last readings.
-    pub fn servers(&self) -> Vec<Server> {
+    pub fn servers(&self, now: Instant) -> Vec<Server> {
         self.ledger
             .accounts()
             .map(|(labels, account)| {
@@ -252,6 +277,9 @@ impl Session {
                     stats: account.stats,
                     served: account.served.clone(),
                     tally: account.tally.clone(),
+                    usage: account.usage.clone(),
+                    priced: Basis::ALL.map(|basis| self.is_priced(&labels.model, basis)),
+                    recent: recent(account, now),
                     live: watched.map(|watched| live(watched, &self.requests)),
                 }
             })
@@ -283,10 +311,20 @@ impl Session {
 }
 
 /// Whether a request runs on a slot. One whose launch failed took the slot and never left it.
-fn is_busy(sequence: &&Sequence) -> bool {
+fn is_busy(sequence: &Sequence) -> bool {
     let worked =
         sequence.flags & (Sequence::CACHE_COUNTED | Sequence::DECODING) != 0 || sequence.context != 0;
     sequence.flags & Sequence::ACTIVE != 0 && worked
+}
+
+/// What happened in the window up to now.
+fn recent(account: &Account, now: Instant) -> Option<Recent> {
+    let (span, start) = account.window.start(now)?;
+    let (charge, dollars) = account.usage.total();
+    let mut recent = Recent { span, tokens: charge.tokens, dollars };
+    recent.tokens.iter_mut().zip(start.tokens).for_each(|(tokens, before)| *tokens -= before);
+    recent.dollars.iter_mut().zip(start.dollars).for_each(|(dollars, before)| *dollars -= before);
+    Some(recent)
 }
 
 fn labels_of_pid(target: &Target) -> Labels {
@@ -301,22 +339,32 @@ fn live(watched: &Watched, requests: &Requests) -> Live {
     let own = |context: &&(u64, Context)| context.1.flags & Context::DRAFT == 0;
     // A server that slept and woke has a new context; positions in an old one are gone.
     let newest = watched.contexts.iter().filter(own).max_by_key(|(_, context)| context.entered_ns);
-    let served: Vec<&(u64, Context)> = if watched.served.iter().any(|(role, _)| *role == Role::SlotStart) {
-        newest.into_iter().collect()
-    } else {
-        watched.contexts.iter().filter(own).collect()
-    };
-    let held = |sequence: &&Sequence| served.iter().any(|(address, _)| *address == sequence.context);
+    let is_server = watched.served.iter().any(|(role, _)| *role == Role::SlotStart);
+    let served: Vec<&(u64, Context)> =
+        if is_server { newest.into_iter().collect() } else { watched.contexts.iter().filter(own).collect() };
+    let held =
+        |(_, sequence): &&(i32, Sequence)| served.iter().any(|(address, _)| *address == sequence.context);
+    let active = |sequence: &Sequence| sequence.flags & Sequence::ACTIVE != 0;
+    let n_past = |s: &(i32, Sequence)| u64::from(s.1.n_past);
+    let shift = i32::from(watched.plan.flags & TargetConfig::SEQUENCE_SHIFT != 0);
+    let seats = watched.sequences.iter().filter(held).map(|sequence| Seat {
+        slot: sequence.0 - shift,
+        busy: active(&sequence.1),
+        context_used: n_past(sequence),
+    });
     let mut probes: Vec<ProbeId> = watched.plan.probes.iter().map(|probe| probe.probe).collect();
     probes.sort_unstable();
     probes.dedup();
     Live {
         pid: watched.target.pid,
         context_size: served.iter().map(|(_, context)| u64::from(context.n_ctx)).sum(),
-        context_used: watched.sequences.iter().filter(held).map(|s| u64::from(s.n_past)).sum(),
-        slots_busy: watched.sequences.iter().filter(is_busy).count() as u64,
+        context_used: watched.sequences.iter().filter(held).map(n_past).sum(),
+        seats: if is_server { seats.collect() } else { Vec::new() },
+        seat_size: newest.map_or(0, |(_, context)| u64::from(context.n_ctx_seq)),
+        slots_busy: watched.sequences.iter().filter(|(_, sequence)| is_busy(sequence)).count() as u64,
         slots: watched.target.slots,
         http: watched.plan.flags & TargetConfig::HTTP != 0,
+        payload: watched.plan.flags & TargetConfig::NO_PAYLOAD == 0,
         joined: watched.served.iter().any(|(role, _)| *role == Role::Task),
         in_flight: requests.in_flight(watched.target.pid) as u64,
         queue_depth: (requests.queued(watched.target.pid) + watched.unread) as u64,

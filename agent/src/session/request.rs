@@ -3,15 +3,22 @@
 #[cfg(test)]
 mod tests;
 
+use std::net::{IpAddr, Ipv6Addr};
+
 use llamaprobe_common::request::{
-    EndEvent, EndReason, ReadEvent, RequestKey, SlotEndEvent, SlotStartEvent, TaskEvent, WriteEvent,
+    EndEvent, EndReason, Peer, ReadEvent, RequestKey, SlotEndEvent, SlotStartEvent, TaskEvent, WriteEvent,
 };
 
-use super::payload::{
-    answer::{self, Closing, Finish, StatusLine},
-    body::{self, Body},
-    head::{self, Head, HeadError, HeadOptions, Method},
-    route::Route,
+use super::{
+    charge::Charge,
+    identity::Naming,
+    payload::{
+        answer::{self, Closing, Finish, StatusLine},
+        body::{self, Body},
+        head::{self, Head, HeadError, HeadOptions, Method},
+        route::Route,
+        text::{Opening, Phrases},
+    },
 };
 
 /// Bytes of a request that are kept until its answer begins.
@@ -125,6 +132,22 @@ pub struct Finished {
     pub join: Join,
     /// Tasks that left no slot: they took none, or their launch failed.
     pub stale_tasks: Vec<i32>,
+    /// The client's address, over TCP.
+    pub client: Option<IpAddr>,
+    /// Who asked.
+    pub user: Option<String>,
+    /// What it used.
+    pub used: Charge,
+    /// What of that is not booked yet.
+    pub due: Charge,
+    /// Tokens generated after the client had gone.
+    pub wasted_tokens: u64,
+    /// Draft tokens, and those of them that were accepted.
+    pub draft_tokens: [u64; 2],
+    /// The server says that it cut the prompt or the answer for want of context.
+    pub truncated: bool,
+    /// Whether its answer begins with a phrase of the operator's list; `None` without such a list.
+    pub refused: Option<bool>,
 }
 
 impl Finished {
@@ -176,6 +199,14 @@ struct Task {
     id: i32,
     started: Option<SlotStartEvent>,
     ended: Option<SlotEndEvent>,
+    /// What it had used when the kernel was asked last.
+    so_far: Charge,
+}
+
+impl Task {
+    fn used(&self) -> Charge {
+        self.ended.as_ref().map_or(self.so_far, Charge::of_task)
+    }
 }
 
 /// The end of a request on its socket.
@@ -201,9 +232,21 @@ pub struct Request {
     written: u64,
     /// The begin of the answer's body, until the end.
     opening: Vec<u8>,
+    /// The begin of the answer's text, where phrases are looked for.
+    text: Option<Opening>,
     closing: Closing,
     tasks: Vec<Task>,
     end: Option<End>,
+    client: Option<IpAddr>,
+    /// Who asked, once something was booked: what comes later must not go to another.
+    user: Option<Option<String>>,
+    /// What of its use is booked.
+    booked: Charge,
+}
+
+/// A client as an address; none over a Unix socket.
+fn client(peer: Peer) -> Option<IpAddr> {
+    (peer.port != 0).then(|| Ipv6Addr::from(peer.address).to_canonical())
 }
 
 impl Request {
@@ -219,9 +262,13 @@ impl Request {
             status: None,
             written: 0,
             opening: Vec::new(),
+            text: None,
             closing: Closing::default(),
             tasks: Vec::new(),
             end: None,
+            client: None,
+            user: None,
+            booked: Charge::default(),
         }
     }
 
@@ -230,6 +277,7 @@ impl Request {
         if event.index == 0 {
             self.unread_ns = event.unread_ns;
         }
+        self.client = client(event.peer);
         let copied = (event.copied as usize).min(event.data.len());
         if !self.broken {
             let room = KEPT.saturating_sub(self.bytes.len()).min(copied);
@@ -263,7 +311,11 @@ impl Request {
     }
 
     /// Bytes of its answer were written. Returns what was read behind its end: the begin of the next request.
-    pub fn write(&mut self, event: &WriteEvent) -> Option<Vec<u8>> {
+    pub fn write(&mut self, event: &WriteEvent, phrases: &Phrases) -> Option<Vec<u8>> {
+        if !phrases.is_empty() && self.is_inference() {
+            let data = &event.data[..(event.copied as usize).min(event.data.len())];
+            self.text.get_or_insert_default().take(data);
+        }
         // The answer has begun: nothing more of the request is needed.
         let bytes = std::mem::take(&mut self.bytes);
         let end = self.head.as_ref().and_then(|head| {
@@ -321,7 +373,7 @@ impl Request {
     /// It was given a task.
     pub fn task(&mut self, event: &TaskEvent) {
         if !self.tasks.iter().any(|task| task.id == event.task) {
-            self.tasks.push(Task { id: event.task, started: None, ended: None });
+            self.tasks.push(Task { id: event.task, started: None, ended: None, so_far: Charge::default() });
         }
     }
 
@@ -337,6 +389,36 @@ impl Request {
         if let Some(task) = self.tasks.iter_mut().find(|task| task.id == event.task) {
             task.ended = Some(*event);
         }
+    }
+
+    /// A task of it that still runs has used so much.
+    pub fn progress(&mut self, task: i32, used: Charge) {
+        if let Some(task) = self.tasks.iter_mut().find(|it| it.id == task) {
+            task.so_far = used;
+        }
+    }
+
+    /// What it has used.
+    fn used(&self) -> Charge {
+        let mut used = Charge::default();
+        self.tasks.iter().for_each(|task| used.add(task.used()));
+        used
+    }
+
+    /// What it has used since the last call, and who pays for it.
+    pub fn take_due(&mut self, naming: &Naming) -> (Option<String>, Charge) {
+        let used = self.used();
+        let due = used.since(self.booked);
+        if due.is_empty() {
+            return (None, due);
+        }
+        self.booked = used;
+        (self.user(naming), due)
+    }
+
+    fn user(&mut self, naming: &Naming) -> Option<String> {
+        let name = || naming.name(self.head.as_ref(), &self.body, self.client);
+        self.user.get_or_insert_with(name).clone()
     }
 
     /// Whether it is over: the answer is written and every slot it took is left.
@@ -399,7 +481,9 @@ impl Request {
     }
 
     /// What is known of it at its end.
-    pub fn finish(self, now_ns: u64) -> Finished {
+    pub fn finish(mut self, now_ns: u64, naming: &Naming, phrases: &Phrases) -> Finished {
+        let user = self.user(naming);
+        let used = self.used();
         let unseen = if self.written > 0 || self.end.is_none() { UNKNOWN } else { CLIENT_GONE };
         let code = self.status.as_ref().map_or(unseen, |status| status.code);
         let stream = self.status.as_ref().is_some_and(|status| status.chunked || status.stream);
@@ -436,6 +520,14 @@ impl Request {
             context_used: total(|task| task.n_past),
             join: if ended().next().is_some() { Join::Exact } else { Join::None },
             stale_tasks,
+            client: self.client,
+            user,
+            used,
+            due: used.since(self.booked),
+            wasted_tokens: total(|task| task.wasted_tokens),
+            draft_tokens: [total(|task| task.drafted_tokens), total(|task| task.accepted_tokens)],
+            truncated: self.closing.truncated,
+            refused: self.text.map(|text| text.holds(phrases)),
             error_type: self.closing.error_type,
             head: self.head,
             body: self.body,

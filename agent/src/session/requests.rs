@@ -8,7 +8,9 @@ use std::collections::BTreeMap;
 use llamaprobe_common::request::RequestKey;
 
 use super::{
-    payload::head::HeadOptions,
+    charge::Charge,
+    identity::Naming,
+    payload::{head::HeadOptions, text::Phrases},
     request::{Finished, Request},
 };
 use crate::bpf::events::RequestEvent;
@@ -23,6 +25,9 @@ const MAX_BEHIND: usize = 256;
 pub struct Requests {
     open: BTreeMap<RequestKey, Request>,
     options: HeadOptions,
+    naming: Naming,
+    /// What is looked for in answers.
+    phrases: Phrases,
     /// What was read behind the end of a request, by process and descriptor: the next one's begin.
     behind: BTreeMap<(u32, i32), Vec<u8>>,
     /// Requests given up because too many were open.
@@ -33,8 +38,34 @@ pub struct Requests {
 
 impl Requests {
     /// No request yet.
-    pub fn new(options: HeadOptions) -> Self {
-        Self { open: BTreeMap::new(), behind: BTreeMap::new(), options, given_up: 0, unmatched: Vec::new() }
+    pub fn new(options: HeadOptions, naming: Naming, phrases: Phrases) -> Self {
+        Self {
+            open: BTreeMap::new(),
+            behind: BTreeMap::new(),
+            options,
+            naming,
+            phrases,
+            given_up: 0,
+            unmatched: Vec::new(),
+        }
+    }
+
+    /// Requests get their names otherwise from now on, those that have one keep it; and other phrases are looked for.
+    pub fn rename(&mut self, naming: Naming, phrases: Phrases) {
+        (self.naming, self.phrases) = (naming, phrases);
+    }
+
+    /// A running task of a request has used so much.
+    pub fn progress(&mut self, key: &RequestKey, task: i32, used: Charge) {
+        if let Some(request) = self.open.get_mut(key) {
+            request.progress(task, used);
+        }
+    }
+
+    /// What requests of a process have used since the last call, with who pays for it.
+    pub fn take_due(&mut self, pid: u32) -> Vec<(Option<String>, Charge)> {
+        let own = self.open.iter_mut().filter(|(key, _)| key.tgid == pid);
+        own.map(|(_, request)| request.take_due(&self.naming)).filter(|(_, due)| !due.is_empty()).collect()
     }
 
     /// Books an event. Returns the request if it is over.
@@ -67,7 +98,9 @@ impl Requests {
         match event {
             RequestEvent::Read(event) => request.read(event, &self.options),
             RequestEvent::Write(event) => {
-                if let Some(bytes) = request.write(event).filter(|_| self.behind.len() < MAX_BEHIND) {
+                if let Some(bytes) =
+                    request.write(event, &self.phrases).filter(|_| self.behind.len() < MAX_BEHIND)
+                {
                     self.behind.insert((key.tgid, key.fd), bytes);
                 }
             }
@@ -76,7 +109,10 @@ impl Requests {
             RequestEvent::SlotStart(event) => request.slot_start(event),
             RequestEvent::SlotEnd(event) => request.slot_end(event),
         }
-        if request.is_over() { self.open.remove(&key).map(|request| request.finish(now_ns)) } else { None }
+        if !request.is_over() {
+            return None;
+        }
+        self.open.remove(&key).map(|request| request.finish(now_ns, &self.naming, &self.phrases))
     }
 
     /// Gives up waiting for slots of requests that were answered long ago.
@@ -93,7 +129,8 @@ impl Requests {
     fn take(&mut self, which: impl Fn(&RequestKey, &Request) -> bool, now_ns: u64) -> Vec<Finished> {
         let keys: Vec<RequestKey> =
             self.open.iter().filter(|(key, request)| which(key, request)).map(|(key, _)| *key).collect();
-        keys.iter().filter_map(|key| self.open.remove(key)).map(|request| request.finish(now_ns)).collect()
+        let taken = keys.iter().filter_map(|key| self.open.remove(key));
+        taken.map(|request| request.finish(now_ns, &self.naming, &self.phrases)).collect()
     }
 
     fn make_room(&mut self) {

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use llamaprobe_common::{probe::ProbeId, target::TargetStats};
 
-use super::tally::Tally;
+use super::{tally::Tally, usage::Usage};
 use crate::{bpf::calibrate::Prices, discovery::model::Model, plan::catalog::Role};
 
 /// What series are told apart by.
@@ -27,6 +27,12 @@ pub struct Server {
     pub served: BTreeSet<(Role, ProbeId)>,
     /// What is counted of its requests.
     pub tally: Tally,
+    /// Who has used what of it.
+    pub usage: Usage,
+    /// Whether its use has a price, by [`Basis`](super::cost::Basis).
+    pub priced: [bool; 2],
+    /// What happened lately.
+    pub recent: Option<Recent>,
     /// What is true only while its process lives.
     pub live: Option<Live>,
 }
@@ -38,6 +44,28 @@ impl Server {
     }
 }
 
+/// What happened within the sliding window.
+#[derive(Clone, Copy, Debug)]
+pub struct Recent {
+    /// The length of the window: [`WINDOW`](super::WINDOW), less in the beginning.
+    pub span: Duration,
+    /// Tokens by type.
+    pub tokens: [u64; 3],
+    /// What they cost, dollars, by [`Basis`](super::cost::Basis).
+    pub dollars: [f64; 2],
+}
+
+/// A slot and what it holds.
+#[derive(Clone, Copy, Debug)]
+pub struct Seat {
+    /// Its number.
+    pub slot: i32,
+    /// A request runs on it.
+    pub busy: bool,
+    /// Positions it holds.
+    pub context_used: u64,
+}
+
 /// What is known of a living process.
 #[derive(Clone, Debug)]
 pub struct Live {
@@ -47,12 +75,18 @@ pub struct Live {
     pub context_size: u64,
     /// Positions held in them.
     pub context_used: u64,
+    /// The slots of a server that have served a request, each with what it holds.
+    pub seats: Vec<Seat>,
+    /// Tokens that one slot can hold; 0 when unknown.
+    pub seat_size: u64,
     /// Slots with a running request.
     pub slots_busy: u64,
     /// Its slots; `None` when it does not say how many.
     pub slots: Option<u64>,
     /// Whether its HTTP requests are followed.
     pub http: bool,
+    /// Whether what it reads and writes is looked at.
+    pub payload: bool,
     /// Whether requests are joined to the engine's tasks: only then is it known which of them wait.
     pub joined: bool,
     /// Inference requests without their answer.
@@ -78,6 +112,10 @@ pub struct Snapshot {
     pub own: TargetStats,
     /// Prices of a probe hit, when measured.
     pub prices: Option<Prices>,
+    /// What the host costs an hour and what of that nobody has used so far, dollars.
+    pub host: Option<(f64, f64)>,
+    /// Users told apart.
+    pub users: usize,
     /// Processes under observation.
     pub targets: usize,
     /// Processes that look like servers of llama.cpp but show no symbols, or are too old.

@@ -1,12 +1,15 @@
 //! Hand-made request events for tests, cut as the kernel cuts them.
 
+use std::net::Ipv6Addr;
+
 use llamaprobe_common::request::{
-    EndEvent, EndReason, READ_BYTES, ReadEvent, RequestEventKind, RequestKey, SUBSTANTIAL, SlotEndEvent,
-    SlotStartEvent, TAIL_BYTES, TaskEvent, WRITE_BYTES, WriteEvent,
+    EndEvent, EndReason, Peer, READ_BYTES, ReadEvent, RequestEventKind, RequestKey, SUBSTANTIAL,
+    SlotEndEvent, SlotStartEvent, TAIL_BYTES, TaskEvent, WRITE_BYTES, WriteEvent,
 };
 
 use super::{
-    payload::head::HeadOptions,
+    identity::{Naming, Source},
+    payload::{head::HeadOptions, text::Phrases},
     request::{Finished, Request},
 };
 use crate::bpf::events::RequestEvent;
@@ -26,6 +29,11 @@ pub(crate) fn key(ms: u64) -> RequestKey {
 /// Options with a header for users.
 pub(crate) fn options() -> HeadOptions {
     HeadOptions { user_header: Some("X-User".to_owned()), key: [7; 32] }
+}
+
+/// Names of users as they are made unless told otherwise, without aliases.
+pub(crate) fn naming() -> Naming {
+    Naming { order: vec![Source::Header, Source::Body, Source::Key], ..Naming::default() }
 }
 
 /// A POST with a body; `fields` are header lines.
@@ -115,7 +123,9 @@ pub(crate) fn unread_read(
     let (data, copied) = cut::<READ_BYTES>(bytes);
     let kind = RequestEventKind::Read as u32;
     let len = bytes.len() as u32;
-    RequestEvent::Read(Box::new(ReadEvent { kind, index, request, at_ns, unread_ns, len, copied, data }))
+    let peer = Peer { address: Ipv6Addr::from_bits(0xffff_0a00_0007).octets(), port: 4711 };
+    let event = ReadEvent { kind, index, request, at_ns, unread_ns, len, copied, peer, reserved: 0, data };
+    RequestEvent::Read(Box::new(event))
 }
 
 /// The write number `index` of an answer.
@@ -195,6 +205,11 @@ pub(crate) fn worked(request: RequestKey, task: i32) -> SlotEndEvent {
         generated_tokens: 5,
         n_past: 25,
         n_ctx: 4096,
+        engine_ns: 30 * MS,
+        wasted_tokens: 0,
+        drafted_tokens: 0,
+        accepted_tokens: 0,
+        reserved: 0,
     }
 }
 
@@ -216,7 +231,7 @@ pub(crate) fn request(key: RequestKey, events: &[RequestEvent]) -> Request {
     for event in events {
         match event {
             RequestEvent::Read(event) => request.read(event, &options()),
-            RequestEvent::Write(event) => drop(request.write(event)),
+            RequestEvent::Write(event) => drop(request.write(event, &Phrases::default())),
             RequestEvent::End(event) => request.end(event),
             RequestEvent::Task(event) => request.task(event),
             RequestEvent::SlotStart(event) => request.slot_start(event),
@@ -232,5 +247,5 @@ pub(crate) fn finished(key: RequestKey, events: &[RequestEvent]) -> Finished {
     assert!(!before.is_over(), "over too early");
     let request = request(key, events);
     assert!(request.is_over(), "not over");
-    request.finish(u64::MAX)
+    request.finish(u64::MAX, &naming(), &Phrases::default())
 }

@@ -14,6 +14,9 @@ use super::{
 
 const MS: u64 = 1_000_000;
 
+/// What llama-server calls the refusal of a prompt that does not fit (from ~b6700).
+const OVERFLOW: &str = "exceed_context_size_error";
+
 /// Upper bounds of request durations in nanoseconds: those of `gen_ai.server.request.duration` (OpenTelemetry GenAI)
 /// with some below and above.
 pub const DURATION_NS: Bounds = padded(&[
@@ -114,6 +117,16 @@ pub struct Tally {
     pub prompt_tokens: Histogram,
     /// Their generated tokens.
     pub generated_tokens: Histogram,
+    /// Requests refused because their prompt does not fit into the context.
+    pub overflows: u64,
+    /// Answers or prompts that the server says it cut for want of context.
+    pub truncations: u64,
+    /// Answers without text: the model's first token ended them.
+    pub empty_answers: u64,
+    /// Answers that begin as the operator's list of phrases says; `None` without such a list.
+    pub refusals: Option<u64>,
+    /// Tokens generated after the client had gone.
+    pub wasted_tokens: u64,
 }
 
 impl Tally {
@@ -126,6 +139,13 @@ impl Tally {
         if !request.is_inference() {
             return;
         }
+        self.overflows += u64::from(request.error_type.as_deref() == Some(OVERFLOW));
+        self.truncations += u64::from(request.truncated);
+        self.empty_answers += u64::from(request.outcome == Outcome::Stop && request.generated_tokens == 1);
+        if let Some(refused) = request.refused {
+            *self.refusals.get_or_insert(0) += u64::from(refused);
+        }
+        self.wasted_tokens += request.wasted_tokens;
         self.duration.observe(&DURATION_NS, request.latency_ns());
         let observe = |histogram: &mut Histogram, bounds: &Bounds, value: Option<u64>| {
             if let Some(value) = value {

@@ -3,7 +3,7 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 use super::{
     payload::head::HeadOptions,
     request::Outcome,
-    staged::{MS, PID, chat_events, key, worked},
+    staged::{MS, PID, chat_events, key, naming, worked},
     *,
 };
 use crate::{
@@ -18,7 +18,7 @@ use crate::{
     },
 };
 use llamaprobe_common::{
-    batch::{MAX_RUNS, Run, Walk},
+    batch::{MAX_RUNS, Run, STEPS, Step, Walk},
     cookie::Cookie,
     request::{RequestKey, SlotEndEvent},
 };
@@ -124,6 +124,8 @@ fn context(entered_ns: u64, n_ctx: u32, flags: u32) -> Context {
         token_priority: 0,
         sampled: 0,
         runs_len: 0,
+        step: 0,
+        reserved: 0,
         walk: Walk {
             start: 0,
             sequence: 0,
@@ -134,6 +136,7 @@ fn context(entered_ns: u64, n_ctx: u32, flags: u32) -> Context {
             beyond_position: 0,
             stride: 0,
         },
+        steps: [Step { duration_ns: 0, number: 0, tokens: 0 }; STEPS],
         runs: [Run { start: 0, sequence: 0, sampled: 0 }; MAX_RUNS],
     }
 }
@@ -144,13 +147,15 @@ fn sequence(context: u64, n_past: u32, flags: u32) -> Sequence {
 
 /// A session and the moment it began.
 fn session() -> (Session, Instant) {
-    (Session::new(HeadOptions { user_header: None, key: [0; 32] }), Instant::now())
+    let (now, options) = (Instant::now(), HeadOptions { user_header: None, key: [0; 32] });
+    let billing = Billing { naming: naming(), users: 2, ..Billing::default() };
+    (Session::new(now, options, billing), now)
 }
 
 /// Decode calls by the server's label.
 fn calls(session: &Session) -> Vec<(String, u64)> {
     let of = |server: Server| (server.labels.server, server.stats.hits[ProbeId::DecodeExt as usize]);
-    session.servers().into_iter().map(of).collect()
+    session.servers(Instant::now()).into_iter().map(of).collect()
 }
 
 fn one(label: &str, hits: u64) -> Vec<(String, u64)> {
@@ -165,11 +170,11 @@ fn a_server_that_restarts_goes_on_counting() {
     session.read(start, 1, &after(7), NO_PRICES);
     session.end(start + seconds(1), 0, 1, &after(9), NO_PRICES);
     assert_eq!(calls(&session), one("127.0.0.1:80", 9));
-    assert!(session.servers()[0].live.is_none());
+    assert!(session.servers(Instant::now())[0].live.is_none());
 
     session.begin(start + seconds(20), target(2, Some(80), Some("m")), server_plan());
     session.read(start + seconds(21), 2, &after(3), NO_PRICES);
-    let servers = session.servers();
+    let servers = session.servers(Instant::now());
     assert_eq!(calls(&session), one("127.0.0.1:80", 12));
     let stats = &servers[0].stats;
     assert_eq!((stats.tokens[0], stats.losses[0]), (12, 12));
@@ -187,11 +192,11 @@ fn counters_never_go_back_when_labels_change() {
     session.read(start + seconds(1), 1, &after(8), NO_PRICES);
     let named = |session: &Session| -> Vec<(String, u64)> {
         let of = |server: Server| (server.labels.model, server.stats.hits[ProbeId::DecodeExt as usize]);
-        session.servers().into_iter().map(of).collect()
+        session.servers(Instant::now()).into_iter().map(of).collect()
     };
     let both = [(String::new(), 5), ("m".to_owned(), 3)];
     assert_eq!(named(&session), both, "what was counted before stays where it was");
-    let live: Vec<_> = session.servers().iter().map(|server| server.live.is_some()).collect();
+    let live: Vec<_> = session.servers(Instant::now()).iter().map(|server| server.live.is_some()).collect();
     assert_eq!(live, [false, true]);
     session.forget_ended(start + seconds(2));
     assert_eq!(named(&session), both);
@@ -280,7 +285,7 @@ fn a_role_is_live_when_one_of_its_probes_has_fired() {
     session.begin(start, target(1, Some(80), None), server_plan());
     session.read(start, 1, &Reading::default(), NO_PRICES);
     let live = |session: &Session| -> Vec<Role> {
-        let server = &session.servers()[0];
+        let server = &session.servers(Instant::now())[0];
         Role::ALL.into_iter().filter(|role| server.is_live(*role)).collect()
     };
     assert_eq!(live(&session), []);
@@ -313,24 +318,26 @@ fn a_server_holds_what_its_newest_context_holds() {
             (0xc, context(300, 2048, Context::DRAFT)),
         ],
         sequences: vec![
-            sequence(0xb, 10, Sequence::ACTIVE),
-            sequence(0xb, 20, 0),
-            sequence(0xa, 400, Sequence::ACTIVE | Sequence::DECODING),
-            sequence(0xc, 500, 0),
-            sequence(0, 600, Sequence::ACTIVE),
+            (0, sequence(0xb, 10, Sequence::ACTIVE)),
+            (1, sequence(0xb, 20, 0)),
+            (2, sequence(0xa, 400, Sequence::ACTIVE | Sequence::DECODING)),
+            (3, sequence(0xc, 500, 0)),
+            (4, sequence(0, 600, Sequence::ACTIVE)),
         ],
         ..after(1)
     };
     session.read(start, 1, &reading, NO_PRICES);
-    let live = session.servers().remove(0).live.unwrap();
+    let live = session.servers(Instant::now()).remove(0).live.unwrap();
     assert_eq!((live.context_size, live.context_used), (8192, 30));
+    let seats: Vec<_> = live.seats.iter().map(|seat| (seat.slot, seat.busy, seat.context_used)).collect();
+    assert_eq!(seats, [(0, true, 10), (1, false, 20)]);
     assert_eq!(live.slots_busy, 2, "of those that have a request, what has worked on it");
     assert_eq!(live.missing, [Role::CacheHit]);
     assert_eq!(live.probes.len(), 4);
 
     session.begin(start, target(2, Some(81), None), binding_plan());
     session.read(start, 2, &reading, NO_PRICES);
-    let live = session.servers().remove(1).live.unwrap();
+    let live = session.servers(Instant::now()).remove(1).live.unwrap();
     assert_eq!((live.context_size, live.context_used), (4096 + 8192, 430), "a binding may use several");
     assert_eq!(live.probes, [ProbeId::LlamaDecode, ProbeId::SamplerSample], "each probe once");
 }
@@ -340,9 +347,9 @@ fn a_slot_is_busy_once_its_request_has_worked() {
     let (mut session, start) = session();
     session.begin(start, target(1, Some(80), None), server_plan());
     let mut busy = |context, flags| {
-        let reading = Reading { sequences: vec![sequence(context, 0, flags)], ..after(1) };
+        let reading = Reading { sequences: vec![(0, sequence(context, 0, flags))], ..after(1) };
         session.read(start, 1, &reading, NO_PRICES);
-        session.servers()[0].live.as_ref().unwrap().slots_busy
+        session.servers(Instant::now())[0].live.as_ref().unwrap().slots_busy
     };
     assert_eq!(busy(0, Sequence::ACTIVE), 0, "its launch may have failed");
     assert_eq!(busy(0, Sequence::ACTIVE | Sequence::CACHE_COUNTED), 1);
@@ -368,7 +375,7 @@ fn booked(session: &Session) -> Vec<(String, u64, u64)> {
         let tally = server.tally;
         (server.labels.server, tally.requests.values().sum(), tally.joins[1])
     };
-    session.servers().into_iter().map(of).collect()
+    session.servers(Instant::now()).into_iter().map(of).collect()
 }
 
 #[test]
@@ -430,7 +437,7 @@ fn what_waits_is_what_has_no_slot_and_what_no_thread_has_taken_up() {
     session.begin(start, target(PID, Some(80), None), http_plan());
     session.read(start, PID, &after(1), NO_PRICES);
     let live = |session: &Session| {
-        let live = session.servers().remove(0).live.unwrap();
+        let live = session.servers(Instant::now()).remove(0).live.unwrap();
         (live.http, live.in_flight, live.queue_depth)
     };
     assert_eq!(live(&session), (true, 0, 0));
@@ -455,7 +462,7 @@ fn the_overhead_is_hits_times_price_over_ten_seconds() {
         let mut reading = after(emulated);
         reading.stats.hits[ProbeId::ProcessToken as usize] = stepped;
         session.read(start + seconds(second), 1, &reading, prices);
-        session.servers()[0].live.as_ref().unwrap().overhead
+        session.servers(Instant::now())[0].live.as_ref().unwrap().overhead
     };
     let near = |ratio: f64, expected: f64| (ratio - expected).abs() < 1e-12;
     assert!(near(at(0, 50, 0), 0.0), "what was before the first reading has no duration");

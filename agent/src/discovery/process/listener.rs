@@ -37,17 +37,32 @@ pub(super) enum State {
     Connected,
 }
 
-/// Inode and local address of the socket that a line describes, if it is in the state.
-pub(super) type Parse = fn(&[u8], State) -> Option<(u64, Listener)>;
+/// The socket that a line describes.
+#[derive(Debug)]
+pub(super) struct Socket {
+    pub(super) inode: u64,
+    pub(super) local: Listener,
+    /// The other end, over TCP.
+    pub(super) remote: Option<SocketAddr>,
+}
+
+/// The socket that a line describes, if it is in the state.
+pub(super) type Parse = fn(&[u8], State) -> Option<Socket>;
 
 /// A line of `net/tcp` or `net/tcp6`: slot, local, remote, state (0A is LISTEN, 01 ESTABLISHED), five more, inode.
-pub(super) fn tcp(line: &[u8], state: State) -> Option<(u64, Listener)> {
-    let mut fields = std::str::from_utf8(line).ok()?.split_ascii_whitespace();
-    let (address, port) = fields.nth(1)?.split_once(':')?;
-    if fields.nth(1)? != if state == State::Listening { "0A" } else { "01" } {
+pub(super) fn tcp(line: &[u8], state: State) -> Option<Socket> {
+    let mut fields = std::str::from_utf8(line).ok()?.split_ascii_whitespace().skip(1);
+    let (local, remote) = (fields.next()?, fields.next()?);
+    if fields.next()? != if state == State::Listening { "0A" } else { "01" } {
         return None;
     }
     let inode = fields.nth(5)?.parse().ok()?;
+    let remote = if state == State::Listening { None } else { Some(address(remote)?) };
+    Some(Socket { inode, local: Listener::Tcp(address(local)?), remote })
+}
+
+fn address(text: &str) -> Option<SocketAddr> {
+    let (address, port) = text.split_once(':')?;
     // Words of four bytes, each printed as a number of the host's byte order.
     let words = address.as_bytes().chunks(8).map(|word| {
         let word = u32::from_str_radix(std::str::from_utf8(word).ok()?, 16).ok()?;
@@ -58,11 +73,11 @@ pub(super) fn tcp(line: &[u8], state: State) -> Option<(u64, Listener)> {
         4 => Ipv4Addr::from(<[u8; 4]>::try_from(bytes).ok()?).into(),
         _ => Ipv6Addr::from(<[u8; 16]>::try_from(bytes).ok()?).into(),
     };
-    Some((inode, Listener::Tcp(SocketAddr::new(address, u16::from_str_radix(port, 16).ok()?))))
+    Some(SocketAddr::new(address, u16::from_str_radix(port, 16).ok()?))
 }
 
 /// A line of `net/unix`: address, references, protocol, flags, type, state, inode, path.
-pub(super) fn unix(line: &[u8], state: State) -> Option<(u64, Listener)> {
+pub(super) fn unix(line: &[u8], state: State) -> Option<Socket> {
     const ACCEPTS: u32 = 1 << 16;
     let (_address, rest) = word(line);
     let (_references, rest) = word(rest);
@@ -76,6 +91,9 @@ pub(super) fn unix(line: &[u8], state: State) -> Option<(u64, Listener)> {
     let inode = std::str::from_utf8(inode).ok()?.parse().ok()?;
     let found = if flags & ACCEPTS != 0 { State::Listening } else { State::Connected };
     // 03 is SS_CONNECTED: a socket that was accepted has the path of the one that listens.
-    (found == state && (state == State::Listening || connected == b"03"))
-        .then(|| (inode, Listener::Unix(PathBuf::from(OsStr::from_bytes(path)))))
+    (found == state && (state == State::Listening || connected == b"03")).then(|| Socket {
+        inode,
+        local: Listener::Unix(PathBuf::from(OsStr::from_bytes(path))),
+        remote: None,
+    })
 }

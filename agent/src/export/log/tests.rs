@@ -10,7 +10,7 @@ use crate::{
     discovery::model::Model,
     session::{
         Labels,
-        payload::{body, head, route::Route},
+        payload::{head, route::Route},
         request::Finished,
         staged::{MARKER, MS, answer, chat_events, finished, key, options, post, read, write},
     },
@@ -37,7 +37,7 @@ fn record(request: Finished) -> Record {
         file_bytes: 1,
     };
     let labels = Labels { server: "127.0.0.1:8080".to_owned(), model: "tiny".to_owned() };
-    Record { request, labels, model: Some(Arc::new(model)) }
+    Record { request, labels, model: Some(Arc::new(model)), cost: [Some(0.1 + 0.2), None] }
 }
 
 fn chat() -> Finished {
@@ -90,6 +90,7 @@ fn golden() {
     let mut request = chat();
     let bytes = post("/v1/chat/completions", &format!("traceparent: {PARENT}\r\nX-User: ada\r\n"), "");
     request.head = Some(head::parse(&bytes, &options()).unwrap());
+    request.user = Some("ada".to_owned());
     let line = serde_json::to_string(&Line::new(&record(request), wall)).unwrap();
     let expected = concat!(
         r#"{"timestamp":"2026-11-23T15:41:59.060Z","level":"info","event":"inference_complete","#,
@@ -98,7 +99,7 @@ fn golden() {
         r#""stream":false,"finish_reason":"length","prompt_tokens":21,"cached_tokens":20,"#,
         r#""completion_tokens":5,"queue_ms":12.0,"ttft_ms":32.0,"prefill_ms":20.0,"decode_ms":20.0,"#,
         r#""latency_ms":60.0,"worst_gap_ms":8.0,"tokens_per_second":200.0,"context_used":25,"#,
-        r#""cached":true,"slot":1,"task":40,"join":"exact"}"#,
+        r#""cached":true,"engine_ms":30.0,"cost_dollars":0.3,"slot":1,"task":40,"join":"exact"}"#,
     );
     assert_eq!(line, expected);
 }
@@ -109,33 +110,28 @@ fn what_there_was_not_is_absent() {
     let error = answer("400 Bad Request", r#"{"error":{"type":"invalid_request_error"}}"#);
     let events = [read(key(1_000), 0, 1_000 * MS, &bytes), write(key(1_000), 0, 1_001 * MS, &error)];
     let mut record = record(finished(key(1_000), &events));
-    record.model = None;
+    (record.model, record.cost) = (None, [None; 2]);
     let line = serde_json::to_string(&Line::new(&record, wall)).unwrap();
     let expected = concat!(
         r#"{"timestamp":"2026-11-23T15:41:59.001Z","level":"warn","event":"inference_complete","#,
         r#""server":"127.0.0.1:8080","model":"tiny","route":"/v1/chat/completions","status":400,"#,
         r#""stream":false,"finish_reason":"error","error_type":"invalid_request_error","#,
         r#""prompt_tokens":0,"cached_tokens":0,"completion_tokens":0,"latency_ms":1.0,"#,
-        r#""context_used":0,"cached":false,"join":"none"}"#,
+        r#""context_used":0,"cached":false,"engine_ms":0.0,"join":"none"}"#,
     );
     assert_eq!(line, expected);
 }
 
 #[test]
-fn a_user_is_the_header_then_the_body_then_the_hash_of_the_key() {
-    let user = |fields: &str, content: &str| {
-        let mut request = chat();
-        request.head = Some(head::parse(&post("/v1/chat/completions", fields, ""), &options()).unwrap());
-        request.body = body::parse(content.as_bytes());
-        json(&record(request)).get("user_id").map(|user| user.as_str().unwrap().to_owned())
-    };
-    let (header, key) = ("X-User: ada\r\n", format!("Authorization: Bearer {MARKER}\r\n"));
-    let named = r#"{"user":"bob"}"#;
-    assert_eq!(user(&format!("{header}{key}"), named).as_deref(), Some("ada"));
-    assert_eq!(user(&key, named).as_deref(), Some("bob"));
-    let hash = user(&key, "{}").unwrap();
-    assert!(hash.len() == 16 && hash.bytes().all(|byte| byte.is_ascii_hexdigit()), "{hash}");
-    assert_eq!(user("", "{}"), None);
+fn what_a_request_wasted_guessed_and_cost_is_there_when_it_is_known() {
+    let request = Finished { wasted_tokens: 3, draft_tokens: [5, 4], ..chat() };
+    let line = json(&Record { cost: [Some(0.5), Some(0.25)], ..record(request) });
+    let figures =
+        ["wasted_tokens", "draft_tokens", "accepted_tokens"].map(|name| line[name].as_u64().unwrap());
+    assert_eq!(figures, [3, 5, 4]);
+    assert_eq!((line["cost_dollars"].as_f64(), line["host_cost_dollars"].as_f64()), (Some(0.5), Some(0.25)));
+    let by_host = json(&Record { cost: [None, Some(0.25)], ..record(chat()) });
+    assert_eq!((by_host["cost_dollars"].as_f64(), by_host.get("host_cost_dollars")), (Some(0.25), None));
 }
 
 #[test]

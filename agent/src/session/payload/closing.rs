@@ -70,6 +70,8 @@ pub struct Closing {
     pub usage_cached: Option<u64>,
     /// Generated tokens, of the usage.
     pub usage_completion: Option<u64>,
+    /// `truncated`: the server ran out of context.
+    pub truncated: bool,
 }
 
 /// Reads `head`, the beginning of an answer's body or its first chunk, and `tails`, ends of later writes, older
@@ -110,6 +112,9 @@ impl Closing {
                 None => match section(key) {
                     Some(section) => open = Some((section, key.depth)),
                     None if error && (key.depth, key.name) == (1, b"type") => self.error(key.value),
+                    None if (key.depth, key.name) == (1, b"truncated") => {
+                        self.truncated = truth(key.value) == Some(true);
+                    }
                     None => self.finish = finish(key).or(self.finish),
                 },
                 Some((Section::Error, 1)) if (key.depth, key.name) == (2, b"type") => self.error(key.value),

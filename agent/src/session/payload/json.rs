@@ -166,6 +166,21 @@ pub(super) fn text(value: &[u8], limit: usize) -> Option<String> {
     (!text.is_empty() && text.len() <= limit && !text.contains(char::is_control)).then_some(text)
 }
 
+/// The begin of the string that `value` begins with, whole or cut: what of it fits into `limit` bytes.
+pub(super) fn opening(value: &[u8], limit: usize) -> String {
+    let Some(rest) = value.strip_prefix(b"\"") else { return String::new() };
+    // An escape takes six bytes for one at most.
+    let rest = &rest[..rest.len().min(6 * limit)];
+    let end = closing_quote(rest, 0).unwrap_or(rest.len());
+    // A piece that ends within an escape or a character loses it.
+    let text = (0..12.min(end + 1)).find_map(|less| {
+        let quoted = [b"\"", &rest[..end - less], b"\""].concat();
+        serde_json::from_slice::<String>(&quoted).ok()
+    });
+    let text = text.unwrap_or_default();
+    text[..text.floor_char_boundary(limit)].to_owned()
+}
+
 /// The string that `value` begins with, if it is a word of lower-case letters and underscores.
 pub(super) fn word(value: &[u8]) -> Option<&str> {
     let rest = value.strip_prefix(b"\"")?;

@@ -10,7 +10,8 @@ use siphasher::sip::SipHasher24;
 pub struct KeyHash(u64);
 
 impl KeyHash {
-    pub(super) fn new(secret: &[u8; 32], api_key: &[u8]) -> Self {
+    /// The hash of a key under the secret of this run.
+    pub fn new(secret: &[u8; 32], api_key: &[u8]) -> Self {
         let (key, salt) = secret.split_at(16);
         let key = key.try_into().expect("half of 32 bytes is 16 bytes");
         let mut hasher = SipHasher24::new_with_key(key);

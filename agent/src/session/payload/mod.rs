@@ -8,6 +8,7 @@ pub mod answer;
 pub mod body;
 pub mod head;
 pub mod route;
+pub mod text;
 
 mod closing;
 mod json;

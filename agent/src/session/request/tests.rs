@@ -5,7 +5,8 @@ use crate::{
         payload::head::Method,
         staged::{
             MARKER, MS, STREAM, answer, chat, chat_answer, chat_events, chunk, end, finished, get, key,
-            last_chunk, post, read, request, slot_start, task, text_chunk, unread_read, worked, write,
+            last_chunk, naming, post, read, request, slot_start, task, text_chunk, unread_read, worked,
+            write,
         },
     },
 };
@@ -236,8 +237,8 @@ fn a_head_may_come_in_pieces() {
         let mut request = request(K, &events);
         assert!(request.is_queued(), "{cut}");
         let RequestEvent::Write(answered) = &answered else { unreachable!() };
-        request.write(answered);
-        let request = request.finish(0);
+        request.write(answered, &Phrases::default());
+        let request = request.finish(0, &naming(), &Phrases::default());
         assert_eq!((request.route, request.arrived_ns), (Route::ChatCompletions, at(0)), "{cut}");
         assert_eq!(request.body.user.as_deref(), Some("u"), "{cut}");
     }

@@ -3,14 +3,14 @@ use crate::session::{
     payload::route::Route,
     request::{Join, Outcome, UNKNOWN},
     staged::{
-        MS, PID, answer, chat, chat_answer, chat_events, end, get, key, options, read, slot_start, task,
-        worked, write,
+        MS, PID, answer, chat, chat_answer, chat_events, end, get, key, naming, options, read, slot_start,
+        task, worked, write,
     },
 };
 use llamaprobe_common::request::{EndReason, SlotEndEvent};
 
 fn requests() -> Requests {
-    Requests::new(options())
+    Requests::new(options(), naming(), Phrases::default())
 }
 
 /// What is over by these events, in order.

@@ -1,0 +1,129 @@
+//! Who has used what: tokens, engine time, cost, cache and slots.
+
+use llamaprobe_common::target::TokenType;
+
+use super::{Row, Sample, Value, by_server, number, per_server};
+use crate::{
+    plan::catalog::Role,
+    session::{Recent, Server, Snapshot, cost::Basis},
+};
+
+/// The role whose probe counts tokens of a type.
+fn role(kind: TokenType) -> Role {
+    match kind {
+        TokenType::Prompt => Role::Batch,
+        TokenType::Cached => Role::CacheHit,
+        TokenType::Generated => Role::Token,
+    }
+}
+
+pub(super) fn tokens(all: &Snapshot) -> Vec<Sample> {
+    per_server(all, |server| {
+        let live = || TokenType::ALL.into_iter().filter(|kind| server.is_live(role(*kind)));
+        let rows = server.usage.rows();
+        rows.flat_map(|(user, row)| {
+            live().map(move |kind| {
+                let labels = vec![("user", user.to_owned()), ("type", kind.name().to_owned())];
+                (labels, Value::Number(row.charge.tokens[kind as usize] as f64))
+            })
+        })
+        .collect()
+    })
+}
+
+pub(super) fn engine_time(all: &Snapshot) -> Vec<Sample> {
+    by_server(all, Role::Batch, |server| {
+        let rows = server.usage.rows();
+        rows.map(|(user, row)| {
+            (vec![("user", user.to_owned())], Value::Number(row.charge.engine_ns as f64 / 1e9))
+        })
+        .collect()
+    })
+}
+
+pub(super) fn cost(all: &Snapshot) -> Vec<Sample> {
+    per_server(all, |server| {
+        let priced = || Basis::ALL.into_iter().filter(|basis| server.priced[*basis as usize]);
+        let rows = server.usage.rows();
+        rows.flat_map(|(user, row)| {
+            priced().map(move |basis| {
+                let labels = vec![("user", user.to_owned()), ("basis", basis.name().to_owned())];
+                (labels, Value::Number(row.dollars[basis as usize]))
+            })
+        })
+        .collect()
+    })
+}
+
+pub(super) fn idle_cost(all: &Snapshot) -> Vec<Sample> {
+    all.host.map_or(vec![], |(_, idle)| number(idle))
+}
+
+pub(super) fn users(all: &Snapshot) -> Vec<Sample> {
+    if all.servers.is_empty() { vec![] } else { number(all.users as f64) }
+}
+
+/// A figure of the sliding window, where there is one.
+fn recent(server: &Server, figure: impl Fn(&Recent) -> Option<f64>) -> Vec<Row> {
+    let figure = server.recent.as_ref().and_then(figure);
+    figure.map(|figure| (vec![], Value::Number(figure))).into_iter().collect()
+}
+
+pub(super) fn tokens_per_dollar(all: &Snapshot) -> Vec<Sample> {
+    per_server(all, |server| {
+        let priced = Basis::ALL.into_iter().filter(|basis| server.priced[*basis as usize]);
+        priced
+            .flat_map(|basis| {
+                let rows = recent(server, |recent| {
+                    let dollars = recent.dollars[basis as usize];
+                    (dollars > 0.0).then(|| recent.tokens.iter().sum::<u64>() as f64 / dollars)
+                });
+                rows.into_iter().map(move |(_, value)| (vec![("basis", basis.name().to_owned())], value))
+            })
+            .collect()
+    })
+}
+
+pub(super) fn tokens_per_second(all: &Snapshot) -> Vec<Sample> {
+    by_server(all, Role::Token, |server| {
+        recent(server, |recent| {
+            Some(recent.tokens[TokenType::Generated as usize] as f64 / recent.span.as_secs_f64())
+        })
+    })
+}
+
+pub(super) fn cache_hit_ratio(all: &Snapshot) -> Vec<Sample> {
+    by_server(all, Role::CacheHit, |server| {
+        recent(server, |recent| {
+            let [prompt, cached, _] = recent.tokens;
+            (prompt + cached > 0).then(|| cached as f64 / (prompt + cached) as f64)
+        })
+    })
+}
+
+pub(super) fn resident(all: &Snapshot) -> Vec<Sample> {
+    by_server(all, Role::SlotStart, |server| {
+        let live = server.live.iter();
+        live.map(|live| {
+            let idle = live.seats.iter().filter(|seat| !seat.busy).map(|seat| seat.context_used);
+            (vec![], Value::Number(idle.sum::<u64>() as f64))
+        })
+        .collect()
+    })
+}
+
+pub(super) fn slot_context(all: &Snapshot) -> Vec<Sample> {
+    by_server(all, Role::SlotStart, |server| {
+        let seats = server.live.iter().flat_map(|live| &live.seats);
+        seats
+            .map(|seat| (vec![("slot", seat.slot.to_string())], Value::Number(seat.context_used as f64)))
+            .collect()
+    })
+}
+
+pub(super) fn slot_size(all: &Snapshot) -> Vec<Sample> {
+    by_server(all, Role::SlotStart, |server| {
+        let known = server.live.iter().filter(|live| live.seat_size > 0);
+        known.map(|live| (vec![], Value::Number(live.seat_size as f64))).collect()
+    })
+}

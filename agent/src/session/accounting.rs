@@ -1,0 +1,131 @@
+//! Who pays: what requests and processes have used is booked under the user's name, and priced.
+
+use std::time::{Duration, Instant};
+
+use llamaprobe_common::{batch::Context, sequence::Sequence, target::TargetConfig};
+
+use super::{
+    Labels, Session,
+    charge::Charge,
+    cost::{Basis, HostTime, Rates},
+    identity::Naming,
+    ledger::Totals,
+    payload::text::Phrases,
+    request::Finished,
+    users::Users,
+};
+use crate::bpf::read::Reading;
+
+/// How requests are booked.
+#[derive(Clone, Debug, Default)]
+pub struct Billing {
+    /// How requests get their users' names.
+    pub naming: Naming,
+    /// Users told apart.
+    pub users: usize,
+    /// What use costs.
+    pub rates: Rates,
+    /// With what an answer begins that is a refusal.
+    pub phrases: Phrases,
+}
+
+/// The books.
+#[derive(Debug)]
+pub(super) struct Books {
+    pub(super) users: Users,
+    pub(super) rates: Rates,
+    pub(super) host: HostTime,
+}
+
+impl Books {
+    pub(super) fn new(now: Instant, billing: &Billing) -> Self {
+        let (users, rates) = (Users::new(billing.users), billing.rates.clone());
+        Self { users, rates, host: HostTime::new(now) }
+    }
+}
+
+impl Session {
+    /// Names and prices are others from now on.
+    pub fn rebill(&mut self, billing: Billing) {
+        self.requests.rename(billing.naming, billing.phrases);
+        self.books.rates = billing.rates;
+    }
+
+    /// Charges a user of a server.
+    fn charge(&mut self, now: Instant, labels: &Labels, user: Option<&str>, charge: Charge) {
+        if charge.is_empty() {
+            return;
+        }
+        let label = self.books.users.label(user, charge.all_tokens());
+        if let Some(displaced) = label.displaced {
+            self.ledger.usages().for_each(|usage| usage.fold(&displaced));
+        }
+        let prices = self.books.rates.of(&labels.model);
+        self.ledger.account(now, labels).usage.charge(&label.name, charge, prices);
+    }
+
+    /// Charges what a finished request has not been charged with before. Returns its cost by [`Basis`].
+    pub(super) fn charge_finished(
+        &mut self,
+        now: Instant,
+        labels: &Labels,
+        request: &Finished,
+    ) -> [Option<f64>; 2] {
+        self.charge(now, labels, request.user.as_deref(), request.due);
+        let prices = self.books.rates.of(&labels.model);
+        let by_tokens = prices.map(|prices| prices.dollars(request.used));
+        [by_tokens, self.books.rates.engine(request.used.engine_ns)]
+    }
+
+    /// Charges what requests under way have used up to a reading of their process, and what belongs to none.
+    pub(super) fn charge_running(&mut self, now: Instant, pid: u32, labels: &Labels, reading: &Reading) {
+        let active = reading.sequences.iter().map(|(_, sequence)| sequence);
+        for sequence in active.filter(|sequence| sequence.flags & Sequence::ACTIVE != 0) {
+            self.requests.progress(&sequence.request, sequence.task, Charge::of_sequence(sequence));
+        }
+        for (user, due) in self.requests.take_due(pid) {
+            self.charge(now, labels, user.as_deref(), due);
+        }
+        let prices = self.books.rates.of(&labels.model);
+        let account = self.ledger.account(now, labels);
+        account.usage.balance(Charge::of_process(&account.stats), prices);
+        let (charge, dollars) = account.usage.total();
+        account.window.note(now, Totals { tokens: charge.tokens, dollars });
+    }
+
+    /// Shares the host's time out, after all processes have been read.
+    pub fn share_host(&mut self, now: Instant, now_ns: u64) {
+        let Some(per_hour) = self.books.rates.host_per_hour else { return };
+        let used = Duration::from_nanos(self.ledger.usages().map(|usage| usage.unshared_ns()).sum());
+        let part = self.books.host.share(now, used, self.running(now_ns));
+        let dollars_per_ns = per_hour / 3.6e12 * part;
+        self.ledger.usages().for_each(|usage| usage.share(dollars_per_ns));
+    }
+
+    /// Time that decode calls under way have taken.
+    fn running(&self, now_ns: u64) -> Duration {
+        let servers = self.watched.values().filter(|watched| watched.plan.flags & TargetConfig::SLOTS != 0);
+        let contexts = servers.flat_map(|watched| &watched.contexts).map(|(_, context)| context);
+        let pending = contexts.filter(|context| context.flags & Context::PENDING != 0);
+        Duration::from_nanos(pending.map(|context| now_ns.saturating_sub(context.entered_ns)).sum())
+    }
+
+    /// What the host costs an hour, and what of that nobody has used so far, dollars.
+    pub fn host(&self) -> Option<(f64, f64)> {
+        let per_hour = self.books.rates.host_per_hour?;
+        Some((per_hour, self.books.host.idle().as_secs_f64() / 3600.0 * per_hour))
+    }
+
+    /// How many users are told apart.
+    pub fn users(&self) -> usize {
+        self.books.users.seated()
+    }
+
+    /// Whether costs on a basis are known for a model.
+    pub(super) fn is_priced(&self, model: &str, basis: Basis) -> bool {
+        match basis {
+            Basis::Tokens => self.books.rates.of(model).is_some(),
+            Basis::Host => self.books.rates.host_per_hour.is_some(),
+        }
+    }
+}

@@ -1,0 +1,78 @@
+//! Who asked: the name under which a request is counted. In: what its head, body and connection say. Out: a name.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use clap::ValueEnum;
+
+use super::payload::{body::Body, head::Head};
+
+/// The name of those of whom nothing is known, and of work that belongs to no request that was seen.
+pub const NONE: &str = "none";
+/// The name of all who are not among the users told apart.
+pub const OTHER: &str = "other";
+
+/// Where a name may come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Source {
+    /// The configured header.
+    Header,
+    /// `user` in the request's body.
+    Body,
+    /// The keyed hash of the API key.
+    Key,
+    /// The client's address.
+    Address,
+}
+
+/// How requests get their names.
+#[derive(Clone, Debug, Default)]
+pub struct Naming {
+    /// The first source that says something counts.
+    pub order: Vec<Source>,
+    /// Names for what the sources say: hash of a key, address, or any other.
+    pub aliases: BTreeMap<String, String>,
+}
+
+impl Naming {
+    /// The name of who asked; `None` where no source says anything.
+    pub fn name(&self, head: Option<&Head>, body: &Body, client: Option<IpAddr>) -> Option<String> {
+        let said = self.order.iter().find_map(|source| match source {
+            Source::Header => head?.user_header.clone(),
+            Source::Body => body.user.clone(),
+            Source::Key => head?.api_key.map(|key| key.to_string()),
+            Source::Address => client.map(|client| client.to_string()),
+        })?;
+        Some(self.aliases.get(&said).cloned().unwrap_or(said))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::session::{
+        payload::{body, head},
+        staged::{options, post},
+    };
+
+    #[test]
+    fn the_first_source_counts_and_aliases_rename() {
+        let bytes = post("/completion", "X-User: anna\r\nX-Api-Key: secret\r\n", "");
+        let head = head::parse(&bytes, &options()).unwrap();
+        let body = body::parse(br#"{"user":"team"}"#);
+        let client = Some(IpAddr::from([10, 0, 0, 7]));
+        let name = |order: &[Source], aliases: &[(&str, &str)]| {
+            let aliases = aliases.iter().map(|(a, b)| ((*a).to_owned(), (*b).to_owned())).collect();
+            Naming { order: order.to_vec(), aliases }.name(Some(&head), &body, client)
+        };
+        use Source::{Address, Body, Header, Key};
+        assert_eq!(name(&[Header, Body, Key, Address], &[]).as_deref(), Some("anna"));
+        assert_eq!(name(&[Body, Header], &[]).as_deref(), Some("team"));
+        assert_eq!(name(&[Address], &[("10.0.0.7", "laptop")]).as_deref(), Some("laptop"));
+        let hash = name(&[Key], &[]).unwrap();
+        assert!(hash.len() == 16 && !hash.contains("secret"), "{hash}");
+        assert_eq!(name(&[Key], &[(&hash, "billing")]).as_deref(), Some("billing"));
+        assert_eq!(name(&[], &[]), None);
+        assert_eq!(Naming { order: vec![Header, Key], ..Naming::default() }.name(None, &body, client), None);
+    }
+}
