@@ -4,6 +4,7 @@ mod panels;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
 
@@ -176,7 +177,7 @@ fn drawn(panel: &Panel) -> Value {
             "overrides": [],
         },
         "options": panel.shape.options(panel.unit),
-        "transformations": if panel.shape == Shape::Table { tidied() } else { json!([]) },
+        "transformations": if panel.shape == Shape::Table { tidied(panel) } else { json!([]) },
     })
 }
 
@@ -220,18 +221,32 @@ fn targets(panel: &Panel) -> Vec<Value> {
 }
 
 fn expand(expr: &str) -> String {
-    let words =
-        [("@server", SERVER), ("@host", HOST), ("@inference", INFERENCE), ("@rate", "$__rate_interval")];
+    let words = [
+        ("@server", SERVER),
+        ("@host", HOST),
+        ("@inference", INFERENCE),
+        ("@rate", "$__rate_interval"),
+        ("@range", "$__range"),
+    ];
     words.iter().fold(expr.to_owned(), |expr, (word, meaning)| expr.replace(word, meaning))
 }
 
-/// Joins the queries of a table, and hides the columns that say nothing.
-fn tidied() -> Value {
+/// Joins the queries of a table, names their columns by the legends, and hides those that say nothing.
+fn tidied(panel: &Panel) -> Value {
+    let hidden = ["Time", "__name__", "job", "instance"];
+    let mut hidden: BTreeMap<String, bool> = hidden.map(|name| (name.to_owned(), true)).into();
+    let mut names = BTreeMap::new();
+    if let Queries::Each([(_, legend)]) = panel.queries
+        && legend.is_empty()
+    {
+        hidden.insert("Value".to_owned(), true);
+    } else if let Queries::Each(rows) = panel.queries {
+        let letters = 'A'..='Z';
+        names.extend(letters.zip(rows).map(|(letter, (_, legend))| (format!("Value #{letter}"), *legend)));
+    }
     json!([
         {"id": "merge", "options": {}},
-        {"id": "organize", "options": {
-            "excludeByName": {"Time": true, "__name__": true, "job": true, "instance": true, "Value": true},
-        }},
+        {"id": "organize", "options": {"excludeByName": hidden, "renameByName": names}},
     ])
 }
 
@@ -272,7 +287,7 @@ impl Shape {
                 "reduceOptions": last,
                 "graphMode": "none",
                 "colorMode": "value",
-                "textMode": if self == Self::Word { "name" } else { "value" },
+                "textMode": if self == Self::Word { "name" } else { "auto" },
                 "justifyMode": "auto",
             }),
             Self::Lines | Self::Stacked => json!({

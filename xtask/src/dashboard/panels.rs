@@ -1,7 +1,8 @@
 //! What the dashboard shows: a row for each group of panels, in the order of the screen.
 //!
 //! In an expression `@server` stands for the labels that the variables select, `@host` for that of the agent alone,
-//! `@inference` for the routes that run on a slot, and `@rate` for the interval of a rate.
+//! `@inference` for the routes that run on a slot, `@rate` for the interval of a rate, and `@range` for
+//! the range shown.
 
 /// A group of panels under one heading.
 pub struct Group {
@@ -321,10 +322,16 @@ pub static GROUPS: &[Group] = &[
                 "percentunit",
                 "Prompt tokens from the cache",
                 "Share of the prompt tokens that were reused. Falls when prompts change at their beginning, or slots take turns.",
-                Each(&[(
-                    "sum by (server, model) (rate(llm_tokens_total{@server,type=\"cached\"}[@rate])) / sum by (server, model) (rate(llm_tokens_total{@server,type=~\"cached|prompt\"}[@rate]))",
-                    SERVER,
-                )]),
+                Each(&[
+                    (
+                        "sum by (server, model) (rate(llm_tokens_total{@server,type=\"cached\"}[@rate])) / sum by (server, model) (rate(llm_tokens_total{@server,type=~\"cached|prompt\"}[@rate]))",
+                        SERVER,
+                    ),
+                    (
+                        "max by (server, model) (llm_cache_hit_ratio{@server})",
+                        "5 minutes, {{server}} {{model}}",
+                    ),
+                ]),
             ),
             panel(
                 Lines,
@@ -343,6 +350,149 @@ pub static GROUPS: &[Group] = &[
                 Each(&[
                     ("sum by (server, model) (llm_context_used_tokens{@server})", "used {{server}}"),
                     ("sum by (server, model) (llm_context_size_tokens{@server})", "size {{server}}"),
+                ]),
+            ),
+            panel(
+                Lines,
+                8,
+                "short",
+                "Context by slot",
+                "Positions held by each slot, and what one slot can hold.",
+                Each(&[
+                    (
+                        "max by (server, model, slot) (llm_slot_context_used_tokens{@server})",
+                        "slot {{slot}} {{server}}",
+                    ),
+                    ("max by (server, model) (llm_slot_context_size_tokens{@server})", "size {{server}}"),
+                ]),
+            ),
+            panel(
+                Lines,
+                8,
+                "short",
+                "Kept for reuse",
+                "Positions that idle slots keep for the next request with the same beginning.",
+                Each(&[("sum by (server, model) (llm_context_resident_tokens{@server})", SERVER)]),
+            ),
+            panel(
+                Lines,
+                8,
+                "short",
+                "Context exceeded",
+                "Each second: requests refused as too long, answers cut for want of context, and running requests whose oldest tokens were cut.",
+                Each(&[
+                    ("sum(rate(llm_context_overflows_total{@server}[@rate]))", "refused"),
+                    ("sum(rate(llm_context_truncations_total{@server}[@rate]))", "cut"),
+                    ("sum(rate(llm_context_shifts_total{@server}[@rate]))", "shifted"),
+                ]),
+            ),
+        ],
+    },
+    Group {
+        title: "Users and cost",
+        panels: &[
+            panel(
+                Stat,
+                6,
+                "short",
+                "Users",
+                "Users that are told apart; the rest is counted as `other`.",
+                Each(&[("sum(llm_users{@host})", "users")]),
+            ),
+            panel(
+                Stat,
+                6,
+                "currencyUSD",
+                "Cost of the requests",
+                "In the range shown, on each basis that has a price: tokens from the price list, host by the engine's time.",
+                Each(&[("sum by (basis) (increase(llm_cost_dollars_total{@server}[@range]))", "{{basis}}")]),
+            ),
+            panel(
+                Stat,
+                6,
+                "currencyUSD",
+                "Cost of idle time",
+                "What the host cost in the range shown while no engine worked. Only with --host-price.",
+                Each(&[("sum(increase(llm_idle_cost_dollars_total{@host}[@range]))", "idle")]),
+            ),
+            panel(
+                Stat,
+                6,
+                "short",
+                "Tokens per dollar",
+                "Tokens of all types over the last 5 minutes.",
+                Each(&[("max by (basis) (llm_tokens_per_dollar{@server})", "{{basis}}")]),
+            ),
+            panel(
+                Stacked,
+                8,
+                "short",
+                "Tokens per second by user",
+                "The ten users with the most, prompt and generated tokens together; reused ones count.",
+                Each(&[("topk(10, sum by (user) (rate(llm_tokens_total{@server}[@rate])))", "{{user}}")]),
+            ),
+            panel(
+                Stacked,
+                8,
+                "percentunit",
+                "Engine time by user",
+                "Share of the time that the engines work for a user; each decode call is split by the tokens in it.",
+                Each(&[("topk(10, sum by (user) (rate(llm_engine_seconds_total{@server}[@rate])))", "{{user}}")]),
+            ),
+            panel(
+                Stacked,
+                8,
+                "currencyUSD",
+                "Dollars per hour",
+                "By user and basis, and idle time. On the basis host, users and idle time together are the host's price.",
+                Each(&[
+                    (
+                        "topk(10, 3600 * sum by (user, basis) (rate(llm_cost_dollars_total{@server}[@rate])))",
+                        "{{user}} ({{basis}})",
+                    ),
+                    ("3600 * sum(rate(llm_idle_cost_dollars_total{@host}[@rate]))", "idle (host)"),
+                ]),
+            ),
+            panel(
+                Table,
+                24,
+                "short",
+                "Users in the range shown",
+                "Tokens by type, seconds of engine time, and dollars.",
+                Each(&[
+                    ("sum by (user) (increase(llm_tokens_total{@server,type=\"prompt\"}[@range]))", "prompt"),
+                    ("sum by (user) (increase(llm_tokens_total{@server,type=\"cached\"}[@range]))", "cached"),
+                    ("sum by (user) (increase(llm_tokens_total{@server,type=\"generated\"}[@range]))", "generated"),
+                    ("sum by (user) (increase(llm_engine_seconds_total{@server}[@range]))", "engine seconds"),
+                    ("sum by (user) (increase(llm_cost_dollars_total{@server,basis=\"tokens\"}[@range]))", "dollars (tokens)"),
+                    ("sum by (user) (increase(llm_cost_dollars_total{@server,basis=\"host\"}[@range]))", "dollars (host)"),
+                ]),
+            ),
+        ],
+    },
+    Group {
+        title: "Answers",
+        panels: &[
+            panel(
+                Lines,
+                12,
+                "percentunit",
+                "Wasted tokens",
+                "Share of the generated tokens that came after the client had gone. Clients that time out and try again make it grow.",
+                Each(&[(
+                    "sum by (server, model) (rate(llm_wasted_tokens_total{@server}[@rate])) / sum by (server, model) (rate(llm_tokens_total{@server,type=\"generated\"}[@rate]))",
+                    SERVER,
+                )]),
+            ),
+            panel(
+                Lines,
+                12,
+                "reqps",
+                "Answers without use",
+                "Empty: without text. Refused: with a phrase of --refusal-file. Whether an answer is true cannot be seen from outside.",
+                Each(&[
+                    ("sum(rate(llm_empty_answers_total{@server}[@rate]))", "empty"),
+                    ("sum(rate(llm_refusals_total{@server}[@rate]))", "refused"),
                 ]),
             ),
         ],
@@ -389,6 +539,25 @@ pub static GROUPS: &[Group] = &[
                 "Decode step",
                 "From the entry of a decode call to the first look at its logits.",
                 Quantiles("llm_decode_step_seconds"),
+            ),
+            panel(
+                Lines,
+                12,
+                "short",
+                "Tokens per second by server",
+                "Generated tokens over the last 5 minutes; idle time counts.",
+                Each(&[("sum by (server, model) (llm_tokens_per_second{@server})", SERVER)]),
+            ),
+            panel(
+                Lines,
+                12,
+                "percentunit",
+                "Drafts accepted",
+                "Share of the tokens guessed by speculative decoding that were right. Low: guessing costs more than it saves.",
+                Each(&[(
+                    "sum by (server, model) (rate(llm_draft_tokens_total{@server,outcome=\"accepted\"}[@rate])) / sum by (server, model) (rate(llm_draft_tokens_total{@server}[@rate]))",
+                    SERVER,
+                )]),
             ),
             panel(
                 Heatmap,
