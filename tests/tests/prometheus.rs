@@ -7,16 +7,32 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::{Context as _, Result, ensure};
 use llamaprobe_tests::agent::Agent;
 use llamaprobe_tests::assets::{Build, workspace_root};
+use llamaprobe_tests::client::{Call, run};
 use llamaprobe_tests::http;
 use llamaprobe_tests::prometheus::{Prometheus, Series, deployed, programs, promtool};
 use llamaprobe_tests::scratch::Scratch;
 use llamaprobe_tests::server::LlamaServer;
 use llamaprobe_tests::skip::privileged;
 use llamaprobe_tests::traffic::{mix, run_checked};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// How long traffic runs before anything is asked, unless the environment says otherwise.
 const SECONDS: u64 = 60;
+/// A server that guesses from what it has seen, since a tiny model has no smaller one to guess for it.
+const SERVER: [&str; 12] = [
+    "-np",
+    "4",
+    "-c",
+    "16384",
+    "-t",
+    "1",
+    "--spec-type",
+    "ngram-simple",
+    "--spec-ngram-simple-size-n",
+    "2",
+    "--spec-ngram-simple-size-m",
+    "4",
+];
 const SECONDS_VARIABLE: &str = "LLAMAPROBE_PROMETHEUS_SECONDS";
 
 #[test]
@@ -39,9 +55,24 @@ fn configuration_and_rules_are_valid_and_pass_their_tests() -> Result<()> {
 fn rules_and_panels_answer() -> Result<()> {
     let Some(assets) = privileged() else { return Ok(()) };
     let Some((program, tool)) = programs() else { return Ok(()) };
-    let server = LlamaServer::start(Build::Process, &assets.tiny(), &["-np", "4", "-c", "16384", "-t", "1"])?;
+    let server = LlamaServer::start(Build::Process, &assets.tiny(), &SERVER)?;
+    let scratch = Scratch::new()?;
+    let prices =
+        scratch.write("prices.toml", b"[default]\nprompt = 0.1\ncached = 0.02\ngenerated = 0.4\n")?;
+    let phrases = scratch.write("phrases", b"I cannot help\n")?;
+    let (pid, prices, phrases) =
+        (server.pid().to_string(), prices.to_string_lossy(), phrases.to_string_lossy());
     // Servers of others on this host are not this test's.
-    let agent = Agent::start(&["--pid", &server.pid().to_string()])?;
+    let agent = Agent::start(&[
+        "--pid",
+        &pid,
+        "--host-price",
+        "1.2",
+        "--price-file",
+        &prices,
+        "--refusal-file",
+        &phrases,
+    ])?;
     agent.wait_observed(&server)?;
     let prometheus = Prometheus::start(program, agent.address())?;
 
@@ -50,6 +81,7 @@ fn rules_and_panels_answer() -> Result<()> {
     let start = Instant::now();
     while start.elapsed() < duration {
         run_checked(server.address(), &mix(48), 12)?;
+        run(server.address(), &calls(), 4)?;
     }
     let time = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_secs_f64();
 
@@ -59,6 +91,18 @@ fn rules_and_panels_answer() -> Result<()> {
     faults.extend(panels(&prometheus, time, &agent, &server)?);
     assert_eq!(faults, [""; 0], "\n{}", faults.join("\n"));
     agent.stop()
+}
+
+/// Requests of two users, with prompts that repeat, so that there is something to guess from.
+fn calls() -> Vec<Call> {
+    let call = |index: usize| {
+        let user = if index.is_multiple_of(2) { "ada" } else { "bob" };
+        let body = json!({
+            "prompt": "one two one two one two one two ", "max_tokens": 200, "ignore_eos": true, "temperature": 0, "user": user,
+        });
+        Call::post("/v1/completions", &body)
+    };
+    (0..8).map(call).collect()
 }
 
 /// Promtool on what the agent publishes.
@@ -87,7 +131,7 @@ fn rules(prometheus: &Prometheus, time: f64) -> Result<Vec<String>> {
     }
     ensure!(recorded.len() > 50, "too few rules: {rules:?}");
     for name in &recorded {
-        faults.extend(fault(name, name, prometheus.query(name, time)));
+        faults.extend(fault(name, name, prometheus.query_range(name, time, 30.0)));
     }
     println!("{} rules, {} recorded names", rules.len(), recorded.len());
     Ok(faults)
@@ -113,6 +157,7 @@ fn substituted(expr: &str, agent: &Agent, server: &LlamaServer) -> String {
     let pattern = |text: &str| text.replace('.', "\\\\.");
     let variables = [
         ("$__rate_interval", "30s".to_owned()),
+        ("$__range", "1m".to_owned()),
         ("$job", "llamaprobe".to_owned()),
         ("$instance", pattern(&agent.address().to_string())),
         ("$server", pattern(&server.label())),
