@@ -17,7 +17,9 @@ use serde_json::{Map, Value, json};
 
 use crate::session::{
     Server, Snapshot,
+    cost::Basis,
     tally::{DURATION_NS, FIRST_TOKEN_NS, Phase},
+    usage::Row,
 };
 
 /// The document.
@@ -33,6 +35,9 @@ pub fn document(snapshot: &Snapshot) -> Value {
             "map_entries": snapshot.occupancy.iter().map(|(map, n)| ((*map).to_owned(), json!(n))).collect::<Map<_, _>>(),
             "prices": snapshot.prices,
         },
+        "host": snapshot.host.map(|(per_hour, idle)| json!({
+            "dollars_per_hour": per_hour, "idle_dollars": idle,
+        })),
         "servers": snapshot.servers.iter().map(server).collect::<Vec<_>>(),
     })
 }
@@ -57,11 +62,25 @@ fn server(server: &Server) -> Value {
             "queue_depth": live.queue_depth,
             "context_size": live.context_size,
             "context_used": live.context_used,
+            "slot_size": live.seat_size,
+            "slot_context": live.seats.iter().map(|seat| json!({
+                "slot": seat.slot, "busy": seat.busy, "context_used": seat.context_used,
+            })).collect::<Vec<_>>(),
             "overhead_ratio": live.overhead,
             "missing": live.missing.iter().map(|role| role.name()).collect::<Vec<_>>(),
             "model": live.model.as_deref(),
         })),
         "tokens": tokens.into_iter().collect::<Map<_, _>>(),
+        "users": server.usage.rows().map(|(name, row)| user(server, name, row)).collect::<Vec<_>>(),
+        "draft_tokens": { "accepted": server.stats.accepted, "rejected": server.stats.rejected },
+        "context": {
+            "shifts": server.stats.shifts,
+            "truncations": server.tally.truncations,
+            "overflows": server.tally.overflows,
+        },
+        "wasted_tokens": server.tally.wasted_tokens,
+        "empty_answers": server.tally.empty_answers,
+        "refusals": server.tally.refusals,
         "decode_calls": server.stats.batch.count(),
         "inter_token": times(&server.stats.inter_token, &LATENCY_NS),
         "decode_step": times(&server.stats.step, &LATENCY_NS),
@@ -72,6 +91,22 @@ fn server(server: &Server) -> Value {
         "joins": { "exact": server.tally.joins[0], "unmatched": server.tally.joins[1] },
         "probe_hits": hits.filter(|(_, hits)| *hits != json!(0)).collect::<Map<_, _>>(),
         "lost": losses.map(|(loss, n)| (loss.name().to_owned(), json!(n))).collect::<Map<_, _>>(),
+    })
+}
+
+/// What one user has used; a cost without a price is null.
+fn user(server: &Server, name: &str, row: &Row) -> Value {
+    let [prompt, cached, generated] = row.charge.tokens;
+    let [by_tokens, by_host] =
+        Basis::ALL.map(|basis| server.priced[basis as usize].then_some(row.dollars[basis as usize]));
+    json!({
+        "user": name,
+        "prompt": prompt,
+        "cached": cached,
+        "generated": generated,
+        "engine_seconds": row.charge.engine_ns as f64 / 1e9,
+        "dollars_by_tokens": by_tokens,
+        "dollars_by_host": by_host,
     })
 }
 
@@ -151,6 +186,25 @@ pub fn table(document: &Value) -> String {
                 times["mean_ms"].to_string(),
                 times["p50_ms_at_most"].to_string(),
                 times["p95_ms_at_most"].to_string()
+            );
+        }
+        let _ = writeln!(
+            text,
+            "  {:<22}{:>10}{:>12}{:>12}{:>12}{:>12}",
+            "user", "prompt", "cached", "generated", "engine s", "dollars"
+        );
+        for user in server["users"].as_array().into_iter().flatten() {
+            let dollars = [&user["dollars_by_tokens"], &user["dollars_by_host"]];
+            let dollars = dollars.into_iter().find_map(Value::as_f64);
+            let _ = writeln!(
+                text,
+                "  {:<22}{:>10}{:>12}{:>12}{:>12.3}{:>12}",
+                plain(&user["user"]),
+                user["prompt"].to_string(),
+                user["cached"].to_string(),
+                user["generated"].to_string(),
+                user["engine_seconds"].as_f64().unwrap_or_default(),
+                dollars.map_or("-".to_owned(), |dollars| format!("{dollars:.6}"))
             );
         }
         for request in server["requests"].as_array().into_iter().flatten() {

@@ -342,8 +342,11 @@ fn live(watched: &Watched, requests: &Requests) -> Live {
     let is_server = watched.served.iter().any(|(role, _)| *role == Role::SlotStart);
     let served: Vec<&(u64, Context)> =
         if is_server { newest.into_iter().collect() } else { watched.contexts.iter().filter(own).collect() };
-    let held =
-        |(_, sequence): &&(i32, Sequence)| served.iter().any(|(address, _)| *address == sequence.context);
+    let held = |&&(_, ref sequence): &&(i32, Sequence)| {
+        // A slot whose new request has decoded nothing yet still holds what it held.
+        let waits = is_server && sequence.context == 0;
+        waits || served.iter().any(|(address, _)| *address == sequence.context)
+    };
     let active = |sequence: &Sequence| sequence.flags & Sequence::ACTIVE != 0;
     let n_past = |s: &(i32, Sequence)| u64::from(s.1.n_past);
     let shift = i32::from(watched.plan.flags & TargetConfig::SEQUENCE_SHIFT != 0);

@@ -328,9 +328,9 @@ fn a_server_holds_what_its_newest_context_holds() {
     };
     session.read(start, 1, &reading, NO_PRICES);
     let live = session.servers(Instant::now()).remove(0).live.unwrap();
-    assert_eq!((live.context_size, live.context_used), (8192, 30));
+    assert_eq!((live.context_size, live.context_used), (8192, 630));
     let seats: Vec<_> = live.seats.iter().map(|seat| (seat.slot, seat.busy, seat.context_used)).collect();
-    assert_eq!(seats, [(0, true, 10), (1, false, 20)]);
+    assert_eq!(seats, [(0, true, 10), (1, false, 20), (4, true, 600)]);
     assert_eq!(live.slots_busy, 2, "of those that have a request, what has worked on it");
     assert_eq!(live.missing, [Role::CacheHit]);
     assert_eq!(live.probes.len(), 4);
