@@ -30,6 +30,7 @@ use crate::{
     discovery::Scanner,
     doctor::NEEDED,
     export::{
+        compat::Dialect,
         http::{self, Question},
         log::RequestLog,
         prometheus, snapshot,
@@ -70,6 +71,8 @@ struct Agent {
     clock: Clock,
     /// Whether payload is looked at.
     payload: bool,
+    /// Under whose names metrics are published, too.
+    compat: Vec<Dialect>,
     attach_failures: u64,
     /// The sockets could not be followed, which was said.
     deaf: bool,
@@ -202,6 +205,7 @@ impl Agent {
             log,
             clock: Clock::now(),
             payload: options.payload,
+            compat: options.compat.clone(),
             seats: BTreeMap::new(),
             due: BTreeSet::new(),
             unobservable: BTreeMap::new(),
@@ -276,7 +280,7 @@ impl Agent {
                 let document = snapshot::document(&self.snapshot());
                 drop(reply.send(document.to_string().into_bytes()));
             }
-            Question::Metrics(reply) => match prometheus::render(&self.snapshot()) {
+            Question::Metrics(reply) => match prometheus::render(&self.snapshot(), &self.compat) {
                 Ok(text) => drop(reply.send(text)),
                 Err(error) => error!(%error, "the metrics cannot be rendered"),
             },

@@ -10,7 +10,10 @@ use serde::Deserialize;
 
 use self::billing::{BillingOptions, DEFAULT_USERS};
 use crate::{
-    export::log::{LogOptions, Logged},
+    export::{
+        compat::Dialect,
+        log::{LogOptions, Logged},
+    },
     session::identity::Source,
 };
 
@@ -118,6 +121,9 @@ pub struct RunArguments {
     /// sockets and probes tell [default: on]
     #[arg(long, env = "LLAMAPROBE_PAYLOAD", value_enum, value_name = "SWITCH")]
     pub payload: Option<Switch>,
+    /// Publish the same also under the names that dashboards for vLLM or for llama-server's own metrics ask for
+    #[arg(long, env = "LLAMAPROBE_COMPAT", value_enum, value_delimiter = ',', value_name = "NAMES")]
+    pub compat: Option<Vec<Dialect>>,
     /// A TOML file with these options as keys, `-` written `_`
     #[arg(long, env = "LLAMAPROBE_CONFIG", value_name = "FILE")]
     #[serde(skip)]
@@ -167,6 +173,8 @@ pub struct Options {
     pub secret: Option<[u8; 32]>,
     /// Whether payload is looked at.
     pub payload: bool,
+    /// Under whose names metrics are published, too.
+    pub compat: Vec<Dialect>,
 }
 
 impl RunArguments {
@@ -206,6 +214,7 @@ impl RunArguments {
             },
             user_header: self.user_header.or(file.user_header),
             payload: self.payload.or(file.payload) != Some(Switch::Off),
+            compat: self.compat.or(file.compat).unwrap_or_default(),
         })
     }
 }
@@ -239,6 +248,20 @@ mod tests {
             let message = format!("{:#}", resolved(file, None).unwrap_err());
             assert!(message.contains(named), "{message}");
         }
+    }
+
+    #[test]
+    fn other_names_can_be_asked_for_together() {
+        use clap::Parser as _;
+        let both = vec![Dialect::Vllm, Dialect::Llamacpp];
+        assert_eq!(resolved("compat = [\"vllm\", \"llamacpp\"]\n", None).unwrap().compat, both);
+        assert_eq!(resolved("", None).unwrap().compat, []);
+        for arguments in [&["--compat", "vllm,llamacpp"][..], &["--compat", "vllm", "--compat", "llamacpp"]] {
+            let cli = Cli::parse_from([&["llamaprobe"], arguments].concat());
+            assert_eq!(cli.run.compat, Some(both.clone()));
+        }
+        let message = format!("{:#}", resolved("compat = [\"vlm\"]\n", None).unwrap_err());
+        assert!(message.contains("compat") && message.contains("vllm"), "{message}");
     }
 
     #[test]

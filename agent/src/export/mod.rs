@@ -1,5 +1,6 @@
 //! What is published, and how. In: a [`Snapshot`](crate::session::Snapshot). Out: exposition over HTTP.
 
+pub mod compat;
 pub mod http;
 pub mod log;
 pub mod metrics;

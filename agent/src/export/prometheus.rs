@@ -5,39 +5,45 @@ use prometheus::{
     proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric as Proto, MetricFamily, MetricType},
 };
 
-use super::metrics::{Kind, METRICS, Metric, Sample, Value};
+use super::{
+    compat::{self, Dialect},
+    metrics::{Kind, METRICS, Sample, Value},
+};
 use crate::session::Snapshot;
 
 /// The content type of [`render`].
 pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
 
-/// Renders all metrics that have samples.
+/// Renders all metrics that have samples, and behind them the same under the names of `dialects`.
 ///
 /// # Errors
 ///
 /// When the encoder refuses a family: a defect of the table.
-pub fn render(snapshot: &Snapshot) -> Result<Vec<u8>, prometheus::Error> {
-    let families: Vec<MetricFamily> = METRICS
-        .iter()
-        .map(|metric| family(metric, snapshot))
-        .filter(|f| !f.get_metric().is_empty())
-        .collect();
+pub fn render(snapshot: &Snapshot, dialects: &[Dialect]) -> Result<Vec<u8>, prometheus::Error> {
+    let (mut families, mut more) = (Vec::new(), Vec::new());
+    for metric in METRICS {
+        let samples = (metric.collect)(snapshot);
+        let views = compat::views(dialects, metric, &samples);
+        more.extend(views.map(|(view, samples)| family(view.name, view.help, view.kind, samples)));
+        families.push(family(metric.name, metric.help, metric.kind, samples));
+    }
+    families.append(&mut more);
+    families.retain(|family| !family.get_metric().is_empty());
     let mut text = Vec::with_capacity(32 * 1024);
     TextEncoder::new().encode(&families, &mut text)?;
     Ok(text)
 }
 
-fn family(metric: &Metric, snapshot: &Snapshot) -> MetricFamily {
+fn family(name: &str, help: &str, kind: Kind, samples: Vec<Sample>) -> MetricFamily {
     let mut family = MetricFamily::default();
-    family.set_name(metric.name.to_owned());
-    family.set_help(metric.help.to_owned());
-    family.set_field_type(match metric.kind {
+    family.set_name(name.to_owned());
+    family.set_help(help.to_owned());
+    family.set_field_type(match kind {
         Kind::Counter => MetricType::COUNTER,
         Kind::Gauge => MetricType::GAUGE,
         Kind::Histogram => MetricType::HISTOGRAM,
     });
-    let samples = (metric.collect)(snapshot);
-    family.set_metric(samples.into_iter().map(|sample| proto(metric.kind, sample)).collect());
+    family.set_metric(samples.into_iter().map(|sample| proto(kind, sample)).collect());
     family
 }
 

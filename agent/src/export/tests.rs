@@ -160,7 +160,7 @@ fn snapshot(servers: Vec<Server>) -> Snapshot {
 
 /// The samples, without help and type.
 fn samples(snapshot: &Snapshot) -> Vec<String> {
-    let text = String::from_utf8(render(snapshot).unwrap()).unwrap();
+    let text = String::from_utf8(render(snapshot, &[]).unwrap()).unwrap();
     text.lines().filter(|line| !line.starts_with('#')).map(str::to_owned).collect()
 }
 
@@ -325,7 +325,7 @@ fn every_loss_has_a_series_from_the_start() {
 fn every_metric_says_what_it_is() {
     let mut server = busy();
     server.stats.hits[ProbeId::CommonSeqRm as usize] = 1;
-    let text = String::from_utf8(render(&snapshot(vec![server])).unwrap()).unwrap();
+    let text = String::from_utf8(render(&snapshot(vec![server]), &[]).unwrap()).unwrap();
     let mut names = BTreeSet::new();
     for metric in METRICS {
         assert!(names.insert(metric.name), "{} twice", metric.name);
