@@ -34,6 +34,12 @@ pub fn write() -> Result<()> {
     fs::write(path(), text()?).with_context(|| format!("cannot write {}", path().display()))
 }
 
+/// The titles of the panels.
+#[cfg(test)]
+pub fn titles() -> Vec<&'static str> {
+    GROUPS.iter().flat_map(|group| group.panels).map(|panel| panel.title).collect()
+}
+
 /// The dashboard as it is written.
 fn text() -> Result<String> {
     Ok(serde_json::to_string_pretty(&document())? + "\n")

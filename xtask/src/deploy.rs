@@ -109,3 +109,23 @@ fn every_alert_says_what_to_do() {
         }
     }
 }
+
+#[test]
+fn the_questions_of_the_readme_have_their_answers() {
+    let readme = fs::read_to_string(workspace_root().join("README.md")).unwrap();
+    let rows = readme.split("| Question | Metric | Panel | Alert |\n").nth(1).unwrap().lines().skip(1);
+    let rules = files("rules");
+    let alerts: BTreeSet<_> = rules.iter().flat_map(|(_, text)| values(text, "alert")).collect();
+    let panels = crate::dashboard::titles();
+    let mut named = BTreeSet::new();
+    for row in rows.take_while(|line| line.starts_with('|')) {
+        let cells: Vec<_> = row.trim_matches('|').split('|').map(str::trim).collect();
+        let [_, metrics, panel, answers] = cells[..] else { panic!("{row}") };
+        for metric in words(metrics).filter(|word| !word.is_empty()) {
+            assert!(METRICS.iter().any(|known| known.name == metric), "{metric} is not published: {row}");
+        }
+        assert!(panels.contains(&panel), "there is no panel {panel}: {row}");
+        named.extend(words(answers).filter(|word| !word.is_empty()));
+    }
+    assert_eq!(named, alerts, "alerts of the table, of the rules");
+}
