@@ -27,7 +27,7 @@ use crate::{
     bpf::{self, Kernel, calibrate::Prices, events},
     cli::Options,
     discovery::Scanner,
-    doctor::NEEDED,
+    doctor::{self, KernelVersion, NEEDED, Roots},
     export::{
         http::{self, Question},
         log::RequestLog,
@@ -64,6 +64,8 @@ struct Agent {
     /// Whether payload is looked at.
     payload: bool,
     attach_failures: u64,
+    /// Release of the running kernel.
+    release: Option<KernelVersion>,
     /// The sockets could not be followed, which was said.
     deaf: bool,
     started: SystemTime,
@@ -185,6 +187,7 @@ impl Agent {
             unobservable: BTreeMap::new(),
             prices: None,
             attach_failures: 0,
+            release: doctor::kernel_version(&Roots::default()),
             deaf: false,
             started: SystemTime::now(),
             ready: false,
@@ -232,6 +235,7 @@ impl Agent {
         self.session.forget_ended(now);
         self.kernel.detach_idle();
         self.follow_sockets();
+        self.follow_sessions();
         for (path, fault) in self.scanner.take_faults() {
             warn!(path = %path.display(), fault, "a file that processes map cannot be read");
         }

@@ -2,12 +2,16 @@
 //! connections that they accepted.
 
 use aya_ebpf::{helpers::bpf_get_current_pid_tgid, macros::tracepoint, programs::TracePointContext};
-use llamaprobe_common::{loss::Loss, request::ConnectionKey, target::TargetConfig};
+use llamaprobe_common::{
+    loss::Loss,
+    request::{Connection, ConnectionKey},
+    target::TargetConfig,
+};
 
 use super::now;
 use crate::{
-    connections::{find, on_close, on_read, on_write, open, take_up},
-    maps::{CALLS, Call},
+    connections::{find, on_close, on_read, on_write, open, serve, take_up},
+    maps::{CALLS, Call, HANDSHAKE},
     target::Target,
 };
 
@@ -18,12 +22,12 @@ const MSG_PEEK: u64 = 2;
 const SHUT_RDWR: u64 = 2;
 
 #[inline(always)]
-fn server() -> Option<Target> {
+pub(super) fn server() -> Option<Target> {
     Target::current().filter(|target| target.has(TargetConfig::HTTP))
 }
 
 #[inline(always)]
-fn argument(call: &TracePointContext, number: usize) -> u64 {
+pub(super) fn argument(call: &TracePointContext, number: usize) -> u64 {
     // SAFETY: the record of a system call has six arguments.
     unsafe { call.read_at::<u64>(ARGUMENT + number * 8) }.unwrap_or(0)
 }
@@ -34,8 +38,18 @@ fn result(call: &TracePointContext) -> i64 {
     unsafe { call.read_at::<i64>(RESULT) }.unwrap_or(-1)
 }
 
+/// Whether a connection of the server carries HTTP as it is.
 #[inline(always)]
-fn settle(target: &Target, done: Result<(), Loss>) -> u32 {
+fn is_plain(key: ConnectionKey) -> bool {
+    let Some(state) = find(key) else { return false };
+    if state.session == 0 {
+        state.session = Connection::PLAIN;
+    }
+    state.session == Connection::PLAIN
+}
+
+#[inline(always)]
+pub(super) fn settle(target: &Target, done: Result<(), Loss>) -> u32 {
     if let Err(loss) = done {
         target.lose(loss);
     }
@@ -56,18 +70,29 @@ fn lp_accept(call: TracePointContext) -> u32 {
 #[tracepoint(category = "syscalls", name = "sys_enter_getpeername")]
 fn lp_take_up(call: TracePointContext) -> u32 {
     let Some(target) = server() else { return 0 };
-    take_up(ConnectionKey { tgid: target.tgid, fd: argument(&call, 0) as i32 }, now());
-    0
+    let key = ConnectionKey { tgid: target.tgid, fd: argument(&call, 0) as i32 };
+    let Some(state) = find(key) else { return 0 };
+    let thread = bpf_get_current_pid_tgid();
+    // SAFETY: the entry is written and read by this thread only.
+    let taken = match unsafe { CALLS.get(thread) } {
+        Some(&Call { key: ConnectionKey { fd: HANDSHAKE, .. }, buffer, .. }) => {
+            let _ = CALLS.remove(thread);
+            buffer
+        }
+        _ => now(),
+    };
+    take_up(key, taken);
+    settle(&target, serve(state, key))
 }
 
 #[tracepoint(category = "syscalls", name = "sys_enter_recvfrom")]
 fn lp_recv(call: TracePointContext) -> u32 {
     let Some(target) = server() else { return 0 };
     let key = ConnectionKey { tgid: target.tgid, fd: argument(&call, 0) as i32 };
-    if argument(&call, 3) & MSG_PEEK != 0 || find(key).is_none() {
+    if argument(&call, 3) & MSG_PEEK != 0 || !is_plain(key) {
         return 0;
     }
-    let entry = Call { key, buffer: argument(&call, 1) };
+    let entry = Call { key, buffer: argument(&call, 1), session: 0 };
     settle(&target, CALLS.insert(bpf_get_current_pid_tgid(), entry, 0).map_err(|_| Loss::ThreadsFull))
 }
 
@@ -76,7 +101,7 @@ fn lp_received(call: TracePointContext) -> u32 {
     let Some(target) = server() else { return 0 };
     let thread = bpf_get_current_pid_tgid();
     // SAFETY: the entry is written and read by this thread only.
-    let Some(&Call { key, buffer }) = (unsafe { CALLS.get(thread) }) else { return 0 };
+    let Some(&Call { key, buffer, session: 0 }) = (unsafe { CALLS.get(thread) }) else { return 0 };
     let _ = CALLS.remove(thread);
     let len = result(&call);
     if len <= 0 {
@@ -89,6 +114,9 @@ fn lp_received(call: TracePointContext) -> u32 {
 fn lp_send(call: TracePointContext) -> u32 {
     let Some(target) = server() else { return 0 };
     let key = ConnectionKey { tgid: target.tgid, fd: argument(&call, 0) as i32 };
+    if !is_plain(key) {
+        return 0;
+    }
     settle(&target, on_write(&target, key, argument(&call, 1), argument(&call, 2), now()))
 }
 

@@ -5,7 +5,7 @@ use std::error::Error;
 use aya::{
     Ebpf, EbpfLoader,
     maps::{Array, HashMap, MapData, MapError, PerCpuArray, ProgramArray, RingBuf},
-    programs::{ProgramError, RawTracePoint, TracePoint, UProbe},
+    programs::{ProgramError, RawTracePoint, TracePoint, UProbe, trace_point::TracePointLink},
 };
 use llamaprobe_common::{
     batch::{Context, ContextKey},
@@ -117,6 +117,7 @@ pub struct Kernel {
     pub(super) tasks: HashMap<MapData, TaskKey, RequestKey>,
     pub(super) attachments: Attachments,
     pub(super) sockets: SocketLinks,
+    pub(super) sessions: Option<TracePointLink>,
     /// Keeps the program of the tail call alive.
     _follow: ProgramArray<MapData>,
     /// Maps the programs read only; held so that they are not closed.
@@ -137,7 +138,9 @@ impl Kernel {
             .btf(None)
             .load(OBJECT)
             .map_err(|cause| LoadError::Object { cause: Box::new(cause) })?;
-        for name in Program::ALL.map(Program::name).into_iter().chain(["lp_follow", "lp_calibration"]) {
+        let at_return = Program::ALL.into_iter().filter_map(Program::at_return);
+        let names = Program::ALL.into_iter().map(Program::name).chain(at_return);
+        for name in names.chain(["lp_follow", "lp_calibration"]) {
             let program = uprobe(&mut ebpf, name)?;
             program.load().map_err(|source| LoadError::program("load", name, source))?;
         }
@@ -161,6 +164,7 @@ impl Kernel {
             tasks: take(&mut ebpf, "TASKS")?,
             attachments: Attachments::default(),
             sockets: SocketLinks::new(),
+            sessions: None,
             _follow: follow,
             _blank: (take(&mut ebpf, "BLANK_CONTEXT")?, take(&mut ebpf, "BLANK_CONNECTION")?),
             late_loads,

@@ -3,7 +3,7 @@
 
 use aya::programs::{TracePoint, trace_point::TracePointLink};
 use llamaprobe_common::{
-    request::{Connection, ConnectionKey, TAIL_BYTES},
+    request::{Connection, ConnectionKey, GATHERED, PIECE_BYTES, TAIL_BYTES},
     task::TaskKey,
 };
 
@@ -20,6 +20,9 @@ const CALLS: [(&str, &str); 7] = [
     ("lp_close", "sys_enter_close"),
 ];
 
+/// The same for what tells the descriptor of a TLS session.
+const SESSION_CALL: (&str, &str) = ("lp_tls_socket", "sys_enter_read");
+
 /// The attached tracepoints; dropping them detaches.
 pub(super) type SocketLinks = Vec<TracePointLink>;
 
@@ -34,14 +37,18 @@ const OPEN: Connection = Connection {
     writes: 0,
     tail_len: [0; 2],
     tail: 0,
+    flags: Connection::ADOPTED,
+    session: 0,
+    gathered_len: 0,
     reserved: 0,
+    gathered: [0; GATHERED as usize + PIECE_BYTES],
     tails: [[0; TAIL_BYTES]; 2],
 };
 
 impl Kernel {
     /// Loads the programs of the system calls.
     pub(super) fn load_sockets(&mut self) -> Result<(), LoadError> {
-        for (name, _) in CALLS {
+        for (name, _) in CALLS.into_iter().chain([SESSION_CALL]) {
             let program = self.tracepoint(name)?;
             program.load().map_err(|source| LoadError::program("load", name, source))?;
         }
@@ -58,17 +65,38 @@ impl Kernel {
             self.sockets.clear();
         } else if self.sockets.is_empty() {
             let mut links = SocketLinks::new();
-            for (name, event) in CALLS {
-                let program = self.tracepoint(name)?;
-                let link = program
-                    .attach("syscalls", event)
-                    .and_then(|id| program.take_link(id))
-                    .map_err(|source| LoadError::program("attach", name, source))?;
-                links.push(link);
+            for call in CALLS {
+                links.push(self.attach_call(call)?);
             }
             self.sockets = links;
         }
         Ok(())
+    }
+
+    /// Starts or stops to look for the descriptors of TLS sessions.
+    ///
+    /// # Errors
+    ///
+    /// As [`Kernel::follow_sockets`].
+    pub fn follow_sessions(&mut self, follow: bool) -> Result<(), LoadError> {
+        if !follow {
+            self.sessions = None;
+        } else if self.sessions.is_none() {
+            self.sessions = Some(self.attach_call(SESSION_CALL)?);
+        }
+        Ok(())
+    }
+
+    fn attach_call(&mut self, (name, event): (&str, &str)) -> Result<TracePointLink, LoadError> {
+        let program = self.tracepoint(name)?;
+        let link = program.attach("syscalls", event).and_then(|id| program.take_link(id));
+        link.map_err(|source| LoadError::program("attach", name, source))
+    }
+
+    /// Whether a process has a connection that was open before and of which no thread was seen since.
+    pub fn has_adopted(&self, pid: u32) -> bool {
+        let own = self.connections.iter().flatten().filter(|(key, _)| key.tgid == pid);
+        own.into_iter().any(|(_, connection)| connection.flags & Connection::ADOPTED != 0)
     }
 
     /// Takes up connections that a server had open before it was observed.

@@ -179,6 +179,7 @@ fn the_python_binding_has_only_libllama() {
         model: None,
         alias: None,
         slots: None,
+        seccomp: 0,
     };
     let report = ProcessReport::of(&target, &Verdict::Observable(plan), false).unwrap();
     assert!(!report.is_complete());

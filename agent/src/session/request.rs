@@ -239,6 +239,12 @@ impl Request {
         self.parse(options);
     }
 
+    /// The end of what was read of it: what stands behind a long prompt.
+    pub fn read_tail(&mut self, event: &ReadEvent) {
+        let tail = &event.data[..(event.copied as usize).min(event.data.len())];
+        self.body = std::mem::take(&mut self.body).with_tail(body::parse_tail(tail));
+    }
+
     fn parse(&mut self, options: &HeadOptions) {
         if self.head.is_none() {
             match head::parse(&self.bytes, options) {

@@ -66,6 +66,7 @@ impl Requests {
         let request = self.open.get_mut(&key)?;
         match event {
             RequestEvent::Read(event) => request.read(event, &self.options),
+            RequestEvent::ReadTail(event) => request.read_tail(event),
             RequestEvent::Write(event) => {
                 if let Some(bytes) = request.write(event).filter(|_| self.behind.len() < MAX_BEHIND) {
                     self.behind.insert((key.tgid, key.fd), bytes);

