@@ -6,29 +6,12 @@ use aya_ebpf::{
 };
 use llamaprobe_common::{
     batch::{Context, ContextKey},
+    call::Call,
     request::{Connection, ConnectionKey, RequestKey},
     sequence::{Sequence, SequenceKey},
     target::{MAX_TARGETS, TargetConfig, TargetStats},
     task::TaskKey,
 };
-
-/// The descriptor of a read through a TLS session of which the connection is not known yet.
-pub const UNKNOWN: i32 = -1;
-
-/// The descriptor of a handshake under way, whose begin stands in place of the buffer.
-pub const HANDSHAKE: i32 = -2;
-
-/// A read under way: the connection and where the bytes will be.
-#[derive(Clone, Copy)]
-#[repr(C)]
-pub struct Call {
-    /// The connection.
-    pub key: ConnectionKey,
-    /// Address in the target.
-    pub buffer: u64,
-    /// The TLS session; 0 for a system call.
-    pub session: u64,
-}
 
 /// The observed processes by thread group id. Who is not here is not measured.
 #[map]

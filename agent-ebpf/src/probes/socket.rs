@@ -3,6 +3,7 @@
 
 use aya_ebpf::{helpers::bpf_get_current_pid_tgid, macros::tracepoint, programs::TracePointContext};
 use llamaprobe_common::{
+    call::{Call, HANDSHAKE},
     loss::Loss,
     request::{Connection, ConnectionKey},
     target::TargetConfig,
@@ -11,7 +12,7 @@ use llamaprobe_common::{
 use super::now;
 use crate::{
     connections::{find, on_close, on_read, on_write, open, serve, take_up},
-    maps::{CALLS, Call, HANDSHAKE},
+    maps::CALLS,
     target::Target,
 };
 

@@ -9,13 +9,17 @@ use aya_ebpf::{
     macros::{tracepoint, uprobe, uretprobe},
     programs::{ProbeContext, RetProbeContext, TracePointContext},
 };
-use llamaprobe_common::{loss::Loss, request::ConnectionKey};
+use llamaprobe_common::{
+    call::{Call, HANDSHAKE, UNKNOWN},
+    loss::Loss,
+    request::ConnectionKey,
+};
 
 use super::{cookie, now, socket};
 use crate::{
     arguments::Arguments,
     connections::{find, of_session, on_read, on_write, serve},
-    maps::{CALLS, Call, HANDSHAKE, UNKNOWN},
+    maps::CALLS,
 };
 
 /// `SSL_accept(session)`: a thread takes up a connection. It asks for its peer when the handshake is over.

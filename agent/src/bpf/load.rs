@@ -9,6 +9,7 @@ use aya::{
 };
 use llamaprobe_common::{
     batch::{Context, ContextKey},
+    call::Call,
     request::{Connection, ConnectionKey, RequestKey},
     sequence::{Sequence, SequenceKey},
     target::{TargetConfig, TargetStats},
@@ -115,6 +116,7 @@ pub struct Kernel {
     pub(super) connections: HashMap<MapData, ConnectionKey, Connection>,
     pub(super) threads: HashMap<MapData, u64, ConnectionKey>,
     pub(super) tasks: HashMap<MapData, TaskKey, RequestKey>,
+    pub(super) calls: HashMap<MapData, u64, Call>,
     pub(super) attachments: Attachments,
     pub(super) sockets: SocketLinks,
     pub(super) sessions: Option<TracePointLink>,
@@ -162,6 +164,7 @@ impl Kernel {
             connections: take(&mut ebpf, "CONNECTIONS")?,
             threads: take(&mut ebpf, "THREADS")?,
             tasks: take(&mut ebpf, "TASKS")?,
+            calls: take(&mut ebpf, "CALLS")?,
             attachments: Attachments::default(),
             sockets: SocketLinks::new(),
             sessions: None,

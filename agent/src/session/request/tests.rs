@@ -5,7 +5,8 @@ use crate::{
         payload::head::Method,
         staged::{
             MARKER, MS, STREAM, answer, chat, chat_answer, chat_events, chunk, end, finished, get, key,
-            last_chunk, post, read, request, slot_start, task, text_chunk, unread_read, worked, write,
+            last_chunk, post, read, read_tail, request, slot_start, task, text_chunk, unread_read, worked,
+            write,
         },
     },
 };
@@ -335,4 +336,16 @@ fn no_text_is_kept() {
         let text = format!("{request:?}");
         assert!(request.head.is_some() && !text.contains(MARKER), "{text}");
     }
+}
+
+#[test]
+fn fields_behind_a_long_prompt_are_found_in_the_tail() {
+    let body = format!(r#"{{"model":"first","prompt":"{}","#, MARKER.repeat(400));
+    let tail = format!(r#"{MARKER}","user":"eve","model":"second","stream":true,"max_tokens":9}}"#);
+    let mut events = chat_events(K);
+    events[0] = read(K, 0, at(0), &post("/v1/chat/completions", "", &body));
+    events.insert(1, read_tail(K, at(0), tail.as_bytes()));
+    let body = finished(K, &events).body;
+    assert_eq!((body.user.as_deref(), body.model.as_deref()), (Some("eve"), Some("second")));
+    assert_eq!((body.stream, body.max_tokens), (Some(true), Some(9)));
 }
