@@ -230,6 +230,11 @@ impl Agent {
     fn tick(&mut self) {
         let now = Instant::now();
         self.session.unsettled(now).into_iter().for_each(|pid| self.look(pid));
+        for request in self.session.half_answered() {
+            let answer = self.kernel.answer_so_far(request);
+            let records = answer.map(|answer| self.session.answered(now, answer)).unwrap_or_default();
+            self.tell(&records);
+        }
         let overdue = self.session.expire(now, monotonic_ns());
         self.tell(&overdue);
         self.session.forget_ended(now);

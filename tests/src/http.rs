@@ -137,6 +137,31 @@ impl Connection {
         self.stream.get_mut().write_all(request.as_bytes()).context("cannot send")
     }
 
+    /// The same, with the end of the body in pieces: they begin so many bytes before its end. Between two pieces the
+    /// server has time to read.
+    pub fn send_in_pieces(
+        &mut self,
+        method: &str,
+        path: &str,
+        headers: &str,
+        body: &str,
+        ends: &[usize],
+    ) -> Result<()> {
+        const PAUSE: Duration = Duration::from_millis(30);
+        let (host, length) = (&self.host, body.len());
+        let head = format!("{method} {path} HTTP/1.1\r\nHost: {host}\r\n{headers}");
+        let request = format!("{head}Content-Length: {length}\r\n\r\n{body}");
+        let starts = ends.iter().map(|end| request.len().saturating_sub(*end));
+        let mut from = 0;
+        for to in starts.chain([request.len()]) {
+            self.stream.get_mut().write_all(&request.as_bytes()[from..to]).context("cannot send")?;
+            self.stream.get_mut().flush()?;
+            from = to;
+            std::thread::sleep(PAUSE);
+        }
+        Ok(())
+    }
+
     /// Receives the answer, up to its end or up to its event number `events`.
     pub fn receive(&mut self, events: Option<usize>) -> Result<Reply> {
         let status_line = self.line()?;

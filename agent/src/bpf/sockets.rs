@@ -3,7 +3,10 @@
 
 use aya::programs::{TracePoint, trace_point::TracePointLink};
 use llamaprobe_common::{
-    request::{Connection, ConnectionKey, GATHERED, PIECE_BYTES, TAIL_BYTES},
+    request::{
+        Connection, ConnectionKey, EndEvent, EndReason, GATHERED, PIECE_BYTES, RequestEventKind, RequestKey,
+        TAIL_BYTES,
+    },
     task::TaskKey,
 };
 
@@ -112,6 +115,24 @@ impl Kernel {
                 .map_err(|source| LoadError::map("fill", "CONNECTIONS", source))?;
         }
         Ok(())
+    }
+
+    /// What was written of the answer of a request under way, as if that were its end.
+    pub fn answer_so_far(&self, request: RequestKey) -> Option<EndEvent> {
+        let key = ConnectionKey { tgid: request.tgid, fd: request.fd };
+        let state = self.connections.get(&key, 0).ok().filter(|it| it.arrived_ns == request.arrived_ns)?;
+        Some(EndEvent {
+            kind: RequestEventKind::End as u32,
+            reason: EndReason::LastChunk as u32,
+            request,
+            at_ns: state.last_write_ns,
+            last_write_ns: state.last_write_ns,
+            bytes_out: state.bytes_out,
+            writes: state.writes,
+            tail: state.tail,
+            tail_len: state.tail_len,
+            tails: state.tails,
+        })
     }
 
     /// Forgets a task that took no slot: its request is over.

@@ -26,6 +26,7 @@ use std::{
 use llamaprobe_common::{
     batch::Context,
     probe::ProbeId,
+    request::{EndEvent, RequestKey},
     sequence::Sequence,
     target::{TargetConfig, TargetStats},
 };
@@ -109,6 +110,17 @@ impl Session {
     /// Books requests that were answered long ago and whose slots were never left.
     pub fn expire(&mut self, now: Instant, now_ns: u64) -> Vec<Record> {
         let finished = self.requests.expire(now_ns);
+        self.book(now, finished)
+    }
+
+    /// Requests whose answers may be complete without an event that says so.
+    pub fn half_answered(&self) -> Vec<RequestKey> {
+        self.requests.half_answered()
+    }
+
+    /// What the kernel knows of such a request's answer. Returns the request if that is all of it.
+    pub fn answered(&mut self, now: Instant, answer: EndEvent) -> Vec<Record> {
+        let finished = self.requests.answered(answer);
         self.book(now, finished)
     }
 

@@ -349,3 +349,22 @@ fn fields_behind_a_long_prompt_are_found_in_the_tail() {
     assert_eq!((body.user.as_deref(), body.model.as_deref()), (Some("eve"), Some("second")));
     assert_eq!((body.stream, body.max_tokens), (Some(true), Some(9)));
 }
+
+/// How a request to `/v1/responses` ended by 5 tokens, with a limit and a size of its slot.
+fn completed(limit: &str, n_ctx: u32) -> Outcome {
+    let mut slot = worked(K, 40);
+    slot.n_ctx = n_ctx;
+    let mut events = chat_events(K);
+    events[0] = read(K, 0, at(0), &post("/v1/responses", "", &format!(r#"{{"input":"a"{limit}}}"#)));
+    events[3] = write(K, 0, at(60), &answer("200 OK", r#"{"output":[],"status":"completed"}"#));
+    events[4] = RequestEvent::SlotEnd(slot);
+    finished(K, &events).outcome
+}
+
+#[test]
+fn a_completed_response_ended_at_a_limit_or_by_itself() {
+    assert_eq!(completed(r#","max_output_tokens":5"#, 4096), Outcome::Length);
+    assert_eq!(completed(r#","max_output_tokens":6"#, 4096), Outcome::Stop);
+    assert_eq!(completed("", 4096), Outcome::Stop);
+    assert_eq!(completed("", 26), Outcome::Length, "its slot is full");
+}
