@@ -66,6 +66,11 @@ impl Agent {
         self.process.pid()
     }
 
+    /// Where the agent's endpoint is.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
     /// Sends a signal to the agent.
     pub fn signal(&self, signal: Signal) -> Result<()> {
         self.process.signal(signal)

@@ -55,6 +55,12 @@ pub fn skipped_file() -> PathBuf {
     target_directory().join("skipped.txt")
 }
 
+/// The first program of that name in `PATH`.
+pub fn on_path(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path).map(|directory| directory.join(name)).find(|file| file.is_file())
+}
+
 /// The directory of all assets.
 #[derive(Clone, Debug)]
 pub struct Assets {
@@ -118,6 +124,26 @@ impl Assets {
     /// The directory in which node-llama-cpp is installed.
     pub fn node(&self) -> PathBuf {
         self.root.join("node")
+    }
+
+    /// The unpacked package of Prometheus.
+    pub fn prometheus_package(&self) -> PathBuf {
+        self.root.join("prometheus")
+    }
+
+    /// The Prometheus server: that of the package, else the first one in `PATH`; none where there is neither.
+    pub fn prometheus(&self) -> Option<PathBuf> {
+        self.packaged("prometheus")
+    }
+
+    /// The tool that checks rules and expositions, from the same place.
+    pub fn promtool(&self) -> Option<PathBuf> {
+        self.packaged("promtool")
+    }
+
+    fn packaged(&self, name: &str) -> Option<PathBuf> {
+        let own = self.prometheus_package().join("usr/bin").join(name);
+        if own.is_file() { Some(own) } else { on_path(name) }
     }
 
     /// A made-up model of 2 layers, with a vocabulary of 1,024 tokens: some thousand tokens a second.

@@ -12,6 +12,7 @@ pub mod exposition;
 pub mod http;
 pub mod launch;
 pub mod process;
+pub mod prometheus;
 pub mod request_log;
 pub mod scratch;
 pub mod server;

@@ -3,9 +3,13 @@
 mod bench;
 mod check;
 mod command;
+mod dashboard;
 mod demo;
 mod root;
 mod setup;
+
+#[cfg(test)]
+mod deploy;
 
 use std::process::ExitCode;
 
@@ -32,6 +36,8 @@ enum Task {
     Test,
     /// Check format and lints
     Lint,
+    /// Write the Grafana dashboard anew, after a change of its table of panels
+    Dashboard,
     /// Measure what observing costs
     Bench(bench::Options),
 }
@@ -42,6 +48,7 @@ fn main() -> ExitCode {
         Task::Demo { prepared } => demo::run(prepared),
         Task::Test => check::test(),
         Task::Lint => check::lint(),
+        Task::Dashboard => dashboard::write(),
         Task::Bench(options) => bench::run(&options),
     };
     match outcome {

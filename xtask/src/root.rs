@@ -15,10 +15,16 @@ fn is_root() -> bool {
 
 /// Runs this program again, with other arguments, for the `agent` just built; as root, through sudo if need be.
 pub fn run_self(agent: &Path, arguments: &[&str]) -> Result<()> {
+    let variable = format!("{BINARY_VARIABLE}={}", agent.display());
+    run(as_root(&variable, &[])?.arg(std::env::current_exe()?).args(arguments))
+}
+
+/// A command that has to run as root. Assignments of variables may stand before its program.
+pub fn as_root(first: &str, arguments: &[&str]) -> Result<Command> {
     let words = if is_root() { vec!["env".to_owned()] } else { sudo()? };
     let mut command = Command::new(&words[0]);
-    command.args(&words[1..]).arg(format!("{BINARY_VARIABLE}={}", agent.display()));
-    run(command.arg(std::env::current_exe()?).args(arguments))
+    command.args(&words[1..]).arg(first).args(arguments);
+    Ok(command)
 }
 
 /// The arguments that make cargo start test binaries as root: none if this process is root already.

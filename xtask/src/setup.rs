@@ -1,6 +1,7 @@
 //! Installs what is missing: tools under `<target>/tools`, real llama.cpp builds and models under `<target>/assets`.
 
 mod monolith;
+mod prometheus;
 
 use std::fs::{self, File, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
@@ -40,7 +41,8 @@ pub fn run() -> Result<()> {
     monolith::install(&assets)?;
     tiny_models(&assets)?;
     gemma(&assets)?;
-    node(&assets)
+    node(&assets)?;
+    prometheus::install(&assets)
 }
 
 /// Says what is there, or installs it.

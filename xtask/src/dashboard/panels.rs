@@ -1,0 +1,720 @@
+//! What the dashboard shows: a row for each group of panels, in the order of the screen.
+//!
+//! In an expression `@server` stands for the labels that the variables select, `@host` for that of the agent alone,
+//! `@inference` for the routes that run on a slot, `@rate` for the interval of a rate, and `@range` for
+//! the range shown.
+
+/// A group of panels under one heading.
+pub struct Group {
+    /// The heading.
+    pub title: &'static str,
+    /// Its panels, from left to right.
+    pub panels: &'static [Panel],
+}
+
+/// One panel.
+pub struct Panel {
+    /// How it looks.
+    pub shape: Shape,
+    /// Its width; the screen has 24.
+    pub width: u8,
+    /// Grafana's name of the unit.
+    pub unit: &'static str,
+    /// What stands above it.
+    pub title: &'static str,
+    /// What it says, and what to make of it.
+    pub description: &'static str,
+    /// What is asked.
+    pub queries: Queries,
+    /// From this value on it is red.
+    pub red: Option<f64>,
+}
+
+/// How a panel looks.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Shape {
+    /// The last value in large letters.
+    Stat,
+    /// The legend of the last value in large letters.
+    Word,
+    /// Lines over time.
+    Lines,
+    /// Areas on top of each other over time.
+    Stacked,
+    /// Buckets over time.
+    Heatmap,
+    /// A bar for each series.
+    Bars,
+    /// A line for each series, a column for each query.
+    Table,
+}
+
+/// What a panel asks.
+pub enum Queries {
+    /// Expressions, each with its legend.
+    Each(&'static [(&'static str, &'static str)]),
+    /// The median and higher quantiles of a histogram over all that is selected.
+    Quantiles(&'static str),
+    /// The observations of a histogram by bucket.
+    Buckets(&'static str),
+}
+
+const fn panel(
+    shape: Shape,
+    width: u8,
+    unit: &'static str,
+    title: &'static str,
+    description: &'static str,
+    queries: Queries,
+) -> Panel {
+    Panel { shape, width, unit, title, description, queries, red: None }
+}
+
+impl Panel {
+    const fn red_from(self, value: f64) -> Self {
+        Self { red: Some(value), ..self }
+    }
+}
+
+use Queries::{Buckets, Each, Quantiles};
+use Shape::{Bars, Heatmap, Lines, Stacked, Stat, Table, Word};
+
+/// The legend of what is told apart by server.
+const SERVER: &str = "{{server}} {{model}}";
+
+/// The table.
+pub static GROUPS: &[Group] = &[
+    Group {
+        title: "Overview",
+        panels: &[
+            panel(
+                Stat,
+                3,
+                "reqps",
+                "Requests",
+                "Inference requests answered in a second.",
+                Each(&[("sum(rate(llm_request_duration_seconds_count{@server}[@rate]))", "requests")]),
+            ),
+            panel(
+                Stat,
+                3,
+                "percentunit",
+                "Failed",
+                "Share of the inference requests that the server answered with a code from 500 up.",
+                Each(&[(
+                    "(sum(rate(llm_requests_total{@server,@inference,code=~\"5..\"}[@rate])) or 0 * sum(rate(llm_requests_total{@server,@inference}[@rate]))) / sum(rate(llm_requests_total{@server,@inference}[@rate]))",
+                    "failed",
+                )]),
+            )
+            .red_from(0.01),
+            panel(
+                Stat,
+                3,
+                "s",
+                "Duration, 95 %",
+                "95 of 100 requests were answered within this time, from arrival to the last byte.",
+                Each(&[(
+                    "histogram_quantile(0.95, sum by (le) (rate(llm_request_duration_seconds_bucket{@server}[@rate])))",
+                    "p95",
+                )]),
+            ),
+            panel(
+                Stat,
+                3,
+                "s",
+                "First token, 95 %",
+                "95 of 100 requests had their first token within this time (TTFT). The rules' budget is 2.5 s.",
+                Each(&[(
+                    "histogram_quantile(0.95, sum by (le) (rate(llm_time_to_first_token_seconds_bucket{@server}[@rate])))",
+                    "p95",
+                )]),
+            )
+            .red_from(2.5),
+            panel(
+                Stat,
+                3,
+                "s",
+                "Token gap, 95 %",
+                "95 of 100 gaps between two tokens of a request were shorter (ITL). The rules' budget is 0.1 s.",
+                Each(&[(
+                    "histogram_quantile(0.95, sum by (le) (rate(llm_inter_token_latency_seconds_bucket{@server}[@rate])))",
+                    "p95",
+                )]),
+            )
+            .red_from(0.1),
+            panel(
+                Stat,
+                3,
+                "short",
+                "Tokens per second",
+                "Tokens generated in a second, all requests together.",
+                Each(&[("sum(rate(llm_tokens_total{@server,type=\"generated\"}[@rate]))", "generated")]),
+            ),
+            panel(
+                Stat,
+                3,
+                "short",
+                "Waiting",
+                "Requests that wait for a slot, and connections that no thread of the server has taken up.",
+                Each(&[("sum(llm_queue_depth{@server})", "waiting")]),
+            ),
+            panel(
+                Stat,
+                3,
+                "percentunit",
+                "Fullest context",
+                "Positions held as a share of the context's size. Idle slots keep their positions for reuse, so a full one is no fault by itself.",
+                Each(&[("max(llm_context_utilisation_ratio{@server})", "used")]),
+            ),
+            panel(
+                Stacked,
+                8,
+                "reqps",
+                "Requests by code",
+                "Finished inference requests by status code. 499: the client went before the answer.",
+                Each(&[("sum by (code) (rate(llm_requests_total{@server,@inference}[@rate]))", "{{code}}")]),
+            ),
+            panel(
+                Lines,
+                8,
+                "s",
+                "Duration",
+                "From arrival to the last byte, inference requests only.",
+                Quantiles("llm_request_duration_seconds"),
+            ),
+            panel(
+                Stacked,
+                8,
+                "short",
+                "Tokens per second by type",
+                "Prompt tokens computed, prompt tokens reused from the cache, and tokens generated.",
+                Each(&[("sum by (type) (rate(llm_tokens_total{@server}[@rate]))", "{{type}}")]),
+            ),
+        ],
+    },
+    Group {
+        title: "Latency",
+        panels: &[
+            panel(
+                Heatmap,
+                12,
+                "s",
+                "Time between tokens",
+                "One observation a token. Two bands: some tokens wait, mostly for the prompt of another request in the same step.",
+                Buckets("llm_inter_token_latency_seconds"),
+            ),
+            panel(
+                Heatmap,
+                12,
+                "s",
+                "Time to the first token",
+                "One observation a request, from arrival; the queue is part of it.",
+                Buckets("llm_time_to_first_token_seconds"),
+            ),
+            panel(
+                Lines,
+                8,
+                "s",
+                "Token gap (ITL)",
+                "Gap between two consecutive tokens of one request. Steps and batches, below, say what a slow one waited for.",
+                Quantiles("llm_inter_token_latency_seconds"),
+            ),
+            panel(
+                Lines,
+                8,
+                "s",
+                "First token (TTFT)",
+                "From arrival to the first token. The phases say whether queue or prefill made it long.",
+                Quantiles("llm_time_to_first_token_seconds"),
+            ),
+            panel(
+                Lines,
+                8,
+                "s",
+                "Time per output token (TPOT)",
+                "Mean of a request's gaps, one observation a request.",
+                Quantiles("llm_time_per_output_token_seconds"),
+            ),
+            panel(
+                Stacked,
+                12,
+                "s",
+                "Mean request by phase",
+                "Queue: until the engine turns to the prompt. Prefill: until the first token. Decode: until the last.",
+                Each(&[(
+                    "sum by (phase) (rate(llm_request_phase_seconds_sum{@server}[@rate])) / sum by (phase) (rate(llm_request_phase_seconds_count{@server}[@rate]))",
+                    "{{phase}}",
+                )]),
+            ),
+            panel(
+                Lines,
+                12,
+                "s",
+                "Phases, 95 %",
+                "The phase that grows is the one to look at: queue (too few slots), prefill (long prompts, cold cache), decode (long answers, slow steps).",
+                Each(&[(
+                    "histogram_quantile(0.95, sum by (le, phase) (rate(llm_request_phase_seconds_bucket{@server}[@rate])))",
+                    "{{phase}}",
+                )]),
+            ),
+        ],
+    },
+    Group {
+        title: "Queue and slots",
+        panels: &[
+            panel(
+                Lines,
+                8,
+                "short",
+                "Requests in the server",
+                "In flight: without their answer. Waiting: of these, without a slot, and connections nobody has taken up.",
+                Each(&[
+                    ("sum by (server, model) (llm_requests_in_flight{@server})", "in flight {{server}}"),
+                    ("sum by (server, model) (llm_queue_depth{@server})", "waiting {{server}}"),
+                ]),
+            ),
+            panel(
+                Lines,
+                8,
+                "short",
+                "Slots",
+                "Busy slots and those the server has. All busy and a queue: more slots, another server, or shorter answers.",
+                Each(&[
+                    ("sum by (server, model) (llm_slots_busy{@server})", "busy {{server}}"),
+                    ("sum by (server, model) (llm_slots{@server})", "all {{server}}"),
+                ]),
+            ),
+            panel(
+                Stacked,
+                8,
+                "reqps",
+                "Ends of requests",
+                "Why inference requests ended: stop, length, tool calls, error, cancelled by the client, none given.",
+                Each(&[(
+                    "sum by (finish_reason) (rate(llm_requests_total{@server,@inference}[@rate]))",
+                    "{{finish_reason}}",
+                )]),
+            ),
+            panel(
+                Lines,
+                12,
+                "short",
+                "Prompt tokens of a request",
+                "Computed and reused ones together. Longer prompts make a longer prefill.",
+                Quantiles("llm_request_prompt_tokens"),
+            ),
+            panel(
+                Lines,
+                12,
+                "short",
+                "Generated tokens of a request",
+                "Longer answers hold a slot for longer.",
+                Quantiles("llm_request_generated_tokens"),
+            ),
+        ],
+    },
+    Group {
+        title: "Cache and context",
+        panels: &[
+            panel(
+                Lines,
+                8,
+                "percentunit",
+                "Prompt tokens from the cache",
+                "Share of the prompt tokens that were reused. Falls when prompts change at their beginning, or slots take turns.",
+                Each(&[
+                    (
+                        "sum by (server, model) (rate(llm_tokens_total{@server,type=\"cached\"}[@rate])) / sum by (server, model) (rate(llm_tokens_total{@server,type=~\"cached|prompt\"}[@rate]))",
+                        SERVER,
+                    ),
+                    (
+                        "max by (server, model) (llm_cache_hit_ratio{@server})",
+                        "5 minutes, {{server}} {{model}}",
+                    ),
+                ]),
+            ),
+            panel(
+                Lines,
+                8,
+                "percentunit",
+                "Context used",
+                "Positions held as a share of the context, all slots together; idle slots keep theirs for reuse.",
+                Each(&[("max by (server, model) (llm_context_utilisation_ratio{@server})", SERVER)]),
+            ),
+            panel(
+                Lines,
+                8,
+                "short",
+                "Context in tokens",
+                "Positions held, and what the context can hold.",
+                Each(&[
+                    ("sum by (server, model) (llm_context_used_tokens{@server})", "used {{server}}"),
+                    ("sum by (server, model) (llm_context_size_tokens{@server})", "size {{server}}"),
+                ]),
+            ),
+            panel(
+                Lines,
+                8,
+                "short",
+                "Context by slot",
+                "Positions held by each slot, and what one slot can hold.",
+                Each(&[
+                    (
+                        "max by (server, model, slot) (llm_slot_context_used_tokens{@server})",
+                        "slot {{slot}} {{server}}",
+                    ),
+                    ("max by (server, model) (llm_slot_context_size_tokens{@server})", "size {{server}}"),
+                ]),
+            ),
+            panel(
+                Lines,
+                8,
+                "short",
+                "Kept for reuse",
+                "Positions that idle slots keep for the next request with the same beginning.",
+                Each(&[("sum by (server, model) (llm_context_resident_tokens{@server})", SERVER)]),
+            ),
+            panel(
+                Lines,
+                8,
+                "short",
+                "Context exceeded",
+                "Each second: requests refused as too long, answers cut for want of context, and running requests whose oldest tokens were cut.",
+                Each(&[
+                    ("sum(rate(llm_context_overflows_total{@server}[@rate]))", "refused"),
+                    ("sum(rate(llm_context_truncations_total{@server}[@rate]))", "cut"),
+                    ("sum(rate(llm_context_shifts_total{@server}[@rate]))", "shifted"),
+                ]),
+            ),
+        ],
+    },
+    Group {
+        title: "Users and cost",
+        panels: &[
+            panel(
+                Stat,
+                6,
+                "short",
+                "Users",
+                "Users that are told apart; the rest is counted as `other`.",
+                Each(&[("sum(llm_users{@host})", "users")]),
+            ),
+            panel(
+                Stat,
+                6,
+                "currencyUSD",
+                "Cost of the requests",
+                "In the range shown, on each basis that has a price: tokens from the price list, host by the engine's time.",
+                Each(&[("sum by (basis) (increase(llm_cost_dollars_total{@server}[@range]))", "{{basis}}")]),
+            ),
+            panel(
+                Stat,
+                6,
+                "currencyUSD",
+                "Cost of idle time",
+                "What the host cost in the range shown while no engine worked. Only with --host-price.",
+                Each(&[("sum(increase(llm_idle_cost_dollars_total{@host}[@range]))", "idle")]),
+            ),
+            panel(
+                Stat,
+                6,
+                "short",
+                "Tokens per dollar",
+                "Tokens of all types over the last 5 minutes.",
+                Each(&[("max by (basis) (llm_tokens_per_dollar{@server})", "{{basis}}")]),
+            ),
+            panel(
+                Stacked,
+                8,
+                "short",
+                "Tokens per second by user",
+                "The ten users with the most, prompt and generated tokens together; reused ones count.",
+                Each(&[("topk(10, sum by (user) (rate(llm_tokens_total{@server}[@rate])))", "{{user}}")]),
+            ),
+            panel(
+                Stacked,
+                8,
+                "percentunit",
+                "Engine time by user",
+                "Share of the time that the engines work for a user; each decode call is split by the tokens in it.",
+                Each(&[("topk(10, sum by (user) (rate(llm_engine_seconds_total{@server}[@rate])))", "{{user}}")]),
+            ),
+            panel(
+                Stacked,
+                8,
+                "currencyUSD",
+                "Dollars per hour",
+                "By user and basis, and idle time. On the basis host, users and idle time together are the host's price.",
+                Each(&[
+                    (
+                        "topk(10, 3600 * sum by (user, basis) (rate(llm_cost_dollars_total{@server}[@rate])))",
+                        "{{user}} ({{basis}})",
+                    ),
+                    ("3600 * sum(rate(llm_idle_cost_dollars_total{@host}[@rate]))", "idle (host)"),
+                ]),
+            ),
+            panel(
+                Table,
+                24,
+                "short",
+                "Users in the range shown",
+                "Tokens by type, seconds of engine time, and dollars.",
+                Each(&[
+                    ("sum by (user) (increase(llm_tokens_total{@server,type=\"prompt\"}[@range]))", "prompt"),
+                    ("sum by (user) (increase(llm_tokens_total{@server,type=\"cached\"}[@range]))", "cached"),
+                    ("sum by (user) (increase(llm_tokens_total{@server,type=\"generated\"}[@range]))", "generated"),
+                    ("sum by (user) (increase(llm_engine_seconds_total{@server}[@range]))", "engine seconds"),
+                    ("sum by (user) (increase(llm_cost_dollars_total{@server,basis=\"tokens\"}[@range]))", "dollars (tokens)"),
+                    ("sum by (user) (increase(llm_cost_dollars_total{@server,basis=\"host\"}[@range]))", "dollars (host)"),
+                ]),
+            ),
+        ],
+    },
+    Group {
+        title: "Answers",
+        panels: &[
+            panel(
+                Lines,
+                12,
+                "percentunit",
+                "Wasted tokens",
+                "Share of the generated tokens that came after the client had gone. Clients that time out and try again make it grow.",
+                Each(&[(
+                    "sum by (server, model) (rate(llm_wasted_tokens_total{@server}[@rate])) / sum by (server, model) (rate(llm_tokens_total{@server,type=\"generated\"}[@rate]))",
+                    SERVER,
+                )]),
+            ),
+            panel(
+                Lines,
+                12,
+                "reqps",
+                "Answers without use",
+                "Empty: without text. Refused: with a phrase of --refusal-file. Whether an answer is true cannot be seen from outside.",
+                Each(&[
+                    ("sum(rate(llm_empty_answers_total{@server}[@rate]))", "empty"),
+                    ("sum(rate(llm_refusals_total{@server}[@rate]))", "refused"),
+                ]),
+            ),
+        ],
+    },
+    Group {
+        title: "Engine",
+        panels: &[
+            panel(
+                Lines,
+                8,
+                "short",
+                "Decode calls per second",
+                "Steps of the engine; each serves all slots with work.",
+                Each(&[(
+                    "sum by (server, model) (rate(llm_batch_tokens_count{@server}[@rate]))",
+                    SERVER,
+                )]),
+            ),
+            panel(
+                Lines,
+                8,
+                "short",
+                "Tokens per decode call",
+                "Mean and quantiles. Mostly 1: requests come one at a time. Near n_batch: prompts fill the steps, and others' tokens wait.",
+                Each(&[
+                    (
+                        "sum(rate(llm_batch_tokens_sum{@server}[@rate])) / sum(rate(llm_batch_tokens_count{@server}[@rate]))",
+                        "mean",
+                    ),
+                    (
+                        "histogram_quantile(0.5, sum by (le) (rate(llm_batch_tokens_bucket{@server}[@rate])))",
+                        "p50",
+                    ),
+                    (
+                        "histogram_quantile(0.95, sum by (le) (rate(llm_batch_tokens_bucket{@server}[@rate])))",
+                        "p95",
+                    ),
+                ]),
+            ),
+            panel(
+                Lines,
+                8,
+                "s",
+                "Decode step",
+                "From the entry of a decode call to the first look at its logits.",
+                Quantiles("llm_decode_step_seconds"),
+            ),
+            panel(
+                Lines,
+                12,
+                "short",
+                "Tokens per second by server",
+                "Generated tokens over the last 5 minutes; idle time counts.",
+                Each(&[("sum by (server, model) (llm_tokens_per_second{@server})", SERVER)]),
+            ),
+            panel(
+                Lines,
+                12,
+                "percentunit",
+                "Drafts accepted",
+                "Share of the tokens guessed by speculative decoding that were right. Low: guessing costs more than it saves.",
+                Each(&[(
+                    "sum by (server, model) (rate(llm_draft_tokens_total{@server,outcome=\"accepted\"}[@rate])) / sum by (server, model) (rate(llm_draft_tokens_total{@server}[@rate]))",
+                    SERVER,
+                )]),
+            ),
+            panel(
+                Heatmap,
+                12,
+                "s",
+                "Decode steps",
+                "The band of single tokens is the floor of the token gap; what lies above are prompts and large batches.",
+                Buckets("llm_decode_step_seconds"),
+            ),
+            panel(
+                Heatmap,
+                12,
+                "short",
+                "Tokens of the decode calls",
+                "How well steps are filled.",
+                Buckets("llm_batch_tokens"),
+            ),
+            panel(
+                Table,
+                24,
+                "short",
+                "Models",
+                "What each server serves, from the header of the model's file.",
+                Each(&[("llm_model_info{@server}", "")]),
+            ),
+        ],
+    },
+    Group {
+        title: "The agent itself",
+        panels: &[
+            panel(
+                Stat,
+                4,
+                "short",
+                "Servers observed",
+                "llama.cpp processes under observation.",
+                Each(&[("sum(llamaprobe_targets{@host})", "observed")]),
+            ),
+            panel(
+                Stat,
+                4,
+                "short",
+                "Not observable",
+                "llama.cpp processes that cannot be observed; `llamaprobe plan` says why.",
+                Each(&[("sum(llamaprobe_unobservable_processes{@host})", "not observable")]),
+            )
+            .red_from(1.0),
+            panel(
+                Stat,
+                4,
+                "short",
+                "Lost in the last hour",
+                "What was seen but not counted or written, and requests that were given up.",
+                Each(&[(
+                    "sum(increase(llamaprobe_lost_total{@host}[1h])) + sum(increase(llamaprobe_log_lines_lost_total{@host}[1h])) + sum(increase(llamaprobe_requests_given_up_total{@host}[1h]))",
+                    "lost",
+                )]),
+            )
+            .red_from(1.0),
+            panel(
+                Stat,
+                4,
+                "short",
+                "Not attached",
+                "Probes that the kernel refused since the agent's start; its log says which and why.",
+                Each(&[("sum(llamaprobe_attach_failures_total{@host})", "failures")]),
+            )
+            .red_from(1.0),
+            panel(
+                Stat,
+                4,
+                "s",
+                "Running for",
+                "Time since the agent started.",
+                Each(&[("min(time() - process_start_time_seconds{@host})", "up")]),
+            ),
+            panel(
+                Word,
+                4,
+                "none",
+                "Version",
+                "The agent's version.",
+                Each(&[("max by (version, arch) (llamaprobe_build_info{@host})", "{{version}} {{arch}}")]),
+            ),
+            panel(
+                Lines,
+                8,
+                "percentunit",
+                "Overhead",
+                "Share of wall time that a server's threads spend in probes: hits times the measured price of one.",
+                Each(&[("max by (server, model) (llamaprobe_overhead_ratio{@server})", SERVER)]),
+            )
+            .red_from(0.02),
+            panel(
+                Lines,
+                8,
+                "percentunit",
+                "CPU of the agent",
+                "Share of one core.",
+                Each(&[("rate(process_cpu_seconds_total{@host,job=~\"$job\"}[@rate])", "{{instance}}")]),
+            ),
+            panel(
+                Lines,
+                8,
+                "bytes",
+                "Memory of the agent",
+                "Resident memory.",
+                Each(&[("process_resident_memory_bytes{@host,job=~\"$job\"}", "{{instance}}")]),
+            ),
+            panel(
+                Lines,
+                8,
+                "short",
+                "Losses by reason",
+                "What was seen but could not be counted, each second.",
+                Each(&[("sum by (reason) (rate(llamaprobe_lost_total{@host}[@rate]))", "{{reason}}")]),
+            ),
+            panel(
+                Lines,
+                8,
+                "short",
+                "Hits by probe",
+                "How often each probe fires in a second. Attached and without hits while the server works: this build does not call the function.",
+                Each(&[("sum by (probe) (rate(llamaprobe_probe_hits_total{@server}[@rate]))", "{{probe}}")]),
+            ),
+            panel(
+                Stacked,
+                8,
+                "short",
+                "Slots joined to requests",
+                "Exact: it is known which request ran on the slot. Unmatched: it is not.",
+                Each(&[("sum by (method) (rate(llamaprobe_join_total{@server}[@rate]))", "{{method}}")]),
+            ),
+            panel(
+                Bars,
+                12,
+                "short",
+                "Probes",
+                "1 for an attached probe; 0 with the role's name where none serves it, and what it measures is absent.",
+                Each(&[("min by (server, probe) (llamaprobe_probe_attached{@server})", "{{probe}} {{server}}")]),
+            ),
+            panel(
+                Lines,
+                6,
+                "short",
+                "Entries of kernel maps",
+                "Those that grow with the work. One that only grows is a defect.",
+                Each(&[("sum by (map) (llamaprobe_map_entries{@host})", "{{map}}")]),
+            ),
+            panel(
+                Bars,
+                6,
+                "s",
+                "Price of a hit",
+                "Measured at the agent's start, by how the kernel executes the probed instruction.",
+                Each(&[("max by (stepping) (llamaprobe_probe_price_seconds{@host})", "{{stepping}}")]),
+            ),
+        ],
+    },
+];
