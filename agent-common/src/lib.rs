@@ -6,6 +6,7 @@
 #![no_std]
 
 pub mod batch;
+pub mod call;
 pub mod cookie;
 pub mod event;
 pub mod histogram;

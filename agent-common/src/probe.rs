@@ -1,9 +1,9 @@
-//! The identity of each probe: one id a symbol of llama.cpp that the agent can hook.
+//! The identity of each probe: one id a symbol of llama.cpp, or of what it speaks TLS with, that the agent can hook.
 
 /// Defines [`ProbeId`], its count and its names from one list.
 macro_rules! probes {
     ($($(#[$doc:meta])* $variant:ident = $name:literal,)+) => {
-        /// A function of llama.cpp that can be hooked. The number is the index into
+        /// A function that can be hooked. The number is the index into
         /// [`TargetStats::hits`](crate::target::TargetStats::hits).
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
         #[repr(u8)]
@@ -64,6 +64,12 @@ probes! {
     WaitingTask = "add_waiting_task_id",
     /// `server_response::add_waiting_task_ids`, from ~b8640.
     WaitingTasks = "add_waiting_task_ids",
+    /// `SSL_read` of OpenSSL and its kin, at its entry and at its return: two hits a call.
+    SslRead = "ssl_read",
+    /// `SSL_write` of OpenSSL and its kin.
+    SslWrite = "ssl_write",
+    /// `SSL_accept` of OpenSSL and its kin.
+    SslAccept = "ssl_accept",
 }
 
 impl ProbeId {

@@ -6,11 +6,13 @@ use crate::plain;
 pub const READ_BYTES: usize = 1024;
 /// Reads of one request that are looked at.
 pub const READS: u32 = 8;
-/// A read this short is looked at even when it is not among the first, up to [`SHORT_READS`]: a slow client sends its
-/// head in such pieces.
-pub const SHORT_READ: u32 = 64;
-/// See [`SHORT_READ`].
-pub const SHORT_READS: u32 = 256;
+/// Reads up to this long are gathered before they are told: a slow client sends its head in such pieces, and over TLS
+/// the server reads it byte by byte.
+pub const SHORT_READ: u32 = 63;
+/// Bytes that are gathered.
+pub const GATHERED: u32 = READ_BYTES as u32;
+/// The longest piece that is added to them at once, and what is kept of the end of a longer one.
+pub const PIECE_BYTES: usize = 512;
 /// Bytes of a write that are looked at: a status line with its fields, or the begin of an answer.
 pub const WRITE_BYTES: usize = 512;
 /// Writes of one answer that are looked at; of what follows only the end.
@@ -84,8 +86,27 @@ pub struct Connection {
     pub peer: Peer,
     /// 1 once the client has closed it.
     pub gone: u32,
+    /// [`Connection::ADOPTED`] and the like.
+    pub flags: u32,
+    /// How many bytes are gathered.
+    pub gathered_len: u32,
+    /// What its bytes pass through: 0 when that is not known yet, [`Connection::PLAIN`], else the address of the TLS
+    /// session. A thread that serves a connection may have sessions of its own, as a client.
+    pub session: u64,
+    /// Bytes that were read and are not told yet; with [`Connection::GAP`] the end of all that was read.
+    pub gathered: [u8; GATHERED as usize + PIECE_BYTES],
     /// Ends of the last two substantial writes.
     pub tails: [[u8; TAIL_BYTES]; 2],
+}
+
+impl Connection {
+    /// It was open before the agent came: which thread serves it is not known.
+    pub const ADOPTED: u32 = 1;
+    /// Bytes of the request under way were read that are not told.
+    pub const GAP: u32 = 2;
+
+    /// The session of a connection without TLS.
+    pub const PLAIN: u64 = 1;
 }
 
 /// What an event is about; the first field of each.
@@ -104,15 +125,17 @@ pub enum RequestEventKind {
     SlotStart = 5,
     /// [`SlotEndEvent`]
     SlotEnd = 6,
+    /// [`ReadEvent`] of the end of a request whose bytes are not all told.
+    ReadTail = 7,
 }
 
 /// Bytes of a request were read.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct ReadEvent {
-    /// [`RequestEventKind::Read`]
+    /// [`RequestEventKind::Read`] or [`RequestEventKind::ReadTail`]
     pub kind: u32,
-    /// Which read of the request, from 0.
+    /// Which event of the kind, from 0; a tail has none.
     pub index: u32,
     /// The request.
     pub request: RequestKey,
@@ -290,7 +313,7 @@ plain!(
     ConnectionKey = 8,
     RequestKey = 16,
     Peer = 20,
-    Connection = 96 + 2 * TAIL_BYTES,
+    Connection = 112 + GATHERED as usize + PIECE_BYTES + 2 * TAIL_BYTES,
     ReadEvent = 72 + READ_BYTES,
     WriteEvent = 48 + WRITE_BYTES + TAIL_BYTES,
     EndEvent = 64 + 2 * TAIL_BYTES,

@@ -10,13 +10,14 @@ use llamaprobe_common::{
     loss::Loss,
     request::{
         Connection, ConnectionKey, EndEvent, EndReason, Peer, READ_BYTES, READS, ReadEvent, RequestEventKind,
-        RequestKey, SHORT_READ, SHORT_READS, SUBSTANTIAL, TAIL_BYTES, WRITE_BYTES, WriteEvent,
+        RequestKey, SHORT_READ, SUBSTANTIAL, TAIL_BYTES, WRITE_BYTES, WriteEvent,
     },
 };
 
 use crate::{
     arguments::read,
-    maps::{BLANK_CONNECTION, CONNECTIONS, PEERS, REQUEST_EVENTS, THREADS},
+    gather,
+    maps::{BLANK_CONNECTION, CALLS, CONNECTIONS, PEERS, REQUEST_EVENTS, THREADS},
     target::Target,
 };
 
@@ -90,6 +91,8 @@ fn begin(state: &mut Connection, now: u64) {
     state.writes = 0;
     state.sequence = -1;
     state.tail_len = [0; 2];
+    state.flags &= !Connection::GAP;
+    state.gathered_len = 0;
 }
 
 /// The request under way of a connection that the running thread serves; one whose bytes came together with the
@@ -105,7 +108,11 @@ pub fn served(target: &Target, now: u64) -> Option<RequestKey> {
     if state.arrived_ns == 0 {
         begin(state, now);
     }
-    Some(request(key, state))
+    let request = request(key, state);
+    if let Err(loss) = gather::tell(request, state, now) {
+        target.lose(loss);
+    }
+    Some(request)
 }
 
 /// Bytes were read.
@@ -115,40 +122,67 @@ pub fn on_read(target: &Target, key: ConnectionKey, buffer: u64, len: u32, now: 
     if state.arrived_ns != 0 && state.writes > 0 {
         end(target, key, state, EndReason::NextRequest, now);
     }
-    if state.arrived_ns == 0 {
+    let first = state.arrived_ns == 0;
+    if first {
         begin(state, now);
         // Which thread serves it: the tasks that this thread makes are the request's.
-        THREADS.insert(bpf_get_current_pid_tgid(), key, 0).map_err(|_| Loss::ThreadsFull)?;
-    }
-    let index = state.reads;
-    if index == 0 {
+        serve(state, key)?;
         take_up(key, now);
     }
-    state.reads += 1;
     state.bytes_in += u64::from(len);
-    if index >= READS && (len > SHORT_READ || index >= SHORT_READS) {
-        return Ok(());
+    let (keeps, whole) = (target.keeps_payload(), state.flags & Connection::GAP == 0);
+    if !first && keeps && whole && len <= SHORT_READ {
+        if !gather::has_room(state, len) {
+            gather::tell(request(key, state), state, now)?;
+        }
+        return gather::add(state, buffer, len);
+    }
+    if whole {
+        gather::tell(request(key, state), state, now)?;
+    }
+    if !whole || state.reads >= READS {
+        return if keeps { gather::add_end(state, buffer, len) } else { Ok(()) };
     }
     let mut entry: RingBufEntry<ReadEvent> = REQUEST_EVENTS.reserve(0).ok_or(Loss::RingFull)?;
     let event = entry.as_mut_ptr();
-    // SAFETY: `event` points to the reserved entry; all of it is written.
-    unsafe {
+    // SAFETY: `event` points to the reserved entry; all of it is written that is counted.
+    let copied = unsafe {
         (*event).kind = RequestEventKind::Read as u32;
-        (*event).index = index;
+        (*event).index = state.reads;
         (*event).request = request(key, state);
         (*event).at_ns = now;
         (*event).unread_ns = state.unread_ns;
         (*event).len = len;
         (*event).peer = state.peer;
         (*event).reserved = 0;
-        (*event).copied = if target.keeps_payload() {
-            copy::<READ_BYTES>((&raw mut (*event).data).cast(), buffer, u64::from(len))
-        } else {
-            0
-        };
-    }
+        let data = (&raw mut (*event).data).cast();
+        let copied = if keeps { copy::<READ_BYTES>(data, buffer, u64::from(len)) } else { 0 };
+        (*event).copied = copied;
+        copied
+    };
     entry.submit(0);
-    Ok(())
+    state.reads += 1;
+    if keeps && copied < len { gather::add_end(state, buffer, len) } else { Ok(()) }
+}
+
+/// The running thread serves a connection.
+#[inline(always)]
+pub fn serve(state: &mut Connection, key: ConnectionKey) -> Result<(), Loss> {
+    state.flags &= !Connection::ADOPTED;
+    THREADS.insert(bpf_get_current_pid_tgid(), key, 0).map_err(|_| Loss::ThreadsFull)
+}
+
+/// The connection that the running thread serves, if `session` is what its bytes pass through; the first session that
+/// the thread uses is.
+#[inline(always)]
+pub fn of_session(session: u64) -> Option<ConnectionKey> {
+    // SAFETY: the entry is written by this thread only.
+    let &key = unsafe { THREADS.get(bpf_get_current_pid_tgid()) }?;
+    let state = find(key)?;
+    if state.session == 0 {
+        state.session = session;
+    }
+    (state.session == session).then_some(key)
 }
 
 /// Bytes are about to be written.
@@ -175,6 +209,9 @@ pub fn on_write(target: &Target, key: ConnectionKey, buffer: u64, len: u64, now:
         begin(state, now);
     }
     let index = state.writes;
+    if index == 0 {
+        gather::tell(request(key, state), state, now)?;
+    }
     state.writes += 1;
     state.bytes_out += len;
     state.last_write_ns = now;
@@ -222,7 +259,9 @@ pub fn on_close(target: &Target, key: ConnectionKey, gone: bool, now: u64) {
             let _ = PEERS.remove(state.peer);
         }
         let _ = CONNECTIONS.remove(key);
-        let _ = THREADS.remove(bpf_get_current_pid_tgid());
+        let thread = bpf_get_current_pid_tgid();
+        let _ = THREADS.remove(thread);
+        let _ = CALLS.remove(thread);
     }
 }
 
@@ -230,6 +269,9 @@ pub fn on_close(target: &Target, key: ConnectionKey, gone: bool, now: u64) {
 #[inline(always)]
 fn end(target: &Target, key: ConnectionKey, state: &mut Connection, reason: EndReason, now: u64) {
     let request = request(key, state);
+    if let Err(loss) = gather::tell(request, state, now) {
+        target.lose(loss);
+    }
     state.arrived_ns = 0;
     state.unread_ns = 0;
     let Some(mut entry) = REQUEST_EVENTS.reserve::<EndEvent>(0) else {

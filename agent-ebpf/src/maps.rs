@@ -6,21 +6,12 @@ use aya_ebpf::{
 };
 use llamaprobe_common::{
     batch::{Context, ContextKey},
+    call::Call,
     request::{Connection, ConnectionKey, Peer, RequestKey},
     sequence::{Sequence, SequenceKey},
     target::{MAX_TARGETS, TargetConfig, TargetStats},
     task::TaskKey,
 };
-
-/// A call under way that fills a buffer: the connection and where the bytes will be.
-#[derive(Clone, Copy)]
-#[repr(C)]
-pub struct Call {
-    /// The connection.
-    pub key: ConnectionKey,
-    /// Address in the target.
-    pub buffer: u64,
-}
 
 /// The observed processes by thread group id. Who is not here is not measured.
 #[map]

@@ -28,7 +28,7 @@ use crate::{
     bpf::{self, Kernel, calibrate::Prices, events},
     cli::{Options, billing::BillingOptions},
     discovery::Scanner,
-    doctor::NEEDED,
+    doctor::{self, KernelVersion, NEEDED, Roots},
     export::{
         compat::Dialect,
         http::{self, Question},
@@ -74,6 +74,8 @@ struct Agent {
     /// Under whose names metrics are published, too.
     compat: Vec<Dialect>,
     attach_failures: u64,
+    /// Release of the running kernel.
+    release: Option<KernelVersion>,
     /// The sockets could not be followed, which was said.
     deaf: bool,
     started: SystemTime,
@@ -211,6 +213,7 @@ impl Agent {
             unobservable: BTreeMap::new(),
             prices: None,
             attach_failures: 0,
+            release: doctor::kernel_version(&Roots::default()),
             deaf: false,
             started: SystemTime::now(),
             ready: false,
@@ -253,11 +256,17 @@ impl Agent {
     fn tick(&mut self) {
         let now = Instant::now();
         self.session.unsettled(now).into_iter().for_each(|pid| self.look(pid));
+        for request in self.session.half_answered() {
+            let answer = self.kernel.answer_so_far(request);
+            let records = answer.map(|answer| self.session.answered(now, answer)).unwrap_or_default();
+            self.tell(&records);
+        }
         let overdue = self.session.expire(now, monotonic_ns());
         self.tell(&overdue);
         self.session.forget_ended(now);
         self.kernel.detach_idle();
         self.follow_sockets();
+        self.follow_sessions();
         for (path, fault) in self.scanner.take_faults() {
             warn!(path = %path.display(), fault, "a file that processes map cannot be read");
         }

@@ -20,14 +20,15 @@ pub fn processes(roots: &Roots, only: &[u32]) -> Report {
     let all = || scanner.processes().unwrap_or_default();
     let mut pids = if only.is_empty() { all() } else { only.to_vec() };
     pids.sort_unstable();
+    let kernel = doctor::kernel_version(roots);
     let mut report = Report::default();
     for pid in pids {
         match scanner.look(pid) {
-            Look::Found(target) => report.processes.extend(ProcessReport::of(
-                &target,
-                &plan(&target.plain_images()),
-                virtual_machine,
-            )),
+            Look::Found(target) => {
+                let no_return = kernel.and_then(|kernel| doctor::no_return_probe(target.seccomp, kernel));
+                let verdict = plan(&target.plain_images()).without_return_probes(no_return);
+                report.processes.extend(ProcessReport::of(&target, &verdict, virtual_machine));
+            }
             Look::Opaque { comm } => report.processes.push(ProcessReport::opaque(pid, comm)),
             Look::Closed => report.closed += 1,
             Look::Nothing => {}

@@ -1,6 +1,5 @@
 //! A client that names each of its requests by a trace id, so that the agent's line about it can be found.
 
-use std::net::SocketAddr;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -8,7 +7,7 @@ use anyhow::{Context as _, Result};
 use serde::Deserialize as _;
 use serde_json::Value;
 
-use crate::http::{Connection, Reply};
+use crate::http::{Connection, Endpoint, Reply};
 use crate::request_log::TraceId;
 use crate::traffic::{Fate, Timings};
 
@@ -56,11 +55,11 @@ impl Call {
     }
 
     /// Sends it over `kept`, or over a new connection which `kept` holds afterwards if it can be used again.
-    pub fn send(&self, address: SocketAddr, kept: &mut Option<Connection>) -> Result<Answer> {
+    pub fn send(&self, endpoint: impl Into<Endpoint>, kept: &mut Option<Connection>) -> Result<Answer> {
         let context = || format!("{} {} ({:?}, trace {})", self.method, self.path, self.fate, self.trace);
         let mut connection = match kept.take() {
             Some(connection) => connection,
-            None => Connection::open(address).with_context(context)?,
+            None => Connection::open(endpoint).with_context(context)?,
         };
         let close = if self.one_shot { "Connection: close\r\n" } else { "" };
         let headers = format!("{}{close}{}", self.trace.header(), self.headers);
@@ -153,14 +152,15 @@ impl Tokens {
 }
 
 /// Sends `calls` from `clients` threads at once, each keeping its connection as long as it can.
-pub fn run(address: SocketAddr, calls: &[Call], clients: usize) -> Result<Vec<Answer>> {
+pub fn run(endpoint: impl Into<Endpoint>, calls: &[Call], clients: usize) -> Result<Vec<Answer>> {
+    let endpoint = &endpoint.into();
     thread::scope(|scope| {
         let threads: Vec<_> = (0..clients)
             .map(|client| {
                 let own = calls.iter().skip(client).step_by(clients);
                 scope.spawn(move || {
                     let mut connection = None;
-                    own.map(|call| call.send(address, &mut connection)).collect::<Result<Vec<_>>>()
+                    own.map(|call| call.send(endpoint.clone(), &mut connection)).collect::<Result<Vec<_>>>()
                 })
             })
             .collect();

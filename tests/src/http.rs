@@ -1,11 +1,16 @@
 //! A small HTTP/1.1 client: JSON in, a plain body or a stream of server-sent events out.
 
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::fmt;
+use std::io::{BufRead as _, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
+
+use crate::tls::Identity;
 
 /// No answer of a test takes longer than this.
 const TIMEOUT: Duration = Duration::from_secs(120);
@@ -40,16 +45,47 @@ impl Reply {
     }
 }
 
+/// Where a server is reached, and how.
+#[derive(Clone, Debug)]
+pub enum Endpoint {
+    /// TCP.
+    Tcp(SocketAddr),
+    /// TLS over TCP.
+    Tls(SocketAddr, Identity),
+    /// A unix socket.
+    Unix(PathBuf),
+}
+
+impl From<SocketAddr> for Endpoint {
+    fn from(address: SocketAddr) -> Self {
+        Self::Tcp(address)
+    }
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) | Self::Tls(address, _) => address.fmt(f),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// What a connection's bytes go through.
+trait Stream: Read + Write + fmt::Debug + Send {}
+
+impl<T: Read + Write + fmt::Debug + Send> Stream for T {}
+
 /// Gets `path` over a connection of its own.
-pub fn get(address: SocketAddr, path: &str) -> Result<Reply> {
-    let mut connection = Connection::open(address)?;
+pub fn get(endpoint: impl Into<Endpoint>, path: &str) -> Result<Reply> {
+    let mut connection = Connection::open(endpoint)?;
     connection.send("GET", path, "")?;
     connection.receive(None)
 }
 
 /// Posts JSON over a connection of its own.
-pub fn post(address: SocketAddr, path: &str, body: &Value) -> Result<Reply> {
-    let mut connection = Connection::open(address)?;
+pub fn post(endpoint: impl Into<Endpoint>, path: &str, body: &Value) -> Result<Reply> {
+    let mut connection = Connection::open(endpoint)?;
     connection.send("POST", path, &body.to_string())?;
     connection.receive(None)
 }
@@ -57,17 +93,33 @@ pub fn post(address: SocketAddr, path: &str, body: &Value) -> Result<Reply> {
 /// A connection that can carry several requests, one after the other.
 #[derive(Debug)]
 pub struct Connection {
-    stream: BufReader<TcpStream>,
-    address: SocketAddr,
+    stream: BufReader<Box<dyn Stream>>,
+    host: String,
 }
 
 impl Connection {
     /// Connects.
-    pub fn open(address: SocketAddr) -> Result<Self> {
-        let stream = TcpStream::connect_timeout(&address, TIMEOUT).context("cannot connect")?;
-        stream.set_read_timeout(Some(TIMEOUT))?;
-        stream.set_nodelay(true)?;
-        Ok(Self { stream: BufReader::new(stream), address })
+    pub fn open(endpoint: impl Into<Endpoint>) -> Result<Self> {
+        let tcp = |address| {
+            let stream = TcpStream::connect_timeout(address, TIMEOUT).context("cannot connect")?;
+            stream.set_read_timeout(Some(TIMEOUT))?;
+            stream.set_nodelay(true)?;
+            Ok::<_, anyhow::Error>(stream)
+        };
+        let endpoint = endpoint.into();
+        let stream: Box<dyn Stream> = match &endpoint {
+            Endpoint::Tcp(address) => Box::new(tcp(address)?),
+            Endpoint::Tls(address, identity) => Box::new(identity.connect(*address, tcp(address)?)?),
+            Endpoint::Unix(path) => {
+                let stream = UnixStream::connect(path).context("cannot connect")?;
+                stream.set_read_timeout(Some(TIMEOUT))?;
+                Box::new(stream)
+            }
+        };
+        // A path is no host.
+        let host =
+            if let Endpoint::Unix(_) = endpoint { "localhost".to_owned() } else { endpoint.to_string() };
+        Ok(Self { stream: BufReader::new(stream), host })
     }
 
     /// Sends a request.
@@ -77,12 +129,37 @@ impl Connection {
 
     /// Sends a request with more `headers`: whole lines, each with its end.
     pub fn send_with(&mut self, method: &str, path: &str, headers: &str, body: &str) -> Result<()> {
-        let (address, length) = (self.address, body.len());
+        let (host, length) = (&self.host, body.len());
         let head = format!(
-            "{method} {path} HTTP/1.1\r\nHost: {address}\r\nContent-Type: application/json\r\n{headers}"
+            "{method} {path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n{headers}"
         );
         let request = format!("{head}Content-Length: {length}\r\n\r\n{body}");
         self.stream.get_mut().write_all(request.as_bytes()).context("cannot send")
+    }
+
+    /// The same, with the end of the body in pieces: they begin so many bytes before its end. Between two pieces the
+    /// server has time to read.
+    pub fn send_in_pieces(
+        &mut self,
+        method: &str,
+        path: &str,
+        headers: &str,
+        body: &str,
+        ends: &[usize],
+    ) -> Result<()> {
+        const PAUSE: Duration = Duration::from_millis(30);
+        let (host, length) = (&self.host, body.len());
+        let head = format!("{method} {path} HTTP/1.1\r\nHost: {host}\r\n{headers}");
+        let request = format!("{head}Content-Length: {length}\r\n\r\n{body}");
+        let starts = ends.iter().map(|end| request.len().saturating_sub(*end));
+        let mut from = 0;
+        for to in starts.chain([request.len()]) {
+            self.stream.get_mut().write_all(&request.as_bytes()[from..to]).context("cannot send")?;
+            self.stream.get_mut().flush()?;
+            from = to;
+            std::thread::sleep(PAUSE);
+        }
+        Ok(())
     }
 
     /// Receives the answer, up to its end or up to its event number `events`.

@@ -1,15 +1,17 @@
 //! How a llama-server is started: from which executable, through which command, at which address.
 
 use std::ffi::OsString;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 
 use crate::assets::{Assets, Build};
+use crate::http::Endpoint;
 use crate::process::tied;
 use crate::server::{LlamaServer, free_address};
+use crate::tls::Identity;
 
 /// Everything that starting a server takes, so that it can be started again.
 #[derive(Clone, Debug)]
@@ -18,18 +20,20 @@ pub struct Launch {
     executable: PathBuf,
     model: PathBuf,
     arguments: Vec<String>,
-    address: SocketAddr,
+    endpoint: Endpoint,
 }
 
 impl Launch {
     /// A build where it was unpacked, with `--metrics` and `arguments`, on a free port.
     pub fn new(build: Build, model: &Path, arguments: &[&str]) -> Result<Self> {
+        let executable = Assets::locate()?.llama_server(build);
+        ensure!(executable.is_file(), "{} is missing: run `cargo xtask setup`", executable.display());
         Ok(Self {
             wrapper: Vec::new(),
-            executable: Assets::locate()?.llama_server(build),
+            executable,
             model: model.to_owned(),
             arguments: arguments.iter().map(|&argument| argument.to_owned()).collect(),
-            address: free_address()?,
+            endpoint: free_address()?.into(),
         })
     }
 
@@ -40,7 +44,17 @@ impl Launch {
 
     /// Another address.
     pub fn at(self, address: SocketAddr) -> Self {
-        Self { address, ..self }
+        Self { endpoint: address.into(), ..self }
+    }
+
+    /// TLS at the same address.
+    pub fn over_tls(self, identity: &Identity) -> Self {
+        Self { endpoint: Endpoint::Tls(self.address(), identity.clone()), ..self }
+    }
+
+    /// A unix socket in place of an address; its name must end with `.sock`.
+    pub fn over_unix(self, socket: PathBuf) -> Self {
+        Self { endpoint: Endpoint::Unix(socket), ..self }
     }
 
     /// Starts the server as the last arguments of `wrapper`. Where that does not become the server by `exec`, the
@@ -58,9 +72,17 @@ impl Launch {
         LlamaServer::launch(self)
     }
 
-    /// Where the server will listen.
+    /// Where the server will listen; an unused address if that is a unix socket.
     pub fn address(&self) -> SocketAddr {
-        self.address
+        match &self.endpoint {
+            Endpoint::Tcp(address) | Endpoint::Tls(address, _) => *address,
+            Endpoint::Unix(_) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
+        }
+    }
+
+    /// Where and how the server will be reached.
+    pub fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
     }
 
     /// The model that it will load.
@@ -73,8 +95,16 @@ impl Launch {
         let mut words = self.wrapper.iter().cloned().chain([self.executable.clone().into_os_string()]);
         let mut command = tied(words.next().unwrap_or_default());
         command.args(words).arg("--model").arg(&self.model).args(&self.arguments).arg("--metrics");
-        command.args(["--host", &self.address.ip().to_string()]);
-        command.args(["--port", &self.address.port().to_string()]);
+        match &self.endpoint {
+            Endpoint::Unix(path) => command.arg("--host").arg(path),
+            Endpoint::Tcp(address) | Endpoint::Tls(address, _) => {
+                command.args(["--host", &address.ip().to_string(), "--port", &address.port().to_string()])
+            }
+        };
+        if let Endpoint::Tls(_, identity) = &self.endpoint {
+            command.arg("--ssl-key-file").arg(identity.key());
+            command.arg("--ssl-cert-file").arg(identity.certificate());
+        }
         command
     }
 }

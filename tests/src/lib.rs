@@ -18,6 +18,7 @@ pub mod scratch;
 pub mod server;
 pub mod skip;
 pub mod text;
+pub mod tls;
 pub mod traffic;
 
 use std::time::{Duration, Instant};

@@ -12,7 +12,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::wait_for;
 
 /// How long a process has for ending after SIGTERM.
-const GRACE: Duration = Duration::from_secs(5);
+const GRACE: Duration = Duration::from_secs(30);
 
 /// A running child process, which is ended when this value goes.
 #[derive(Debug)]

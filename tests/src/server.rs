@@ -11,6 +11,7 @@ use rustix::process::Signal;
 
 use crate::assets::Build;
 use crate::exposition::Exposition;
+use crate::http::Endpoint;
 use crate::launch::Launch;
 use crate::process::{Log, Process};
 use crate::{http, wait_for};
@@ -55,9 +56,9 @@ impl LlamaServer {
     }
 
     fn wait_healthy(&mut self) -> Result<()> {
-        let (address, process) = (self.launch.address(), &mut self.process);
+        let (endpoint, process) = (self.launch.endpoint(), &mut self.process);
         let outcome = wait_for("llama-server's /health to answer 200", PATIENCE, || {
-            let healthy = http::get(address, "/health").is_ok_and(|reply| reply.status == 200);
+            let healthy = http::get(endpoint.clone(), "/health").is_ok_and(|reply| reply.status == 200);
             let ended = process.ended();
             (healthy || ended.is_some()).then_some(ended)
         });
@@ -73,9 +74,14 @@ impl LlamaServer {
         self.launch.address()
     }
 
+    /// Where and how the server is reached.
+    pub fn endpoint(&self) -> Endpoint {
+        self.launch.endpoint().clone()
+    }
+
     /// The value of the label `server` in the agent's metrics.
     pub fn label(&self) -> String {
-        self.address().to_string()
+        self.endpoint().to_string()
     }
 
     /// The server's process id.
@@ -103,7 +109,7 @@ impl LlamaServer {
 
     /// The server's own metrics. Their names begin with `llamacpp:`.
     pub fn metrics(&self) -> Result<Exposition> {
-        let reply = http::get(self.address(), "/metrics")?;
+        let reply = http::get(self.endpoint(), "/metrics")?;
         Exposition::parse(&reply.body).context("the server's /metrics")
     }
 

@@ -10,11 +10,13 @@ use anyhow::{Context as _, Result, ensure};
 use llamaprobe_tests::agent::executable;
 use llamaprobe_tests::assets::Build;
 use llamaprobe_tests::http::{self, Connection};
+use llamaprobe_tests::launch::Launch;
 use llamaprobe_tests::process::{Process, tied};
 use llamaprobe_tests::request_log::{RequestLog, TraceId};
 use llamaprobe_tests::scratch::Scratch;
 use llamaprobe_tests::server::LlamaServer;
 use llamaprobe_tests::skip::privileged;
+use llamaprobe_tests::tls::Identity;
 use llamaprobe_tests::wait_for;
 use serde_json::{Value, json};
 
@@ -63,7 +65,7 @@ impl Kept {
 
     /// What its endpoint tells, by path.
     fn told_over_http(&self) -> Result<Vec<(String, String)>> {
-        let paths = ["/metrics", "/readyz", "/healthz", "/", "/no/such/path"];
+        let paths = ["/metrics", "/snapshot", "/readyz", "/healthz", "/", "/no/such/path"];
         paths.into_iter().map(|path| Ok((path.to_owned(), self.get(path)?))).collect()
     }
 
@@ -117,7 +119,7 @@ fn send_marked(server: &LlamaServer) -> Result<Vec<String>> {
             format!("X-Api-Key: {SERVER_KEY}"),
             format!("Authorization: Bearer {KEY}"),
         ] {
-            let mut connection = Connection::open(server.address())?;
+            let mut connection = Connection::open(server.endpoint())?;
             let headers = format!("{header}\r\nCookie: session={KEY}\r\n");
             connection.send_with("POST", &path, &headers, &body.to_string())?;
             answers.push(connection.receive(None)?.body);
@@ -129,7 +131,7 @@ fn send_marked(server: &LlamaServer) -> Result<Vec<String>> {
         format!("{PROMPT} \"model\": {PROMPT}"),
         format!("{{\"error\":{{\"type\":\"{PROMPT}\"}}"),
     ] {
-        let mut connection = Connection::open(server.address())?;
+        let mut connection = Connection::open(server.endpoint())?;
         let headers = format!("Authorization: Bearer {SERVER_KEY}\r\n");
         connection.send_with("POST", "/v1/chat/completions", &headers, &body)?;
         answers.push(connection.receive(None)?.body);
@@ -137,20 +139,29 @@ fn send_marked(server: &LlamaServer) -> Result<Vec<String>> {
     Ok(answers)
 }
 
-fn start_server(model: &Path) -> Result<LlamaServer> {
-    LlamaServer::start(Build::Process, model, &["-np", "2", "-c", "8192", "-t", "1", "--api-key", SERVER_KEY])
+/// The servers: one of plain HTTP, one that speaks TLS.
+fn launches(model: &Path) -> Result<[Launch; 2]> {
+    let launch =
+        |build| Launch::new(build, model, &["-np", "2", "-c", "8192", "-t", "1", "--api-key", SERVER_KEY]);
+    Ok([launch(Build::Process)?, launch(Build::Monolith)?.over_tls(&Identity::new()?)])
 }
 
 #[test]
 fn no_prompt_no_answer_no_key() -> Result<()> {
     let Some(assets) = privileged() else { return Ok(()) };
-    let server = start_server(&assets.tiny())?;
+    for launch in launches(&assets.tiny())? {
+        no_prompt_no_answer_no_key_of(&launch.start()?)?;
+    }
+    Ok(())
+}
+
+fn no_prompt_no_answer_no_key_of(server: &LlamaServer) -> Result<()> {
     // Once with the log in a file, once on standard output.
     for to_file in [true, false] {
         let log = RequestLog::new()?;
         let arguments = log.arguments()?;
-        let mut agent = Kept::start(&server, if to_file { &arguments } else { &arguments[..2] })?;
-        let answers = send_marked(&server)?;
+        let mut agent = Kept::start(server, if to_file { &arguments } else { &arguments[..2] })?;
+        let answers = send_marked(server)?;
         // The markers really went through the server.
         for marker in [ANSWER, PROMPT] {
             ensure!(answers.iter().any(|it| it.contains(marker)), "{marker} is in no answer: {answers:#?}");

@@ -9,9 +9,11 @@ use llamaprobe_tests::agent::Agent;
 use llamaprobe_tests::assets::Build;
 use llamaprobe_tests::client::{Answer, Call, Tokens, run};
 use llamaprobe_tests::exposition::Exposition;
+use llamaprobe_tests::launch::Launch;
 use llamaprobe_tests::request_log::{Line, RequestLog, TraceId};
-use llamaprobe_tests::server::LlamaServer;
+use llamaprobe_tests::scratch::Scratch;
 use llamaprobe_tests::skip::privileged;
+use llamaprobe_tests::tls::Identity;
 use llamaprobe_tests::traffic::{Fate, prompt};
 use llamaprobe_tests::wait_for;
 use serde_json::{Value, json};
@@ -26,24 +28,49 @@ const LAG: Duration = Duration::from_secs(5);
 
 #[test]
 fn llama_process_era() -> Result<()> {
-    all_requests_are_told(Build::Process, 200, 16)
+    all_requests_are_told(Build::Process, 200, 16, Ok)
 }
 
 #[test]
 fn llama_decode_era() -> Result<()> {
-    all_requests_are_told(Build::Decode, 60, 8)
+    all_requests_are_told(Build::Decode, 60, 8, Ok)
 }
 
-fn all_requests_are_told(build: Build, count: usize, clients: usize) -> Result<()> {
+#[test]
+fn one_executable() -> Result<()> {
+    all_requests_are_told(Build::Monolith, 60, 8, Ok)
+}
+
+#[test]
+fn over_tls() -> Result<()> {
+    all_requests_are_told(Build::Monolith, 200, 16, |launch| Ok(launch.over_tls(&Identity::new()?)))
+}
+
+#[test]
+fn over_a_unix_socket() -> Result<()> {
+    let scratch = Scratch::new()?;
+    for (build, count) in [(Build::Process, 100), (Build::Decode, 60)] {
+        let socket = scratch.path().join(format!("{build:?}.sock"));
+        all_requests_are_told(build, count, 8, |launch| Ok(launch.over_unix(socket.clone())))?;
+    }
+    Ok(())
+}
+
+fn all_requests_are_told(
+    build: Build,
+    count: usize,
+    clients: usize,
+    transport: impl Fn(Launch) -> Result<Launch>,
+) -> Result<()> {
     let Some(assets) = privileged() else { return Ok(()) };
-    let server = LlamaServer::start(build, &assets.tiny(), &SERVER)?;
+    let server = transport(Launch::new(build, &assets.tiny(), &SERVER)?)?.start()?;
     let log = RequestLog::new()?;
     let agent = Agent::start(&log.arguments()?)?;
     agent.wait_observed(&server)?;
     let before = agent.scrape()?;
 
-    let calls: Vec<_> = (0..count).map(call).collect();
-    let answers = run(server.address(), &calls, clients)?;
+    let calls: Vec<_> = (0..count).map(|index| call(build, index)).collect();
+    let answers = run(server.endpoint(), &calls, clients)?;
     answers.iter().for_each(is_answered_as_meant);
     server.wait_idle()?;
 
@@ -82,7 +109,7 @@ fn all_requests_are_told(build: Build, count: usize, clients: usize) -> Result<(
 }
 
 /// Request number `index`: twenty kinds.
-fn call(index: usize) -> Call {
+fn call(build: Build, index: usize) -> Call {
     let tokens = 8 + index * 5 % 60;
     let text =
         prompt(if index.is_multiple_of(3) { 120 + index * 13 % 400 } else { 6 + index % 9 }, index % 11);
@@ -105,6 +132,8 @@ fn call(index: usize) -> Call {
         10 => refused("/infill", &json!({"input_prefix": text, "input_suffix": "b", "n_predict": 4})),
         11 => Call::post("/tokenize", &json!({"content": text})),
         12 => Call::get("/health"),
+        // The older build takes a bad grammar for none.
+        13 if build == Build::Monolith => refused("/completion", &json!({"n_predict": 4})),
         13 => refused("/completion", &json!({"prompt": text, "grammar": "root ::= ("})),
         14 => Call { body: "{\"messages\":".to_owned(), ..refused("/v1/chat/completions", &Value::Null) },
         15 => refused("/no/such/route", &json!({})),

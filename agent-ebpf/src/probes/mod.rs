@@ -7,6 +7,7 @@ mod process;
 mod slot;
 mod socket;
 mod task;
+mod tls;
 mod token;
 
 use aya_ebpf::{

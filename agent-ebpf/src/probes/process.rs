@@ -11,7 +11,7 @@ use llamaprobe_common::{
 };
 
 use crate::{
-    maps::{EVENTS, TARGETS, THREADS},
+    maps::{CALLS, EVENTS, TARGETS, THREADS},
     target::{lose_unowned, tgid},
 };
 
@@ -49,6 +49,7 @@ fn lp_exit(_: RawTracePointContext) -> u32 {
     // SAFETY: only the presence of the entry matters.
     if unsafe { TARGETS.get(tgid) }.is_some() {
         let _ = THREADS.remove(both);
+        let _ = CALLS.remove(both);
         if both as u32 == tgid {
             report(ProcessEventKind::Exit, tgid);
         }

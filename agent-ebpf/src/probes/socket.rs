@@ -3,8 +3,9 @@
 
 use aya_ebpf::{helpers::bpf_get_current_pid_tgid, macros::tracepoint, programs::TracePointContext};
 use llamaprobe_common::{
+    call::{Call, HANDSHAKE},
     loss::Loss,
-    request::{ConnectionKey, Peer},
+    request::{Connection, ConnectionKey, Peer},
     sequence::SequenceKey,
     target::TargetConfig,
 };
@@ -12,8 +13,8 @@ use llamaprobe_common::{
 use super::now;
 use crate::{
     arguments::read,
-    connections::{find, meet, on_close, on_read, on_write, open, take_up},
-    maps::{CALLS, Call, PEERS, TARGETS},
+    connections::{find, meet, on_close, on_read, on_write, open, serve, take_up},
+    maps::{CALLS, PEERS, TARGETS},
     sequences,
     target::Target,
 };
@@ -35,12 +36,12 @@ const TCP_CLOSE_WAIT: i32 = 8;
 const TCP_CLOSE: i32 = 7;
 
 #[inline(always)]
-fn server() -> Option<Target> {
+pub(super) fn server() -> Option<Target> {
     Target::current().filter(|target| target.has(TargetConfig::HTTP))
 }
 
 #[inline(always)]
-fn argument(call: &TracePointContext, number: usize) -> u64 {
+pub(super) fn argument(call: &TracePointContext, number: usize) -> u64 {
     // SAFETY: the record of a system call has six arguments.
     unsafe { call.read_at::<u64>(ARGUMENT + number * 8) }.unwrap_or(0)
 }
@@ -51,8 +52,18 @@ fn result(call: &TracePointContext) -> i64 {
     unsafe { call.read_at::<i64>(RESULT) }.unwrap_or(-1)
 }
 
+/// Whether a connection of the server carries HTTP as it is.
 #[inline(always)]
-fn settle(target: &Target, done: Result<(), Loss>) -> u32 {
+fn is_plain(key: ConnectionKey) -> bool {
+    let Some(state) = find(key) else { return false };
+    if state.session == 0 {
+        state.session = Connection::PLAIN;
+    }
+    state.session == Connection::PLAIN
+}
+
+#[inline(always)]
+pub(super) fn settle(target: &Target, done: Result<(), Loss>) -> u32 {
     if let Err(loss) = done {
         target.lose(loss);
     }
@@ -74,12 +85,17 @@ fn lp_accept(call: TracePointContext) -> u32 {
 fn lp_take_up(call: TracePointContext) -> u32 {
     let Some(target) = server() else { return 0 };
     let key = ConnectionKey { tgid: target.tgid, fd: argument(&call, 0) as i32 };
-    if find(key).is_none() {
-        return 0;
-    }
-    take_up(key, now());
-    let entry = Call { key, buffer: argument(&call, 1) };
-    settle(&target, CALLS.insert(bpf_get_current_pid_tgid(), entry, 0).map_err(|_| Loss::ThreadsFull))
+    let Some(state) = find(key) else { return 0 };
+    let thread = bpf_get_current_pid_tgid();
+    // SAFETY: the entry is written and read by this thread only.
+    let taken = match unsafe { CALLS.get(thread) } {
+        Some(&Call { key: ConnectionKey { fd: HANDSHAKE, .. }, buffer, .. }) => buffer,
+        _ => now(),
+    };
+    take_up(key, taken);
+    let entry = Call { key, buffer: argument(&call, 1), session: 0 };
+    let noted = CALLS.insert(thread, entry, 0).map_err(|_| Loss::ThreadsFull);
+    settle(&target, noted.and_then(|()| serve(state, key)))
 }
 
 #[tracepoint(category = "syscalls", name = "sys_exit_getpeername")]
@@ -87,7 +103,7 @@ fn lp_taken_up(call: TracePointContext) -> u32 {
     let Some(target) = server() else { return 0 };
     let thread = bpf_get_current_pid_tgid();
     // SAFETY: the entry is written and read by this thread only.
-    let Some(&Call { key, buffer }) = (unsafe { CALLS.get(thread) }) else { return 0 };
+    let Some(&Call { key, buffer, .. }) = (unsafe { CALLS.get(thread) }) else { return 0 };
     let _ = CALLS.remove(thread);
     if result(&call) != 0 {
         return 0;
@@ -163,10 +179,10 @@ fn lp_gone(change: TracePointContext) -> u32 {
 fn lp_recv(call: TracePointContext) -> u32 {
     let Some(target) = server() else { return 0 };
     let key = ConnectionKey { tgid: target.tgid, fd: argument(&call, 0) as i32 };
-    if argument(&call, 3) & MSG_PEEK != 0 || find(key).is_none() {
+    if argument(&call, 3) & MSG_PEEK != 0 || !is_plain(key) {
         return 0;
     }
-    let entry = Call { key, buffer: argument(&call, 1) };
+    let entry = Call { key, buffer: argument(&call, 1), session: 0 };
     settle(&target, CALLS.insert(bpf_get_current_pid_tgid(), entry, 0).map_err(|_| Loss::ThreadsFull))
 }
 
@@ -175,7 +191,7 @@ fn lp_received(call: TracePointContext) -> u32 {
     let Some(target) = server() else { return 0 };
     let thread = bpf_get_current_pid_tgid();
     // SAFETY: the entry is written and read by this thread only.
-    let Some(&Call { key, buffer }) = (unsafe { CALLS.get(thread) }) else { return 0 };
+    let Some(&Call { key, buffer, session: 0 }) = (unsafe { CALLS.get(thread) }) else { return 0 };
     let _ = CALLS.remove(thread);
     let len = result(&call);
     if len <= 0 {
@@ -188,6 +204,9 @@ fn lp_received(call: TracePointContext) -> u32 {
 fn lp_send(call: TracePointContext) -> u32 {
     let Some(target) = server() else { return 0 };
     let key = ConnectionKey { tgid: target.tgid, fd: argument(&call, 0) as i32 };
+    if !is_plain(key) {
+        return 0;
+    }
     settle(&target, on_write(&target, key, argument(&call, 1), argument(&call, 2), now()))
 }
 

@@ -7,6 +7,7 @@ use std::{
 
 use llamaprobe_common::{
     event::ProcessEventKind,
+    probe::ProbeId,
     request::{TEXT_WRITES, WRITES},
     target::{MAX_TARGETS, TargetConfig},
 };
@@ -16,7 +17,7 @@ use super::{Agent, Seat, own::monotonic_ns};
 use crate::{
     bpf::{events, read::Reading},
     discovery::{Look, Target, image::ImageId, process::Listener},
-    doctor::NEEDED,
+    doctor::{self, NEEDED},
     plan::{self, Plan, Verdict, catalog::Role},
 };
 
@@ -81,11 +82,15 @@ impl Agent {
             self.end(pid);
         }
         match self.scanner.look(pid) {
-            Look::Found(target) => match plan::plan(&target.plain_images()) {
-                Verdict::Observable(plan) => self.watch(*target, plan),
-                Verdict::Unsupported(why) => self.refuse(pid, &target.comm, why),
-                Verdict::Foreign => self.end(pid),
-            },
+            Look::Found(target) => {
+                let no_return =
+                    self.release.and_then(|release| doctor::no_return_probe(target.seccomp, release));
+                match plan::plan(&target.plain_images()).without_return_probes(no_return) {
+                    Verdict::Observable(plan) => self.watch(*target, plan),
+                    Verdict::Unsupported(why) => self.refuse(pid, &target.comm, why),
+                    Verdict::Foreign => self.end(pid),
+                }
+            }
             Look::Opaque { comm } => self.refuse(pid, &comm, "no file it maps shows a symbol of llama.cpp"),
             Look::Nothing | Look::Closed => self.end(pid),
         }
@@ -158,6 +163,12 @@ impl Agent {
         }
         // What is not attached is not served: the metrics of these roles stay absent.
         plan.probes.retain(|probe| !failures.iter().any(|failure| failure.is_of(probe)));
+        let tls = [ProbeId::SslRead, ProbeId::SslWrite, ProbeId::SslAccept];
+        if failures.iter().any(|failure| tls.contains(&failure.probe)) {
+            // Half of a conversation would be worse than none.
+            self.kernel.detach_own(pid);
+            plan.drop_tls("its library cannot be probed");
+        }
         if !plan.probes.iter().any(|probe| probe.role == Role::Batch) {
             let denied = failures.iter().any(|failure| failure.cause.is_permission());
             let why = if denied { NEEDED } else { "its decode calls cannot be probed" };
@@ -182,6 +193,20 @@ impl Agent {
         self.follow_sockets();
         if let Err(error) = self.kernel.adopt(pid, &open) {
             warn!(pid, %error, "requests on connections that were open before are not followed");
+        }
+        self.follow_sessions();
+    }
+
+    /// Connections over TLS that were open before are found by the system calls of the library, which cost everybody on
+    /// the host a look-up: only as long as there may be such.
+    pub(super) fn follow_sessions(&mut self) {
+        let tls = self.session.targets().filter(|target| {
+            let plan = self.session.plan(target.pid);
+            plan.is_some_and(|plan| plan.probes.iter().any(|probe| probe.role == Role::Tls))
+        });
+        let unknown = tls.map(|target| target.pid).any(|pid| self.kernel.has_adopted(pid));
+        if let Err(error) = self.kernel.follow_sessions(unknown) {
+            warn!(%error, "requests over TLS on connections that were open before are not followed");
         }
     }
 

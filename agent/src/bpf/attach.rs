@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    num::NonZeroU32,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -18,8 +19,8 @@ use crate::{
 /// How long a site stays probed after its last process ended: a restart is then seen from its first call.
 const LINGER: Duration = Duration::from_secs(30);
 
-/// A site: the file, the offset in it, the program.
-type Site = (ImageId, u64, Program);
+/// A site: the file, the offset in it, the program, and the process if it is attached for one alone.
+type Site = (ImageId, u64, Program, Option<NonZeroU32>);
 
 /// One attached probe.
 struct Attached {
@@ -28,8 +29,8 @@ struct Attached {
     users: Vec<u32>,
     /// Since when there are none.
     idle: Option<Instant>,
-    /// Detaches when dropped.
-    _link: UProbeLink,
+    /// At the entry and, where there is a program for it, at the return. Detaches when dropped.
+    _links: Vec<UProbeLink>,
 }
 
 /// Everything attached to llama.cpp.
@@ -73,7 +74,8 @@ impl Kernel {
     ) -> Vec<AttachError> {
         let mut failed = Vec::new();
         for probe in probes {
-            let site = (probe.image.id, probe.offset(), probe.program);
+            let only = NonZeroU32::new(pid).filter(|_| probe.program.is_for_one_process());
+            let site = (probe.image.id, probe.offset(), probe.program, only);
             if let Some(attached) = self.attachments.sites.get_mut(&site) {
                 attached.idle = None;
                 if !attached.users.contains(&pid) {
@@ -82,9 +84,10 @@ impl Kernel {
                 continue;
             }
             let path = file(probe.image.id).unwrap_or_else(|| probe.image.path.clone());
-            match self.attach_one(probe, &path) {
-                Ok(link) => {
-                    let attached = Attached { probe: probe.probe, users: vec![pid], idle: None, _link: link };
+            match self.attach_one(probe, &path, only) {
+                Ok(links) => {
+                    let attached =
+                        Attached { probe: probe.probe, users: vec![pid], idle: None, _links: links };
                     self.attachments.sites.insert(site, attached);
                 }
                 Err(cause) => failed.push(AttachError {
@@ -99,24 +102,38 @@ impl Kernel {
         failed
     }
 
-    fn attach_one(&mut self, probe: &Probe, path: &Path) -> Result<UProbeLink, LoadError> {
-        let name = probe.program.name();
-        let program = uprobe(&mut self.ebpf, name)?;
-        let point = UProbeAttachPoint {
-            location: UProbeAttachLocation::AbsoluteOffset(probe.offset()),
-            cookie: Some(probe.cookie.raw()),
-        };
-        // For all processes: the programs tell by thread group id whom they serve, and a restarted server or a
-        // forked worker is covered at once.
-        let link = program
-            .attach(point, path, UProbeScope::AllProcesses)
-            .and_then(|id| program.take_link(id))
-            .map_err(|source| LoadError::program("attach", name, source))?;
-        Ok(link)
+    /// Entry and return are attached together or not at all.
+    fn attach_one(
+        &mut self,
+        probe: &Probe,
+        path: &Path,
+        only: Option<NonZeroU32>,
+    ) -> Result<Vec<UProbeLink>, LoadError> {
+        let names = std::iter::once(probe.program.name()).chain(probe.program.at_return());
+        names
+            .map(|name| {
+                let program = uprobe(&mut self.ebpf, name)?;
+                let point = UProbeAttachPoint {
+                    location: UProbeAttachLocation::AbsoluteOffset(probe.offset()),
+                    cookie: Some(probe.cookie.raw()),
+                };
+                // For all processes: the programs tell by thread group id whom they serve, and a restarted server or a
+                // forked worker is covered at once.
+                let scope = only.map_or(UProbeScope::AllProcesses, UProbeScope::OneProcess);
+                let link = program.attach(point, path, scope).and_then(|id| program.take_link(id));
+                link.map_err(|source| LoadError::program("attach", name, source))
+            })
+            .collect()
     }
 
-    /// Gives up what was attached for a process; sites without users are detached a while later.
+    /// Detaches what is attached for a process alone.
+    pub fn detach_own(&mut self, pid: u32) {
+        self.attachments.sites.retain(|(_, _, _, only), _| only.map(NonZeroU32::get) != Some(pid));
+    }
+
+    /// Gives up what was attached for a process; sites without users are detached a while later, those of its own now.
     pub fn release(&mut self, pid: u32) {
+        self.detach_own(pid);
         for attached in self.attachments.sites.values_mut() {
             attached.users.retain(|user| *user != pid);
             if attached.users.is_empty() {

@@ -15,6 +15,8 @@ use super::raw::value;
 pub enum RequestEvent {
     /// Bytes of it were read.
     Read(Box<ReadEvent>),
+    /// Its end, of which not all is told.
+    ReadTail(Box<ReadEvent>),
     /// Bytes of its answer were written.
     Write(Box<WriteEvent>),
     /// It is over on its socket.
@@ -31,7 +33,7 @@ impl RequestEvent {
     /// The request it is about.
     pub fn request(&self) -> RequestKey {
         match self {
-            Self::Read(event) => event.request,
+            Self::Read(event) | Self::ReadTail(event) => event.request,
             Self::Write(event) => event.request,
             Self::End(event) => event.request,
             Self::Task(event) => event.request,
@@ -43,7 +45,7 @@ impl RequestEvent {
     /// When it happened, `CLOCK_MONOTONIC` nanoseconds.
     pub fn at_ns(&self) -> u64 {
         match self {
-            Self::Read(event) => event.at_ns,
+            Self::Read(event) | Self::ReadTail(event) => event.at_ns,
             Self::Write(event) => event.at_ns,
             Self::End(event) => event.at_ns,
             Self::Task(event) => event.at_ns,
@@ -61,6 +63,7 @@ pub fn request(entry: &[u8]) -> Option<RequestEvent> {
     const TASK: u32 = RequestEventKind::Task as u32;
     const SLOT_START: u32 = RequestEventKind::SlotStart as u32;
     const SLOT_END: u32 = RequestEventKind::SlotEnd as u32;
+    const READ_TAIL: u32 = RequestEventKind::ReadTail as u32;
     Some(match u32::from_ne_bytes(entry.get(..4)?.try_into().ok()?) {
         READ => RequestEvent::Read(Box::new(value(entry)?)),
         WRITE => RequestEvent::Write(Box::new(value(entry)?)),
@@ -68,6 +71,7 @@ pub fn request(entry: &[u8]) -> Option<RequestEvent> {
         TASK => RequestEvent::Task(value(entry)?),
         SLOT_START => RequestEvent::SlotStart(value(entry)?),
         SLOT_END => RequestEvent::SlotEnd(value(entry)?),
+        READ_TAIL => RequestEvent::ReadTail(Box::new(value(entry)?)),
         _ => return None,
     })
 }

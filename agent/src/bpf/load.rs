@@ -5,10 +5,11 @@ use std::error::Error;
 use aya::{
     Ebpf, EbpfLoader,
     maps::{Array, HashMap, MapData, MapError, PerCpuArray, ProgramArray, RingBuf},
-    programs::{ProgramError, RawTracePoint, TracePoint, UProbe},
+    programs::{ProgramError, RawTracePoint, TracePoint, UProbe, trace_point::TracePointLink},
 };
 use llamaprobe_common::{
     batch::{Context, ContextKey},
+    call::Call,
     request::{Connection, ConnectionKey, Peer, RequestKey},
     sequence::{Sequence, SequenceKey},
     target::{TargetConfig, TargetStats},
@@ -116,8 +117,10 @@ pub struct Kernel {
     pub(super) peers: HashMap<MapData, Peer, ConnectionKey>,
     pub(super) threads: HashMap<MapData, u64, ConnectionKey>,
     pub(super) tasks: HashMap<MapData, TaskKey, RequestKey>,
+    pub(super) calls: HashMap<MapData, u64, Call>,
     pub(super) attachments: Attachments,
     pub(super) sockets: SocketLinks,
+    pub(super) sessions: Option<TracePointLink>,
     /// Keeps the program of the tail call alive.
     _follow: ProgramArray<MapData>,
     /// Maps the programs read only; held so that they are not closed.
@@ -138,7 +141,9 @@ impl Kernel {
             .btf(None)
             .load(OBJECT)
             .map_err(|cause| LoadError::Object { cause: Box::new(cause) })?;
-        for name in Program::ALL.map(Program::name).into_iter().chain(["lp_follow", "lp_calibration"]) {
+        let at_return = Program::ALL.into_iter().filter_map(Program::at_return);
+        let names = Program::ALL.into_iter().map(Program::name).chain(at_return);
+        for name in names.chain(["lp_follow", "lp_calibration"]) {
             let program = uprobe(&mut ebpf, name)?;
             program.load().map_err(|source| LoadError::program("load", name, source))?;
         }
@@ -161,8 +166,10 @@ impl Kernel {
             peers: take(&mut ebpf, "PEERS")?,
             threads: take(&mut ebpf, "THREADS")?,
             tasks: take(&mut ebpf, "TASKS")?,
+            calls: take(&mut ebpf, "CALLS")?,
             attachments: Attachments::default(),
             sockets: SocketLinks::new(),
+            sessions: None,
             _follow: follow,
             _blank: (take(&mut ebpf, "BLANK_CONTEXT")?, take(&mut ebpf, "BLANK_CONNECTION")?),
             late_loads,

@@ -58,6 +58,7 @@ impl Kernel {
         remove(&mut self.connections, |key| key.tgid == pid);
         remove(&mut self.threads, |key| key >> 32 == u64::from(pid));
         remove(&mut self.tasks, |key| key.tgid == pid);
+        remove(&mut self.calls, |key| key >> 32 == u64::from(pid));
     }
 
     /// Connections of a process on which nothing has been read yet: accepted, waiting for a thread or for the client.
@@ -67,7 +68,7 @@ impl Kernel {
     }
 
     /// How many entries each map that grows with the work holds, by name.
-    pub fn occupancy(&self) -> [(&'static str, usize); 6] {
+    pub fn occupancy(&self) -> [(&'static str, usize); 7] {
         [
             ("sequences", self.sequences.keys().count()),
             ("contexts", self.contexts.keys().count()),
@@ -75,6 +76,7 @@ impl Kernel {
             ("peers", self.peers.keys().count()),
             ("threads", self.threads.keys().count()),
             ("tasks", self.tasks.keys().count()),
+            ("calls", self.calls.keys().count()),
         ]
     }
 

@@ -5,7 +5,10 @@ use std::net::{IpAddr, SocketAddr};
 
 use aya::programs::{TracePoint, trace_point::TracePointLink};
 use llamaprobe_common::{
-    request::{Connection, ConnectionKey, Peer, TAIL_BYTES},
+    request::{
+        Connection, ConnectionKey, EndEvent, EndReason, GATHERED, PIECE_BYTES, Peer, RequestEventKind,
+        RequestKey, TAIL_BYTES,
+    },
     task::TaskKey,
 };
 
@@ -24,6 +27,9 @@ const CALLS: [(&str, &str, &str); 9] = [
     ("lp_gone", "sock", "inet_sock_set_state"),
 ];
 
+/// The same for what tells the descriptor of a TLS session.
+const SESSION_CALL: (&str, &str, &str) = ("lp_tls_socket", "syscalls", "sys_enter_read");
+
 /// The attached tracepoints; dropping them detaches.
 pub(super) type SocketLinks = Vec<TracePointLink>;
 
@@ -41,6 +47,10 @@ const OPEN: Connection = Connection {
     sequence: -1,
     peer: Peer { address: [0; 16], port: 0 },
     gone: 0,
+    flags: Connection::ADOPTED,
+    gathered_len: 0,
+    session: 0,
+    gathered: [0; GATHERED as usize + PIECE_BYTES],
     tails: [[0; TAIL_BYTES]; 2],
 };
 
@@ -56,7 +66,7 @@ fn peer(address: SocketAddr) -> Peer {
 impl Kernel {
     /// Loads the programs of the system calls.
     pub(super) fn load_sockets(&mut self) -> Result<(), LoadError> {
-        for (name, ..) in CALLS {
+        for (name, ..) in CALLS.into_iter().chain([SESSION_CALL]) {
             let program = self.tracepoint(name)?;
             program.load().map_err(|source| LoadError::program("load", name, source))?;
         }
@@ -73,17 +83,41 @@ impl Kernel {
             self.sockets.clear();
         } else if self.sockets.is_empty() {
             let mut links = SocketLinks::new();
-            for (name, category, event) in CALLS {
-                let program = self.tracepoint(name)?;
-                let link = program
-                    .attach(category, event)
-                    .and_then(|id| program.take_link(id))
-                    .map_err(|source| LoadError::program("attach", name, source))?;
-                links.push(link);
+            for call in CALLS {
+                links.push(self.attach_call(call)?);
             }
             self.sockets = links;
         }
         Ok(())
+    }
+
+    /// Starts or stops to look for the descriptors of TLS sessions.
+    ///
+    /// # Errors
+    ///
+    /// As [`Kernel::follow_sockets`].
+    pub fn follow_sessions(&mut self, follow: bool) -> Result<(), LoadError> {
+        if !follow {
+            self.sessions = None;
+        } else if self.sessions.is_none() {
+            self.sessions = Some(self.attach_call(SESSION_CALL)?);
+        }
+        Ok(())
+    }
+
+    fn attach_call(
+        &mut self,
+        (name, category, event): (&str, &str, &str),
+    ) -> Result<TracePointLink, LoadError> {
+        let program = self.tracepoint(name)?;
+        let link = program.attach(category, event).and_then(|id| program.take_link(id));
+        link.map_err(|source| LoadError::program("attach", name, source))
+    }
+
+    /// Whether a process has a connection that was open before and of which no thread was seen since.
+    pub fn has_adopted(&self, pid: u32) -> bool {
+        let own = self.connections.iter().flatten().filter(|(key, _)| key.tgid == pid);
+        own.into_iter().any(|(_, connection)| connection.flags & Connection::ADOPTED != 0)
     }
 
     /// Takes up connections that a server had open before it was observed.
@@ -103,6 +137,24 @@ impl Kernel {
             }
         }
         Ok(())
+    }
+
+    /// What was written of the answer of a request under way, as if that were its end.
+    pub fn answer_so_far(&self, request: RequestKey) -> Option<EndEvent> {
+        let key = ConnectionKey { tgid: request.tgid, fd: request.fd };
+        let state = self.connections.get(&key, 0).ok().filter(|it| it.arrived_ns == request.arrived_ns)?;
+        Some(EndEvent {
+            kind: RequestEventKind::End as u32,
+            reason: EndReason::LastChunk as u32,
+            request,
+            at_ns: state.last_write_ns,
+            last_write_ns: state.last_write_ns,
+            bytes_out: state.bytes_out,
+            writes: state.writes,
+            tail: state.tail,
+            tail_len: state.tail_len,
+            tails: state.tails,
+        })
     }
 
     /// Forgets a task that took no slot: its request is over.

@@ -50,6 +50,8 @@ pub struct Target {
     pub alias: Option<String>,
     /// How many slots it was told to have; `None` when it was left to choose.
     pub slots: Option<u64>,
+    /// Seccomp mode of its main thread: 0 none, 1 strict, 2 filter.
+    pub seccomp: u8,
 }
 
 impl Target {
@@ -90,6 +92,8 @@ pub struct Wanted {
     pub symbol: fn(&str) -> bool,
     /// Whether a string table can hold such a symbol at all.
     pub strings: fn(&[u8]) -> bool,
+    /// Whether a symbol matters only in a process that maps others, too.
+    pub beside: fn(&str) -> bool,
 }
 
 /// Reads processes; keeps what it learned of files.
@@ -157,7 +161,10 @@ impl Scanner {
                 images.push(MappedImage { image, file });
             }
         }
-        if images.is_empty() {
+        let beside = |mapped: &MappedImage| {
+            mapped.image.symbols.iter().all(|symbol| (self.wanted.beside)(&symbol.name))
+        };
+        if images.iter().all(beside) {
             return if SERVER_NAMES.contains(&comm.as_str()) { Look::Opaque { comm } } else { Look::Nothing };
         }
         let arguments = process.command_line().unwrap_or_default();
@@ -170,7 +177,9 @@ impl Scanner {
         let model = self.model(&process, &mappings, named.as_deref());
         let alias = option(&["-a", "--alias"], "LLAMA_ARG_ALIAS");
         let slots = option(&["-np", "--parallel"], "LLAMA_ARG_N_PARALLEL").and_then(|n| n.parse().ok());
-        Look::Found(Box::new(Target { pid, start_time, comm, images, listeners, model, alias, slots }))
+        let seccomp = process.seccomp().unwrap_or_default();
+        let target = Target { pid, start_time, comm, images, listeners, model, alias, slots, seccomp };
+        Look::Found(Box::new(target))
     }
 
     /// The connections that a process has open on its listeners: descriptor and, over TCP, the client's address.

@@ -75,14 +75,23 @@ pub fn kernel_version(roots: &Roots) -> Option<KernelVersion> {
     KernelVersion::parse(&roots.read_proc(kernel::OSRELEASE).ok()?)
 }
 
-/// Checks a target for the kernel bug that kills a process at its first return probe under a seccomp filter
-/// (kernels 6.11 to 6.13, CVE-2025-21834). `seccomp` is the number after `Seccomp:` in `/proc/PID/status`.
+/// Mode of a process under a seccomp filter.
+const FILTER: u8 = 2;
+
+/// Why a process must have no return probe, if so: under a seccomp filter kernels 6.11 to 6.13 kill a process at the
+/// first one (CVE-2025-21834). `seccomp` is the number after `Seccomp:` in `/proc/PID/status`.
+#[must_use]
+pub fn no_return_probe(seccomp: u8, kernel: KernelVersion) -> Option<&'static str> {
+    let affected = (6, 11) <= (kernel.major, kernel.minor) && (kernel.major, kernel.minor) <= (6, 13);
+    (seccomp == FILTER && affected)
+        .then_some("it runs under a seccomp filter, and this kernel could kill it at a return probe")
+}
+
+/// Checks a target for [`no_return_probe`].
 ///
 /// Never worse than a note, because no return probe is placed on such a target.
 #[must_use]
 pub fn target_seccomp(pid: u32, comm: &str, seccomp: u8, kernel: KernelVersion) -> Check {
-    const FILTER: u8 = 2;
-    let affected = (6, 11) <= (kernel.major, kernel.minor) && (kernel.major, kernel.minor) <= (6, 13);
     let mode = match seccomp {
         0 => "no seccomp",
         1 => "strict seccomp",
@@ -90,12 +99,13 @@ pub fn target_seccomp(pid: u32, comm: &str, seccomp: u8, kernel: KernelVersion) 
         _ => "an unknown seccomp mode",
     };
     let found = format!("{comm} ({pid}) runs under {mode}");
-    if seccomp == FILTER && affected {
+    if no_return_probe(seccomp, kernel).is_some() {
         Check::new(
             "target seccomp",
             Verdict::Note,
             format!(
-                "{found}; on kernel {kernel} a return probe could kill it, so that it gets entry probes only"
+                "{found}; on kernel {kernel} a return probe could kill it, so that it gets entry probes only: requests \
+                 over TLS are not seen"
             ),
         )
         .with_remedy(

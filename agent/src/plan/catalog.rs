@@ -30,12 +30,22 @@ pub enum Role {
     SlotEnd,
     /// The thread that serves a connection waits for a task of the engine.
     Task,
+    /// Bytes are read or written through a TLS library that the process maps.
+    Tls,
 }
 
 impl Role {
     /// Every role, in the order in which a request meets them.
-    pub const ALL: [Self; 7] =
-        [Self::Task, Self::SlotStart, Self::CacheHit, Self::Batch, Self::StepEnd, Self::Token, Self::SlotEnd];
+    pub const ALL: [Self; 8] = [
+        Self::Tls,
+        Self::Task,
+        Self::SlotStart,
+        Self::CacheHit,
+        Self::Batch,
+        Self::StepEnd,
+        Self::Token,
+        Self::SlotEnd,
+    ];
 
     /// The name used in labels and output.
     pub const fn name(self) -> &'static str {
@@ -47,6 +57,7 @@ impl Role {
             Self::SlotStart => "slot_start",
             Self::SlotEnd => "slot_end",
             Self::Task => "task",
+            Self::Tls => "tls",
         }
     }
 
@@ -57,6 +68,7 @@ impl Role {
             Self::StepEnd => "llm_decode_step_seconds then includes the sampling of the first token",
             Self::Token => "llm_inter_token_latency_seconds, generated tokens",
             Self::CacheHit => "cached tokens",
+            Self::Tls => "requests over TLS",
             Self::Task => "the join of HTTP requests to slots: TTFT, phases and tokens of a request",
             Self::SlotStart | Self::SlotEnd => {
                 "llm_slots_busy, cached tokens; warm-up batches count, a prompt is told from its position"
@@ -104,11 +116,17 @@ pub enum Program {
     Task,
     /// `lp_tasks`
     Tasks,
+    /// `lp_tls_read`, and `lp_tls_readen` where the function returns
+    TlsRead,
+    /// `lp_tls_write`
+    TlsWrite,
+    /// `lp_tls_accept`
+    TlsAccept,
 }
 
 impl Program {
     /// Every program.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 11] = [
         Self::Batch,
         Self::Sample,
         Self::SlotToken,
@@ -117,6 +135,9 @@ impl Program {
         Self::SlotEnd,
         Self::Task,
         Self::Tasks,
+        Self::TlsRead,
+        Self::TlsWrite,
+        Self::TlsAccept,
     ];
 
     /// The name of its function in the object.
@@ -130,7 +151,24 @@ impl Program {
             Self::SlotEnd => "lp_slot_end",
             Self::Task => "lp_task",
             Self::Tasks => "lp_tasks",
+            Self::TlsRead => "lp_tls_read",
+            Self::TlsWrite => "lp_tls_write",
+            Self::TlsAccept => "lp_tls_accept",
         }
+    }
+
+    /// The program that runs where the probed function returns.
+    pub const fn at_return(self) -> Option<&'static str> {
+        match self {
+            Self::TlsRead => Some("lp_tls_readen"),
+            _ => None,
+        }
+    }
+
+    /// Whether it is attached for one process alone, rather than for whoever maps the file: a library that is not
+    /// llama.cpp's is everybody's, and a return probe can be the end of a process under a seccomp filter.
+    pub const fn is_for_one_process(self) -> bool {
+        matches!(self, Self::TlsRead | Self::TlsWrite | Self::TlsAccept)
     }
 }
 
@@ -411,6 +449,34 @@ pub static ROWS: &[Row] = &[
         arguments(0b010),
         &[Prefix("_ZN15server_response20add_waiting_task_idsERKSt13unordered_setIi")],
     ),
+    // Where the return is probed the stack pointer must be that of the entry.
+    row(
+        Role::Tls,
+        0,
+        ProbeId::SslRead,
+        Program::TlsRead,
+        Layout::Plain,
+        Needs { arguments: 0b011, stack: true },
+        &[Exact("SSL_read")],
+    ),
+    row(
+        Role::Tls,
+        0,
+        ProbeId::SslWrite,
+        Program::TlsWrite,
+        Layout::Plain,
+        arguments(0b111),
+        &[Exact("SSL_write")],
+    ),
+    row(
+        Role::Tls,
+        0,
+        ProbeId::SslAccept,
+        Program::TlsAccept,
+        Layout::Plain,
+        arguments(0b001),
+        &[Exact("SSL_accept")],
+    ),
 ];
 
 /// Says where the context size is: exported by builds of ~b6900 on.
@@ -421,7 +487,7 @@ pub const HAS_CONTEXT_SIZE: &str = "llama_synchronize";
 pub const TOO_OLD: &str = "llama_eval";
 
 /// What discovery looks for in files.
-pub const WANTED: Wanted = Wanted { symbol: wanted, strings: marked };
+pub const WANTED: Wanted = Wanted { symbol: wanted, strings: marked, beside: is_tls };
 
 /// Whether discovery should keep a symbol.
 pub fn wanted(symbol: &str) -> bool {
@@ -429,9 +495,14 @@ pub fn wanted(symbol: &str) -> bool {
         || ROWS.iter().any(|row| row.matches(symbol))
 }
 
+/// Whether a symbol is of a TLS library: such a library alone is nothing to observe.
+pub fn is_tls(symbol: &str) -> bool {
+    ROWS.iter().any(|row| row.role == Role::Tls && row.matches(symbol))
+}
+
 /// Whether a string table can hold a wanted symbol at all: tells a library apart without walking its symbols.
 pub fn marked(strings: &[u8]) -> bool {
-    [b"llama_".as_slice(), b"server_slot", b"server_response", b"common_memory"]
+    [b"llama_".as_slice(), b"server_slot", b"server_response", b"common_memory", b"SSL_"]
         .iter()
         .any(|mark| memchr::memmem::find(strings, mark).is_some())
 }

@@ -108,6 +108,7 @@ pub fn plan(images: &[Arc<Image>]) -> Verdict {
     };
     let cache = if slots { all(Role::CacheHit) } else { Vec::new() };
     let task = if slots { all(Role::Task) } else { Vec::new() };
+    let tls = if slots { tls(images) } else { Vec::new() };
     let old_server = images.iter().flat_map(|image| &image.symbols).any(|symbol| {
         ROWS.iter().any(|row| {
             matches!(row.probe, ProbeId::GptSample | ProbeId::SamplingSample) && row.matches(&symbol.name)
@@ -125,7 +126,8 @@ pub fn plan(images: &[Arc<Image>]) -> Verdict {
         flags |= if set { flag } else { 0 };
     }
     let mut missing = Vec::new();
-    let mut probes = Vec::new();
+    // Most servers map no TLS library: nothing is missing then.
+    let mut probes = tls;
     let (start, end) = if slots { (start, end) } else { (Vec::new(), Vec::new()) };
     for (role, found) in [
         (Role::Task, task),
@@ -142,6 +144,32 @@ pub fn plan(images: &[Arc<Image>]) -> Verdict {
         probes.extend(found);
     }
     Verdict::Observable(Plan { probes, missing, flags })
+}
+
+impl Verdict {
+    /// The same, but TLS is not looked into where there is a reason against return probes.
+    pub fn without_return_probes(mut self, why: Option<&'static str>) -> Self {
+        if let (Self::Observable(plan), Some(why)) = (&mut self, why) {
+            plan.drop_tls(why);
+        }
+        self
+    }
+}
+
+impl Plan {
+    /// TLS is not looked into, and why.
+    pub fn drop_tls(&mut self, why: &'static str) {
+        if self.probes.iter().any(|probe| probe.role == Role::Tls) {
+            self.probes.retain(|probe| probe.role != Role::Tls);
+            self.missing.insert(0, Missing { role: Role::Tls, why });
+        }
+    }
+}
+
+/// The functions of each library that has them: half of a conversation would be worse than none.
+fn tls(images: &[Arc<Image>]) -> Vec<Probe> {
+    let of = |image| select(std::slice::from_ref(image), Role::Tls, Role::Tls, |_| true);
+    images.iter().map(of).filter(|probes| probes.len() == 3).flatten().collect()
 }
 
 /// The functions that sample one token of a server.

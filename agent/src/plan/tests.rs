@@ -107,6 +107,7 @@ fn a_server_of_today() {
     assert_eq!(
         served,
         [
+            vec![],
             vec!["add_waiting_task_id", "add_waiting_task_ids"],
             vec!["launch_slot_with_task"],
             vec!["common_memory_seq_rm"],
@@ -126,6 +127,37 @@ fn a_server_of_today() {
     assert_eq!((decode.symbol.as_str(), decode.image.path.as_path()), (DECODE_EXT, Path::new("libllama.so")));
     assert_eq!((decode.program, decode.cookie.batch_layout()), (Program::Batch, Some(BatchLayout::ExtArg1)));
     assert_eq!((decode.offset(), decode.site.stepping), (0x1000, Stepping::Emulated));
+}
+
+const SERVER_OF_TODAY: [&[&str]; 3] = [LIBLLAMA, LIBCOMMON, SERVER];
+const LIBSSL: &[&str] = &["SSL_accept", "SSL_read", "SSL_write"];
+
+#[test]
+fn tls_is_looked_into_where_a_library_for_it_is_mapped() {
+    let server = image(1, "llama-server", &SERVER_OF_TODAY);
+    let plan = observable(&[server.clone(), image(2, "libssl.so.3", &[LIBSSL])]);
+    assert_eq!(serving(&plan, Role::Tls), ["ssl_read", "ssl_write", "ssl_accept"]);
+    assert_eq!(plan.missing, []);
+    let read = only(&plan, ProbeId::SslRead);
+    assert_eq!((read.program.at_return(), read.program.is_for_one_process()), (Some("lp_tls_readen"), true));
+
+    let half = observable(&[server.clone(), image(2, "libtls.so", &[&LIBSSL[..2]])]);
+    assert_eq!((serving(&half, Role::Tls), half.missing), (vec![], vec![]), "half of a conversation is none");
+    let binding = observable(&[image(1, "libllama.so", &[LIBLLAMA]), image(2, "libssl.so.3", &[LIBSSL])]);
+    assert_eq!(serving(&binding, Role::Tls), [""; 0], "without a server nobody speaks");
+}
+
+#[test]
+fn where_return_probes_are_forbidden_tls_is_missing() {
+    let server = image(1, "llama-server", &SERVER_OF_TODAY);
+    let images = [server.clone(), image(2, "libssl.so.3", &[LIBSSL])];
+    let Verdict::Observable(plan) = plan(&images).without_return_probes(Some("why")) else { panic!() };
+    assert_eq!((serving(&plan, Role::Tls), missing(&plan)), (vec![], vec![Role::Tls]));
+    assert_eq!(plan.missing[0].why, "why");
+    let Verdict::Observable(plain) = super::plan(&[server]).without_return_probes(Some("why")) else {
+        panic!()
+    };
+    assert_eq!(plain.missing, [], "a server without TLS misses nothing");
 }
 
 #[test]
@@ -179,6 +211,7 @@ fn the_python_binding_has_only_libllama() {
         model: None,
         alias: None,
         slots: None,
+        seccomp: 0,
     };
     let report = ProcessReport::of(&target, &Verdict::Observable(plan), false).unwrap();
     assert!(!report.is_complete());

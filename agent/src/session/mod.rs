@@ -33,6 +33,7 @@ use std::{
 use llamaprobe_common::{
     batch::Context,
     probe::ProbeId,
+    request::{EndEvent, RequestKey},
     sequence::Sequence,
     target::{TargetConfig, TargetStats},
 };
@@ -128,6 +129,17 @@ impl Session {
     /// Books requests that were answered long ago and whose slots were never left.
     pub fn expire(&mut self, now: Instant, now_ns: u64) -> Vec<Record> {
         let finished = self.requests.expire(now_ns);
+        self.book(now, finished)
+    }
+
+    /// Requests whose answers may be complete without an event that says so.
+    pub fn half_answered(&self) -> Vec<RequestKey> {
+        self.requests.half_answered()
+    }
+
+    /// What the kernel knows of such a request's answer. Returns the request if that is all of it.
+    pub fn answered(&mut self, now: Instant, answer: EndEvent) -> Vec<Record> {
+        let finished = self.requests.answered(answer);
         self.book(now, finished)
     }
 
@@ -342,7 +354,7 @@ fn live(watched: &Watched, requests: &Requests) -> Live {
     let is_server = watched.served.iter().any(|(role, _)| *role == Role::SlotStart);
     let served: Vec<&(u64, Context)> =
         if is_server { newest.into_iter().collect() } else { watched.contexts.iter().filter(own).collect() };
-    let held = |&&(_, ref sequence): &&(i32, Sequence)| {
+    let held = |(_, sequence): &&(i32, Sequence)| {
         // A slot whose new request has decoded nothing yet still holds what it held.
         let waits = is_server && sequence.context == 0;
         waits || served.iter().any(|(address, _)| *address == sequence.context)

@@ -287,6 +287,12 @@ impl Request {
         self.parse(options);
     }
 
+    /// The end of what was read of it: what stands behind a long prompt.
+    pub fn read_tail(&mut self, event: &ReadEvent) {
+        let tail = &event.data[..(event.copied as usize).min(event.data.len())];
+        self.body = std::mem::take(&mut self.body).with_tail(body::parse_tail(tail));
+    }
+
     fn parse(&mut self, options: &HeadOptions) {
         if self.head.is_none() {
             match head::parse(&self.bytes, options) {
@@ -340,9 +346,7 @@ impl Request {
         if self.opening.is_empty() {
             self.opening = body.to_vec();
         }
-        let Some(status) = &self.status else { return };
-        let complete = |length: u64| self.written >= status.body as u64 + length;
-        if self.end.is_none() && status.content_length.is_some_and(complete) {
+        if self.is_whole(self.written) == Some(true) {
             let tail = &event.tail[..(event.tail_len as usize).min(event.tail.len())];
             self.close(EndReason::LastChunk, event.at_ns, &[tail]);
         }
@@ -476,8 +480,33 @@ impl Request {
             Some(Finish::Stop) => Outcome::Stop,
             Some(Finish::Length) => Outcome::Length,
             Some(Finish::ToolCalls) => Outcome::ToolCalls,
+            Some(Finish::Completed) => self.completed(),
             Some(Finish::Other) | None => Outcome::None,
         }
+    }
+
+    /// How an answer ended of which the server says no more than that it did: at a limit, if it has as many tokens as
+    /// were asked for or fills its slot.
+    fn completed(&self) -> Outcome {
+        let mut generated = 0;
+        let mut full = false;
+        for ended in self.tasks.iter().map(|task| task.ended.as_ref()) {
+            let Some(ended) = ended else { return Outcome::None };
+            generated += u64::from(ended.generated_tokens);
+            full |= ended.n_ctx != 0 && ended.n_past + 1 >= ended.n_ctx;
+        }
+        match self.body.max_tokens {
+            _ if generated == 0 => Outcome::None,
+            Some(limit) if generated >= limit => Outcome::Length,
+            _ if full => Outcome::Length,
+            _ => Outcome::Stop,
+        }
+    }
+
+    /// Whether `written` bytes are the whole answer, if it told its length; `None` when it is over or did not.
+    pub fn is_whole(&self, written: u64) -> Option<bool> {
+        let status = self.status.as_ref().filter(|_| self.end.is_none())?;
+        Some(written >= status.body as u64 + status.content_length?)
     }
 
     /// What is known of it at its end.

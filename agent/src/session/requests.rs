@@ -5,7 +5,7 @@ mod tests;
 
 use std::collections::BTreeMap;
 
-use llamaprobe_common::request::RequestKey;
+use llamaprobe_common::request::{EndEvent, RequestKey};
 
 use super::{
     charge::Charge,
@@ -97,6 +97,7 @@ impl Requests {
         let request = self.open.get_mut(&key)?;
         match event {
             RequestEvent::Read(event) => request.read(event, &self.options),
+            RequestEvent::ReadTail(event) => request.read_tail(event),
             RequestEvent::Write(event) => {
                 if let Some(bytes) =
                     request.write(event, &self.phrases).filter(|_| self.behind.len() < MAX_BEHIND)
@@ -118,6 +119,18 @@ impl Requests {
     /// Gives up waiting for slots of requests that were answered long ago.
     pub fn expire(&mut self, now_ns: u64) -> Vec<Finished> {
         self.take(|_, request| request.is_overdue(now_ns), now_ns)
+    }
+
+    /// Requests whose answer told its length and is not known to be complete: of its writes only the first are told.
+    pub fn half_answered(&self) -> Vec<RequestKey> {
+        let half = |request: &Request| request.is_whole(0).is_some();
+        self.open.iter().filter(|(_, request)| half(request)).map(|(key, _)| *key).collect()
+    }
+
+    /// Takes what the kernel knows of a request's answer for its end, if it is all of it.
+    pub fn answered(&mut self, event: EndEvent) -> Option<Finished> {
+        let whole = self.open.get(&event.request)?.is_whole(event.bytes_out) == Some(true);
+        if whole { self.on(&RequestEvent::End(Box::new(event))) } else { None }
     }
 
     /// A process ended: so have its requests.

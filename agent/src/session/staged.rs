@@ -128,6 +128,13 @@ pub(crate) fn unread_read(
     RequestEvent::Read(Box::new(event))
 }
 
+/// The end of what was read.
+pub(crate) fn read_tail(request: RequestKey, at_ns: u64, bytes: &[u8]) -> RequestEvent {
+    let RequestEvent::Read(mut event) = read(request, 0, at_ns, bytes) else { unreachable!("it is a read") };
+    event.kind = RequestEventKind::ReadTail as u32;
+    RequestEvent::ReadTail(event)
+}
+
 /// The write number `index` of an answer.
 pub(crate) fn write(request: RequestKey, index: u32, at_ns: u64, bytes: &[u8]) -> RequestEvent {
     let (data, copied) = cut::<WRITE_BYTES>(bytes);
@@ -231,6 +238,7 @@ pub(crate) fn request(key: RequestKey, events: &[RequestEvent]) -> Request {
     for event in events {
         match event {
             RequestEvent::Read(event) => request.read(event, &options()),
+            RequestEvent::ReadTail(event) => request.read_tail(event),
             RequestEvent::Write(event) => drop(request.write(event, &Phrases::default())),
             RequestEvent::End(event) => request.end(event),
             RequestEvent::Task(event) => request.task(event),

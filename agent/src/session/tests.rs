@@ -43,6 +43,7 @@ fn target(pid: u32, port: Option<u16>, alias: Option<&str>) -> Target {
         model: None,
         alias: alias.map(str::to_owned),
         slots: None,
+        seccomp: 0,
     }
 }
 

@@ -36,6 +36,12 @@ fn a_row_needs_the_arguments_its_program_reads() {
                 Role::CacheHit => (Program::CacheHit, bit(1) | bit(2) | bit(3), false),
                 Role::SlotStart => (Program::SlotStart, bit(1) | bit(2), false),
                 Role::SlotEnd => (Program::SlotEnd, bit(0), false),
+                Role::Tls => match row.probe {
+                    // The return address is where the stack pointer points to at the entry.
+                    ProbeId::SslRead => (Program::TlsRead, bit(0) | bit(1), true),
+                    ProbeId::SslWrite => (Program::TlsWrite, bit(0) | bit(1) | bit(2), false),
+                    _ => (Program::TlsAccept, bit(0), false),
+                },
                 _ if row.probe == ProbeId::WaitingTask => (Program::Task, bit(1), false),
                 _ => (Program::Tasks, bit(1), false),
             },
@@ -48,6 +54,7 @@ fn a_row_needs_the_arguments_its_program_reads() {
             Program::SlotStart => Role::SlotStart,
             Program::SlotEnd => Role::SlotEnd,
             Program::Task | Program::Tasks => Role::Task,
+            Program::TlsRead | Program::TlsWrite | Program::TlsAccept => Role::Tls,
         };
         assert_eq!(row.role, role, "{row:?}");
     }
@@ -91,7 +98,9 @@ fn names_are_unique_and_reach_the_plan() {
     assert!(names(ProbeId::ALL.iter().map(|id| id.name()).collect()), "of probes");
     assert!(names(Role::ALL.iter().map(|role| role.name()).collect()), "of roles");
     assert!(names(Program::ALL.iter().map(|program| program.name()).collect()), "of programs");
-    assert!(Program::ALL.iter().all(|program| program.name().len() <= 15), "the kernel cuts longer ones");
+    let programs = Program::ALL.iter().flat_map(|it| std::iter::once(it.name()).chain(it.at_return()));
+    assert!(programs.into_iter().all(|name| name.len() <= 15), "the kernel cuts longer ones");
+    assert!(Program::ALL.iter().all(|it| it.at_return().is_none() || it.is_for_one_process()));
 }
 
 #[test]
@@ -103,6 +112,7 @@ fn other_symbols_are_nobodys() {
         "_ZN13llama_context6decodeERK11llama_batchi",
         "_ZN13llama_context6encodeERK11llama_batch",
         "_ZN11server_slot7releaseEv.cold",
+        "SSL_read_early_data",
         "malloc",
     ] {
         assert!(!wanted(symbol), "{symbol}");

@@ -99,7 +99,9 @@ pub(super) fn events(bytes: &[u8]) -> impl Iterator<Item = Event<'_>> {
         let data = line.strip_prefix(b"data: ");
         // Builds of 2024 write `error: {...}` into a stream.
         let bare = line.strip_prefix(b"error: ");
-        let keys = Keys::from_start(data.or(bare).unwrap_or(line))?;
+        let object = data.or(bare).unwrap_or(line);
+        // Several prompts in one request are answered by a list.
+        let keys = Keys::from_start(object).or_else(|| Keys::of_list_from_start(object))?;
         Some(Event::Json { keys, error: error || bare.is_some(), sse: data.is_some() || bare.is_some() })
     })
 }

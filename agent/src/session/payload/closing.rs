@@ -21,8 +21,9 @@ pub enum Finish {
     Length,
     /// The model called a tool.
     ToolCalls,
-    /// Anything else. Also `completed` of `/v1/responses`, which llama-server says of an answer that met its limit
-    /// as well.
+    /// `completed` of `/v1/responses`, which llama-server says of an answer that met its limit as well.
+    Completed,
+    /// Anything else.
     Other,
 }
 
@@ -33,6 +34,7 @@ impl Finish {
             Self::Stop => "stop",
             Self::Length => "length",
             Self::ToolCalls => "tool_calls",
+            Self::Completed => "completed",
             Self::Other => "other",
         }
     }
@@ -42,6 +44,7 @@ impl Finish {
             "stop" | "eos" | "word" | "end_turn" | "stop_sequence" => Self::Stop,
             "length" | "limit" | "max_tokens" | "incomplete" => Self::Length,
             "tool_calls" | "tool_use" | "function_call" => Self::ToolCalls,
+            "completed" => Self::Completed,
             _ => Self::Other,
         }
     }
@@ -85,7 +88,8 @@ pub fn closing(head: &[u8], tails: &[&[u8]]) -> Closing {
     for tail in tails {
         // The first line may have lost its beginning; what follows a line break has not.
         let line = memchr::memchr(b'\n', tail).unwrap_or(tail.len());
-        if let Some(keys) = Keys::from_end(&tail[..line]) {
+        let first = &tail[..line];
+        if let Some(keys) = Keys::from_end(first).or_else(|| Keys::of_list_from_end(first)) {
             closing.take(Event::Json { keys, error: false, sse: true });
         }
         events(&tail[line..]).for_each(|event| closing.take(event));
@@ -115,7 +119,7 @@ impl Closing {
                     None if (key.depth, key.name) == (1, b"truncated") => {
                         self.truncated = truth(key.value) == Some(true);
                     }
-                    None => self.finish = finish(key).or(self.finish),
+                    None => self.finish(key),
                 },
                 Some((Section::Error, 1)) if (key.depth, key.name) == (2, b"type") => self.error(key.value),
                 Some((Section::Error, _)) => {}
@@ -134,6 +138,15 @@ impl Closing {
         self.usage_cached = apart.or(self.usage_cached);
         self.usage_prompt =
             prompt.and_then(|prompt| apart.unwrap_or(0).checked_add(prompt)).or(self.usage_prompt);
+    }
+
+    fn finish(&mut self, key: Key<'_>) {
+        // An answer that calls a tool is completed by that.
+        if let Some(finish) = finish(key)
+            && (finish, self.finish) != (Finish::Completed, Some(Finish::ToolCalls))
+        {
+            self.finish = Some(finish);
+        }
     }
 
     fn error(&mut self, value: &[u8]) {
@@ -167,6 +180,8 @@ fn finish(key: Key<'_>) -> Option<Finish> {
     match (key.depth, key.name) {
         // A member of `choices`.
         (3, b"finish_reason") | (1, b"stop_type") => word(key.value).map(Finish::of),
+        // An item of `output`, in a stream of that of `response`.
+        (3 | 4, b"type") => word(key.value).filter(|kind| *kind == "function_call").map(Finish::of),
         // The second depth is that of `delta`.
         (1 | 2, b"stop_reason") => word(key.value).map(Finish::of),
         // The second depth is that of `response`.

@@ -35,27 +35,45 @@ pub(super) struct Keys<'a> {
     floor: i64,
     /// The end fell into a string.
     open: bool,
+    /// 1 for the objects of a list, whose members are to have the depth of a single object's.
+    list: i64,
 }
 
 impl<'a> Keys<'a> {
     /// Of an object that begins here, after white space at most, and may be cut anywhere.
     pub(super) fn from_start(bytes: &'a [u8]) -> Option<Self> {
         let at = past_space(bytes, 0);
-        (bytes.get(at) == Some(&b'{')).then_some(Self { bytes, at, depth: 0, floor: 0, open: false })
+        (bytes.get(at) == Some(&b'{')).then_some(Self { bytes, at, depth: 0, floor: 0, open: false, list: 0 })
+    }
+
+    /// Of a list of objects that begins here: their members have the depth of a single object's.
+    pub(super) fn of_list_from_start(bytes: &'a [u8]) -> Option<Self> {
+        let at = past_space(bytes, 0);
+        let object = bytes.get(at) == Some(&b'[') && bytes.get(past_space(bytes, at + 1)) == Some(&b'{');
+        object.then_some(Self { bytes, at, depth: 0, floor: 0, open: false, list: 1 })
     }
 
     /// Of an object that ends here, before white space at most, and may have lost its beginning.
     pub(super) fn from_end(bytes: &'a [u8]) -> Option<Self> {
+        Self::closed_by(bytes, b"}", 0)
+    }
+
+    /// The same for a list of objects.
+    pub(super) fn of_list_from_end(bytes: &'a [u8]) -> Option<Self> {
+        Self::closed_by(bytes, b"}]", 1)
+    }
+
+    fn closed_by(bytes: &'a [u8], end: &[u8], list: i64) -> Option<Self> {
         let bytes = bytes.trim_ascii_end();
         let at = first_opening(bytes)?;
-        let start = Self { bytes, at, depth: 0, floor: i64::MIN, open: false };
+        let start = Self { bytes, at, depth: 0, floor: i64::MIN, open: false, list };
         // How deep the start is, is what the end says.
         let mut probe = start.clone();
         let mut lowest = 0;
         for key in probe.by_ref() {
-            lowest = lowest.min(key.depth);
+            lowest = lowest.min(key.depth + list);
         }
-        let closed = !probe.open && bytes.ends_with(b"}") && probe.depth < lowest;
+        let closed = !probe.open && bytes.ends_with(end) && probe.depth < lowest;
         closed.then_some(Self { depth: -probe.depth, floor: 0, ..start })
     }
 }
@@ -86,7 +104,7 @@ impl<'a> Iterator for Keys<'a> {
                     if self.bytes.get(colon) == Some(&b':') {
                         self.at = past_space(self.bytes, colon + 1);
                         let (name, value) = (&self.bytes[start..end], &self.bytes[self.at..]);
-                        return Some(Key { depth: self.depth, name, value });
+                        return Some(Key { depth: self.depth - self.list, name, value });
                     }
                 }
                 _ => {}

@@ -5,8 +5,8 @@ use crate::{
         payload::head::Method,
         staged::{
             MARKER, MS, STREAM, answer, chat, chat_answer, chat_events, chunk, end, finished, get, key,
-            last_chunk, naming, post, read, request, slot_start, task, text_chunk, unread_read, worked,
-            write,
+            last_chunk, naming, post, read, read_tail, request, slot_start, task, text_chunk, unread_read,
+            worked, write,
         },
     },
 };
@@ -336,4 +336,35 @@ fn no_text_is_kept() {
         let text = format!("{request:?}");
         assert!(request.head.is_some() && !text.contains(MARKER), "{text}");
     }
+}
+
+#[test]
+fn fields_behind_a_long_prompt_are_found_in_the_tail() {
+    let body = format!(r#"{{"model":"first","prompt":"{}","#, MARKER.repeat(400));
+    let tail = format!(r#"{MARKER}","user":"eve","model":"second","stream":true,"max_tokens":9}}"#);
+    let mut events = chat_events(K);
+    events[0] = read(K, 0, at(0), &post("/v1/chat/completions", "", &body));
+    events.insert(1, read_tail(K, at(0), tail.as_bytes()));
+    let body = finished(K, &events).body;
+    assert_eq!((body.user.as_deref(), body.model.as_deref()), (Some("eve"), Some("second")));
+    assert_eq!((body.stream, body.max_tokens), (Some(true), Some(9)));
+}
+
+/// How a request to `/v1/responses` ended by 5 tokens, with a limit and a size of its slot.
+fn completed(limit: &str, n_ctx: u32) -> Outcome {
+    let mut slot = worked(K, 40);
+    slot.n_ctx = n_ctx;
+    let mut events = chat_events(K);
+    events[0] = read(K, 0, at(0), &post("/v1/responses", "", &format!(r#"{{"input":"a"{limit}}}"#)));
+    events[3] = write(K, 0, at(60), &answer("200 OK", r#"{"output":[],"status":"completed"}"#));
+    events[4] = RequestEvent::SlotEnd(slot);
+    finished(K, &events).outcome
+}
+
+#[test]
+fn a_completed_response_ended_at_a_limit_or_by_itself() {
+    assert_eq!(completed(r#","max_output_tokens":5"#, 4096), Outcome::Length);
+    assert_eq!(completed(r#","max_output_tokens":6"#, 4096), Outcome::Stop);
+    assert_eq!(completed("", 4096), Outcome::Stop);
+    assert_eq!(completed("", 26), Outcome::Length, "its slot is full");
 }

@@ -172,3 +172,25 @@ fn of_too_many_requests_the_oldest_are_given_up() {
     assert!(!answered(&mut requests, 1) && requests.open() == MAX_OPEN);
     assert_eq!(requests.end(PID, 0)[0].key, key(1 + extra as u64), "the oldest that is left");
 }
+
+#[test]
+fn an_answer_of_many_writes_is_over_when_the_kernel_has_written_its_length() {
+    let mut requests = requests();
+    let (request, at) = (key(1_000), |ms: u64| (1_000 + ms) * MS);
+    let body = "x".repeat(1_000);
+    let whole = answer("200 OK", &body);
+    let parts: Vec<&[u8]> = whole.chunks(300).collect();
+    let mut events = chat_events(request);
+    events[3] = write(request, 0, at(60), parts[0]);
+    events.insert(4, write(request, 1, at(61), parts[1]));
+    assert!(all(&mut requests, &events).is_empty(), "the writes that follow are not told");
+    assert_eq!(requests.half_answered(), [request]);
+    let so_far = |parts: &[&[u8]], ms| match end(request, EndReason::LastChunk, at(ms), at(ms), parts) {
+        RequestEvent::End(event) => *event,
+        other => panic!("{other:?}"),
+    };
+    assert!(requests.answered(so_far(&parts[..parts.len() - 1], 62)).is_none());
+    let over = requests.answered(so_far(&parts, 63)).unwrap();
+    assert_eq!((over.code, over.answered_ns), (200, at(63)));
+    assert_eq!((requests.half_answered().len(), requests.open()), (0, 0));
+}

@@ -62,7 +62,7 @@ fn within(part: &Closing, whole: &Closing) -> bool {
         && agrees(&part.usage_completion, &whole.usage_completion)
 }
 
-fn wholes() -> [(String, Closing); 5] {
+fn wholes() -> [(String, Closing); 6] {
     let responses = format!(
         r#"{{"completed_at":1,"output":[{{"content":[{{"type":"output_text","text":"{TEXT}"}}],"status":"completed","type":"message"}}],"status":"completed","usage":{{"input_tokens":21,"output_tokens":4,"total_tokens":25,"input_tokens_details":{{"cached_tokens":20}}}}}}"#
     );
@@ -72,7 +72,9 @@ fn wholes() -> [(String, Closing); 5] {
         (chat(), expected(Finish::Length, true, true)),
         (completion(), expected(Finish::Length, false, true)),
         (messages(), expected(Finish::ToolCalls, true, false)),
-        (responses, expected(Finish::Other, true, false)),
+        (responses, expected(Finish::Completed, true, false)),
+        // Several prompts in one request.
+        (format!("[{},{}]", completion(), completion()), expected(Finish::Length, false, true)),
         (overflow.to_owned(), error),
     ]
 }
@@ -197,6 +199,9 @@ fn reasons_in_every_vocabulary() {
     assert_eq!(finish(r#"{"choices":[{"finish_reason":"content_filter"}]}"#), Some("other"));
     assert_eq!(finish(r#"{"stopped_eos":false,"stopped_limit":true,"stopped_word":false}"#), Some("length"));
     assert_eq!(finish(r#"{"status":"ok"}"#), None);
+    assert_eq!(finish(r#"{"output":[{"type":"function_call"}],"status":"completed"}"#), Some("tool_calls"));
+    assert_eq!(finish(r#"[{"stop_type":"eos"},{"stop_type":"limit"}]"#), Some("length"), "the last one");
+    assert_eq!(finish(r#"[["stop_type","eos"]]"#), None);
 }
 
 #[test]

@@ -1,0 +1,107 @@
+//! Role TLS: what a server reads and writes through a TLS library, before it is encrypted and after it is decrypted.
+//!
+//! The library belongs to the whole host. These programs are attached for single processes, so that nobody else runs
+//! them.
+
+use aya_ebpf::{
+    EbpfContext as _,
+    helpers::{bpf_get_attach_cookie, bpf_get_current_pid_tgid},
+    macros::{tracepoint, uprobe, uretprobe},
+    programs::{ProbeContext, RetProbeContext, TracePointContext},
+};
+use llamaprobe_common::{
+    call::{Call, HANDSHAKE, UNKNOWN},
+    loss::Loss,
+    request::ConnectionKey,
+};
+
+use super::{cookie, now, socket};
+use crate::{
+    arguments::Arguments,
+    connections::{find, of_session, on_read, on_write, serve},
+    maps::CALLS,
+};
+
+/// `SSL_accept(session)`: a thread takes up a connection. It asks for its peer when the handshake is over.
+#[uprobe]
+fn lp_tls_accept(probe: ProbeContext) -> u32 {
+    let call = Arguments::of(&probe);
+    let Some(target) = socket::server() else { return 0 };
+    target.hit(cookie(&probe).probe());
+    let Ok(session) = call.get(0) else { return 0 };
+    let thread = bpf_get_current_pid_tgid();
+    // SAFETY: the entry is written and read by this thread only.
+    if unsafe { CALLS.get(thread) }.is_some_and(|noted| noted.session == session) {
+        // A client that is not ready lets the server try again.
+        return 0;
+    }
+    let entry = Call { key: ConnectionKey { tgid: target.tgid, fd: HANDSHAKE }, buffer: now(), session };
+    socket::settle(&target, CALLS.insert(thread, entry, 0).map_err(|_| Loss::ThreadsFull))
+}
+
+/// `SSL_read(session, buffer, bytes)`: the bytes are there when it returns.
+#[uprobe]
+fn lp_tls_read(probe: ProbeContext) -> u32 {
+    let call = Arguments::of(&probe);
+    let Some(target) = socket::server() else { return 0 };
+    target.hit(cookie(&probe).probe());
+    let (Ok(session), Ok(buffer)) = (call.get(0), call.get(1)) else { return 0 };
+    let key = of_session(session).unwrap_or(ConnectionKey { tgid: target.tgid, fd: UNKNOWN });
+    let entry = Call { key, buffer, session };
+    let noted = CALLS.insert(bpf_get_current_pid_tgid(), entry, 0);
+    socket::settle(&target, noted.map_err(|_| Loss::ThreadsFull))
+}
+
+#[uretprobe]
+fn lp_tls_readen(probe: RetProbeContext) -> u32 {
+    // Number of bytes, or what is not above 0: an `int`.
+    let len = probe.ret::<u64>() as i32;
+    let Some(target) = socket::server() else { return 0 };
+    // SAFETY: the context is the one the kernel called the program with.
+    target.hit(unsafe { bpf_get_attach_cookie(probe.as_ptr()) } as u8);
+    let thread = bpf_get_current_pid_tgid();
+    // SAFETY: the entry is written and read by this thread only.
+    let Some(&Call { key, buffer, .. }) = (unsafe { CALLS.get(thread) }) else { return 0 };
+    let _ = CALLS.remove(thread);
+    if len <= 0 || key.fd < 0 {
+        return 0;
+    }
+    socket::settle(&target, on_read(&target, key, buffer, len as u32, now()))
+}
+
+/// `SSL_write(session, buffer, bytes)`
+#[uprobe]
+fn lp_tls_write(probe: ProbeContext) -> u32 {
+    let call = Arguments::of(&probe);
+    let Some(target) = socket::server() else { return 0 };
+    target.hit(cookie(&probe).probe());
+    let (Ok(session), Ok(buffer), Ok(len)) = (call.get(0), call.get(1), call.get(2)) else { return 0 };
+    let Some(key) = of_session(session) else { return 0 };
+    let len = len as i32;
+    if len <= 0 {
+        return 0;
+    }
+    socket::settle(&target, on_write(&target, key, buffer, len as u64, now()))
+}
+
+/// The system call by which the library reads: tells the descriptor of a session whose connection was open before the
+/// agent came. Attached as long as there are such.
+#[tracepoint(category = "syscalls", name = "sys_enter_read")]
+fn lp_tls_socket(call: TracePointContext) -> u32 {
+    let Some(target) = socket::server() else { return 0 };
+    let thread = bpf_get_current_pid_tgid();
+    let Some(noted) = CALLS.get_ptr_mut(thread) else { return 0 };
+    // SAFETY: the entry is written and read by this thread only.
+    let noted = unsafe { &mut *noted };
+    if noted.session == 0 || noted.key.fd != UNKNOWN {
+        return 0;
+    }
+    let key = ConnectionKey { tgid: target.tgid, fd: socket::argument(&call, 0) as i32 };
+    let Some(state) = find(key) else { return 0 };
+    if state.session != 0 {
+        return 0;
+    }
+    state.session = noted.session;
+    noted.key = key;
+    socket::settle(&target, serve(state, key))
+}
