@@ -28,9 +28,9 @@ fn every_view_comes_from_a_metric_of_a_kind_that_fits() {
             panic!("{} comes from {}, which is not published", view.name, view.base);
         });
         let (from, to) = match view.take {
-            Whole => (view.kind, base.kind),
-            Sum | Count => (base.kind, Histogram),
-            AsLabel(_) => (base.kind, Gauge),
+            Take::Whole => (view.kind, base.kind),
+            Take::Sum | Take::Count => (base.kind, Kind::Histogram),
+            Take::AsLabel(_) => (base.kind, Kind::Gauge),
         };
         assert_eq!(from, to, "{}", view.name);
         assert!(names.insert(view.name), "{} twice", view.name);
