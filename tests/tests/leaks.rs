@@ -80,10 +80,17 @@ fn no_probe_is_left(server: &LlamaServer) -> Result<()> {
         .with_context(|| format!("changed bytes: {:?}", text::changed(server.pid())))
 }
 
+/// An agent that observes the server and nothing else on the host.
+fn observing(server: &LlamaServer) -> Result<Agent> {
+    let agent = Agent::start(&["--pid", &server.pid().to_string()])?;
+    agent.wait_observed(server)?;
+    Ok(agent)
+}
+
 /// The agent in the middle of its work, so many times; `leave` ends it.
 fn come_and_go(server: &LlamaServer, times: usize, leave: impl Fn(Agent) -> Result<()>) -> Result<()> {
     for _ in 0..times {
-        let agent = Agent::observing(server)?;
+        let agent = observing(server)?;
         thread::sleep(STAY);
         let changed = text::changed(server.pid())?;
         ensure!(!changed.is_empty(), "an attached probe shows in the text");
@@ -119,9 +126,8 @@ fn under_load_no_answer_changes_and_nothing_stays() -> Result<()> {
         assert!(answers > KILLED + ENDED, "too few answers: {answers}");
         server.assert_alive()?;
 
-        // An agent that saw the load from its begin to its end has nothing left of it. Other servers are not its own.
-        let agent = Agent::start(&["--pid", &server.pid().to_string()])?;
-        agent.wait_observed(&server)?;
+        // An agent that saw the load from its begin to its end has nothing left of it.
+        let agent = observing(&server)?;
         let occupancy = |metrics: &Exposition| {
             MAPS.map(|map| (map, metrics.sum("llamaprobe_map_entries", &[("map", map)])))
         };
