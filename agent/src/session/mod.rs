@@ -4,6 +4,7 @@
 //! Counters live in a ledger by labels, not by process: a server that restarts on the same address with the same model
 //! goes on counting where it was.
 
+pub mod exemplar;
 mod ledger;
 mod overhead;
 pub mod payload;
@@ -11,6 +12,7 @@ pub mod request;
 mod requests;
 mod snapshot;
 pub mod tally;
+pub mod tracer;
 
 #[cfg(test)]
 pub(crate) mod staged;
@@ -35,11 +37,13 @@ pub use self::{
     snapshot::{Labels, Live, Server, Snapshot},
 };
 use self::{
+    exemplar::Findable,
     ledger::Ledger,
     overhead::{Overhead, spent},
     payload::head::HeadOptions,
     request::Finished,
     requests::Requests,
+    tracer::{Trace, Tracer},
 };
 use crate::{
     bpf::{calibrate::Prices, events::RequestEvent, read::Reading},
@@ -77,6 +81,7 @@ pub struct Session {
     watched: BTreeMap<u32, Watched>,
     ledger: Ledger,
     requests: Requests,
+    tracer: Option<Tracer>,
 }
 
 /// A finished request with what its process adds to it.
@@ -88,12 +93,30 @@ pub struct Record {
     pub labels: Labels,
     /// The model that served it.
     pub model: Option<Arc<Model>>,
+    /// Its trace, where requests are traced.
+    pub trace: Option<Trace>,
+}
+
+impl Record {
+    /// The id of its trace, if that leads somewhere: the caller's, or that of exported spans.
+    pub fn trace_id(&self) -> Option<[u8; 16]> {
+        match &self.trace {
+            Some(trace) => trace.is_known().then_some(trace.trace_id),
+            None => self.request.head.as_ref()?.traceparent.map(|caller| caller.trace_id),
+        }
+    }
 }
 
 impl Session {
     /// Nothing is known yet.
     pub fn new(options: HeadOptions) -> Self {
-        Self { watched: BTreeMap::new(), ledger: Ledger::default(), requests: Requests::new(options) }
+        let requests = Requests::new(options);
+        Self { watched: BTreeMap::new(), ledger: Ledger::default(), requests, tracer: None }
+    }
+
+    /// Finished requests are given their place in a trace from now on.
+    pub fn traced_by(self, tracer: Tracer) -> Self {
+        Self { tracer: Some(tracer), ..self }
     }
 
     /// Books what happened to a request. Returns the requests that are over by it.
@@ -129,8 +152,14 @@ impl Session {
         for watched in self.watched.values_mut() {
             let Some(labels) = &watched.labels else { continue };
             for request in watched.unbooked.drain(..) {
-                self.ledger.tally(now, labels).book(&request);
-                records.push(Record { request, labels: labels.clone(), model: watched.target.model.clone() });
+                let trace = self.tracer.as_mut().and_then(|tracer| tracer.trace(&request));
+                let tally = self.ledger.tally(now, labels);
+                tally.book(&request);
+                if let Some(trace) = Findable::of(&request, trace.as_ref()) {
+                    tally.exemplify(&request, trace);
+                }
+                let (labels, model) = (labels.clone(), watched.target.model.clone());
+                records.push(Record { request, labels, model, trace });
             }
         }
         records

@@ -8,8 +8,9 @@ use std::collections::BTreeMap;
 use llamaprobe_common::histogram::{Bounds, Histogram, LATENCY_NS, padded};
 
 use super::{
+    exemplar::{Exemplar, Exemplars, Findable},
     payload::route::Route,
-    request::{Finished, Join, Outcome},
+    request::{CLIENT_GONE, Finished, Join, Outcome, UNKNOWN},
 };
 
 const MS: u64 = 1_000_000;
@@ -95,6 +96,49 @@ impl Phase {
     }
 }
 
+/// The three latencies that OpenTelemetry has for a server.
+#[derive(Clone, Debug, Default)]
+pub struct Latencies<T> {
+    /// From arrival to the last byte.
+    pub duration: T,
+    /// From arrival to the first token.
+    pub first_token: T,
+    /// Per token after the first.
+    pub per_token: T,
+}
+
+/// Why a request is no success, as OpenTelemetry's `error.type`: few values, whatever the server says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Failure {
+    /// The client went.
+    Cancelled,
+    /// The status code.
+    Code(u16),
+    /// It failed under a good status code, or under none.
+    Other,
+}
+
+impl Failure {
+    /// How a request failed, if it did.
+    pub fn of(request: &Finished) -> Option<Self> {
+        match (request.outcome, request.code) {
+            (Outcome::Cancelled, _) | (Outcome::Error, CLIENT_GONE) => Some(Self::Cancelled),
+            (Outcome::Error, UNKNOWN | ..=399) => Some(Self::Other),
+            (Outcome::Error, code) => Some(Self::Code(code)),
+            _ => None,
+        }
+    }
+
+    /// The value of `error.type`.
+    pub fn name(self) -> String {
+        match self {
+            Self::Cancelled => "cancelled".to_owned(),
+            Self::Code(code) => code.to_string(),
+            Self::Other => "_OTHER".to_owned(),
+        }
+    }
+}
+
 /// What is counted of finished requests.
 #[derive(Clone, Debug, Default)]
 pub struct Tally {
@@ -114,6 +158,12 @@ pub struct Tally {
     pub prompt_tokens: Histogram,
     /// Their generated tokens.
     pub generated_tokens: Histogram,
+    /// The latencies once more, by operation and failure: OpenTelemetry tells them apart by these.
+    pub operations: BTreeMap<(&'static str, Option<Failure>), Latencies<Histogram>>,
+    /// Requests that stand for a bucket of the latencies.
+    pub exemplars: Latencies<Exemplars>,
+    /// Requests with a `traceparent` that is none.
+    pub traceparent_invalid: u64,
 }
 
 impl Tally {
@@ -122,6 +172,9 @@ impl Tally {
         *self.requests.entry((request.route, request.code, request.outcome)).or_default() += 1;
         if request.join == Join::Exact {
             self.joins[0] += 1;
+        }
+        if request.head.as_ref().is_some_and(|head| head.traceparent_invalid) {
+            self.traceparent_invalid += 1;
         }
         if !request.is_inference() {
             return;
@@ -142,6 +195,29 @@ impl Tally {
         if request.join == Join::Exact {
             self.prompt_tokens.observe(&REQUEST_TOKENS, request.prompt_tokens + request.cached_tokens);
             self.generated_tokens.observe(&REQUEST_TOKENS, request.generated_tokens);
+        }
+        if let Some(operation) = request.route.operation() {
+            let latencies = self.operations.entry((operation, Failure::of(request))).or_default();
+            latencies.duration.observe(&DURATION_NS, request.latency_ns());
+            observe(&mut latencies.first_token, &FIRST_TOKEN_NS, request.ttft_ns());
+            observe(&mut latencies.per_token, &LATENCY_NS, request.time_per_token_ns());
+        }
+    }
+
+    /// Lets a request that can be found stand for its buckets.
+    pub fn exemplify(&mut self, request: &Finished, trace: Findable) {
+        if !request.is_inference() {
+            return;
+        }
+        let exemplars = &mut self.exemplars;
+        for (exemplars, bounds, value) in [
+            (&mut exemplars.duration, &DURATION_NS, Some(request.latency_ns())),
+            (&mut exemplars.first_token, &FIRST_TOKEN_NS, request.ttft_ns()),
+            (&mut exemplars.per_token, &LATENCY_NS, request.time_per_token_ns()),
+        ] {
+            if let Some(value) = value {
+                exemplars.put(bounds, Exemplar { trace, value, at_ns: request.answered_ns });
+            }
         }
     }
 
