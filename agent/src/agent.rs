@@ -29,12 +29,14 @@ use crate::{
     discovery::Scanner,
     doctor::NEEDED,
     export::{
-        http::{self, Question},
+        http::{self, Format, Question},
         log::RequestLog,
+        openmetrics,
+        otlp::{Otlp, Signal},
         prometheus, snapshot,
     },
     plan::catalog::WANTED,
-    session::{Record, Session, Snapshot, payload::head::HeadOptions},
+    session::{Record, Session, Snapshot, payload::head::HeadOptions, tracer::Tracer},
 };
 
 /// Housekeeping, and a look at processes that have not shown yet where they listen.
@@ -43,6 +45,8 @@ const TICK: Duration = Duration::from_secs(1);
 const RESCAN: Duration = Duration::from_secs(30);
 /// How long the request log may take at the end.
 const LOG_FLUSH: Duration = Duration::from_secs(2);
+/// How long the export may take at the end.
+const EXPORT_FLUSH: Duration = Duration::from_secs(2);
 /// Questions that may wait.
 const QUESTIONS: usize = 16;
 
@@ -60,6 +64,7 @@ struct Agent {
     unobservable: BTreeMap<u32, String>,
     prices: Option<Prices>,
     log: RequestLog,
+    otlp: Otlp,
     clock: Clock,
     /// Whether payload is looked at.
     payload: bool,
@@ -95,8 +100,10 @@ pub async fn run(options: Options) -> Result<()> {
     let address = listener.local_addr().context("the endpoint has no address")?;
     let log = RequestLog::open(options.requests.clone())
         .with_context(|| format!("cannot open the request log {:?}", options.requests.file))?;
+    let clock = Clock::now();
+    let otlp = Otlp::start(&options.otlp, clock.epoch())?;
     let (kernel, rings) = Kernel::load().map_err(explain)?;
-    let mut agent = Agent::new(kernel, log, &options);
+    let mut agent = Agent::new(kernel, log, otlp, clock, &options);
     agent.calibrate();
 
     let (sender, mut questions) = mpsc::channel(QUESTIONS);
@@ -132,9 +139,11 @@ pub async fn run(options: Options) -> Result<()> {
         }
     }
     endpoint.abort();
+    agent.collect();
     agent.detach_all();
     // What has ended meanwhile is still told.
     drain(requests.get_mut(), |entry| agent.request_event(entry));
+    agent.otlp.close(EXPORT_FLUSH);
     agent.log.close(LOG_FLUSH);
     info!("detached");
     Ok(())
@@ -170,15 +179,20 @@ fn drain(ring: &mut RingBuf<MapData>, mut each: impl FnMut(&[u8])) {
 }
 
 impl Agent {
-    fn new(kernel: Kernel, log: RequestLog, options: &Options) -> Self {
+    fn new(kernel: Kernel, log: RequestLog, otlp: Otlp, clock: Clock, options: &Options) -> Self {
         let head = HeadOptions { user_header: options.user_header.clone(), key: secret() };
+        let mut session = Session::new(head);
+        if options.otlp.of(Signal::Traces).is_some() {
+            session = session.traced_by(Tracer::new(options.otlp.rules, secret()));
+        }
         Self {
             scanner: Scanner::new(Path::new("/proc"), WANTED),
             kernel,
-            session: Session::new(head),
+            session,
             only: options.only.clone(),
             log,
-            clock: Clock::now(),
+            otlp,
+            clock,
             payload: options.payload,
             seats: BTreeMap::new(),
             due: BTreeSet::new(),
@@ -218,6 +232,7 @@ impl Agent {
     fn tell(&mut self, records: &[Record]) {
         for record in records {
             self.log.record(record, |ns| self.clock.wall(ns));
+            self.otlp.tell(record);
             for task in &record.request.stale_tasks {
                 self.kernel.forget_task(record.request.key.tgid, *task);
             }
@@ -232,6 +247,9 @@ impl Agent {
         self.session.forget_ended(now);
         self.kernel.detach_idle();
         self.follow_sockets();
+        if self.otlp.wants_metrics(now) {
+            self.collect();
+        }
         for (path, fault) in self.scanner.take_faults() {
             warn!(path = %path.display(), fault, "a file that processes map cannot be read");
         }
@@ -245,10 +263,21 @@ impl Agent {
                 let document = snapshot::document(&self.snapshot());
                 drop(reply.send(document.to_string().into_bytes()));
             }
-            Question::Metrics(reply) => match prometheus::render(&self.snapshot()) {
+            Question::Metrics(Format::OpenMetrics, reply) => {
+                drop(reply.send(openmetrics::render(&self.snapshot()).into_bytes()));
+            }
+            Question::Metrics(Format::Prometheus, reply) => match prometheus::render(&self.snapshot()) {
                 Ok(text) => drop(reply.send(text)),
                 Err(error) => error!(%error, "the metrics cannot be rendered"),
             },
+        }
+    }
+
+    /// Hands the metrics of now to OTLP.
+    fn collect(&mut self) {
+        if self.otlp.has_metrics() {
+            let snapshot = self.snapshot();
+            self.otlp.collect(&snapshot);
         }
     }
 
@@ -277,6 +306,8 @@ impl Agent {
             cpu: cpu_time(),
             resident_bytes: resident_bytes(),
             started: self.started.duration_since(SystemTime::UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64()),
+            epoch: self.clock.epoch(),
+            otlp: self.otlp.counts(),
         }
     }
 

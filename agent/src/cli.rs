@@ -8,7 +8,10 @@ use anyhow::{Context as _, Result};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::Deserialize;
 
-use crate::export::log::{LogOptions, Logged};
+use crate::export::{
+    log::{LogOptions, Logged},
+    otlp,
+};
 
 /// Where the metrics are served unless told otherwise: a port that OpenTelemetry registered for Prometheus exporters.
 const DEFAULT_LISTEN: &str = "127.0.0.1:9464";
@@ -75,6 +78,9 @@ pub struct RunArguments {
     /// sockets and probes tell [default: on]
     #[arg(long, env = "LLAMAPROBE_PAYLOAD", value_enum, value_name = "SWITCH")]
     pub payload: Option<Switch>,
+    /// What is exported over OTLP.
+    #[command(flatten)]
+    pub otlp: otlp::Arguments,
     /// A TOML file with these options as keys, `-` written `_`
     #[arg(long, env = "LLAMAPROBE_CONFIG", value_name = "FILE")]
     pub config: Option<PathBuf>,
@@ -107,6 +113,10 @@ struct File {
     log_slow_ms: Option<u64>,
     user_header: Option<String>,
     payload: Option<Switch>,
+    otlp_endpoint: Option<String>,
+    otlp_signals: Option<String>,
+    trace_ratio: Option<f64>,
+    trace_slow_ms: Option<String>,
 }
 
 /// On or off.
@@ -134,6 +144,8 @@ pub struct Options {
     pub user_header: Option<String>,
     /// Whether payload is looked at.
     pub payload: bool,
+    /// What is exported over OTLP.
+    pub otlp: otlp::Options,
 }
 
 impl RunArguments {
@@ -151,6 +163,12 @@ impl RunArguments {
                 toml::from_str(&text).with_context(|| format!("bad configuration file {}", path.display()))?
             }
         };
+        let of_file = otlp::Arguments {
+            otlp_endpoint: file.otlp_endpoint,
+            otlp_signals: file.otlp_signals,
+            trace_ratio: file.trace_ratio,
+            trace_slow_ms: file.trace_slow_ms,
+        };
         let default = DEFAULT_LISTEN.parse().context("the default address")?;
         Ok(Options {
             listen: self.listen.or(file.listen).unwrap_or(default),
@@ -163,6 +181,7 @@ impl RunArguments {
             },
             user_header: self.user_header.or(file.user_header),
             payload: self.payload.or(file.payload) != Some(Switch::Off),
+            otlp: otlp::Options::resolve(&self.otlp, &|name| std::env::var(name).ok(), &of_file)?,
         })
     }
 }
@@ -190,9 +209,13 @@ mod tests {
 
     #[test]
     fn mistakes_are_named() {
-        for (file, named) in
-            [("lisen = 1\n", "lisen"), ("listen = \"here\"\n", "listen"), ("pid = [-1]\n", "pid")]
-        {
+        for (file, named) in [
+            ("lisen = 1\n", "lisen"),
+            ("listen = \"here\"\n", "listen"),
+            ("pid = [-1]\n", "pid"),
+            ("otlp_endpoint = \"here\"\n", "otlp_endpoint"),
+            ("trace_ratio = 2.0\n", "trace_ratio"),
+        ] {
             let message = format!("{:#}", resolved(file, None).unwrap_err());
             assert!(message.contains(named), "{message}");
         }

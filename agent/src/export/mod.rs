@@ -3,6 +3,8 @@
 pub mod http;
 pub mod log;
 pub mod metrics;
+pub mod openmetrics;
+pub mod otlp;
 pub mod prometheus;
 pub mod snapshot;
 

@@ -47,6 +47,16 @@ impl Exemplars {
         self.0.insert(bucket(bounds, exemplar.value), exemplar);
     }
 
+    /// Takes over what is newer.
+    pub fn merge(&mut self, other: &Self) {
+        for (bucket, exemplar) in &other.0 {
+            let mine = self.0.entry(*bucket).or_insert(*exemplar);
+            if mine.at_ns < exemplar.at_ns {
+                *mine = *exemplar;
+            }
+        }
+    }
+
     /// The exemplar of a bucket.
     pub fn of(&self, bucket: usize) -> Option<&Exemplar> {
         self.0.get(&bucket)

@@ -10,7 +10,7 @@ mod overhead;
 pub mod payload;
 pub mod request;
 mod requests;
-mod snapshot;
+pub mod snapshot;
 pub mod tally;
 pub mod tracer;
 
@@ -32,10 +32,6 @@ use llamaprobe_common::{
     target::{TargetConfig, TargetStats},
 };
 
-pub use self::{
-    ledger::KEEP_ENDED,
-    snapshot::{Labels, Live, Server, Snapshot},
-};
 use self::{
     exemplar::Findable,
     ledger::Ledger,
@@ -44,6 +40,10 @@ use self::{
     request::Finished,
     requests::Requests,
     tracer::{Trace, Tracer},
+};
+pub use self::{
+    ledger::KEEP_ENDED,
+    snapshot::{Labels, Live, Server, Snapshot},
 };
 use crate::{
     bpf::{calibrate::Prices, events::RequestEvent, read::Reading},
@@ -155,9 +155,7 @@ impl Session {
                 let trace = self.tracer.as_mut().and_then(|tracer| tracer.trace(&request));
                 let tally = self.ledger.tally(now, labels);
                 tally.book(&request);
-                if let Some(trace) = Findable::of(&request, trace.as_ref()) {
-                    tally.exemplify(&request, trace);
-                }
+                tally.book_operation(&request, Findable::of(&request, trace.as_ref()));
                 let (labels, model) = (labels.clone(), watched.target.model.clone());
                 records.push(Record { request, labels, model, trace });
             }

@@ -69,6 +69,19 @@ pub struct Live {
     pub overhead: f64,
 }
 
+/// What has become of the spans, data points or log records of one signal.
+#[derive(Clone, Debug)]
+pub struct OtlpCounts {
+    /// The signal.
+    pub signal: &'static str,
+    /// What a collector has taken.
+    pub exported: u64,
+    /// What waits, or is on its way.
+    pub waiting: u64,
+    /// What was lost, by reason.
+    pub lost: Vec<(&'static str, u64)>,
+}
+
 /// The agent's view at one moment.
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
@@ -96,4 +109,8 @@ pub struct Snapshot {
     pub resident_bytes: u64,
     /// When the agent started, seconds since the epoch.
     pub started: f64,
+    /// The kernel's monotonic time 0, since the Unix epoch.
+    pub epoch: Duration,
+    /// What was exported over OTLP, by signal that is on.
+    pub otlp: Vec<OtlpCounts>,
 }

@@ -96,15 +96,40 @@ impl Phase {
     }
 }
 
+/// Observations, and requests that stand for their buckets.
+#[derive(Clone, Debug, Default)]
+pub struct Latency {
+    /// All requests.
+    pub histogram: Histogram,
+    /// Some whose trace can be found.
+    pub exemplars: Exemplars,
+}
+
 /// The three latencies that OpenTelemetry has for a server.
 #[derive(Clone, Debug, Default)]
-pub struct Latencies<T> {
+pub struct Latencies {
     /// From arrival to the last byte.
-    pub duration: T,
+    pub duration: Latency,
     /// From arrival to the first token.
-    pub first_token: T,
+    pub first_token: Latency,
     /// Per token after the first.
-    pub per_token: T,
+    pub per_token: Latency,
+}
+
+impl Latencies {
+    fn book(&mut self, request: &Finished, trace: Option<Findable>) {
+        for (latency, bounds, value) in [
+            (&mut self.duration, &DURATION_NS, Some(request.latency_ns())),
+            (&mut self.first_token, &FIRST_TOKEN_NS, request.ttft_ns()),
+            (&mut self.per_token, &LATENCY_NS, request.time_per_token_ns()),
+        ] {
+            let Some(value) = value else { continue };
+            latency.histogram.observe(bounds, value);
+            if let Some(trace) = trace {
+                latency.exemplars.put(bounds, Exemplar { trace, value, at_ns: request.answered_ns });
+            }
+        }
+    }
 }
 
 /// Why a request is no success, as OpenTelemetry's `error.type`: few values, whatever the server says.
@@ -159,9 +184,7 @@ pub struct Tally {
     /// Their generated tokens.
     pub generated_tokens: Histogram,
     /// The latencies once more, by operation and failure: OpenTelemetry tells them apart by these.
-    pub operations: BTreeMap<(&'static str, Option<Failure>), Latencies<Histogram>>,
-    /// Requests that stand for a bucket of the latencies.
-    pub exemplars: Latencies<Exemplars>,
+    pub operations: BTreeMap<(&'static str, Option<Failure>), Latencies>,
     /// Requests with a `traceparent` that is none.
     pub traceparent_invalid: u64,
 }
@@ -196,29 +219,21 @@ impl Tally {
             self.prompt_tokens.observe(&REQUEST_TOKENS, request.prompt_tokens + request.cached_tokens);
             self.generated_tokens.observe(&REQUEST_TOKENS, request.generated_tokens);
         }
-        if let Some(operation) = request.route.operation() {
-            let latencies = self.operations.entry((operation, Failure::of(request))).or_default();
-            latencies.duration.observe(&DURATION_NS, request.latency_ns());
-            observe(&mut latencies.first_token, &FIRST_TOKEN_NS, request.ttft_ns());
-            observe(&mut latencies.per_token, &LATENCY_NS, request.time_per_token_ns());
+    }
+
+    /// Books the latencies of an inference request as OpenTelemetry tells them apart.
+    pub fn book_operation(&mut self, request: &Finished, trace: Option<Findable>) {
+        let operation = request.route.operation().filter(|_| request.is_inference());
+        if let Some(operation) = operation {
+            self.operations.entry((operation, Failure::of(request))).or_default().book(request, trace);
         }
     }
 
-    /// Lets a request that can be found stand for its buckets.
-    pub fn exemplify(&mut self, request: &Finished, trace: Findable) {
-        if !request.is_inference() {
-            return;
-        }
-        let exemplars = &mut self.exemplars;
-        for (exemplars, bounds, value) in [
-            (&mut exemplars.duration, &DURATION_NS, Some(request.latency_ns())),
-            (&mut exemplars.first_token, &FIRST_TOKEN_NS, request.ttft_ns()),
-            (&mut exemplars.per_token, &LATENCY_NS, request.time_per_token_ns()),
-        ] {
-            if let Some(value) = value {
-                exemplars.put(bounds, Exemplar { trace, value, at_ns: request.answered_ns });
-            }
-        }
+    /// The exemplars of a latency, of all operations together.
+    pub fn exemplars(&self, of: fn(&Latencies) -> &Latency) -> Exemplars {
+        let mut all = Exemplars::default();
+        self.operations.values().for_each(|latencies| all.merge(&of(latencies).exemplars));
+        all
     }
 
     /// Books a slot that was left by a task of no known request.

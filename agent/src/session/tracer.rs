@@ -32,9 +32,8 @@ pub struct Slow {
 
 impl Slow {
     fn is(&self, request: &Finished) -> bool {
-        let reached = |limit: Option<Duration>, ns: u64| {
-            limit.is_some_and(|limit| u128::from(ns) >= limit.as_nanos())
-        };
+        let reached =
+            |limit: Option<Duration>, ns: u64| limit.is_some_and(|limit| u128::from(ns) >= limit.as_nanos());
         request.ttft_ns().is_some_and(|ns| reached(self.first_token, ns))
             || reached(self.duration, request.latency_ns())
             || (request.generated_tokens > 1 && reached(self.gap, request.worst_gap_ns))
