@@ -32,7 +32,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Observe llama.cpp processes and serve their metrics (the default)
-    Run(RunArguments),
+    Run(Box<RunArguments>),
     /// Say whether this host can be observed, and what to do if not. Exit code: 0 yes, 1 in part, 2 no
     Doctor(ReportArguments),
     /// Say what would be attached to which process, at which instruction and price; loads nothing.

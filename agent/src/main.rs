@@ -21,7 +21,7 @@ use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let done = match cli.command.unwrap_or(Command::Run(cli.run)) {
+    let done = match cli.command.unwrap_or(Command::Run(Box::new(cli.run))) {
         Command::Run(arguments) => arguments.resolve().and_then(run),
         Command::Doctor(arguments) => show(&arguments, |pids| {
             let report = survey::health(&Roots::default(), pids);

@@ -34,9 +34,14 @@ pub struct Agent {
 impl Agent {
     /// Starts the agent on a free port with further `arguments`; returns when it is ready.
     pub fn start(arguments: &[&str]) -> Result<Self> {
+        Self::start_with(arguments, &[])
+    }
+
+    /// The same with more variables in its environment.
+    pub fn start_with(arguments: &[&str], variables: &[(&str, &str)]) -> Result<Self> {
         let log = Log::new("agent");
         let mut command = tied(executable()?);
-        command.args(["run", "--listen", "127.0.0.1:0"]).args(arguments);
+        command.args(["run", "--listen", "127.0.0.1:0"]).args(arguments).envs(variables.iter().copied());
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log.create()?);
         let mut process = Process::start("llamaprobe", &mut command)?;
         let stdout = process.child().stdout.take().context("the agent has no standard output")?;
@@ -64,6 +69,11 @@ impl Agent {
     /// The agent's process id.
     pub fn pid(&self) -> u32 {
         self.process.pid()
+    }
+
+    /// Where the agent serves its metrics.
+    pub fn address(&self) -> SocketAddr {
+        self.address
     }
 
     /// Everything that the agent wrote on standard error.

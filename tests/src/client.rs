@@ -27,13 +27,15 @@ pub struct Call {
     pub one_shot: bool,
     /// Its name.
     pub trace: TraceId,
+    /// Header lines that it sends instead of a `traceparent` with its name.
+    pub headers: Option<String>,
 }
 
 impl Call {
     /// A request with a JSON body that is answered to the end.
     pub fn post(path: &'static str, body: &Value) -> Self {
         let (body, trace) = (body.to_string(), TraceId::new());
-        Self { method: "POST", path, body, fate: Fate::Finished, one_shot: false, trace }
+        Self { method: "POST", path, body, fate: Fate::Finished, one_shot: false, trace, headers: None }
     }
 
     /// A request without a body.
@@ -54,7 +56,8 @@ impl Call {
             None => Connection::open(address).with_context(context)?,
         };
         let close = if self.one_shot { "Connection: close\r\n" } else { "" };
-        let headers = format!("{}{close}", self.trace.header());
+        let own = self.headers.clone().unwrap_or_else(|| self.trace.header());
+        let headers = format!("{own}{close}");
         let start = Instant::now();
         connection.send_with(self.method, self.path, &headers, &self.body).with_context(context)?;
         let reply = match self.fate {

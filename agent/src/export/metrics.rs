@@ -483,8 +483,11 @@ fn number(value: f64) -> Vec<Sample> {
     vec![Sample { labels: vec![], value: Value::Number(value) }]
 }
 
+/// A count, with its reason.
+type Counted = (Option<&'static str>, u64);
+
 /// Counts of each signal that is on, some of them by reason.
-fn signals(all: &Snapshot, of: fn(&OtlpCounts) -> Vec<(Option<&'static str>, u64)>) -> Vec<Sample> {
+fn signals(all: &Snapshot, of: fn(&OtlpCounts) -> Vec<Counted>) -> Vec<Sample> {
     let sample = |signal: &'static str, reason: Option<&'static str>, n: u64| {
         let labels = [("signal", signal)].into_iter().chain(reason.map(|reason| ("reason", reason)));
         let labels = labels.map(|(name, value)| (name, value.to_owned())).collect();
