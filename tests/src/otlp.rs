@@ -1,5 +1,7 @@
 //! An independent OTLP receiver, and what it has taken.
 
+pub mod calls;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
