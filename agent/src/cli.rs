@@ -78,15 +78,15 @@ pub struct RunArguments {
     /// sockets and probes tell [default: on]
     #[arg(long, env = "LLAMAPROBE_PAYLOAD", value_enum, value_name = "SWITCH")]
     pub payload: Option<Switch>,
-    /// What is exported over OTLP.
-    #[command(flatten)]
-    pub otlp: otlp::Arguments,
     /// A TOML file with these options as keys, `-` written `_`
     #[arg(long, env = "LLAMAPROBE_CONFIG", value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// What to log to stderr: error, warn, info, debug, or directives such as `llamaprobe::bpf=debug` [default: info]
     #[arg(long, env = "LLAMAPROBE_LOG", value_name = "LEVEL")]
     pub log: Option<String>,
+    /// What is exported over OTLP; last, since these have a heading of their own.
+    #[command(flatten)]
+    pub otlp: otlp::Arguments,
 }
 
 /// The options of `doctor` and `plan`.

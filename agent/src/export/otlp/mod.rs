@@ -56,7 +56,7 @@ struct Told {
 }
 
 /// A signal that is on.
-struct Lane<T> {
+struct Channel<T> {
     queue: Arc<Queue<T>>,
     counts: Arc<Counts>,
 }
@@ -66,9 +66,9 @@ type Metrics = Vec<ResourceMetrics>;
 
 /// The exporter, as the agent holds it.
 pub struct Otlp {
-    traces: Option<Lane<Arc<Told>>>,
-    logs: Option<Lane<Arc<Told>>>,
-    metrics: Option<Lane<Metrics>>,
+    traces: Option<Channel<Arc<Told>>>,
+    logs: Option<Channel<Arc<Told>>>,
+    metrics: Option<Channel<Metrics>>,
     host: Arc<Host>,
     processes: BTreeMap<u32, Arc<Identity>>,
     own: Arc<Identity>,
@@ -191,7 +191,7 @@ impl Otlp {
 
     /// What has become of everything so far, by signal that is on.
     pub fn counts(&self) -> Vec<OtlpCounts> {
-        self.lanes()
+        self.channels()
             .map(|(signal, counts)| OtlpCounts {
                 signal: signal.name(),
                 exported: counts.exported(),
@@ -201,11 +201,11 @@ impl Otlp {
             .collect()
     }
 
-    fn lanes(&self) -> impl Iterator<Item = (Signal, &Counts)> {
+    fn channels(&self) -> impl Iterator<Item = (Signal, &Counts)> {
         let of = [
-            self.traces.as_ref().map(|lane| &lane.counts),
-            self.metrics.as_ref().map(|lane| &lane.counts),
-            self.logs.as_ref().map(|lane| &lane.counts),
+            self.traces.as_ref().map(|channel| &channel.counts),
+            self.metrics.as_ref().map(|channel| &channel.counts),
+            self.logs.as_ref().map(|channel| &channel.counts),
         ];
         Signal::ALL.into_iter().zip(of).filter_map(|(signal, counts)| Some((signal, &**counts?)))
     }
@@ -218,7 +218,7 @@ impl Otlp {
         while !thread.is_finished() && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(5));
         }
-        for (signal, counts) in self.lanes() {
+        for (signal, counts) in self.channels() {
             counts.lose(Loss::Shutdown, counts.waiting());
             let (exported, lost) = (counts.exported(), counts.lost_at_all());
             match lost {
@@ -226,6 +226,13 @@ impl Otlp {
                 _ => warn!(signal = signal.name(), exported, lost, "export ended with losses"),
             }
         }
+    }
+}
+
+impl Drop for Otlp {
+    fn drop(&mut self) {
+        // Without it the thread would wait for somebody who cannot tell it anything any more.
+        let _ = self.closing.send(true);
     }
 }
 
@@ -241,14 +248,14 @@ impl Work {
         options: &Options,
         signal: Signal,
         encode: impl Fn(Vec<T>) -> Vec<u8> + Send + 'static,
-    ) -> Result<Option<Lane<T>>> {
+    ) -> Result<Option<Channel<T>>> {
         let Some(destination) = options.of(signal) else { return Ok(None) };
         let counts = Arc::new(Counts::default());
         let queue = Arc::new(Queue::new(destination.queue, counts.clone()));
         let client = Client::new(destination.clone())?;
         let (taken, counted, closed) = (queue.clone(), counts.clone(), self.closed.clone());
         self.tasks.push(Box::pin(deliver(destination.clone(), client, taken, counted, closed, encode)));
-        Ok(Some(Lane { queue, counts }))
+        Ok(Some(Channel { queue, counts }))
     }
 
     fn start(self) -> Result<JoinHandle<()>> {
