@@ -31,12 +31,14 @@ use crate::{
     doctor::{self, KernelVersion, NEEDED, Roots},
     export::{
         compat::Dialect,
-        http::{self, Question},
+        http::{self, Format, Question},
         log::RequestLog,
+        openmetrics,
+        otlp::{Otlp, Signal},
         prometheus, snapshot,
     },
     plan::catalog::WANTED,
-    session::{Billing, Record, Session, Snapshot, payload::head::HeadOptions},
+    session::{Billing, Record, Session, Snapshot, payload::head::HeadOptions, tracer::Tracer},
 };
 
 /// Housekeeping, and a look at processes that have not shown yet where they listen.
@@ -47,6 +49,8 @@ const STOCKTAKING: Duration = Duration::from_secs(5);
 const RESCAN: Duration = Duration::from_secs(30);
 /// How long the request log may take at the end.
 const LOG_FLUSH: Duration = Duration::from_secs(2);
+/// How long the export may take at the end.
+const EXPORT_FLUSH: Duration = Duration::from_secs(2);
 /// Questions that may wait.
 const QUESTIONS: usize = 16;
 
@@ -68,6 +72,7 @@ struct Agent {
     /// What is charged live is charged every second when the host's time costs, since idle time costs too.
     stocktaking: Duration,
     stock_taken: Instant,
+    otlp: Otlp,
     clock: Clock,
     /// Whether payload is looked at.
     payload: bool,
@@ -108,8 +113,10 @@ pub async fn run(options: Options) -> Result<()> {
     let log = RequestLog::open(options.requests.clone())
         .with_context(|| format!("cannot open the request log {:?}", options.requests.file))?;
     let billing = options.billing.load()?;
+    let clock = Clock::now();
+    let otlp = Otlp::start(&options.otlp, clock.epoch())?;
     let (kernel, rings) = Kernel::load().map_err(explain)?;
-    let mut agent = Agent::new(kernel, log, billing, &options);
+    let mut agent = Agent::new(kernel, log, otlp, clock, billing, &options);
     agent.calibrate();
 
     let (sender, mut questions) = mpsc::channel(QUESTIONS);
@@ -145,17 +152,23 @@ pub async fn run(options: Options) -> Result<()> {
             () = sleep_until(next.unwrap_or_else(Instant::now).into()), if next.is_some() => agent.look_due(),
             _ = rescan.tick() => agent.rescan(),
             _ = tick.tick() => {
-                agent.tick();
-                if agent.stock_taken.elapsed() >= agent.stocktaking {
+                let exports = agent.otlp.wants_metrics(Instant::now());
+                if exports || agent.stock_taken.elapsed() >= agent.stocktaking {
                     agent.take_stock(requests.get_mut());
                 }
+                if exports {
+                    agent.collect();
+                }
+                agent.tick();
             }
         }
     }
     endpoint.abort();
+    agent.collect();
     agent.detach_all();
     // What has ended meanwhile is still told.
     drain(requests.get_mut(), |entry| agent.request_event(entry));
+    agent.otlp.close(EXPORT_FLUSH);
     agent.log.close(LOG_FLUSH);
     info!("detached");
     Ok(())
@@ -191,21 +204,33 @@ fn drain(ring: &mut RingBuf<MapData>, mut each: impl FnMut(&[u8])) {
 }
 
 impl Agent {
-    fn new(kernel: Kernel, log: RequestLog, billing: Billing, options: &Options) -> Self {
+    fn new(
+        kernel: Kernel,
+        log: RequestLog,
+        otlp: Otlp,
+        clock: Clock,
+        billing: Billing,
+        options: &Options,
+    ) -> Self {
         let key = options.secret.unwrap_or_else(secret);
         let head = HeadOptions { user_header: options.user_header.clone(), key };
         let now = Instant::now();
         let timed = billing.rates.host_per_hour.is_some();
+        let mut session = Session::new(now, head, billing);
+        if options.otlp.of(Signal::Traces).is_some() {
+            session = session.traced_by(Tracer::new(options.otlp.rules, secret()));
+        }
         Self {
             scanner: Scanner::new(Path::new("/proc"), WANTED),
             kernel,
-            session: Session::new(now, head, billing),
+            session,
             billing: options.billing.clone(),
             stocktaking: if timed { TICK } else { STOCKTAKING },
             stock_taken: now,
             only: options.only.clone(),
             log,
-            clock: Clock::now(),
+            otlp,
+            clock,
             payload: options.payload,
             compat: options.compat.clone(),
             seats: BTreeMap::new(),
@@ -247,6 +272,7 @@ impl Agent {
     fn tell(&mut self, records: &[Record]) {
         for record in records {
             self.log.record(record, |ns| self.clock.wall(ns));
+            self.otlp.tell(record);
             for task in &record.request.stale_tasks {
                 self.kernel.forget_task(record.request.key.tgid, *task);
             }
@@ -289,11 +315,22 @@ impl Agent {
                 let document = snapshot::document(&self.snapshot());
                 drop(reply.send(document.to_string().into_bytes()));
             }
-            Question::Metrics(reply) => match prometheus::render(&self.snapshot(), &self.compat) {
-                Ok(text) => drop(reply.send(text)),
-                Err(error) => error!(%error, "the metrics cannot be rendered"),
-            },
+            Question::Metrics(Format::OpenMetrics, reply) => {
+                drop(reply.send(openmetrics::render(&self.snapshot(), &self.compat).into_bytes()));
+            }
+            Question::Metrics(Format::Prometheus, reply) => {
+                match prometheus::render(&self.snapshot(), &self.compat) {
+                    Ok(text) => drop(reply.send(text)),
+                    Err(error) => error!(%error, "the metrics cannot be rendered"),
+                }
+            }
         }
+    }
+
+    /// Hands the metrics of now to OTLP.
+    fn collect(&mut self) {
+        let snapshot = self.snapshot();
+        self.otlp.collect(&snapshot);
     }
 
     /// Reads the maps and books who has used what.
@@ -335,6 +372,8 @@ impl Agent {
             cpu: cpu_time(),
             resident_bytes: resident_bytes(),
             started: self.started.duration_since(SystemTime::UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64()),
+            epoch: self.clock.epoch(),
+            otlp: self.otlp.counts(),
         }
     }
 

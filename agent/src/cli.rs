@@ -13,6 +13,7 @@ use crate::{
     export::{
         compat::Dialect,
         log::{LogOptions, Logged},
+        otlp,
     },
     session::identity::Source,
 };
@@ -21,6 +22,9 @@ pub mod billing;
 
 /// What names a user unless told otherwise. A client's address is personal and often a proxy's: only when asked for.
 const DEFAULT_SOURCES: [Source; 3] = [Source::Header, Source::Body, Source::Key];
+
+/// Over the options of OTLP in the help.
+const OTLP_HEADING: &str = "OpenTelemetry";
 
 /// Where the metrics are served unless told otherwise: a port that OpenTelemetry registered for Prometheus exporters.
 const DEFAULT_LISTEN: &str = "127.0.0.1:9464";
@@ -131,6 +135,21 @@ pub struct RunArguments {
     /// What to log to stderr: error, warn, info, debug, or directives such as `llamaprobe::bpf=debug` [default: info]
     #[arg(long, env = "LLAMAPROBE_LOG", value_name = "LEVEL")]
     pub log: Option<String>,
+    /// Where an OpenTelemetry collector takes OTLP, such as http://127.0.0.1:4318; nothing is exported without. The
+    /// variables OTEL_EXPORTER_OTLP_... say the rest
+    #[arg(long, value_name = "URL", help_heading = OTLP_HEADING)]
+    pub otlp_endpoint: Option<String>,
+    /// What is exported, a list of: traces, metrics, logs [default: all]
+    #[arg(long, env = "LLAMAPROBE_OTLP_SIGNALS", value_name = "LIST", help_heading = OTLP_HEADING)]
+    pub otlp_signals: Option<String>,
+    /// Share of the requests without `traceparent` that are traced, from 0 to 1; of the others the caller decides
+    /// [default: 1]
+    #[arg(long, env = "LLAMAPROBE_TRACE_RATIO", value_name = "RATIO", help_heading = OTLP_HEADING)]
+    pub trace_ratio: Option<f64>,
+    /// Trace requests that were this slow in any case, as those that failed are: a list of ttft=N (time to the first
+    /// token), duration=N, gap=N (longest time between two tokens), in milliseconds
+    #[arg(long, env = "LLAMAPROBE_TRACE_SLOW_MS", value_name = "LIST", help_heading = OTLP_HEADING)]
+    pub trace_slow_ms: Option<String>,
 }
 
 /// The options of `doctor` and `plan`.
@@ -175,9 +194,21 @@ pub struct Options {
     pub payload: bool,
     /// Under whose names metrics are published, too.
     pub compat: Vec<Dialect>,
+    /// What is exported over OTLP.
+    pub otlp: otlp::Options,
 }
 
 impl RunArguments {
+    /// What is said of OTLP, which has an environment of its own.
+    fn otlp(&self) -> otlp::Arguments {
+        otlp::Arguments {
+            otlp_endpoint: self.otlp_endpoint.clone(),
+            otlp_signals: self.otlp_signals.clone(),
+            trace_ratio: self.trace_ratio,
+            trace_slow_ms: self.trace_slow_ms.clone(),
+        }
+    }
+
     /// Joins flags, environment and file.
     ///
     /// # Errors
@@ -192,6 +223,7 @@ impl RunArguments {
                 toml::from_str(&text).with_context(|| format!("bad configuration file {}", path.display()))?
             }
         };
+        let otlp = otlp::Options::resolve(&self.otlp(), &|name| std::env::var(name).ok(), &file.otlp())?;
         let default = DEFAULT_LISTEN.parse().context("the default address")?;
         let billing = BillingOptions {
             sources: self.user_from.or(file.user_from).unwrap_or_else(|| DEFAULT_SOURCES.to_vec()),
@@ -215,6 +247,7 @@ impl RunArguments {
             user_header: self.user_header.or(file.user_header),
             payload: self.payload.or(file.payload) != Some(Switch::Off),
             compat: self.compat.or(file.compat).unwrap_or_default(),
+            otlp,
         })
     }
 }
@@ -242,9 +275,13 @@ mod tests {
 
     #[test]
     fn mistakes_are_named() {
-        for (file, named) in
-            [("lisen = 1\n", "lisen"), ("listen = \"here\"\n", "listen"), ("pid = [-1]\n", "pid")]
-        {
+        for (file, named) in [
+            ("lisen = 1\n", "lisen"),
+            ("listen = \"here\"\n", "listen"),
+            ("pid = [-1]\n", "pid"),
+            ("otlp_endpoint = \"here\"\n", "otlp_endpoint"),
+            ("trace_ratio = 2.0\n", "trace_ratio"),
+        ] {
             let message = format!("{:#}", resolved(file, None).unwrap_err());
             assert!(message.contains(named), "{message}");
         }

@@ -34,9 +34,14 @@ pub struct Agent {
 impl Agent {
     /// Starts the agent on a free port with further `arguments`; returns when it is ready.
     pub fn start(arguments: &[&str]) -> Result<Self> {
+        Self::start_with(arguments, &[])
+    }
+
+    /// The same with more variables in its environment.
+    pub fn start_with(arguments: &[&str], variables: &[(&str, &str)]) -> Result<Self> {
         let log = Log::new("agent");
         let mut command = tied(executable()?);
-        command.args(["run", "--listen", "127.0.0.1:0"]).args(arguments);
+        command.args(["run", "--listen", "127.0.0.1:0"]).args(arguments).envs(variables.iter().copied());
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log.create()?);
         let mut process = Process::start("llamaprobe", &mut command)?;
         let stdout = process.child().stdout.take().context("the agent has no standard output")?;
@@ -66,7 +71,7 @@ impl Agent {
         self.process.pid()
     }
 
-    /// Where the agent's endpoint is.
+    /// Where the agent serves its metrics.
     pub fn address(&self) -> SocketAddr {
         self.address
     }

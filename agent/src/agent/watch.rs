@@ -189,6 +189,7 @@ impl Agent {
         // Connections that stay open over many requests may have been accepted long ago.
         let http = plan.flags & TargetConfig::HTTP != 0;
         let open = if http { self.scanner.connections(&target) } else { Vec::new() };
+        self.otlp.meet(pid, &target.comm);
         self.session.begin(now, target, plan);
         self.follow_sockets();
         if let Err(error) = self.kernel.adopt(pid, &open) {
@@ -224,6 +225,7 @@ impl Agent {
         });
         let records = self.session.end(Instant::now(), monotonic_ns(), pid, &last, self.prices);
         self.tell(&records);
+        self.otlp.part(pid);
         self.kernel.forget(pid);
         self.kernel.release(pid);
         info!(pid, "ended");

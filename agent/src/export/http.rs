@@ -6,7 +6,7 @@ use http_body_util::Full;
 use hyper::{
     Method, Request, Response, StatusCode,
     body::{Bytes, Incoming},
-    header::{ALLOW, CONTENT_TYPE},
+    header::{ACCEPT, ALLOW, CONTENT_TYPE},
     server::conn::http1,
     service::service_fn,
 };
@@ -17,18 +17,43 @@ use tokio::{
 };
 use tracing::{debug, warn};
 
-use super::prometheus;
+use super::{openmetrics, prometheus};
 
 /// Connections served at the same time; more wait in the accept queue.
 const MAX_CONNECTIONS: usize = 32;
 /// How long a client may take to send the head of a request.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// A text format of metrics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// The older one, which everything reads.
+    Prometheus,
+    /// With exemplars.
+    OpenMetrics,
+}
+
+impl Format {
+    /// The one that a request asks for.
+    fn wanted<T>(request: &Request<T>) -> Self {
+        let accept = request.headers().get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok());
+        let accept: Vec<_> = accept.collect();
+        if openmetrics::is_preferred(&accept.join(",")) { Self::OpenMetrics } else { Self::Prometheus }
+    }
+
+    fn content_type(self) -> &'static str {
+        match self {
+            Self::Prometheus => prometheus::CONTENT_TYPE,
+            Self::OpenMetrics => openmetrics::CONTENT_TYPE,
+        }
+    }
+}
+
 /// A question to the task that owns the state.
 #[derive(Debug)]
 pub enum Question {
     /// The rendered metrics.
-    Metrics(oneshot::Sender<Vec<u8>>),
+    Metrics(Format, oneshot::Sender<Vec<u8>>),
     /// The whole state as a JSON document.
     Snapshot(oneshot::Sender<Vec<u8>>),
     /// Whether the first scan is done.
@@ -94,10 +119,13 @@ async fn answer(
         return Ok(response);
     }
     Ok(match request.uri().path() {
-        "/metrics" => match ask(&questions, Question::Metrics).await {
-            Some(body) => respond(StatusCode::OK, prometheus::CONTENT_TYPE, body.into()),
-            None => text(StatusCode::SERVICE_UNAVAILABLE, "shutting down\n"),
-        },
+        "/metrics" => {
+            let format = Format::wanted(&request);
+            match ask(&questions, |reply| Question::Metrics(format, reply)).await {
+                Some(body) => respond(StatusCode::OK, format.content_type(), body.into()),
+                None => text(StatusCode::SERVICE_UNAVAILABLE, "shutting down\n"),
+            }
+        }
         "/snapshot" => match ask(&questions, Question::Snapshot).await {
             Some(body) => respond(StatusCode::OK, "application/json", body.into()),
             None => text(StatusCode::SERVICE_UNAVAILABLE, "shutting down\n"),

@@ -101,14 +101,13 @@ impl<'a> Line<'a> {
         let request = &record.request;
         let failed = matches!(request.outcome, Outcome::Error | Outcome::Cancelled);
         let seconds = request.decode_ns().filter(|ns| *ns > 0).map(|ns| ns as f64 / 1e9);
-        let head = request.head.as_ref();
         let drafted = Some(request.draft_tokens).filter(|[drafted, _]| *drafted > 0);
         let [by_tokens, by_time] = record.cost;
         Self {
             timestamp: timestamp(to_wall(request.answered_ns)),
             level: if failed { "warn" } else { "info" },
             event: "inference_complete",
-            trace_id: head.and_then(|head| head.traceparent.as_ref()).map(|parent| hex(&parent.trace_id)),
+            trace_id: record.trace_id().map(|id| hex(&id)),
             server: &record.labels.server,
             model: &record.labels.model,
             quantisation: record.model.as_ref().map(|model| model.quantisation.as_str()),

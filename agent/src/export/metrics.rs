@@ -15,8 +15,10 @@ use crate::{
     plan::catalog::Role,
     session::{
         Server, Snapshot,
+        exemplar::Exemplars,
         request::UNKNOWN,
-        tally::{DURATION_NS, FIRST_TOKEN_NS, Phase, REQUEST_TOKENS, Tally},
+        snapshot::OtlpCounts,
+        tally::{DURATION_NS, FIRST_TOKEN_NS, Latencies, Latency, Phase, REQUEST_TOKENS, Tally},
     },
 };
 
@@ -53,6 +55,8 @@ pub enum Value {
         bounds: &'static Bounds,
         /// How many of that unit make one of the metric's: 1e9 for nanoseconds published as seconds.
         per_unit: f64,
+        /// Requests that stand for a bucket.
+        exemplars: Exemplars,
     },
 }
 
@@ -66,6 +70,52 @@ pub struct Metric {
     pub kind: Kind,
     /// Its samples.
     pub collect: fn(&Snapshot) -> Vec<Sample>,
+    /// What OpenTelemetry calls it, where a convention does.
+    standard: Option<Standard>,
+}
+
+/// A metric of OpenTelemetry's conventions.
+struct Standard {
+    name: &'static str,
+    /// Its samples, where the convention tells apart what we do not.
+    collect: Option<fn(&Snapshot) -> Vec<Sample>>,
+}
+
+/// How OpenTelemetry names a metric.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OtelName {
+    /// The name, with dots.
+    pub name: String,
+    /// The unit, as UCUM writes it.
+    pub unit: &'static str,
+}
+
+impl Metric {
+    /// Its name and unit in OpenTelemetry: the convention's; else such that a Prometheus exporter, which puts `_` for `.`,
+    /// the unit and `_total` behind, comes back to [`Metric::name`].
+    pub fn otel(&self) -> OtelName {
+        let base = if self.kind == Counter { self.name.strip_suffix("_total") } else { None };
+        let base = base.unwrap_or(self.name);
+        let (base, unit) = match base.rsplit_once('_') {
+            Some((base, "seconds")) => (base, "s"),
+            Some((base, "bytes")) => (base, "By"),
+            Some((base, "ratio")) => (base, "1"),
+            // What stands in braces is not put behind the name.
+            Some((_, "tokens")) => (base, "{token}"),
+            _ => (base, ""),
+        };
+        let name = self.standard.as_ref().map(|standard| standard.name.to_owned());
+        OtelName { name: name.unwrap_or_else(|| base.replacen('_', ".", 1)), unit }
+    }
+
+    /// What to collect for OpenTelemetry.
+    pub fn otel_samples(&self) -> fn(&Snapshot) -> Vec<Sample> {
+        self.standard.as_ref().and_then(|standard| standard.collect).unwrap_or(self.collect)
+    }
+
+    const fn known_as(self, name: &'static str, collect: Option<fn(&Snapshot) -> Vec<Sample>>) -> Self {
+        Self { standard: Some(Standard { name, collect }), ..self }
+    }
 }
 
 const fn metric(
@@ -74,7 +124,7 @@ const fn metric(
     help: &'static str,
     collect: fn(&Snapshot) -> Vec<Sample>,
 ) -> Metric {
-    Metric { name, help, kind, collect }
+    Metric { name, help, kind, collect, standard: None }
 }
 
 use Kind::{Counter, Gauge, Histogram as Buckets};
@@ -99,8 +149,7 @@ pub static METRICS: &[Metric] = &[
         "Tokens in one decode call of the served model, prompt and generated together. Warm-up and draft models do not count.",
         |all| {
             by_server(all, Role::Batch, |server| {
-                let (bounds, per_unit) = (&BATCH_TOKENS, 1.0);
-                vec![(vec![], Value::Histogram { histogram: Box::new(server.stats.batch), bounds, per_unit })]
+                vec![(vec![], buckets(server.stats.batch, &BATCH_TOKENS, 1.0))]
             })
         },
     ),
@@ -230,20 +279,23 @@ pub static METRICS: &[Metric] = &[
         Buckets,
         "llm_request_duration_seconds",
         "Time of inference requests from the moment a thread of the server could read them to the last byte of the answer.",
-        |all| tallied(all, |tally| (tally.duration, &DURATION_NS, 1e9)),
-    ),
+        |all| exemplified(all, &DURATION_NS, |tally| tally.duration, |of| &of.duration),
+    )
+    .known_as("gen_ai.server.request.duration", Some(|all| by_operation(all, &DURATION_NS, |of| &of.duration))),
     metric(
         Buckets,
         "llm_time_to_first_token_seconds",
         "Time of inference requests from arrival to their first token, from the kernel's view of socket and sampler.",
-        |all| tallied(all, |tally| (tally.first_token, &FIRST_TOKEN_NS, 1e9)),
-    ),
+        |all| exemplified(all, &FIRST_TOKEN_NS, |tally| tally.first_token, |of| &of.first_token),
+    )
+    .known_as("gen_ai.server.time_to_first_token", Some(|all| by_operation(all, &FIRST_TOKEN_NS, |of| &of.first_token))),
     metric(
         Buckets,
         "llm_time_per_output_token_seconds",
         "Time per token after the first, one observation a request.",
-        |all| tallied(all, |tally| (tally.per_token, &LATENCY_NS, 1e9)),
-    ),
+        |all| exemplified(all, &LATENCY_NS, |tally| tally.per_token, |of| &of.per_token),
+    )
+    .known_as("gen_ai.server.time_per_output_token", Some(|all| by_operation(all, &LATENCY_NS, |of| &of.per_token))),
     metric(
         Buckets,
         "llm_request_phase_seconds",
@@ -374,12 +426,44 @@ pub static METRICS: &[Metric] = &[
                 .collect()
         },
     ),
+    metric(
+        Counter,
+        "llamaprobe_traceparent_invalid_total",
+        "Requests with a traceparent header that is none: they start a trace of their own.",
+        |all| {
+            per_server(all, |server| {
+                let followed = server.live.as_ref().is_some_and(|live| live.http);
+                let invalid = server.tally.traceparent_invalid;
+                if followed || invalid > 0 { vec![(vec![], Value::Number(invalid as f64))] } else { vec![] }
+            })
+        },
+    ),
+    metric(
+        Counter,
+        "llamaprobe_otlp_exported_total",
+        "Spans, data points and log records that a collector has taken.",
+        |all| signals(all, |of| vec![(None, of.exported)]),
+    ),
+    metric(
+        Counter,
+        "llamaprobe_otlp_dropped_total",
+        "Spans, data points and log records that no collector got, by reason.",
+        |all| signals(all, |of| of.lost.iter().map(|(reason, n)| (Some(*reason), *n)).collect()),
+    ),
+    metric(
+        Gauge,
+        "llamaprobe_otlp_waiting",
+        "Spans, data points and log records that wait or are on their way.",
+        |all| signals(all, |of| vec![(None, of.waiting)]),
+    ),
     metric(Counter, "process_cpu_seconds_total", "CPU time the agent has used, seconds.", |all| {
         number(all.cpu.as_secs_f64())
-    }),
+    })
+    .known_as("process.cpu.time", None),
     metric(Gauge, "process_resident_memory_bytes", "Resident memory of the agent, bytes.", |all| {
         number(all.resident_bytes as f64)
-    }),
+    })
+    .known_as("process.memory.usage", None),
     metric(Gauge, "process_start_time_seconds", "When the agent started, seconds since the epoch.", |all| {
         number(all.started)
     }),
@@ -441,7 +525,7 @@ fn joins(all: &Snapshot) -> Vec<Sample> {
 
 /// A histogram's value.
 fn buckets(histogram: Histogram, bounds: &'static Bounds, per_unit: f64) -> Value {
-    Value::Histogram { histogram: Box::new(histogram), bounds, per_unit }
+    Value::Histogram { histogram: Box::new(histogram), bounds, per_unit, exemplars: Exemplars::default() }
 }
 
 /// A histogram of finished requests, where there are any.
@@ -455,10 +539,58 @@ fn tallied(all: &Snapshot, of: fn(&Tally) -> (Histogram, &'static Bounds, f64)) 
     })
 }
 
+/// The same for a latency, with requests that stand for its buckets.
+fn exemplified(
+    all: &Snapshot,
+    bounds: &'static Bounds,
+    of: fn(&Tally) -> Histogram,
+    latency: fn(&Latencies) -> &Latency,
+) -> Vec<Sample> {
+    per_server(all, |server| {
+        let (histogram, exemplars) = (of(&server.tally), server.tally.exemplars(latency));
+        let value = Value::Histogram { histogram: Box::new(histogram), bounds, per_unit: 1e9, exemplars };
+        if histogram.count() == 0 { vec![] } else { vec![(vec![], value)] }
+    })
+}
+
+/// A latency as the GenAI conventions tell it apart. What a client calls the model is no attribute: it could be anything.
+fn by_operation(all: &Snapshot, bounds: &'static Bounds, of: fn(&Latencies) -> &Latency) -> Vec<Sample> {
+    per_server(all, |server| {
+        let rows = server.tally.operations.iter().map(|(key, latencies)| (key, of(latencies)));
+        rows.filter(|(_, latency)| latency.histogram.count() > 0)
+            .map(|((operation, failure), Latency { histogram, exemplars })| {
+                let mut labels = vec![
+                    ("gen_ai.operation.name", (*operation).to_owned()),
+                    ("gen_ai.provider.name", "llama.cpp".to_owned()),
+                ];
+                labels.extend(failure.map(|failure| ("error.type", failure.name())));
+                let (histogram, exemplars) = (Box::new(*histogram), exemplars.clone());
+                (labels, Value::Histogram { histogram, bounds, per_unit: 1e9, exemplars })
+            })
+            .collect()
+    })
+}
+
 type Row = (Vec<(&'static str, String)>, Value);
 
 fn number(value: f64) -> Vec<Sample> {
     vec![Sample { labels: vec![], value: Value::Number(value) }]
+}
+
+/// A count, with its reason.
+type Counted = (Option<&'static str>, u64);
+
+/// Counts of each signal that is on, some of them by reason.
+fn signals(all: &Snapshot, of: fn(&OtlpCounts) -> Vec<Counted>) -> Vec<Sample> {
+    let sample = |signal: &'static str, reason: Option<&'static str>, n: u64| {
+        let labels = [("signal", signal)].into_iter().chain(reason.map(|reason| ("reason", reason)));
+        let labels = labels.map(|(name, value)| (name, value.to_owned())).collect();
+        Sample { labels, value: Value::Number(n as f64) }
+    };
+    let counts = all.otlp.iter();
+    counts
+        .flat_map(|counts| of(counts).into_iter().map(move |(reason, n)| sample(counts.signal, reason, n)))
+        .collect()
 }
 
 /// Samples of every server, under its labels.
@@ -481,12 +613,7 @@ fn by_server(all: &Snapshot, role: Role, rows: impl Fn(&Server) -> Vec<Row>) -> 
 }
 
 fn latency(all: &Snapshot, role: Role, of: fn(&Server) -> Histogram) -> Vec<Sample> {
-    by_server(all, role, |server| {
-        vec![(
-            vec![],
-            Value::Histogram { histogram: Box::new(of(server)), bounds: &LATENCY_NS, per_unit: 1e9 },
-        )]
-    })
+    by_server(all, role, |server| vec![(vec![], buckets(of(server), &LATENCY_NS, 1e9))])
 }
 
 fn context(all: &Snapshot, value: fn(u64, u64) -> f64) -> Vec<Sample> {

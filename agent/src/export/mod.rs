@@ -4,6 +4,8 @@ pub mod compat;
 pub mod http;
 pub mod log;
 pub mod metrics;
+pub mod openmetrics;
+pub mod otlp;
 pub mod prometheus;
 pub mod snapshot;
 

@@ -66,7 +66,7 @@ fn proto(kind: Kind, sample: Sample) -> Proto {
             gauge.set_value(value);
             metric.set_gauge(gauge);
         }
-        (_, Value::Histogram { histogram, bounds, per_unit }) => {
+        (_, Value::Histogram { histogram, bounds, per_unit, .. }) => {
             let mut total = 0;
             let mut buckets = Vec::new();
             for (bound, count) in bounds.iter().zip(histogram.counts) {

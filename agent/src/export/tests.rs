@@ -19,6 +19,7 @@ use crate::{
         Labels, Live, Recent, Seat, Server, Snapshot,
         charge::Charge,
         cost::TokenPrices,
+        snapshot::OtlpCounts,
         staged::{answer, chat_events, finished, get, key, read, write},
         tally::Tally,
         usage::Usage,
@@ -155,6 +156,13 @@ fn snapshot(servers: Vec<Server>) -> Snapshot {
         cpu: Duration::from_millis(1_500),
         resident_bytes: 20_000_000,
         started: 1_700_000_000.5,
+        epoch: Duration::from_secs(1_700_000_000),
+        otlp: vec![OtlpCounts {
+            signal: "traces",
+            exported: 7,
+            waiting: 2,
+            lost: vec![("queue_full", 3), ("refused", 0)],
+        }],
     }
 }
 

@@ -7,14 +7,16 @@
 mod accounting;
 pub mod charge;
 pub mod cost;
+pub mod exemplar;
 pub mod identity;
 mod ledger;
 mod overhead;
 pub mod payload;
 pub mod request;
 mod requests;
-mod snapshot;
+pub mod snapshot;
 pub mod tally;
+pub mod tracer;
 pub mod usage;
 mod users;
 mod window;
@@ -47,11 +49,13 @@ pub use self::{
 use self::{
     accounting::Books,
     cost::Basis,
+    exemplar::Findable,
     ledger::{Account, Ledger},
     overhead::{Overhead, spent},
     payload::head::HeadOptions,
     request::Finished,
     requests::Requests,
+    tracer::{Trace, Tracer},
 };
 use crate::{
     bpf::{calibrate::Prices, events::RequestEvent, read::Reading},
@@ -92,6 +96,7 @@ pub struct Session {
     ledger: Ledger,
     requests: Requests,
     books: Books,
+    tracer: Option<Tracer>,
 }
 
 /// A finished request with what its process adds to it.
@@ -105,6 +110,18 @@ pub struct Record {
     pub model: Option<Arc<Model>>,
     /// What it costs, dollars, by [`Basis`]; `None` without a price.
     pub cost: [Option<f64>; 2],
+    /// Its trace, where requests are traced.
+    pub trace: Option<Trace>,
+}
+
+impl Record {
+    /// The id of its trace, if that leads somewhere: the caller's, or that of exported spans.
+    pub fn trace_id(&self) -> Option<[u8; 16]> {
+        match &self.trace {
+            Some(trace) => trace.is_known().then_some(trace.trace_id),
+            None => self.request.head.as_ref()?.traceparent.map(|caller| caller.trace_id),
+        }
+    }
 }
 
 impl Session {
@@ -115,7 +132,13 @@ impl Session {
             ledger: Ledger::default(),
             books: Books::new(now, &billing),
             requests: Requests::new(options, billing.naming, billing.phrases),
+            tracer: None,
         }
+    }
+
+    /// Finished requests are given their place in a trace from now on.
+    pub fn traced_by(self, tracer: Tracer) -> Self {
+        Self { tracer: Some(tracer), ..self }
     }
 
     /// Books what happened to a request. Returns the requests that are over by it.
@@ -168,9 +191,12 @@ impl Session {
         booked
             .into_iter()
             .map(|(request, labels, model)| {
-                self.ledger.tally(now, &labels).book(&request);
+                let trace = self.tracer.as_mut().and_then(|tracer| tracer.trace(&request));
+                let tally = self.ledger.tally(now, &labels);
+                tally.book(&request);
+                tally.book_operation(&request, Findable::of(&request, trace.as_ref()));
                 let cost = self.charge_finished(now, &labels, &request);
-                Record { request, labels, model, cost }
+                Record { request, labels, model, cost, trace }
             })
             .collect()
     }

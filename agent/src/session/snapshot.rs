@@ -8,7 +8,7 @@ use super::{tally::Tally, usage::Usage};
 use crate::{bpf::calibrate::Prices, discovery::model::Model, plan::catalog::Role};
 
 /// What series are told apart by.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Labels {
     /// Where the server listens, or `pid:N` for a process that does not.
     pub server: String,
@@ -17,7 +17,7 @@ pub struct Labels {
 }
 
 /// One server, or other user of llama.cpp, as it is now.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Server {
     /// Its labels.
     pub labels: Labels,
@@ -103,6 +103,19 @@ pub struct Live {
     pub overhead: f64,
 }
 
+/// What has become of the spans, data points or log records of one signal.
+#[derive(Clone, Debug)]
+pub struct OtlpCounts {
+    /// The signal.
+    pub signal: &'static str,
+    /// What a collector has taken.
+    pub exported: u64,
+    /// What waits, or is on its way.
+    pub waiting: u64,
+    /// What was lost, by reason.
+    pub lost: Vec<(&'static str, u64)>,
+}
+
 /// The agent's view at one moment.
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
@@ -134,4 +147,8 @@ pub struct Snapshot {
     pub resident_bytes: u64,
     /// When the agent started, seconds since the epoch.
     pub started: f64,
+    /// The kernel's monotonic time 0, since the Unix epoch.
+    pub epoch: Duration,
+    /// What was exported over OTLP, by signal that is on.
+    pub otlp: Vec<OtlpCounts>,
 }

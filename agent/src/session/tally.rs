@@ -8,8 +8,9 @@ use std::collections::BTreeMap;
 use llamaprobe_common::histogram::{Bounds, Histogram, LATENCY_NS, padded};
 
 use super::{
+    exemplar::{Exemplar, Exemplars, Findable},
     payload::route::Route,
-    request::{Finished, Join, Outcome},
+    request::{CLIENT_GONE, Finished, Join, Outcome, UNKNOWN},
 };
 
 const MS: u64 = 1_000_000;
@@ -98,6 +99,74 @@ impl Phase {
     }
 }
 
+/// Observations, and requests that stand for their buckets.
+#[derive(Clone, Debug, Default)]
+pub struct Latency {
+    /// All requests.
+    pub histogram: Histogram,
+    /// Some whose trace can be found.
+    pub exemplars: Exemplars,
+}
+
+/// The three latencies that OpenTelemetry has for a server.
+#[derive(Clone, Debug, Default)]
+pub struct Latencies {
+    /// From arrival to the last byte.
+    pub duration: Latency,
+    /// From arrival to the first token.
+    pub first_token: Latency,
+    /// Per token after the first.
+    pub per_token: Latency,
+}
+
+impl Latencies {
+    fn book(&mut self, request: &Finished, trace: Option<Findable>) {
+        for (latency, bounds, value) in [
+            (&mut self.duration, &DURATION_NS, Some(request.latency_ns())),
+            (&mut self.first_token, &FIRST_TOKEN_NS, request.ttft_ns()),
+            (&mut self.per_token, &LATENCY_NS, request.time_per_token_ns()),
+        ] {
+            let Some(value) = value else { continue };
+            latency.histogram.observe(bounds, value);
+            if let Some(trace) = trace {
+                latency.exemplars.put(bounds, Exemplar { trace, value, at_ns: request.answered_ns });
+            }
+        }
+    }
+}
+
+/// Why a request is no success, as OpenTelemetry's `error.type`: few values, whatever the server says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Failure {
+    /// The client went.
+    Cancelled,
+    /// The status code.
+    Code(u16),
+    /// It failed under a good status code, or under none.
+    Other,
+}
+
+impl Failure {
+    /// How a request failed, if it did.
+    pub fn of(request: &Finished) -> Option<Self> {
+        match (request.outcome, request.code) {
+            (Outcome::Cancelled, _) | (Outcome::Error, CLIENT_GONE) => Some(Self::Cancelled),
+            (Outcome::Error, UNKNOWN | ..=399) => Some(Self::Other),
+            (Outcome::Error, code) => Some(Self::Code(code)),
+            _ => None,
+        }
+    }
+
+    /// The value of `error.type`.
+    pub fn name(self) -> String {
+        match self {
+            Self::Cancelled => "cancelled".to_owned(),
+            Self::Code(code) => code.to_string(),
+            Self::Other => "_OTHER".to_owned(),
+        }
+    }
+}
+
 /// What is counted of finished requests.
 #[derive(Clone, Debug, Default)]
 pub struct Tally {
@@ -127,6 +196,10 @@ pub struct Tally {
     pub refusals: Option<u64>,
     /// Tokens generated after the client had gone.
     pub wasted_tokens: u64,
+    /// The latencies once more, by operation and failure: OpenTelemetry tells them apart by these.
+    pub operations: BTreeMap<(&'static str, Option<Failure>), Latencies>,
+    /// Requests with a `traceparent` that is none.
+    pub traceparent_invalid: u64,
 }
 
 impl Tally {
@@ -135,6 +208,9 @@ impl Tally {
         *self.requests.entry((request.route, request.code, request.outcome)).or_default() += 1;
         if request.join == Join::Exact {
             self.joins[0] += 1;
+        }
+        if request.head.as_ref().is_some_and(|head| head.traceparent_invalid) {
+            self.traceparent_invalid += 1;
         }
         if !request.is_inference() {
             return;
@@ -163,6 +239,21 @@ impl Tally {
             self.prompt_tokens.observe(&REQUEST_TOKENS, request.prompt_tokens + request.cached_tokens);
             self.generated_tokens.observe(&REQUEST_TOKENS, request.generated_tokens);
         }
+    }
+
+    /// Books the latencies of an inference request as OpenTelemetry tells them apart.
+    pub fn book_operation(&mut self, request: &Finished, trace: Option<Findable>) {
+        let operation = request.route.operation().filter(|_| request.is_inference());
+        if let Some(operation) = operation {
+            self.operations.entry((operation, Failure::of(request))).or_default().book(request, trace);
+        }
+    }
+
+    /// The exemplars of a latency, of all operations together.
+    pub fn exemplars(&self, of: fn(&Latencies) -> &Latency) -> Exemplars {
+        let mut all = Exemplars::default();
+        self.operations.values().for_each(|latencies| all.merge(&of(latencies).exemplars));
+        all
     }
 
     /// Books a slot that was left by a task of no known request.

@@ -3,6 +3,7 @@ use std::collections::BTreeSet;
 use llamaprobe_common::histogram::{Histogram as Filled, LATENCY_NS};
 
 use super::{super::metrics::METRICS, *};
+use crate::session::exemplar::Exemplars;
 
 fn sample(labels: &[(&'static str, &str)], value: Value) -> Sample {
     let own = [("server", "127.0.0.1:8080"), ("model", "m.gguf")];
@@ -76,7 +77,12 @@ fn reasons_have_their_other_names() {
 fn parts_of_histograms_and_sizes() {
     let mut histogram = Filled::default();
     [1_500_000_000, 500_000_000].into_iter().for_each(|value| histogram.observe(&LATENCY_NS, value));
-    let value = Value::Histogram { histogram: Box::new(histogram), bounds: &LATENCY_NS, per_unit: 1e9 };
+    let value = Value::Histogram {
+        histogram: Box::new(histogram),
+        bounds: &LATENCY_NS,
+        per_unit: 1e9,
+        exemplars: Exemplars::default(),
+    };
     let samples = [sample(&[("phase", "queue")], value.clone()), sample(&[("phase", "decode")], value)];
     let labels = "server=127.0.0.1:8080,model=m.gguf".to_owned();
     assert_eq!(seen("llamacpp:tokens_predicted_seconds_total", &samples), [(labels.clone(), 2.0)]);

@@ -14,6 +14,7 @@ pub use super::{key::KeyHash, trace::TraceParent};
 use super::{
     lines::{MAX_HEADERS, block_end, length, reason, shortened},
     route::Route,
+    trace::is_state,
 };
 
 /// Longest path that is kept, in bytes; longer ones are cut.
@@ -154,7 +155,9 @@ fn read(request: &Request<'_, '_>, body: usize, options: &HeadOptions) -> Head {
         path: path[..path.floor_char_boundary(MAX_PATH)].to_owned(),
         traceparent,
         traceparent_invalid: parents > 0 && traceparent.is_none(),
-        tracestate: traceparent.and_then(|_| printable(&states.join(&b','), MAX_TRACESTATE)),
+        tracestate: traceparent
+            .and_then(|_| printable(&states.join(&b','), MAX_TRACESTATE))
+            .filter(|state| is_state(state)),
         api_key: api_key.map(|key| KeyHash::new(&options.key, key)),
         user_header: user.and_then(first).and_then(|user| printable(user, MAX_NAME)),
         conversation: first("x-conversation-id").and_then(|id| printable(id, MAX_NAME)),

@@ -46,6 +46,25 @@ impl fmt::Display for TraceParent {
     }
 }
 
+/// Whether a `tracestate` is one: what is none has to be discarded as a whole.
+pub fn is_state(text: &str) -> bool {
+    let members =
+        || text.split(',').map(|member| member.trim_matches([' ', '\t'])).filter(|it| !it.is_empty());
+    members().count() <= 32
+        && members()
+            .all(|member| member.split_once('=').is_some_and(|(key, value)| is_key(key) && is_value(value)))
+}
+
+fn is_key(key: &str) -> bool {
+    let begins = key.starts_with(|first: char| first.is_ascii_lowercase() || first.is_ascii_digit());
+    let fits = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"_-*/@".contains(&byte);
+    begins && key.len() <= 256 && key.bytes().all(fits)
+}
+
+fn is_value(value: &str) -> bool {
+    value.len() <= 256 && value.bytes().all(|byte| matches!(byte, b' '..=b'~') && byte != b'=')
+}
+
 /// `digits` as bytes; the specification allows lower case only.
 fn hex<const N: usize>(digits: &[u8]) -> Option<[u8; N]> {
     let digit = |byte: u8| match byte {

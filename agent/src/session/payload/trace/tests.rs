@@ -33,3 +33,17 @@ fn what_the_specification_forbids() {
         assert!(parse(&VALID[..cut]).is_none());
     }
 }
+
+#[test]
+fn a_state_is_a_list_of_pairs() {
+    for state in ["", "a=1", "rojo=00f067aa0ba902b7,congo=t61rcWkgMzE", "a=1 , b=2,,", "1x_-*/@t=a b!~", "a="]
+    {
+        assert!(is_state(state), "{state}");
+    }
+    let many: Vec<_> = (0..33).map(|n| format!("a{n}=1")).collect();
+    for state in
+        ["a", "=1", "A=1", "a=1=2", "a=\u{e9}", "a b=1", &many.join(","), &format!("a={}", "x".repeat(257))]
+    {
+        assert!(!is_state(state), "{state}");
+    }
+}

@@ -1,0 +1,327 @@
+//! OTLP: finished requests as spans and log records, and the metrics, to an OpenTelemetry collector.
+//!
+//! The agent only puts things into bounded queues. A thread of its own encodes and sends them, each signal by itself: a
+//! collector that is down, slow or answers nonsense costs what does not fit into the queues, which is counted, and no
+//! time of the measurement.
+
+mod attribute;
+mod deliver;
+#[cfg(feature = "otlp-grpc")]
+mod grpc;
+mod log;
+mod metric;
+pub mod options;
+mod queue;
+mod resource;
+mod signal;
+mod span;
+mod transport;
+
+use std::{
+    collections::BTreeMap,
+    path::Path,
+    sync::Arc,
+    thread::JoinHandle,
+    time::{Duration, Instant, SystemTime},
+};
+
+use anyhow::{Context as _, Result};
+use opentelemetry_proto::tonic::{
+    collector::{
+        logs::v1::ExportLogsServiceRequest, metrics::v1::ExportMetricsServiceRequest,
+        trace::v1::ExportTraceServiceRequest,
+    },
+    logs::v1::{ResourceLogs, ScopeLogs},
+    metrics::v1::{ResourceMetrics, ScopeMetrics},
+    trace::v1::{ResourceSpans, ScopeSpans},
+};
+use prost::Message as _;
+use tokio::{sync::watch, time::sleep};
+use tracing::{info, warn};
+
+use self::{deliver::deliver, metric::Series, queue::Queue, resource::scope, transport::Client};
+pub use self::{
+    options::{Arguments, Options},
+    queue::{Counts, Loss},
+    resource::{Host, Identity},
+    signal::Signal,
+};
+use crate::session::{Record, Snapshot, snapshot::OtlpCounts};
+
+/// A finished request, and the process that served it.
+struct Told {
+    record: Record,
+    identity: Arc<Identity>,
+    observed_ns: u64,
+}
+
+/// A signal that is on.
+struct Channel<T> {
+    queue: Arc<Queue<T>>,
+    counts: Arc<Counts>,
+}
+
+/// One server's metrics, under its resource.
+type Metrics = Vec<ResourceMetrics>;
+
+/// The exporter, as the agent holds it.
+pub struct Otlp {
+    traces: Option<Channel<Arc<Told>>>,
+    logs: Option<Channel<Arc<Told>>>,
+    metrics: Option<Channel<Metrics>>,
+    host: Arc<Host>,
+    processes: BTreeMap<u32, Arc<Identity>>,
+    own: Arc<Identity>,
+    /// Whose process serves under these labels, as long as there are series of it.
+    served: BTreeMap<metric::Server, Arc<Identity>>,
+    series: Series,
+    interval: Duration,
+    collected: Instant,
+    closing: watch::Sender<bool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Otlp {
+    /// Starts the thread, if there is anything to export. `epoch` is the kernel's time 0 since the Unix epoch.
+    ///
+    /// # Errors
+    ///
+    /// When a file for TLS is no good, or no thread can be started.
+    pub fn start(options: &Options, epoch: Duration) -> Result<Self> {
+        let (closing, closed) = watch::channel(false);
+        let epoch_ns = nanoseconds(epoch);
+        let host = Arc::new(Host::new(options.resource.clone()));
+        let mut work = Work { tasks: Vec::new(), closed };
+        let to_wall = move |ns| SystemTime::UNIX_EPOCH + epoch + Duration::from_nanos(ns);
+        let of = host.clone();
+        let traces = work.add(options, Signal::Traces, move |told| spans(&of, &told, epoch_ns))?;
+        let of = host.clone();
+        let logs = work.add(options, Signal::Logs, move |told| records(&of, &told, to_wall, epoch_ns))?;
+        let metrics = work.add(options, Signal::Metrics, |metrics: Vec<Metrics>| {
+            let resource_metrics = metrics.into_iter().flatten().collect();
+            ExportMetricsServiceRequest { resource_metrics }.encode_to_vec()
+        })?;
+        for destination in &options.destinations {
+            info!(signal = destination.signal.name(), to = %destination.uri, "exporting over OTLP");
+        }
+        let thread = if work.tasks.is_empty() { None } else { Some(work.start()?) };
+        Ok(Self {
+            traces,
+            logs,
+            metrics,
+            host,
+            processes: BTreeMap::new(),
+            own: Arc::new(Identity::own()),
+            served: BTreeMap::new(),
+            series: Series::new(now_ns()),
+            interval: options.interval,
+            collected: Instant::now(),
+            closing,
+            thread,
+        })
+    }
+
+    /// A process is observed.
+    pub fn meet(&mut self, pid: u32, name: &str) {
+        if self.thread.is_some() {
+            self.processes.insert(pid, Arc::new(Identity::read(Path::new("/proc"), pid, name)));
+        }
+    }
+
+    /// It is no longer.
+    pub fn part(&mut self, pid: u32) {
+        self.processes.remove(&pid);
+    }
+
+    /// Takes a finished request. Never waits.
+    pub fn tell(&self, record: &Record) {
+        let request = &record.request;
+        if self.thread.is_none() || !request.is_inference() {
+            return;
+        }
+        let traces = self.traces.as_ref().filter(|_| record.trace.is_some_and(|trace| trace.kept));
+        if traces.is_none() && self.logs.is_none() {
+            return;
+        }
+        let identity = self.processes.get(&request.key.tgid).cloned().unwrap_or_default();
+        let told = Arc::new(Told { record: record.clone(), identity, observed_ns: now_ns() });
+        if let Some(traces) = traces {
+            traces.queue.push(told.clone(), span::count(request));
+        }
+        if let Some(logs) = &self.logs {
+            logs.queue.push(told, 1);
+        }
+    }
+
+    /// Whether metrics are exported.
+    pub fn has_metrics(&self) -> bool {
+        self.metrics.is_some()
+    }
+
+    /// Whether it is time to collect the metrics.
+    pub fn wants_metrics(&self, now: Instant) -> bool {
+        self.metrics.is_some() && now.duration_since(self.collected) >= self.interval
+    }
+
+    /// Takes the metrics of a moment. Never waits: what has not been sent yet is replaced.
+    pub fn collect(&mut self, all: &Snapshot) {
+        let Some(metrics) = &self.metrics else { return };
+        self.collected = Instant::now();
+        let collected = self.series.collect(all, now_ns());
+        self.served.retain(|server, _| collected.servers.contains_key(server));
+        for server in &all.servers {
+            let key = (server.labels.server.clone(), server.labels.model.clone());
+            if let Some(identity) = server.live.as_ref().and_then(|live| self.processes.get(&live.pid)) {
+                self.served.insert(key, identity.clone());
+            }
+        }
+        let resource = |server: &metric::Server| {
+            let own = server.0.is_empty();
+            let identity = if own { Some(&self.own) } else { self.served.get(server) };
+            let instance = if own { "agent" } else { &server.0 };
+            self.host.resource(&identity.cloned().unwrap_or_default(), instance)
+        };
+        let of_server = |(server, metrics)| ResourceMetrics {
+            resource: Some(resource(&server)),
+            scope_metrics: vec![ScopeMetrics { scope: scope(), metrics, ..ScopeMetrics::default() }],
+            ..ResourceMetrics::default()
+        };
+        metrics.queue.push(collected.servers.into_iter().map(of_server).collect(), collected.points);
+    }
+
+    /// What has become of everything so far, by signal that is on.
+    pub fn counts(&self) -> Vec<OtlpCounts> {
+        self.channels()
+            .map(|(signal, counts)| OtlpCounts {
+                signal: signal.name(),
+                exported: counts.exported(),
+                waiting: counts.waiting(),
+                lost: Loss::ALL.map(|loss| (loss.name(), counts.lost(loss))).to_vec(),
+            })
+            .collect()
+    }
+
+    fn channels(&self) -> impl Iterator<Item = (Signal, &Counts)> {
+        let of = [
+            self.traces.as_ref().map(|channel| &channel.counts),
+            self.metrics.as_ref().map(|channel| &channel.counts),
+            self.logs.as_ref().map(|channel| &channel.counts),
+        ];
+        Signal::ALL.into_iter().zip(of).filter_map(|(signal, counts)| Some((signal, &**counts?)))
+    }
+
+    /// Sends what waits and ends, within `limit`; what is left then is lost.
+    pub fn close(&mut self, limit: Duration) {
+        let Some(thread) = self.thread.take() else { return };
+        let _ = self.closing.send(true);
+        let deadline = Instant::now() + limit;
+        while !thread.is_finished() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        for (signal, counts) in self.channels() {
+            counts.lose(Loss::Shutdown, counts.waiting());
+            let (exported, lost) = (counts.exported(), counts.lost_at_all());
+            match lost {
+                0 => info!(signal = signal.name(), exported, "export ended"),
+                _ => warn!(signal = signal.name(), exported, lost, "export ended with losses"),
+            }
+        }
+    }
+}
+
+impl Drop for Otlp {
+    fn drop(&mut self) {
+        // Without it the thread would wait for somebody who cannot tell it anything any more.
+        let _ = self.closing.send(true);
+    }
+}
+
+/// What the thread does.
+struct Work {
+    tasks: Vec<std::pin::Pin<Box<dyn Future<Output = ()> + Send>>>,
+    closed: watch::Receiver<bool>,
+}
+
+impl Work {
+    fn add<T: Send + 'static>(
+        &mut self,
+        options: &Options,
+        signal: Signal,
+        encode: impl Fn(Vec<T>) -> Vec<u8> + Send + 'static,
+    ) -> Result<Option<Channel<T>>> {
+        let Some(destination) = options.of(signal) else { return Ok(None) };
+        let counts = Arc::new(Counts::default());
+        let queue = Arc::new(Queue::new(destination.queue, counts.clone()));
+        let client = Client::new(destination.clone())?;
+        let (taken, counted, closed) = (queue.clone(), counts.clone(), self.closed.clone());
+        self.tasks.push(Box::pin(deliver(destination.clone(), client, taken, counted, closed, encode)));
+        Ok(Some(Channel { queue, counts }))
+    }
+
+    fn start(self) -> Result<JoinHandle<()>> {
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_all().build().context("no runtime")?;
+        let run = move || {
+            runtime.block_on(async {
+                let tasks: Vec<_> = self.tasks.into_iter().map(tokio::spawn).collect();
+                for task in tasks {
+                    // One that panics has printed why; the others go on.
+                    let _ = task.await;
+                }
+                // The end of connections is told to their other end.
+                sleep(Duration::from_millis(1)).await;
+            });
+            // A name that is still being looked up must not hold anybody.
+            runtime.shutdown_background();
+        };
+        std::thread::Builder::new().name("otlp".to_owned()).spawn(run).context("no thread for OTLP")
+    }
+}
+
+/// Told requests by process.
+fn by_process(told: &[Arc<Told>]) -> BTreeMap<(u32, &str), Vec<&Told>> {
+    let mut processes: BTreeMap<_, Vec<&Told>> = BTreeMap::new();
+    for told in told {
+        let key = (told.record.request.key.tgid, told.record.labels.server.as_str());
+        processes.entry(key).or_default().push(told);
+    }
+    processes
+}
+
+fn spans(host: &Host, told: &[Arc<Told>], epoch_ns: u64) -> Vec<u8> {
+    let of_process = |((_, instance), told): ((u32, &str), Vec<&Told>)| {
+        let resource = told.first().map(|told| host.resource(&told.identity, instance));
+        let spans = told.iter().filter_map(|told| {
+            let trace = told.record.trace.as_ref()?;
+            Some(span::spans(&told.record, trace, epoch_ns))
+        });
+        let spans = ScopeSpans { scope: scope(), spans: spans.flatten().collect(), ..ScopeSpans::default() };
+        ResourceSpans { resource, scope_spans: vec![spans], ..ResourceSpans::default() }
+    };
+    let resource_spans = by_process(told).into_iter().map(of_process).collect();
+    ExportTraceServiceRequest { resource_spans }.encode_to_vec()
+}
+
+fn records(
+    host: &Host,
+    told: &[Arc<Told>],
+    to_wall: impl Fn(u64) -> SystemTime + Copy,
+    epoch_ns: u64,
+) -> Vec<u8> {
+    let of_process = |((_, instance), told): ((u32, &str), Vec<&Told>)| {
+        let resource = told.first().map(|told| host.resource(&told.identity, instance));
+        let records = told.iter().map(|told| log::record(&told.record, to_wall, epoch_ns, told.observed_ns));
+        let logs = ScopeLogs { scope: scope(), log_records: records.collect(), ..ScopeLogs::default() };
+        ResourceLogs { resource, scope_logs: vec![logs], ..ResourceLogs::default() }
+    };
+    let resource_logs = by_process(told).into_iter().map(of_process).collect();
+    ExportLogsServiceRequest { resource_logs }.encode_to_vec()
+}
+
+fn now_ns() -> u64 {
+    nanoseconds(SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default())
+}
+
+fn nanoseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}

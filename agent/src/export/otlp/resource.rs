@@ -1,0 +1,106 @@
+//! Who is spoken of: the process of a server, its host, its container and pod; or the agent itself.
+//!
+//! Other names of pods need the API server: the collector's `k8sattributes` adds them by the uid or the container.
+
+#[cfg(test)]
+mod tests;
+
+use std::{fs, path::Path};
+
+use opentelemetry_proto::tonic::{common::v1::InstrumentationScope, resource::v1::Resource};
+
+use super::attribute::Attributes;
+
+/// The service whose process was not seen.
+const UNKNOWN: &str = "llama.cpp";
+
+/// A process, as far as a resource names it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Identity {
+    pid: u32,
+    name: String,
+    executable: Option<String>,
+    container: Option<String>,
+    pod: Option<String>,
+}
+
+impl Identity {
+    /// Reads it from `/proc`; what cannot be read is left out.
+    pub fn read(proc: &Path, pid: u32, name: &str) -> Self {
+        let directory = proc.join(pid.to_string());
+        let executable = fs::read_link(directory.join("exe")).ok().map(|path| path.display().to_string());
+        let cgroup = fs::read_to_string(directory.join("cgroup")).unwrap_or_default();
+        let (container, pod) = container(&cgroup);
+        Self { pid, name: name.to_owned(), executable, container, pod }
+    }
+
+    /// The agent.
+    pub fn own() -> Self {
+        Self::read(Path::new("/proc"), std::process::id(), env!("CARGO_PKG_NAME"))
+    }
+}
+
+/// The id of the container and the uid of the pod in the lines of `/proc/PID/cgroup`, whichever runtime wrote them.
+fn container(cgroup: &str) -> (Option<String>, Option<String>) {
+    let paths = || cgroup.lines().filter_map(|line| line.splitn(3, ':').nth(2));
+    let segments = || paths().flat_map(|path| path.rsplit('/'));
+    let container = segments().find_map(|segment| {
+        // `ID`, `docker-ID.scope`, `cri-containerd-ID.scope`.
+        let id = segment.strip_suffix(".scope").unwrap_or(segment).rsplit(['-', ':']).next()?;
+        (id.len() == 64 && id.bytes().all(|byte| byte.is_ascii_hexdigit())).then(|| id.to_owned())
+    });
+    let pod = segments().find_map(|segment| {
+        // `podUID`, `kubepods-burstable-podUID.slice` with `_` for `-`.
+        let uid = segment.strip_suffix(".slice").unwrap_or(segment).rsplit_once("pod")?.1.replace('_', "-");
+        (uid.len() == 36 && uid.bytes().all(|byte| byte == b'-' || byte.is_ascii_hexdigit())).then_some(uid)
+    });
+    (container, pod)
+}
+
+/// What all resources of this host share.
+#[derive(Clone, Debug)]
+pub struct Host {
+    name: String,
+    /// What the operator says of all resources.
+    given: Vec<(String, String)>,
+}
+
+impl Host {
+    /// This host.
+    pub fn new(given: Vec<(String, String)>) -> Self {
+        Self { name: rustix::system::uname().nodename().to_string_lossy().into_owned(), given }
+    }
+
+    /// The resource of a process; `instance` tells it from others of its name on this host.
+    pub(super) fn resource(&self, identity: &Identity, instance: &str) -> Resource {
+        let mut attributes = Attributes::default();
+        let name = if identity.name.is_empty() { UNKNOWN } else { &identity.name };
+        attributes.put("service.name", name);
+        attributes.put("service.instance.id", format!("{}/{instance}", self.name));
+        attributes.put("host.name", self.name.as_str());
+        if identity.pid != 0 {
+            attributes.put("process.pid", u64::from(identity.pid));
+            attributes.put("process.executable.name", identity.name.as_str());
+        }
+        attributes.put_some("process.executable.path", identity.executable.as_deref());
+        attributes.put_some("container.id", identity.container.as_deref());
+        attributes.put_some("k8s.pod.uid", identity.pod.as_deref());
+        attributes.put("telemetry.sdk.name", env!("CARGO_PKG_NAME"));
+        attributes.put("telemetry.sdk.language", "rust");
+        attributes.put("telemetry.sdk.version", env!("CARGO_PKG_VERSION"));
+        for (key, value) in &self.given {
+            attributes.0.retain(|attribute| attribute.key != *key);
+            attributes.put(key, value.as_str());
+        }
+        Resource { attributes: attributes.0, ..Resource::default() }
+    }
+}
+
+/// Who speaks.
+pub(super) fn scope() -> Option<InstrumentationScope> {
+    Some(InstrumentationScope {
+        name: env!("CARGO_PKG_NAME").to_owned(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        ..InstrumentationScope::default()
+    })
+}

@@ -1,0 +1,248 @@
+//! One request to a collector, and what its answer means. Neither redirects nor proxies are followed.
+
+use std::{
+    fs::File,
+    io::{BufReader, Write as _},
+    path::Path,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use anyhow::{Context as _, Result};
+use flate2::{Compression, write::GzEncoder};
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::{
+    Request, Response, StatusCode,
+    body::{Bytes, Incoming},
+    header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER, USER_AGENT},
+};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::{
+    client::legacy::{self, connect::HttpConnector},
+    rt::{TokioExecutor, TokioTimer},
+};
+use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceResponse;
+use prost::Message as _;
+use rustls::{
+    ClientConfig, RootCertStore,
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
+};
+
+#[cfg(feature = "otlp-grpc")]
+use super::grpc;
+use super::options::{Destination, Protocol, Tls};
+
+/// Of an answer no more is read: a collector says a sentence.
+const MAX_ANSWER: usize = 64 * 1024;
+/// How long a connection is kept that nothing is sent over.
+const IDLE: Duration = Duration::from_secs(90);
+
+/// What became of a request.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Answer {
+    /// The collector has it, but for so many items.
+    Taken {
+        /// Items it did not take.
+        rejected: u64,
+        /// What it says.
+        why: String,
+    },
+    /// It is not to be sent again.
+    Refused {
+        /// What was said.
+        why: String,
+    },
+    /// It was accepted by something that is no collector.
+    Nonsense {
+        /// What was said.
+        why: String,
+    },
+    /// It may be sent again.
+    Later {
+        /// What went wrong.
+        why: String,
+        /// How long to wait, if it was said.
+        after: Option<Duration>,
+    },
+}
+
+/// A client of one destination.
+pub(super) struct Client {
+    inner: legacy::Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    destination: Destination,
+}
+
+impl Client {
+    /// Reads the files for TLS; connects at the first request.
+    pub(super) fn new(destination: Destination) -> Result<Self> {
+        let secure = destination.uri.scheme_str() == Some("https");
+        let config = tls(&destination.tls, secure)
+            .with_context(|| format!("TLS for the {} over OTLP", destination.signal.name()))?;
+        let connector = HttpsConnectorBuilder::new().with_tls_config(config).https_or_http();
+        #[cfg(feature = "otlp-grpc")]
+        let connector = match destination.protocol {
+            Protocol::Grpc => connector.enable_http2().build(),
+            Protocol::Http => connector.enable_http1().build(),
+        };
+        #[cfg(not(feature = "otlp-grpc"))]
+        let connector = connector.enable_http1().build();
+        let mut builder = legacy::Client::builder(TokioExecutor::new());
+        builder.pool_idle_timeout(IDLE).pool_max_idle_per_host(1).pool_timer(TokioTimer::new());
+        #[cfg(feature = "otlp-grpc")]
+        builder.http2_only(destination.protocol == Protocol::Grpc);
+        Ok(Self { inner: builder.build(connector), destination })
+    }
+
+    /// The body of a request for a message.
+    pub(super) fn body(&self, message: &[u8]) -> Bytes {
+        let message = if self.destination.gzip { zipped(message) } else { message.to_vec() };
+        match self.destination.protocol {
+            Protocol::Http => message.into(),
+            #[cfg(feature = "otlp-grpc")]
+            Protocol::Grpc => grpc::framed(&message, self.destination.gzip),
+            #[cfg(not(feature = "otlp-grpc"))]
+            Protocol::Grpc => Bytes::new(),
+        }
+    }
+
+    /// Sends a body.
+    pub(super) async fn post(&self, body: Bytes) -> Answer {
+        let request = match self.request(body) {
+            Ok(request) => request,
+            Err(error) => return Answer::Refused { why: error.to_string() },
+        };
+        let response = match self.inner.request(request).await {
+            Ok(response) => response,
+            Err(error) => {
+                return Answer::Later { why: format!("{:#}", anyhow::Error::new(error)), after: None };
+            }
+        };
+        match self.destination.protocol {
+            Protocol::Http => read(response).await,
+            #[cfg(feature = "otlp-grpc")]
+            Protocol::Grpc => grpc::read(response).await,
+            #[cfg(not(feature = "otlp-grpc"))]
+            Protocol::Grpc => Answer::Refused { why: "built without gRPC".to_owned() },
+        }
+    }
+
+    fn request(&self, body: Bytes) -> Result<Request<Full<Bytes>>, hyper::http::Error> {
+        let mut request = Request::post(self.destination.uri.clone());
+        if let Some(headers) = request.headers_mut() {
+            headers.insert(
+                USER_AGENT,
+                HeaderValue::from_static(concat!("llamaprobe/", env!("CARGO_PKG_VERSION"))),
+            );
+            match self.destination.protocol {
+                Protocol::Http => {
+                    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/x-protobuf"));
+                    if self.destination.gzip {
+                        headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+                    }
+                }
+                #[cfg(feature = "otlp-grpc")]
+                Protocol::Grpc => grpc::add_headers(headers, self.destination.gzip),
+                #[cfg(not(feature = "otlp-grpc"))]
+                Protocol::Grpc => {}
+            }
+            headers.extend(self.destination.headers.iter().cloned());
+        }
+        request.body(Full::new(body))
+    }
+}
+
+/// Reads an answer over HTTP.
+async fn read(response: Response<Incoming>) -> Answer {
+    let (head, body) = response.into_parts();
+    let status = head.status;
+    let is_protobuf = head
+        .headers
+        .get(CONTENT_TYPE)
+        .is_none_or(|kind| kind.as_bytes().starts_with(b"application/x-protobuf"));
+    let body = match Limited::new(body, MAX_ANSWER).collect().await {
+        Ok(body) => body.to_bytes(),
+        // It was taken or not: only the status says.
+        Err(_) if !status.is_success() => Bytes::new(),
+        Err(error) => return Answer::Nonsense { why: format!("{status}, but its answer is cut: {error}") },
+    };
+    if status.is_success() {
+        return if is_protobuf { taken(&body) } else { nonsense(status) };
+    }
+    let why = format!("the collector answers {status}");
+    match status {
+        StatusCode::TOO_MANY_REQUESTS
+        | StatusCode::BAD_GATEWAY
+        | StatusCode::SERVICE_UNAVAILABLE
+        | StatusCode::GATEWAY_TIMEOUT => Answer::Later { why, after: retry_after(&head.headers) },
+        _ => Answer::Refused { why },
+    }
+}
+
+fn nonsense(status: StatusCode) -> Answer {
+    Answer::Nonsense { why: format!("{status}, but not as a collector answers: is the endpoint right?") }
+}
+
+/// What a collector says in its answer. The answers for metrics and logs are laid out as that for traces.
+pub(super) fn taken(message: &[u8]) -> Answer {
+    let Ok(answer) = ExportTraceServiceResponse::decode(message) else { return nonsense(StatusCode::OK) };
+    let partial = answer.partial_success.unwrap_or_default();
+    Answer::Taken {
+        rejected: u64::try_from(partial.rejected_spans).unwrap_or(0),
+        why: partial.error_message.chars().take(200).collect(),
+    }
+}
+
+/// Seconds, or a date.
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let value = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
+    if let Ok(seconds) = value.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let date = httpdate::parse_http_date(value).ok()?;
+    Some(date.duration_since(SystemTime::now()).unwrap_or_default())
+}
+
+fn zipped(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+    // Writing to a vector does not fail.
+    encoder.write_all(bytes).and_then(|()| encoder.finish()).unwrap_or_default()
+}
+
+fn tls(files: &Tls, secure: bool) -> Result<ClientConfig> {
+    let mut roots = RootCertStore::empty();
+    if let Some(path) = files.certificate.as_deref().filter(|_| secure) {
+        for certificate in certificates(path)? {
+            roots.add(certificate).with_context(|| format!("{} is no certificate", path.display()))?;
+        }
+    } else if secure {
+        let found = rustls_native_certs::load_native_certs();
+        let (added, _) = roots.add_parsable_certificates(found.certs);
+        anyhow::ensure!(
+            added > 0,
+            "this system has no certificates of authorities: name a file in OTEL_EXPORTER_OTLP_CERTIFICATE"
+        );
+    }
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots);
+    Ok(match (&files.client_certificate, &files.client_key) {
+        (Some(certificate), Some(key)) if secure => {
+            let parsed = PrivateKeyDer::from_pem_reader(open(key)?)
+                .with_context(|| format!("{} holds no private key", key.display()))?;
+            builder.with_client_auth_cert(certificates(certificate)?, parsed)?
+        }
+        _ => builder.with_no_client_auth(),
+    })
+}
+
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>> {
+    let parsed: Result<Vec<_>, _> = CertificateDer::pem_reader_iter(open(path)?).collect();
+    let parsed = parsed.with_context(|| format!("{} is no PEM", path.display()))?;
+    anyhow::ensure!(!parsed.is_empty(), "{} holds no certificate", path.display());
+    Ok(parsed)
+}
+
+fn open(path: &Path) -> Result<BufReader<File>> {
+    Ok(BufReader::new(File::open(path).with_context(|| format!("cannot read {}", path.display()))?))
+}
