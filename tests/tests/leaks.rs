@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result, ensure};
 use llamaprobe_tests::agent::Agent;
 use llamaprobe_tests::assets::Build;
 use llamaprobe_tests::client::Call;
+use llamaprobe_tests::exposition::Exposition;
 use llamaprobe_tests::http::Connection;
 use llamaprobe_tests::server::LlamaServer;
 use llamaprobe_tests::skip::privileged;
@@ -17,8 +18,14 @@ use llamaprobe_tests::{text, wait_for};
 use serde_json::json;
 
 const CLIENTS: usize = 8;
-/// How often the agent is killed, and how often it is ended.
-const ROUNDS: usize = 5;
+/// How often the agent is killed.
+const KILLED: usize = 10;
+/// How often it is ended.
+const ENDED: usize = 20;
+/// How long it works each time, once it observes the server.
+const STAY: Duration = Duration::from_millis(300);
+/// Every map that grows with the work.
+const MAPS: [&str; 6] = ["sequences", "contexts", "connections", "threads", "tasks", "calls"];
 /// How long the kernel may take to forget the probes of a dead process.
 const GONE: Duration = Duration::from_secs(5);
 
@@ -73,11 +80,18 @@ fn no_probe_is_left(server: &LlamaServer) -> Result<()> {
         .with_context(|| format!("changed bytes: {:?}", text::changed(server.pid())))
 }
 
-/// The agent in the middle of its work, five times; `leave` ends it.
-fn come_and_go(server: &LlamaServer, leave: impl Fn(Agent) -> Result<()>) -> Result<()> {
-    for _ in 0..ROUNDS {
-        let agent = Agent::observing(server)?;
-        thread::sleep(Duration::from_millis(500));
+/// An agent that observes the server and nothing else on the host.
+fn observing(server: &LlamaServer) -> Result<Agent> {
+    let agent = Agent::start(&["--pid", &server.pid().to_string()])?;
+    agent.wait_observed(server)?;
+    Ok(agent)
+}
+
+/// The agent in the middle of its work, so many times; `leave` ends it.
+fn come_and_go(server: &LlamaServer, times: usize, leave: impl Fn(Agent) -> Result<()>) -> Result<()> {
+    for _ in 0..times {
+        let agent = observing(server)?;
+        thread::sleep(STAY);
         let changed = text::changed(server.pid())?;
         ensure!(!changed.is_empty(), "an attached probe shows in the text");
         leave(agent)?;
@@ -95,29 +109,35 @@ fn under_load_no_answer_changes_and_nothing_stays() -> Result<()> {
         let address = server.address();
         let expected =
             (0..CLIENTS).map(|client| answer(address, client, &mut None)).collect::<Result<Vec<_>>>()?;
-        assert!(text::changed(server.pid())?.is_empty(), "without a probe the text is that of the files");
+        let changed = text::changed(server.pid())?;
+        assert!(changed.is_empty(), "without a probe the text is that of the files, but: {changed:?}");
 
         let done = &AtomicBool::new(false);
         let (answers, outcome) = thread::scope(|scope| {
             let clients = scope.spawn(|| load(address, &expected, done));
-            let outcome = come_and_go(&server, Agent::kill).and_then(|()| come_and_go(&server, Agent::stop));
+            let outcome = come_and_go(&server, KILLED, Agent::kill)
+                .and_then(|()| come_and_go(&server, ENDED, Agent::stop));
             done.store(true, Ordering::Relaxed);
             (clients.join().map_err(|_panic| anyhow::anyhow!("the load panicked")), outcome)
         });
         outcome?;
         let answers = answers??;
         println!("{build:?}: {answers} answers while the agent came and went");
-        assert!(answers > CLIENTS * ROUNDS, "too few answers: {answers}");
+        assert!(answers > KILLED + ENDED, "too few answers: {answers}");
         server.assert_alive()?;
 
         // An agent that saw the load from its begin to its end has nothing left of it.
-        let agent = Agent::observing(&server)?;
-        let entries = |map: &str| {
-            Ok::<_, anyhow::Error>(agent.scrape()?.sum("llamaprobe_map_entries", &[("map", map)]))
+        let agent = observing(&server)?;
+        let occupancy = |metrics: &Exposition| {
+            MAPS.map(|map| (map, metrics.sum("llamaprobe_map_entries", &[("map", map)])))
         };
-        let maps = ["connections", "threads", "tasks"];
-        let idle = maps.map(|map| entries(map).unwrap_or(f64::NAN));
-        println!("{build:?}: before the load {idle:?}");
+        // The slot and the context stay as long as the server does; the first request shows them.
+        answer(address, 0, &mut None)?;
+        server.wait_idle()?;
+        let before = agent.wait_metrics("the connection of the first request to be gone", |metrics| {
+            let entries = occupancy(metrics);
+            (entries[2].1 == 0.0).then_some(entries)
+        })?;
         done.store(false, Ordering::Relaxed);
         let count = thread::scope(|scope| {
             let clients = scope.spawn(|| load(address, &expected, done));
@@ -126,13 +146,11 @@ fn under_load_no_answer_changes_and_nothing_stays() -> Result<()> {
             clients.join().map_err(|_panic| anyhow::anyhow!("the load panicked"))
         })??;
         server.wait_idle()?;
-        let empty = agent.wait_metrics("no entry of a connection, a thread or a task", |metrics| {
-            let sum = |map: &&str| metrics.sum("llamaprobe_map_entries", &[("map", map)]);
-            (maps.iter().map(sum).sum::<f64>() == 0.0).then_some(())
-        });
-        let left = maps.map(|map| entries(map).unwrap_or(f64::NAN));
-        println!("{build:?}: after {count} answers {maps:?} hold {left:?}");
-        empty.with_context(|| format!("{maps:?} hold {left:?}, before the load {idle:?}"))?;
+        let same = |metrics: &Exposition| (occupancy(metrics) == before).then_some(());
+        let settled = agent.wait_metrics("as many entries as before the load", same);
+        let after = occupancy(&agent.scrape()?);
+        println!("{build:?}: after {count} answers {after:?}");
+        settled.with_context(|| format!("{after:?}, before the load {before:?}"))?;
         let lost = agent.scrape()?;
         assert_eq!(
             lost.sum("llamaprobe_lost_total", &[]),

@@ -52,6 +52,8 @@ pub struct Target {
     pub slots: Option<u64>,
     /// Seccomp mode of its main thread: 0 none, 1 strict, 2 filter.
     pub seccomp: u8,
+    /// The server that routes requests to it: one without a model starts one server for each model as its children.
+    pub router: Option<u32>,
 }
 
 impl Target {
@@ -108,6 +110,9 @@ pub struct Scanner {
     /// Files that could not be read since the last call of [`Scanner::take_faults`], by path.
     faults: BTreeMap<PathBuf, String>,
 }
+
+/// The variable by which a server that routes requests tells its children its port.
+const ROUTED_BY: &str = "LLAMA_SERVER_ROUTER_PORT";
 
 /// Names that say "this is a server of llama.cpp" where symbols do not.
 const SERVER_NAMES: [&str; 2] = ["llama-server", "ollama"];
@@ -178,7 +183,10 @@ impl Scanner {
         let alias = option(&["-a", "--alias"], "LLAMA_ARG_ALIAS");
         let slots = option(&["-np", "--parallel"], "LLAMA_ARG_N_PARALLEL").and_then(|n| n.parse().ok());
         let seccomp = process.seccomp().unwrap_or_default();
-        let target = Target { pid, start_time, comm, images, listeners, model, alias, slots, seccomp };
+        let routed = process.environment(ROUTED_BY).is_some();
+        let router = routed.then(|| process.parent().ok()).flatten();
+        let target =
+            Target { pid, start_time, comm, images, listeners, model, alias, slots, seccomp, router };
         Look::Found(Box::new(target))
     }
 

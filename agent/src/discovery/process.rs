@@ -117,6 +117,11 @@ impl ProcessRoot {
         self.stat(22 - 3)?.parse().map_err(|_| self.invalid("stat"))
     }
 
+    /// The process that started this one, or has taken its place.
+    pub fn parent(&self) -> io::Result<u32> {
+        self.stat(4 - 3)?.parse().map_err(|_| self.invalid("stat"))
+    }
+
     /// The process has ended and waits for its parent, or its main thread has ended: it maps nothing then.
     pub fn is_zombie(&self) -> io::Result<bool> {
         Ok(matches!(self.stat(0)?.as_str(), "Z" | "X" | "x"))

@@ -212,6 +212,7 @@ fn the_python_binding_has_only_libllama() {
         alias: None,
         slots: None,
         seccomp: 0,
+        router: None,
     };
     let report = ProcessReport::of(&target, &Verdict::Observable(plan), false).unwrap();
     assert!(!report.is_complete());

@@ -79,6 +79,8 @@ struct Watched {
     unread: usize,
     /// Requests that ended before the labels were known.
     unbooked: Vec<Finished>,
+    /// It passes requests on to servers of its own, which are where they count.
+    routes: bool,
 }
 
 /// Requests that may wait for labels.
@@ -159,8 +161,9 @@ impl Session {
         let mut booked = Vec::new();
         for watched in self.watched.values_mut() {
             let Some(labels) = &watched.labels else { continue };
+            let own = |request: &Finished| !(watched.routes && request.is_inference());
             let whose = |request| (request, labels.clone(), watched.target.model.clone());
-            booked.extend(watched.unbooked.drain(..).map(whose));
+            booked.extend(watched.unbooked.drain(..).filter(own).map(whose));
         }
         booked
             .into_iter()
@@ -205,9 +208,21 @@ impl Session {
             overhead: Overhead::default(),
             unread: 0,
             unbooked: Vec::new(),
+            routes: false,
         };
         self.watched.insert(pid, watched);
+        self.note_routers();
         self.name(now, pid);
+    }
+
+    /// A server that routes is known by its children, and stays one without any.
+    fn note_routers(&mut self) {
+        let routers: Vec<u32> = self.watched.values().filter_map(|watched| watched.target.router).collect();
+        for router in routers {
+            if let Some(watched) = self.watched.get_mut(&router) {
+                watched.routes = true;
+            }
+        }
     }
 
     /// A process was looked at again: it may listen now, or have loaded its model or another library.
@@ -370,6 +385,7 @@ fn live(watched: &Watched, requests: &Requests) -> Live {
     let mut probes: Vec<ProbeId> = watched.plan.probes.iter().map(|probe| probe.probe).collect();
     probes.sort_unstable();
     probes.dedup();
+    let own_requests = |count: usize| if watched.routes { 0 } else { count };
     Live {
         pid: watched.target.pid,
         context_size: served.iter().map(|(_, context)| u64::from(context.n_ctx)).sum(),
@@ -377,12 +393,12 @@ fn live(watched: &Watched, requests: &Requests) -> Live {
         seats: if is_server { seats.collect() } else { Vec::new() },
         seat_size: newest.map_or(0, |(_, context)| u64::from(context.n_ctx_seq)),
         slots_busy: watched.sequences.iter().filter(|(_, sequence)| is_busy(sequence)).count() as u64,
-        slots: watched.target.slots,
+        slots: watched.target.slots.filter(|_| !watched.routes),
         http: watched.plan.flags & TargetConfig::HTTP != 0,
         payload: watched.plan.flags & TargetConfig::NO_PAYLOAD == 0,
         joined: watched.served.iter().any(|(role, _)| *role == Role::Task),
-        in_flight: requests.in_flight(watched.target.pid) as u64,
-        queue_depth: (requests.queued(watched.target.pid) + watched.unread) as u64,
+        in_flight: own_requests(requests.in_flight(watched.target.pid)) as u64,
+        queue_depth: (own_requests(requests.queued(watched.target.pid)) + watched.unread) as u64,
         model: watched.target.model.clone(),
         probes,
         missing: watched.plan.missing.iter().map(|missing| missing.role).collect(),

@@ -3,7 +3,7 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 use super::{
     payload::head::HeadOptions,
     request::Outcome,
-    staged::{MS, PID, chat_events, key, naming, worked},
+    staged::{MS, PID, answer, chat_events, get, key, naming, read, worked, write},
     *,
 };
 use crate::{
@@ -44,6 +44,7 @@ fn target(pid: u32, port: Option<u16>, alias: Option<&str>) -> Target {
         alias: alias.map(str::to_owned),
         slots: None,
         seccomp: 0,
+        router: None,
     }
 }
 
@@ -401,6 +402,26 @@ fn a_request_is_booked_for_its_server() {
     let next = RequestKey { tgid: PID + 3, ..key(5_000) };
     assert_eq!(over(&mut session, start, &chat_events(next)), one("127.0.0.1:80"));
     assert_eq!(booked(&session)[0], ("127.0.0.1:80".to_owned(), 2, 1));
+}
+
+#[test]
+fn what_a_router_passes_on_counts_where_it_runs() {
+    let (mut session, start) = session();
+    session.begin(start, target(PID, Some(80), Some("m")), http_plan());
+    let one = |label: &str| vec![(label.to_owned(), Outcome::Length)];
+    assert_eq!(over(&mut session, start, &chat_events(key(1_000))), one("127.0.0.1:80"), "no router so far");
+    let child = Target { router: Some(PID), ..target(PID + 1, Some(81), None) };
+    session.begin(start, child, http_plan());
+    assert_eq!(over(&mut session, start, &chat_events(key(2_000))), []);
+    let at_child = RequestKey { tgid: PID + 1, ..key(2_000) };
+    assert_eq!(over(&mut session, start, &chat_events(at_child)), one("127.0.0.1:81"));
+    session.end(start, 0, PID + 1, &after(1), NO_PRICES);
+    assert_eq!(over(&mut session, start, &chat_events(key(3_000))), [], "it stays one without servers");
+    let health = [
+        read(key(4_000), 0, 4_000 * MS, &get("/health")),
+        write(key(4_000), 0, 4_001 * MS, &answer("200 OK", "{}")),
+    ];
+    assert_eq!(over(&mut session, start, &health), [("127.0.0.1:80".to_owned(), Outcome::None)]);
 }
 
 #[test]

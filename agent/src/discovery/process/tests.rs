@@ -83,6 +83,7 @@ fn identity() {
     ]);
     let process = fake.process();
     assert_eq!((process.start_time().unwrap(), process.is_zombie().unwrap()), (4242, false));
+    assert_eq!(process.parent().unwrap(), 1);
     assert_eq!(process.comm().unwrap(), "llama-server");
     assert_eq!(process.command_line().unwrap(), ["llama-server", "-m", ""]);
     assert_eq!(process.environment("PATH").as_deref(), Some("/bin"));
