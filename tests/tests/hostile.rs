@@ -47,7 +47,8 @@ fn unusual_packets_are_counted_as_what_they_are() -> Result<()> {
     let arguments = ["-np", "2", "-c", "8192", "-t", "1"];
     let server = LlamaServer::start(Build::Process, &assets.tiny(), &arguments)?;
     let log = RequestLog::new()?;
-    let agent = Agent::start(&log.arguments()?)?;
+    let pid = server.pid().to_string();
+    let agent = Agent::start(&[&log.arguments()?[..], &["--pid", &pid]].concat())?;
     agent.wait_observed(&server)?;
     let mut mistakes = Vec::new();
     for (attack, requests) in unusual() {
@@ -241,7 +242,8 @@ fn the_server_answers_as_without_the_agent() -> Result<()> {
     server.wait_idle()?;
 
     let log = RequestLog::new()?;
-    let agent = Agent::start(&log.arguments()?)?;
+    let pid = server.pid().to_string();
+    let agent = Agent::start(&[&log.arguments()?[..], &["--pid", &pid]].concat())?;
     agent.wait_observed(&server)?;
     let with = run(server.address(), &attacks)?;
     server.wait_idle()?;

@@ -65,7 +65,9 @@ fn all_requests_are_told(
     let Some(assets) = privileged() else { return Ok(()) };
     let server = transport(Launch::new(build, &assets.tiny(), &SERVER)?)?.start()?;
     let log = RequestLog::new()?;
-    let agent = Agent::start(&log.arguments()?)?;
+    let pid = server.pid().to_string();
+    // Of other servers on the host it would write lines, too.
+    let agent = Agent::start(&[&log.arguments()?[..], &["--pid", &pid]].concat())?;
     agent.wait_observed(&server)?;
     let before = agent.scrape()?;
 

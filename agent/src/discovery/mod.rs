@@ -204,8 +204,9 @@ impl Scanner {
     pub fn forget_except<'a>(&mut self, targets: impl Iterator<Item = &'a Target>) {
         let used: Vec<ImageId> =
             targets.flat_map(|t| t.images.iter().map(|mapped| mapped.image.id)).collect();
-        self.images
-            .retain(|id, image| image.is_none_or(|image| image.symbols.is_empty() || used.contains(id)));
+        let beside = self.wanted.beside;
+        let unrelated = |image: &Image| image.symbols.iter().all(|symbol| beside(&symbol.name));
+        self.images.retain(|id, image| image.is_none_or(|image| unrelated(image) || used.contains(id)));
     }
 
     fn image(&mut self, file: &Path, named: &Path) -> Option<Arc<Image>> {
