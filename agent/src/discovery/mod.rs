@@ -150,13 +150,13 @@ impl Scanner {
         for mapping in mappings.iter().filter(|mapping| mapping.executable) {
             let file = process.file(mapping);
             if let Some(image) = self.image(&file, &mapping.path)
-                && !image.symbols.is_empty()
+                && !image.is_foreign()
                 && !images.iter().any(|known: &MappedImage| known.image.id == image.id)
             {
                 images.push(MappedImage { image, file });
             }
         }
-        if images.is_empty() {
+        if images.iter().all(|mapped| mapped.image.symbols.is_empty()) {
             return if SERVER_NAMES.contains(&comm.as_str()) { Look::Opaque { comm } } else { Look::Nothing };
         }
         let arguments = process.command_line().unwrap_or_default();
@@ -186,8 +186,7 @@ impl Scanner {
     pub fn forget_except<'a>(&mut self, targets: impl Iterator<Item = &'a Target>) {
         let used: Vec<ImageId> =
             targets.flat_map(|t| t.images.iter().map(|mapped| mapped.image.id)).collect();
-        self.images
-            .retain(|id, image| image.is_none_or(|image| image.symbols.is_empty() || used.contains(id)));
+        self.images.retain(|id, image| image.is_none_or(|image| image.is_foreign() || used.contains(id)));
     }
 
     fn image(&mut self, file: &Path, named: &Path) -> Option<Arc<Image>> {
@@ -210,7 +209,7 @@ impl Scanner {
                 None
             }
         };
-        self.images.insert(id, image.clone(), |image| !image.symbols.is_empty());
+        self.images.insert(id, image.clone(), |image| !image.is_foreign());
         image
     }
 

@@ -67,6 +67,43 @@ pub struct Plan {
     pub flags: u32,
 }
 
+/// How requests are joined to what the engine did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Joining {
+    /// By the task that the thread of the request waits for.
+    Exact,
+    /// By order and by what the answers say.
+    Inferred,
+    /// Requests are not followed.
+    None,
+}
+
+impl Plan {
+    /// How requests of the process are joined.
+    pub fn joining(&self) -> Joining {
+        if self.flags & TargetConfig::HTTP == 0 {
+            Joining::None
+        } else if self.probes.iter().any(|probe| probe.role == Role::Task) {
+            Joining::Exact
+        } else {
+            Joining::Inferred
+        }
+    }
+}
+
+impl Joining {
+    /// For people.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Exact => "exact",
+            Self::Inferred => {
+                "by order and by what the answers say (tokens, times, slot); ambiguous ones are named so"
+            }
+            Self::None => "none: requests are not followed",
+        }
+    }
+}
+
 /// What the symbols of a process's files say about it.
 #[derive(Clone, Debug)]
 pub enum Verdict {
@@ -95,10 +132,27 @@ pub fn plan(images: &[Arc<Image>]) -> Verdict {
         };
     }
     let all = |role| select(images, role, role, |_| true);
-    let (start, end) = (all(Role::SlotStart), all(Role::SlotEnd));
-    let slots = !start.is_empty() && !end.is_empty();
+    let start = |probe| select(images, Role::SlotStart, Role::SlotStart, |row| row.probe == probe);
+    let (own, end) = (start(ProbeId::LaunchSlot), all(Role::SlotEnd));
     // Without both ends of a slot its tokens could not be told from those of the request before.
-    let token = select(images, Role::Token, Role::Token, |row| slots || row.probe != ProbeId::ProcessToken);
+    let visible = !own.is_empty() && !end.is_empty();
+    let (turns, cache) = (start(ProbeId::SetSampler), all(Role::CacheHit));
+    let calls = |name: &str| images.iter().any(|image| image.imports.iter().any(|import| import == name));
+    let inferred = !visible && !turns.is_empty() && !cache.is_empty() && calls(catalog::SET_SAMPLER);
+    let slots = visible || inferred;
+    let task = if visible { all(Role::Task) } else { Vec::new() };
+    let forks = if task.is_empty() { start(ProbeId::MemorySeqCp) } else { Vec::new() };
+    let (start, end) = match (visible, inferred) {
+        (true, _) => (own.into_iter().chain(forks).collect(), end),
+        (_, true) => (turns.iter().cloned().chain(forks).collect(), relabelled(&turns, Role::SlotEnd)),
+        _ => (Vec::new(), Vec::new()),
+    };
+    let mut token =
+        select(images, Role::Token, Role::Token, |row| visible || row.probe != ProbeId::ProcessToken);
+    if inferred && token.iter().any(|probe| sampler(probe.probe)) {
+        // A server has no other way to a token.
+        token.retain(|probe| sampler(probe.probe));
+    }
     let slot_tokens = token.iter().any(|probe| probe.probe == ProbeId::ProcessToken);
     // Where tokens are told by slot the sampler ends the step; elsewhere the token's own event does.
     let step_end = if slot_tokens {
@@ -106,8 +160,7 @@ pub fn plan(images: &[Arc<Image>]) -> Verdict {
     } else {
         relabelled(&token, Role::StepEnd)
     };
-    let cache = if slots { all(Role::CacheHit) } else { Vec::new() };
-    let task = if slots { all(Role::Task) } else { Vec::new() };
+    let cache = if slots { cache } else { Vec::new() };
     let old_server = images.iter().flat_map(|image| &image.symbols).any(|symbol| {
         ROWS.iter().any(|row| {
             matches!(row.probe, ProbeId::GptSample | ProbeId::SamplingSample) && row.matches(&symbol.name)
@@ -121,12 +174,12 @@ pub fn plan(images: &[Arc<Image>]) -> Verdict {
         (!step_end.is_empty(), TargetConfig::STEP_END),
         (slots && old_server, TargetConfig::SEQUENCE_SHIFT),
         (slots, TargetConfig::HTTP),
+        (inferred, TargetConfig::INFERRED_SLOTS),
     ] {
         flags |= if set { flag } else { 0 };
     }
     let mut missing = Vec::new();
     let mut probes = Vec::new();
-    let (start, end) = if slots { (start, end) } else { (Vec::new(), Vec::new()) };
     for (role, found) in [
         (Role::Task, task),
         (Role::SlotStart, start),
@@ -152,6 +205,9 @@ fn sampler(probe: ProbeId) -> bool {
 fn why_missing(role: Role, slots: bool) -> &'static str {
     match role {
         Role::CacheHit | Role::Task if !slots => "needs the slots of a server",
+        Role::Task => {
+            "the server's functions for it are not visible: requests are joined by order and by what the answers say"
+        }
         Role::SlotStart | Role::SlotEnd => {
             "no symbols of llama-server: a binding, or a server whose executable is stripped"
         }
