@@ -4,11 +4,13 @@
 //! Counters live in a ledger by labels, not by process: a server that restarts on the same address with the same model
 //! goes on counting where it was.
 
+mod join;
 mod ledger;
 mod overhead;
 pub mod payload;
 pub mod request;
 mod requests;
+mod runs;
 mod snapshot;
 pub mod tally;
 
@@ -44,7 +46,7 @@ use self::{
 use crate::{
     bpf::{calibrate::Prices, events::RequestEvent, read::Reading},
     discovery::{Target, model::Model},
-    plan::{Plan, catalog::Role},
+    plan::{Joining, Plan, catalog::Role},
 };
 
 /// How long a process may go without listening before it is taken for one that never will (a binding).
@@ -102,7 +104,10 @@ impl Session {
         if !self.watched.contains_key(&event.request().tgid) {
             return Vec::new();
         }
-        let finished = self.requests.on(event);
+        let mut finished = Vec::from_iter(self.requests.on(event));
+        if matches!(event, RequestEvent::Write(_) | RequestEvent::End(_) | RequestEvent::SlotEnd(_)) {
+            finished.extend(self.requests.settle(event.request().tgid, event.at_ns()));
+        }
         self.book(now, finished)
     }
 
@@ -157,6 +162,7 @@ impl Session {
     pub fn begin(&mut self, now: Instant, target: Target, plan: Plan) {
         let served = served(&plan);
         let pid = target.pid;
+        self.requests.infer(pid, plan.joining() == Joining::Inferred);
         let watched = Watched {
             target,
             plan,
@@ -178,6 +184,7 @@ impl Session {
     pub fn refresh(&mut self, now: Instant, target: Target, plan: Plan) {
         let pid = target.pid;
         let Some(watched) = self.watched.get_mut(&pid) else { return };
+        self.requests.infer(pid, plan.joining() == Joining::Inferred);
         watched.served = served(&plan);
         watched.target = target;
         watched.plan = plan;
@@ -317,7 +324,7 @@ fn live(watched: &Watched, requests: &Requests) -> Live {
         slots_busy: watched.sequences.iter().filter(is_busy).count() as u64,
         slots: watched.target.slots,
         http: watched.plan.flags & TargetConfig::HTTP != 0,
-        joined: watched.served.iter().any(|(role, _)| *role == Role::Task),
+        joined: watched.plan.joining() != Joining::None,
         in_flight: requests.in_flight(watched.target.pid) as u64,
         queue_depth: (requests.queued(watched.target.pid) + watched.unread) as u64,
         model: watched.target.model.clone(),

@@ -4,14 +4,19 @@
 mod tests;
 
 use llamaprobe_common::request::{
-    EndEvent, EndReason, ReadEvent, RequestKey, SlotEndEvent, SlotStartEvent, TaskEvent, WriteEvent,
+    EndEvent, EndReason, ReadEvent, RequestEventKind, RequestKey, SlotEndEvent, SlotStartEvent, TaskEvent,
+    WriteEvent,
 };
 
-use super::payload::{
-    answer::{self, Closing, Finish, StatusLine},
-    body::{self, Body},
-    head::{self, Head, HeadError, HeadOptions, Method},
-    route::Route,
+use super::{
+    join::{Asker, Ending},
+    payload::{
+        answer::{self, Closing, Finish, StatusLine},
+        body::{self, Body},
+        head::{self, Head, HeadError, HeadOptions, Method},
+        route::Route,
+    },
+    runs::Run,
 };
 
 /// Bytes of a request that are kept until its answer begins.
@@ -64,15 +69,36 @@ impl Outcome {
 pub enum Join {
     /// By the task its thread waited for.
     Exact,
+    /// It was the only one, or the oldest, that the slot can have run for, and its answer does not contradict.
+    Order,
+    /// An older one waited, too, and what the answers say tells them apart.
+    Timings,
+    /// Several slots may have run for it: it is joined to none.
+    Ambiguous,
+    /// It must have run on a slot, and none was seen that can be it; of a slot, the same of its request.
+    Unmatched,
     /// It ran on no slot.
     None,
 }
 
 impl Join {
+    /// Those that are counted.
+    pub const COUNTED: [Self; 5] =
+        [Self::Exact, Self::Order, Self::Timings, Self::Ambiguous, Self::Unmatched];
+
+    /// Whether it brought a request and slots together.
+    pub const fn is_joined(self) -> bool {
+        matches!(self, Self::Exact | Self::Order | Self::Timings)
+    }
+
     /// The value in the log.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Exact => "exact",
+            Self::Order => "order",
+            Self::Timings => "timings",
+            Self::Ambiguous => "ambiguous",
+            Self::Unmatched => "unmatched",
             Self::None => "none",
         }
     }
@@ -183,6 +209,8 @@ struct Task {
 struct End {
     reason: EndReason,
     answered_ns: u64,
+    /// When the server was through with it.
+    closed_ns: u64,
 }
 
 /// A request under way.
@@ -190,6 +218,14 @@ struct End {
 pub struct Request {
     key: RequestKey,
     unread_ns: u64,
+    /// When its last byte was read, as far as that was told.
+    read_ns: u64,
+    /// When the first token was written into a stream; 0 when none was seen.
+    token_ns: u64,
+    /// Its slots are to be inferred.
+    inferred: bool,
+    /// How it was joined, where that is inferred.
+    joined: Option<Join>,
     /// The begin of the request, until its answer begins.
     bytes: Vec<u8>,
     /// The bytes have a gap: what comes later does not continue them.
@@ -212,6 +248,10 @@ impl Request {
         Self {
             key,
             unread_ns: 0,
+            read_ns: key.arrived_ns,
+            token_ns: 0,
+            inferred: false,
+            joined: None,
             bytes: Vec::new(),
             broken: false,
             head: None,
@@ -230,6 +270,7 @@ impl Request {
         if event.index == 0 {
             self.unread_ns = event.unread_ns;
         }
+        self.read_ns = self.read_ns.max(event.at_ns);
         let copied = (event.copied as usize).min(event.data.len());
         if !self.broken {
             let room = KEPT.saturating_sub(self.bytes.len()).min(copied);
@@ -289,10 +330,13 @@ impl Request {
             self.opening = body.to_vec();
         }
         let Some(status) = &self.status else { return };
+        if self.token_ns == 0 && status.stream && answer::is_first_token(data) {
+            self.token_ns = event.at_ns;
+        }
         let complete = |length: u64| self.written >= status.body as u64 + length;
         if self.end.is_none() && status.content_length.is_some_and(complete) {
             let tail = &event.tail[..(event.tail_len as usize).min(event.tail.len())];
-            self.close(EndReason::LastChunk, event.at_ns, &[tail]);
+            self.close(EndReason::LastChunk, event.at_ns, event.at_ns, &[tail]);
         }
     }
 
@@ -309,13 +353,13 @@ impl Request {
         let newest = (event.tail & 1) as usize;
         let answered = if event.last_write_ns == 0 { event.at_ns } else { event.last_write_ns };
         let reason = EndReason::from_wire(event.reason).unwrap_or(EndReason::Closed);
-        self.close(reason, answered, &[tail(newest ^ 1), tail(newest)]);
+        self.close(reason, answered, event.at_ns, &[tail(newest ^ 1), tail(newest)]);
     }
 
-    fn close(&mut self, reason: EndReason, answered_ns: u64, tails: &[&[u8]]) {
+    fn close(&mut self, reason: EndReason, answered_ns: u64, closed_ns: u64, tails: &[&[u8]]) {
         self.closing = answer::closing(&self.opening, tails);
         self.opening = Vec::new();
-        self.end = Some(End { reason, answered_ns });
+        self.end = Some(End { reason, answered_ns, closed_ns });
     }
 
     /// It was given a task.
@@ -339,9 +383,64 @@ impl Request {
         }
     }
 
+    /// Its slots are to be inferred: it is over only when that was tried.
+    pub fn infer(&mut self) {
+        self.inferred = true;
+    }
+
+    /// Whether it waits for what its slots did to be inferred. What the server refused ran on none.
+    fn is_unjoined(&self) -> bool {
+        let refused = self.status.as_ref().is_some_and(|status| status.code >= 400);
+        self.inferred && self.joined.is_none() && self.is_inference() && !refused
+    }
+
+    /// What is known of it for the join to slots; `None` when there is nothing to join.
+    pub fn asker(&self) -> Option<Asker> {
+        if !self.is_unjoined() {
+            return None;
+        }
+        let outcome =
+            self.status.as_ref().map(|status| self.outcome(status.code, status.chunked || status.stream));
+        let (ending, ran) = match &self.end {
+            None => (Ending::Open, false),
+            Some(end) => match outcome {
+                Some(Outcome::Cancelled) | None => (Ending::Gone(end.closed_ns), self.token_ns != 0),
+                Some(Outcome::Error) => (Ending::Answered(end.answered_ns), false),
+                Some(_) => (Ending::Answered(end.answered_ns), true),
+            },
+        };
+        Some(Asker {
+            key: self.key,
+            read_ns: self.read_ns,
+            token_ns: self.token_ns,
+            ending,
+            ran,
+            several: self.body.several,
+            says: self.closing.clone(),
+        })
+    }
+
+    /// It was joined, perhaps to nothing.
+    pub fn settle(&mut self, join: Join, run: Option<&Run>) {
+        self.joined = Some(join);
+        for slot in run.iter().flat_map(|run| &run.slots) {
+            let started = SlotStartEvent {
+                kind: RequestEventKind::SlotStart as u32,
+                task: slot.task,
+                request: self.key,
+                at_ns: slot.launched_ns,
+                slot: slot.slot,
+                origin: -1,
+            };
+            self.tasks.push(Task { id: slot.task, started: Some(started), ended: Some(*slot) });
+        }
+    }
+
     /// Whether it is over: the answer is written and every slot it took is left.
     pub fn is_over(&self) -> bool {
-        self.end.is_some() && self.tasks.iter().all(|task| task.started.is_none() || task.ended.is_some())
+        self.end.is_some()
+            && !self.is_unjoined()
+            && self.tasks.iter().all(|task| task.started.is_none() || task.ended.is_some())
     }
 
     /// Whether it was answered long ago and the end of its slots need not be waited for any more.
@@ -351,7 +450,8 @@ impl Request {
     pub fn is_overdue(&self, now_ns: u64) -> bool {
         let failed = self.status.as_ref().is_some_and(|status| status.code >= 400);
         let patience = if failed { FAILED_PATIENCE_NS } else { PATIENCE_NS };
-        self.end.as_ref().is_some_and(|end| end.answered_ns.saturating_add(patience) < now_ns)
+        let late = |end: &End| end.answered_ns.saturating_add(patience) < now_ns;
+        !self.is_unjoined() && self.end.as_ref().is_some_and(late)
     }
 
     /// What it asks for; `None` until its head is read.
@@ -432,9 +532,9 @@ impl Request {
             cached_tokens: total(|task| task.cached_tokens),
             generated_tokens: total(|task| task.generated_tokens),
             slot: started().map(|start| start.slot),
-            task: started().map(|start| start.task),
+            task: started().map(|start| start.task).filter(|task| *task >= 0),
             context_used: total(|task| task.n_past),
-            join: if ended().next().is_some() { Join::Exact } else { Join::None },
+            join: self.joined.unwrap_or(if ended().next().is_some() { Join::Exact } else { Join::None }),
             stale_tasks,
             error_type: self.closing.error_type,
             head: self.head,

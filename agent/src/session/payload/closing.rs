@@ -70,6 +70,10 @@ pub struct Closing {
     pub usage_cached: Option<u64>,
     /// Generated tokens, of the usage.
     pub usage_completion: Option<u64>,
+    /// Prompt tokens, cached ones among them, of llama.cpp's own format, which says them with every token.
+    pub evaluated: Option<u64>,
+    /// The slot it ran on, of llama.cpp's own format.
+    pub slot: Option<u64>,
 }
 
 /// Reads `head`, the beginning of an answer's body or its first chunk, and `tails`, ends of later writes, older
@@ -110,6 +114,13 @@ impl Closing {
                 None => match section(key) {
                     Some(section) => open = Some((section, key.depth)),
                     None if error && (key.depth, key.name) == (1, b"type") => self.error(key.value),
+                    None if (key.depth, key.name) == (1, b"tokens_evaluated") => {
+                        self.evaluated = count(key.value).or(self.evaluated);
+                    }
+                    // A token on its way is of slot -1.
+                    None if (key.depth, key.name) == (1, b"id_slot") => {
+                        self.slot = count(key.value).or(self.slot)
+                    }
                     None => self.finish = finish(key).or(self.finish),
                 },
                 Some((Section::Error, 1)) if (key.depth, key.name) == (2, b"type") => self.error(key.value),
