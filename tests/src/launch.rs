@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 
 use crate::assets::{Assets, Build};
 use crate::process::tied;
@@ -24,9 +24,11 @@ pub struct Launch {
 impl Launch {
     /// A build where it was unpacked, with `--metrics` and `arguments`, on a free port.
     pub fn new(build: Build, model: &Path, arguments: &[&str]) -> Result<Self> {
+        let executable = Assets::locate()?.llama_server(build);
+        ensure!(executable.is_file(), "{} is missing: run `cargo xtask setup`", executable.display());
         Ok(Self {
             wrapper: Vec::new(),
-            executable: Assets::locate()?.llama_server(build),
+            executable,
             model: model.to_owned(),
             arguments: arguments.iter().map(|&argument| argument.to_owned()).collect(),
             address: free_address()?,

