@@ -137,8 +137,8 @@ pub fn plan(images: &[Arc<Image>]) -> Verdict {
     // Without both ends of a slot its tokens could not be told from those of the request before.
     let visible = !own.is_empty() && !end.is_empty();
     let (turns, cache) = (start(ProbeId::SetSampler), all(Role::CacheHit));
-    let calls = |name: &str| images.iter().any(|image| image.imports.iter().any(|import| import == name));
-    let inferred = !visible && !turns.is_empty() && !cache.is_empty() && calls(catalog::SET_SAMPLER);
+    let inferred =
+        !visible && !turns.is_empty() && !cache.is_empty() && images.iter().any(|it| is_caller(it));
     let slots = visible || inferred;
     let task = if visible { all(Role::Task) } else { Vec::new() };
     let forks = if task.is_empty() { start(ProbeId::MemorySeqCp) } else { Vec::new() };
@@ -195,6 +195,13 @@ pub fn plan(images: &[Arc<Image>]) -> Verdict {
         probes.extend(found);
     }
     Verdict::Observable(Plan { probes, missing, flags })
+}
+
+/// Whether an image sets samplers as a server does. The library of common functions imports the same, for whoever
+/// calls it; that one is known by its own sampler.
+fn is_caller(image: &Image) -> bool {
+    let samples = |symbol: &Symbol| ROWS.iter().any(|row| sampler(row.probe) && row.matches(&symbol.name));
+    image.imports.iter().any(|name| name == catalog::SET_SAMPLER) && !image.symbols.iter().any(samples)
 }
 
 /// The functions that sample one token of a server.

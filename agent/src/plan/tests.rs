@@ -181,7 +181,10 @@ fn slots_of_a_stripped_server_are_inferred_from_its_calls() {
 
 #[test]
 fn slots_are_inferred_of_nobody_who_does_not_set_samplers() {
-    let plan = observable(&stripped_server(&["llama_decode"]));
+    let mut images = stripped_server(&["llama_decode"]);
+    // The common library could, if it were asked to.
+    Arc::get_mut(&mut images[1]).unwrap().imports = vec!["llama_set_sampler".to_owned()];
+    let plan = observable(&images);
     assert_eq!((plan.flags, plan.joining()), (TargetConfig::STEP_END, Joining::None));
     assert_eq!(serving(&plan, Role::SlotStart), [""; 0]);
 }

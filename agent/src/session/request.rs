@@ -1,22 +1,19 @@
 //! One request on its way: from the bytes of its head to the end of its answer.
 
+mod inferred;
+
 #[cfg(test)]
 mod tests;
 
 use llamaprobe_common::request::{
-    EndEvent, EndReason, ReadEvent, RequestEventKind, RequestKey, SlotEndEvent, SlotStartEvent, TaskEvent,
-    WriteEvent,
+    EndEvent, EndReason, ReadEvent, RequestKey, SlotEndEvent, SlotStartEvent, TaskEvent, WriteEvent,
 };
 
-use super::{
-    join::{Asker, Ending},
-    payload::{
-        answer::{self, Closing, Finish, StatusLine},
-        body::{self, Body},
-        head::{self, Head, HeadError, HeadOptions, Method},
-        route::Route,
-    },
-    runs::Run,
+use super::payload::{
+    answer::{self, Closing, Finish, StatusLine},
+    body::{self, Body},
+    head::{self, Head, HeadError, HeadOptions, Method},
+    route::Route,
 };
 
 /// Bytes of a request that are kept until its answer begins.
@@ -69,9 +66,9 @@ impl Outcome {
 pub enum Join {
     /// By the task its thread waited for.
     Exact,
-    /// It was the only one, or the oldest, that the slot can have run for, and its answer does not contradict.
+    /// It was its turn to take the slot, and its answer does not contradict.
     Order,
-    /// An older one waited, too, and what the answers say tells them apart.
+    /// Older ones waited, and what the answers say tells them apart.
     Timings,
     /// Several slots may have run for it: it is joined to none.
     Ambiguous,
@@ -380,59 +377,6 @@ impl Request {
     pub fn slot_end(&mut self, event: &SlotEndEvent) {
         if let Some(task) = self.tasks.iter_mut().find(|task| task.id == event.task) {
             task.ended = Some(*event);
-        }
-    }
-
-    /// Its slots are to be inferred: it is over only when that was tried.
-    pub fn infer(&mut self) {
-        self.inferred = true;
-    }
-
-    /// Whether it waits for what its slots did to be inferred. What the server refused ran on none.
-    fn is_unjoined(&self) -> bool {
-        let refused = self.status.as_ref().is_some_and(|status| status.code >= 400);
-        self.inferred && self.joined.is_none() && self.is_inference() && !refused
-    }
-
-    /// What is known of it for the join to slots; `None` when there is nothing to join.
-    pub fn asker(&self) -> Option<Asker> {
-        if !self.is_unjoined() {
-            return None;
-        }
-        let outcome =
-            self.status.as_ref().map(|status| self.outcome(status.code, status.chunked || status.stream));
-        let (ending, ran) = match &self.end {
-            None => (Ending::Open, false),
-            Some(end) => match outcome {
-                Some(Outcome::Cancelled) | None => (Ending::Gone(end.closed_ns), self.token_ns != 0),
-                Some(Outcome::Error) => (Ending::Answered(end.answered_ns), false),
-                Some(_) => (Ending::Answered(end.answered_ns), true),
-            },
-        };
-        Some(Asker {
-            key: self.key,
-            read_ns: self.read_ns,
-            token_ns: self.token_ns,
-            ending,
-            ran,
-            several: self.body.several,
-            says: self.closing.clone(),
-        })
-    }
-
-    /// It was joined, perhaps to nothing.
-    pub fn settle(&mut self, join: Join, run: Option<&Run>) {
-        self.joined = Some(join);
-        for slot in run.iter().flat_map(|run| &run.slots) {
-            let started = SlotStartEvent {
-                kind: RequestEventKind::SlotStart as u32,
-                task: slot.task,
-                request: self.key,
-                at_ns: slot.launched_ns,
-                slot: slot.slot,
-                origin: -1,
-            };
-            self.tasks.push(Task { id: slot.task, started: Some(started), ended: Some(*slot) });
         }
     }
 

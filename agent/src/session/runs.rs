@@ -1,5 +1,7 @@
 //! What slots did, where it is not known for whom: the slots of one request are one run.
 
+use std::collections::BTreeSet;
+
 use llamaprobe_common::request::{SlotEndEvent, SlotStartEvent};
 
 /// Runs that may wait for their request; of more the oldest is given up.
@@ -97,9 +99,10 @@ impl Runs {
         &self.all
     }
 
-    /// Takes one out.
-    pub fn remove(&mut self, index: usize) -> Run {
-        self.all.remove(index)
+    /// Takes some out, by their place in [`Runs::all`].
+    pub fn remove(&mut self, places: BTreeSet<usize>) {
+        let mut place = 0..;
+        self.all.retain(|_| place.next().is_some_and(|place| !places.contains(&place)));
     }
 
     /// How many run.
