@@ -6,8 +6,8 @@ use crate::{
     discovery::{Look, Scanner},
     doctor::{self, Check, Roots, Verdict},
     plan::{
+        self,
         catalog::WANTED,
-        plan,
         report::{ProcessReport, Report},
     },
 };
@@ -25,10 +25,14 @@ pub fn processes(roots: &Roots, only: &[u32]) -> Report {
         match scanner.look(pid) {
             Look::Found(target) => report.processes.extend(ProcessReport::of(
                 &target,
-                &plan(&target.plain_images()),
+                &plan::plan(&target.plain_images()),
                 virtual_machine,
             )),
-            Look::Opaque { comm } => report.processes.push(ProcessReport::opaque(pid, comm)),
+            Look::Opaque(target) if target.is_listening_server() => {
+                let verdict = plan::Verdict::Observable(plan::sockets_only());
+                report.processes.extend(ProcessReport::of(&target, &verdict, virtual_machine));
+            }
+            Look::Opaque(target) => report.processes.push(ProcessReport::opaque(pid, target.comm)),
             Look::Closed => report.closed += 1,
             Look::Nothing => {}
         }

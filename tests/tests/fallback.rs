@@ -138,6 +138,41 @@ fn embeddings_take_slots_of_which_only_the_prompt_is_seen() -> Result<()> {
     Ok(())
 }
 
+/// Nothing but its sockets is followed: what an answer says is told, and nothing else.
+#[test]
+fn a_static_server_without_symbols() -> Result<()> {
+    let Some(assets) = privileged() else { return Ok(()) };
+    let server = LlamaServer::start(Build::Static, &assets.tiny(), &SERVER)?;
+    let sent = (0..70).map(|index| mixed(&server, index)).collect::<Result<Vec<_>>>()?;
+    let told = Told::of(&server, sent, 8)?;
+    told.check_counts();
+    let mut methods: BTreeMap<&str, usize> = BTreeMap::new();
+    for answer in told.answers.iter().filter(|answer| told.lines.contains_key(&answer.call.trace)) {
+        let line = &told.lines[&answer.call.trace][0];
+        *methods.entry(&line.join).or_default() += 1;
+        let counts = (line.prompt_tokens, line.cached_tokens, line.completion_tokens);
+        let times = [line.queue_ms, line.prefill_ms, line.decode_ms];
+        assert_eq!((times, line.slot), ([None; 3], None), "nothing of the engine is seen: {line:?}");
+        if answer.call.fate == Fate::Finished {
+            let said = answer.tokens.context("no figures in the answer")?;
+            assert_eq!(counts, (said.prompt, said.cached, said.generated), "{line:?}");
+            assert_eq!((line.join.as_str(), line.ttft_ms.is_some()), ("answer", line.stream), "{line:?}");
+        } else {
+            assert_eq!((line.join.as_str(), counts), ("none", (0, 0, 0)), "{line:?}");
+        }
+    }
+    println!("a static server: {methods:?}");
+    assert_eq!(told.rise("llamaprobe_join_total", &[("method", "answer")]), methods["answer"] as f64);
+    for absent in ["llm_tokens_total", "llm_batch_tokens_count", "llm_slots_busy", "llm_queue_depth"] {
+        let labels = [("server", told.label.as_str())];
+        assert_eq!(told.after.select(absent, &labels).count(), 0, "{absent} is absent, never zero");
+    }
+    let plan = agent::run(&["plan", "--pid", &server.pid().to_string()])?;
+    let text = String::from_utf8_lossy(&plan.stdout);
+    assert!(plan.status.code() == Some(1) && text.contains("the sockets are followed"), "{text}");
+    Ok(())
+}
+
 #[test]
 fn the_plan_says_how_requests_are_joined() -> Result<()> {
     let Some(assets) = privileged() else { return Ok(()) };

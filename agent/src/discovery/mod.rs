@@ -39,7 +39,7 @@ pub struct Target {
     pub start_time: u64,
     /// Its name.
     pub comm: String,
-    /// Files with symbols of llama.cpp.
+    /// Files with symbols of llama.cpp, or that take some from others.
     pub images: Vec<MappedImage>,
     /// Where it listens, sorted.
     pub listeners: Vec<Listener>,
@@ -52,6 +52,11 @@ pub struct Target {
 }
 
 impl Target {
+    /// Whether it is llama-server by its name, and listens: without symbols its sockets may be followed all the same.
+    pub fn is_listening_server(&self) -> bool {
+        self.comm == SERVER_NAMES[0] && !self.listeners.is_empty()
+    }
+
     /// Only the images, for the plan.
     pub fn plain_images(&self) -> Vec<Arc<Image>> {
         self.images.iter().map(|mapped| mapped.image.clone()).collect()
@@ -71,11 +76,8 @@ impl Target {
 pub enum Look {
     /// It maps llama.cpp.
     Found(Box<Target>),
-    /// It looks like a llama.cpp server by its name, but shows no symbol.
-    Opaque {
-        /// Its name.
-        comm: String,
-    },
+    /// It looks like a llama.cpp server by its name, but shows no symbol: no images.
+    Opaque(Box<Target>),
     /// It may not be looked at.
     Closed,
     /// It is something else, or gone.
@@ -156,8 +158,9 @@ impl Scanner {
                 images.push(MappedImage { image, file });
             }
         }
-        if images.iter().all(|mapped| mapped.image.symbols.is_empty()) {
-            return if SERVER_NAMES.contains(&comm.as_str()) { Look::Opaque { comm } } else { Look::Nothing };
+        let opaque = images.iter().all(|mapped| mapped.image.symbols.is_empty());
+        if opaque && !SERVER_NAMES.contains(&comm.as_str()) {
+            return Look::Nothing;
         }
         let arguments = process.command_line().unwrap_or_default();
         let option = |flags: &[&str], variable: &str| {
@@ -169,7 +172,8 @@ impl Scanner {
         let model = self.model(&process, &mappings, named.as_deref());
         let alias = option(&["-a", "--alias"], "LLAMA_ARG_ALIAS");
         let slots = option(&["-np", "--parallel"], "LLAMA_ARG_N_PARALLEL").and_then(|n| n.parse().ok());
-        Look::Found(Box::new(Target { pid, start_time, comm, images, listeners, model, alias, slots }))
+        let target = Target { pid, start_time, comm, images, listeners, model, alias, slots };
+        if opaque { Look::Opaque(Box::new(target)) } else { Look::Found(Box::new(target)) }
     }
 
     /// The descriptors of connections that a process has open on its listeners.

@@ -74,6 +74,8 @@ pub enum Joining {
     Exact,
     /// By order and by what the answers say.
     Inferred,
+    /// To nothing: slots are not seen, and tokens are those that the answers say.
+    Answers,
     /// Requests are not followed.
     None,
 }
@@ -83,6 +85,8 @@ impl Plan {
     pub fn joining(&self) -> Joining {
         if self.flags & TargetConfig::HTTP == 0 {
             Joining::None
+        } else if self.flags & TargetConfig::SLOTS == 0 {
+            Joining::Answers
         } else if self.probes.iter().any(|probe| probe.role == Role::Task) {
             Joining::Exact
         } else {
@@ -98,6 +102,9 @@ impl Joining {
             Self::Exact => "exact",
             Self::Inferred => {
                 "by order and by what the answers say (tokens, times, slot); ambiguous ones are named so"
+            }
+            Self::Answers => {
+                "none: no symbol is visible; the sockets are followed, tokens are those that answers say"
             }
             Self::None => "none: requests are not followed",
         }
@@ -195,6 +202,13 @@ pub fn plan(images: &[Arc<Image>]) -> Verdict {
         probes.extend(found);
     }
     Verdict::Observable(Plan { probes, missing, flags })
+}
+
+/// The plan of a server that shows no symbol: only its sockets are followed.
+pub fn sockets_only() -> Plan {
+    let why = "no file it maps shows a symbol of llama.cpp: a static executable that is stripped";
+    let missing = Role::ALL.map(|role| Missing { role, why }).into();
+    Plan { probes: Vec::new(), missing, flags: TargetConfig::HTTP }
 }
 
 /// Whether an image sets samplers as a server does. The library of common functions imports the same, for whoever

@@ -162,7 +162,7 @@ impl Session {
     pub fn begin(&mut self, now: Instant, target: Target, plan: Plan) {
         let served = served(&plan);
         let pid = target.pid;
-        self.requests.infer(pid, plan.joining() == Joining::Inferred);
+        self.requests.join(pid, plan.joining());
         let watched = Watched {
             target,
             plan,
@@ -184,7 +184,7 @@ impl Session {
     pub fn refresh(&mut self, now: Instant, target: Target, plan: Plan) {
         let pid = target.pid;
         let Some(watched) = self.watched.get_mut(&pid) else { return };
-        self.requests.infer(pid, plan.joining() == Joining::Inferred);
+        self.requests.join(pid, plan.joining());
         watched.served = served(&plan);
         watched.target = target;
         watched.plan = plan;
@@ -324,7 +324,7 @@ fn live(watched: &Watched, requests: &Requests) -> Live {
         slots_busy: watched.sequences.iter().filter(is_busy).count() as u64,
         slots: watched.target.slots,
         http: watched.plan.flags & TargetConfig::HTTP != 0,
-        joined: watched.plan.joining() != Joining::None,
+        joined: matches!(watched.plan.joining(), Joining::Exact | Joining::Inferred),
         in_flight: requests.in_flight(watched.target.pid) as u64,
         queue_depth: (requests.queued(watched.target.pid) + watched.unread) as u64,
         model: watched.target.model.clone(),

@@ -70,6 +70,8 @@ pub enum Join {
     Order,
     /// Older ones waited, and what the answers say tells them apart.
     Timings,
+    /// To no slot, since none is seen: tokens are those that its answer says.
+    Answer,
     /// Several slots may have run for it: it is joined to none.
     Ambiguous,
     /// It must have run on a slot, and none was seen that can be it; of a slot, the same of its request.
@@ -80,12 +82,12 @@ pub enum Join {
 
 impl Join {
     /// Those that are counted.
-    pub const COUNTED: [Self; 5] =
-        [Self::Exact, Self::Order, Self::Timings, Self::Ambiguous, Self::Unmatched];
+    pub const COUNTED: [Self; 6] =
+        [Self::Exact, Self::Order, Self::Timings, Self::Answer, Self::Ambiguous, Self::Unmatched];
 
-    /// Whether it brought a request and slots together.
+    /// Whether it tells the tokens of a request.
     pub const fn is_joined(self) -> bool {
-        matches!(self, Self::Exact | Self::Order | Self::Timings)
+        matches!(self, Self::Exact | Self::Order | Self::Timings | Self::Answer)
     }
 
     /// The value in the log.
@@ -94,6 +96,7 @@ impl Join {
             Self::Exact => "exact",
             Self::Order => "order",
             Self::Timings => "timings",
+            Self::Answer => "answer",
             Self::Ambiguous => "ambiguous",
             Self::Unmatched => "unmatched",
             Self::None => "none",
@@ -221,6 +224,8 @@ pub struct Request {
     token_ns: u64,
     /// Its slots are to be inferred.
     inferred: bool,
+    /// No slot is seen: what its answer says is believed.
+    believed: bool,
     /// How it was joined, where that is inferred.
     joined: Option<Join>,
     /// The begin of the request, until its answer begins.
@@ -248,6 +253,7 @@ impl Request {
             read_ns: key.arrived_ns,
             token_ns: 0,
             inferred: false,
+            believed: false,
             joined: None,
             bytes: Vec::new(),
             broken: false,
@@ -455,8 +461,12 @@ impl Request {
         let total = |of: fn(&SlotEndEvent) -> u32| ended().map(|task| u64::from(of(task))).sum();
         let started =
             || self.tasks.iter().filter_map(|task| task.started.as_ref()).min_by_key(|start| start.at_ns);
+        // An answer without figures tells nothing.
+        let said = (self.believed && self.is_inference() && self.closing.tells_tokens())
+            .then(|| self.closing.clone());
+        let token_ns = self.token_ns;
         let stale_tasks = self.tasks.iter().filter(|task| task.ended.is_none()).map(|task| task.id).collect();
-        Finished {
+        let finished = Finished {
             key: self.key,
             route: self.route().unwrap_or(Route::Other),
             code,
@@ -483,6 +493,10 @@ impl Request {
             error_type: self.closing.error_type,
             head: self.head,
             body: self.body,
+        };
+        match said {
+            Some(said) => finished.with_said(&said, token_ns),
+            None => finished,
         }
     }
 }

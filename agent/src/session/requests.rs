@@ -3,7 +3,7 @@
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use llamaprobe_common::request::RequestKey;
 
@@ -12,7 +12,7 @@ use super::{
     payload::head::HeadOptions,
     request::{Finished, Request},
 };
-use crate::bpf::events::RequestEvent;
+use crate::{bpf::events::RequestEvent, plan::Joining};
 
 /// Requests under way that are followed; of more the oldest is given up.
 const MAX_OPEN: usize = 4096;
@@ -32,6 +32,8 @@ pub struct Requests {
     unmatched: Vec<u32>,
     /// Of processes whose tasks are not seen: what their slots did.
     joins: BTreeMap<u32, Joins>,
+    /// Processes of which only the sockets are followed.
+    unprobed: BTreeSet<u32>,
 }
 
 impl Requests {
@@ -44,15 +46,21 @@ impl Requests {
             given_up: 0,
             unmatched: Vec::new(),
             joins: BTreeMap::new(),
+            unprobed: BTreeSet::new(),
         }
     }
 
-    /// Whether the requests of a process are joined to its slots by inference.
-    pub fn infer(&mut self, pid: u32, inferred: bool) {
-        if inferred {
+    /// How the requests of a process are joined to what its engine does, from the next one on.
+    pub fn join(&mut self, pid: u32, joining: Joining) {
+        if joining == Joining::Inferred {
             self.joins.entry(pid).or_default();
         } else {
             self.joins.remove(&pid);
+        }
+        if joining == Joining::Answers {
+            self.unprobed.insert(pid);
+        } else {
+            self.unprobed.remove(&pid);
         }
     }
 
@@ -98,6 +106,9 @@ impl Requests {
             if self.joins.contains_key(&key.tgid) {
                 request.infer();
             }
+            if self.unprobed.contains(&key.tgid) {
+                request.believe();
+            }
             // Not read by itself: it came behind the request before it.
             let behind = self.behind.remove(&(key.tgid, key.fd));
             if let Some(bytes) = behind.filter(|_| !matches!(event, RequestEvent::Read(_))) {
@@ -133,6 +144,7 @@ impl Requests {
     pub fn end(&mut self, pid: u32, now_ns: u64) -> Vec<Finished> {
         self.behind.retain(|(tgid, _), _| *tgid != pid);
         self.joins.remove(&pid);
+        self.unprobed.remove(&pid);
         self.take(|key, _| key.tgid == pid, now_ns)
     }
 

@@ -355,7 +355,7 @@ fn a_slot_is_busy_once_its_request_has_worked() {
 
 /// A plan of a server whose requests are followed and joined by their tasks.
 fn http_plan() -> Plan {
-    let mut plan = Plan { flags: TargetConfig::HTTP, ..server_plan() };
+    let mut plan = Plan { flags: TargetConfig::SLOTS | TargetConfig::HTTP, ..server_plan() };
     plan.probes.push(probe(Role::Task, ProbeId::WaitingTasks, Stepping::Emulated));
     plan
 }

@@ -76,6 +76,13 @@ pub struct Closing {
     pub slot: Option<u64>,
 }
 
+impl Closing {
+    /// Whether it says how many tokens the prompt had.
+    pub fn tells_tokens(&self) -> bool {
+        self.prompt_n.is_some() || self.usage_prompt.is_some()
+    }
+}
+
 /// Reads `head`, the beginning of an answer's body or its first chunk, and `tails`, ends of later writes, older
 /// first. What comes later counts. Of a head that does not hold the end, counts of generated tokens are left out.
 pub fn closing(head: &[u8], tails: &[&[u8]]) -> Closing {

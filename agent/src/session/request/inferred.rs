@@ -2,16 +2,38 @@
 
 use llamaprobe_common::request::{RequestEventKind, SlotStartEvent};
 
-use super::{Join, Outcome, Request, Task};
+use super::{Finished, Join, Outcome, Request, Task};
 use crate::session::{
     join::{Asker, Ending},
+    payload::answer::Closing,
     runs::Run,
 };
+
+impl Finished {
+    /// With the tokens that its answer says, and the first at the time when it was written into a stream.
+    pub(super) fn with_said(self, says: &Closing, token_ns: u64) -> Self {
+        let cached_tokens = says.cache_n.or(says.usage_cached).unwrap_or(0);
+        let whole = says.usage_prompt.map(|whole| whole.saturating_sub(cached_tokens));
+        Self {
+            join: Join::Answer,
+            cached_tokens,
+            prompt_tokens: says.prompt_n.or(whole).unwrap_or(0),
+            generated_tokens: says.predicted_n.or(says.usage_completion).unwrap_or(0),
+            first_token_ns: token_ns,
+            ..self
+        }
+    }
+}
 
 impl Request {
     /// Its slots are to be inferred: it is over only when that was tried.
     pub fn infer(&mut self) {
         self.inferred = true;
+    }
+
+    /// Nothing is seen of slots: its answer is all there is.
+    pub fn believe(&mut self) {
+        self.believed = true;
     }
 
     /// Whether it waits for what its slots did to be inferred. What the server refused ran on none.

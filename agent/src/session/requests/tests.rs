@@ -3,8 +3,8 @@ use crate::session::{
     payload::route::Route,
     request::{Join, Outcome, UNKNOWN},
     staged::{
-        MS, PID, answer, chat, chat_answer, chat_events, end, get, key, options, read, slot_start, task,
-        worked, write,
+        MS, PID, STREAM, answer, chat, chat_answer, chat_events, end, get, key, last_chunk, options, read,
+        slot_start, task, text_chunk, worked, write,
     },
 };
 use llamaprobe_common::request::{EndReason, SlotEndEvent};
@@ -177,7 +177,7 @@ fn of_too_many_requests_the_oldest_are_given_up() {
 fn slots_whose_tasks_are_not_seen_are_joined_by_order() {
     // A build whose slots are seen, with the ids of their tasks, but not which request waits for them.
     let mut requests = requests();
-    requests.infer(PID, true);
+    requests.join(PID, Joining::Inferred);
     let nobody = RequestKey { arrived_ns: 0, tgid: PID, fd: -1 };
     let (first, second) = (key(1_000), RequestKey { fd: 6, ..key(1_005) });
     let at = |ms: u64| (1_000 + ms) * MS;
@@ -217,7 +217,7 @@ fn slots_whose_tasks_are_not_seen_are_joined_by_order() {
 #[test]
 fn what_the_server_refuses_does_not_wait_for_a_slot() {
     let mut requests = requests();
-    requests.infer(PID, true);
+    requests.join(PID, Joining::Inferred);
     requests.on(&read(key(1_000), 0, 1_000 * MS, &chat()));
     let refused = requests.on(&write(key(1_000), 0, 1_001 * MS, &answer("400 Bad Request", "{}"))).unwrap();
     assert_eq!((refused.code, refused.join), (400, Join::None));
@@ -228,13 +228,41 @@ fn what_the_server_refuses_does_not_wait_for_a_slot() {
 #[test]
 fn a_slot_that_nobody_can_have_asked_for_is_unmatched() {
     let mut requests = requests();
-    requests.infer(PID, true);
+    requests.join(PID, Joining::Inferred);
     let nobody = RequestKey { arrived_ns: 0, tgid: PID, fd: -1 };
     assert!(
         requests.on(&RequestEvent::SlotEnd(SlotEndEvent { request: nobody, ..worked(key(9), 1) })).is_none()
     );
     assert!(requests.expire(2_000 * MS).is_empty());
     assert_eq!(requests.take_unmatched(), [PID]);
-    requests.infer(PID, false);
+    requests.join(PID, Joining::Exact);
     assert!(requests.settle(PID, 0).is_empty());
+}
+
+#[test]
+fn without_any_probe_the_answer_is_believed() {
+    let mut requests = requests();
+    requests.join(PID, Joining::Answers);
+    requests.on(&read(key(1_000), 0, 1_000 * MS, &chat()));
+    let over = requests.on(&write(key(1_000), 0, 1_060 * MS, &chat_answer())).unwrap();
+    assert_eq!(
+        (over.join, over.prompt_tokens, over.cached_tokens, over.generated_tokens),
+        (Join::Answer, 21, 0, 5)
+    );
+    assert_eq!((over.ttft_ns(), over.queue_ns(), over.latency_ns()), (None, None, 60 * MS));
+
+    requests.on(&read(key(2_000), 0, 2_000 * MS, &chat()));
+    requests.on(&write(key(2_000), 0, 2_001 * MS, STREAM));
+    requests.on(&write(key(2_000), 1, 2_030 * MS, &text_chunk()));
+    let writes: [&[u8]; 4] = [STREAM, &text_chunk(), &last_chunk("stop"), b"0\r\n\r\n"];
+    let over = requests.on(&end(key(2_000), EndReason::LastChunk, 2_050 * MS, 2_050 * MS, &writes)).unwrap();
+    assert_eq!(
+        (over.join, over.prompt_tokens, over.cached_tokens, over.generated_tokens),
+        (Join::Answer, 1, 20, 5)
+    );
+    assert_eq!((over.ttft_ns(), over.decode_ns()), (Some(30 * MS), None), "when the first token was written");
+
+    requests.on(&read(key(3_000), 0, 3_000 * MS, &chat()));
+    let refused = requests.on(&write(key(3_000), 0, 3_001 * MS, &answer("400 Bad Request", "{}"))).unwrap();
+    assert_eq!((refused.join, refused.generated_tokens), (Join::None, 0));
 }
