@@ -340,3 +340,10 @@ fn what_cannot_be_observed_is_told_from_what_is_foreign() {
     assert!(matches!(verdict(&["malloc"]), Verdict::Foreign));
     assert!(matches!(plan(&[]), Verdict::Foreign));
 }
+
+#[test]
+fn without_symbols_there_are_only_sockets() {
+    let plan = sockets_only();
+    assert_eq!((plan.flags, plan.joining(), plan.probes.len()), (TargetConfig::HTTP, Joining::Answers, 0));
+    assert_eq!(missing(&plan), Role::ALL);
+}

@@ -21,6 +21,11 @@ use super::{
     runs::{Run, Runs},
 };
 
+/// Pairs that are looked at without a pause.
+const MUCH: usize = 10_000;
+/// The pause, nanoseconds.
+const PAUSE_NS: u64 = 100_000_000;
+
 /// What became of a request.
 #[derive(Debug)]
 pub struct Verdict {
@@ -40,11 +45,19 @@ pub struct Joins {
     /// Requests that are told already, as ambiguous, but own runs that others must not get.
     ghosts: Vec<Asker>,
     unmatched: usize,
+    /// When this was last done.
+    settled_ns: u64,
 }
 
 impl Joins {
     /// Joins what can be joined at `now_ns`. `askers` are all requests of the process that are not joined.
     pub fn settle(&mut self, askers: &[Asker], now_ns: u64) -> Vec<Verdict> {
+        // Every request is held against every run: what is much is not done at every event.
+        let much = askers.len() * self.runs.all().len() > MUCH;
+        if much && now_ns < self.settled_ns.saturating_add(PAUSE_NS) {
+            return Vec::new();
+        }
+        self.settled_ns = now_ns;
         let mut board = Board::new(self.runs.all(), askers, &self.ghosts, now_ns);
         let mut decisions = Vec::new();
         while let Some(decision) = board.decide().or_else(|| board.give_up()) {

@@ -207,3 +207,17 @@ fn an_end_that_is_lost_leaves_no_run_behind() {
     joins.runs.end(&ended(5, 20, 30, 1));
     assert_eq!(joins.runs.all().len(), 2, "of a start that is lost the end tells enough");
 }
+
+#[test]
+fn much_is_done_at_intervals() {
+    let slots: Vec<_> = (0..120).map(|slot| ended(slot, 12, 40, 5)).collect();
+    let mut joins = joins(&slots);
+    let open: Vec<_> = (0..100).map(|n| asker(n, Ending::Open)).collect();
+    assert_eq!(said(&mut joins, &open, 100), []);
+    let answered: Vec<_> = open
+        .iter()
+        .map(|open| Asker { ran: true, ending: Ending::Answered(40 * MS), ..open.clone() })
+        .collect();
+    assert_eq!(said(&mut joins, &answered, 199), [], "too early to do it again");
+    assert_ne!(said(&mut joins, &answered, 200), []);
+}
