@@ -36,8 +36,14 @@ pub struct Run {
     pub start: u32,
     /// Its sequence.
     pub sequence: i32,
-    /// Index + 1 of the last token of it that was sampled; 0 when none was.
+    /// Index + 1 of the last token of it that was sampled, 0 when none was; with [`Run::SHARED`] in it for a run that
+    /// shares token `start` with the run that holds it.
     pub sampled: u32,
+}
+
+impl Run {
+    /// No tokens of its own: a sequence that was copied from another, whose last token it samples once more.
+    pub const SHARED: u32 = 1 << 31;
 }
 
 /// The walk over a batch: the run under way and the search for its end. It lives in the map and not in the program's
@@ -75,6 +81,20 @@ pub struct Step {
     pub tokens: u32,
 }
 
+/// The search for the run of a token; in the map for the reason of [`Walk`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Pick {
+    /// Index of the run that holds the token; [`MAX_RUNS`] when none does.
+    pub own: u32,
+    /// Index of the run that shares it and samples it next; [`MAX_RUNS`] when none does.
+    pub next: u32,
+    /// The sequence of that run.
+    pub sequence: i32,
+    /// Always 0.
+    pub reserved: u32,
+}
+
 /// What is known of a context.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
@@ -107,6 +127,8 @@ pub struct Context {
     pub reserved: u32,
     /// Used while a batch is entered.
     pub walk: Walk,
+    /// Used while a token is sampled.
+    pub pick: Pick,
     /// The last decode calls that are over, by their number modulo [`STEPS`].
     pub steps: [Step; STEPS],
     /// The batch by sequence.
@@ -121,4 +143,11 @@ impl Context {
     pub const DRAFT: u32 = 2;
 }
 
-plain!(ContextKey = 16, Run = 12, Walk = 32, Step = 16, Context = 88 + 16 * STEPS + 12 * MAX_RUNS);
+plain!(
+    ContextKey = 16,
+    Run = 12,
+    Walk = 32,
+    Pick = 16,
+    Step = 16,
+    Context = 104 + 16 * STEPS + 12 * MAX_RUNS
+);

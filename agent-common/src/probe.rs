@@ -56,6 +56,10 @@ probes! {
     KvSelfSeqRm = "llama_kv_self_seq_rm",
     /// `llama_kv_cache_seq_rm`, up to ~b4882.
     KvCacheSeqRm = "llama_kv_cache_seq_rm",
+    /// `llama_memory_seq_cp`, from ~b5600.
+    MemorySeqCp = "llama_memory_seq_cp",
+    /// `llama_set_sampler`, from ~b7769.
+    SetSampler = "llama_set_sampler",
     /// `launch_slot_with_task` of the server's context class.
     LaunchSlot = "launch_slot_with_task",
     /// `server_slot::release`.

@@ -259,8 +259,8 @@ pub struct SlotStartEvent {
     pub at_ns: u64,
     /// The slot.
     pub slot: i32,
-    /// Always 0.
-    pub reserved: u32,
+    /// The slot that it has its prompt from, which runs for the same request; -1 for none.
+    pub origin: i32,
 }
 
 /// A task left its slot: all that the engine did for it.

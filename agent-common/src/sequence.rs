@@ -74,6 +74,11 @@ impl Sequence {
     pub const DECODING: u32 = 2;
     /// The running request's reused prompt positions have been counted.
     pub const CACHE_COUNTED: u32 = 4;
+    /// Where slots are inferred: a request may have taken the slot, but nothing proves it yet.
+    pub const LAUNCHED: u32 = 8;
+    /// Where slots are inferred: the cache was cut back for a prompt that goes on at `cached_tokens`. The batch that
+    /// does proves the start.
+    pub const CUT: u32 = 16;
 }
 
 plain!(SequenceKey = 16, Sequence = 128);

@@ -33,6 +33,9 @@ impl TargetConfig {
     pub const HTTP: u32 = 16;
     /// Nothing of what it reads and writes is looked at.
     pub const NO_PAYLOAD: u32 = 32;
+    /// With [`TargetConfig::SLOTS`]: the server's own functions are not visible, and starts and ends of slots are
+    /// inferred from its calls into the library.
+    pub const INFERRED_SLOTS: u32 = 64;
 }
 
 /// Token counters, a partition: computed prompt tokens, reused prompt tokens, generated tokens.

@@ -6,8 +6,8 @@ use crate::{
     discovery::{Look, Scanner},
     doctor::{self, Check, Roots, Verdict},
     plan::{
+        self,
         catalog::WANTED,
-        plan,
         report::{ProcessReport, Report},
     },
 };
@@ -26,10 +26,14 @@ pub fn processes(roots: &Roots, only: &[u32]) -> Report {
         match scanner.look(pid) {
             Look::Found(target) => {
                 let no_return = kernel.and_then(|kernel| doctor::no_return_probe(target.seccomp, kernel));
-                let verdict = plan(&target.plain_images()).without_return_probes(no_return);
+                let verdict = plan::plan(&target.plain_images()).without_return_probes(no_return);
                 report.processes.extend(ProcessReport::of(&target, &verdict, virtual_machine));
             }
-            Look::Opaque { comm } => report.processes.push(ProcessReport::opaque(pid, comm)),
+            Look::Opaque(target) if target.is_listening_server() => {
+                let verdict = plan::Verdict::Observable(plan::sockets_only());
+                report.processes.extend(ProcessReport::of(&target, &verdict, virtual_machine));
+            }
+            Look::Opaque(target) => report.processes.push(ProcessReport::opaque(pid, target.comm)),
             Look::Closed => report.closed += 1,
             Look::Nothing => {}
         }

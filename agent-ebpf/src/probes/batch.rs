@@ -9,7 +9,7 @@ use llamaprobe_common::{
     target::TargetConfig,
 };
 
-use super::{now, observe, resume};
+use super::{now, observe, resume, slot::prove};
 use crate::{
     arguments::read,
     contexts,
@@ -170,7 +170,10 @@ fn close(target: &Target, context: &mut Context, address: u64, source: &Source) 
     // Not a running request: the warm-up, or another use of the context.
     let Some(state) = sequences::find(&key) else { return Ok(()) };
     if state.flags & Sequence::ACTIVE == 0 {
-        return Ok(());
+        let inferred = target.has(TargetConfig::INFERRED_SLOTS);
+        if !inferred || !prove(target, state, sequence, position as u32) {
+            return Ok(());
+        }
     }
     if state.context == 0 {
         state.context = address;

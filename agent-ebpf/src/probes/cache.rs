@@ -1,7 +1,11 @@
 //! Role cache hit: the KV cache of a sequence is cut back; the first cut of a request tells what it reuses.
 
 use aya_ebpf::{macros::uprobe, programs::ProbeContext};
-use llamaprobe_common::{loss::Loss, sequence::Sequence, target::TokenType};
+use llamaprobe_common::{
+    loss::Loss,
+    sequence::Sequence,
+    target::{TargetConfig, TokenType},
+};
 
 use super::{now, observe};
 use crate::{sequences, target::Target};
@@ -16,7 +20,19 @@ fn lp_cache_hit(probe: ProbeContext) -> u32 {
 
 #[inline(always)]
 fn cut(target: &Target, sequence: i32, from: i32, to: i32) -> Result<(), Loss> {
-    let Some(state) = sequences::find(&sequences::key(target, 0, sequence)) else { return Ok(()) };
+    let key = sequences::key(target, 0, sequence);
+    if target.has(TargetConfig::INFERRED_SLOTS) && from >= 0 && to < 0 {
+        let state = sequences::find_or_make(&key)?;
+        if state.flags & Sequence::ACTIVE == 0 {
+            // Perhaps the prompt of a request that begins; its first batch tells.
+            state.flags |= Sequence::CUT;
+            state.cached_tokens = from as u32;
+            state.prefill_ns = now();
+            state.n_past = from as u32;
+            return Ok(());
+        }
+    }
+    let Some(state) = sequences::find(&key) else { return Ok(()) };
     // A cut in the middle: a context shift when the request generates, a reuse of chunks when it begins. The next batch
     // tells the new positions.
     if to >= 0 {
@@ -24,6 +40,10 @@ fn cut(target: &Target, sequence: i32, from: i32, to: i32) -> Result<(), Loss> {
             target.shift();
         }
         return Ok(());
+    }
+    if state.flags & (Sequence::ACTIVE | Sequence::CUT) == Sequence::CUT {
+        // The cut was not possible, and all is computed anew.
+        state.cached_tokens = 0;
     }
     let fresh = state.flags & (Sequence::ACTIVE | Sequence::CACHE_COUNTED | Sequence::DECODING);
     if from >= 0 && fresh == Sequence::ACTIVE {

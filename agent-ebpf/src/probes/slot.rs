@@ -1,12 +1,17 @@
 //! Roles slot start and slot end: a request takes a server slot and leaves it.
+//!
+//! Where the server's own functions are not visible, three calls into the library tell the same: the sampler of a
+//! sequence is set when a slot is taken for a completion, and again when it is left, whatever it ran; and a prompt
+//! begins with a cut of the sequence's cache, where the batch that follows goes on. Neither alone will do: samplers are
+//! also set when the model is loaded, embeddings set none, and a load cuts once to try whether it can.
 
 use aya_ebpf::{macros::uprobe, programs::ProbeContext};
 use llamaprobe_common::{
-    batch::MAX_SEQUENCE,
+    batch::{Context, MAX_RUNS, MAX_SEQUENCE, Run},
     loss::Loss,
     request::{RequestEventKind, RequestKey, SlotEndEvent, SlotStartEvent},
     sequence::Sequence,
-    target::TargetConfig,
+    target::{TargetConfig, TokenType},
     task::TaskKey,
 };
 
@@ -34,25 +39,36 @@ fn start(target: &Target, slot: u64, task: u64) -> Result<(), Loss> {
     let key = TaskKey { tgid: target.tgid, task };
     // SAFETY: the entry is replaced only by the server making a task of the same id anew.
     let request = unsafe { TASKS.get(key) }.copied();
-    let request = request.unwrap_or(RequestKey { arrived_ns: 0, tgid: target.tgid, fd: -1 });
+    let request = request.unwrap_or(nobody(target));
     sequences::launch(state, task, request, now);
-    if request.arrived_ns != 0
-        && connections::take_slot(&request, sequences::key_of_slot(target, slot).sequence)
-    {
+    let sequence = sequences::key_of_slot(target, slot).sequence;
+    if request.arrived_ns != 0 && connections::take_slot(&request, sequence) {
         // The client went before there was a token.
         state.wanted = 1;
     }
+    tell_start(target, state, slot, -1)
+}
+
+/// No request that is known, of the target.
+#[inline(always)]
+fn nobody(target: &Target) -> RequestKey {
+    RequestKey { arrived_ns: 0, tgid: target.tgid, fd: -1 }
+}
+
+/// Tells that a slot was taken.
+#[inline(always)]
+fn tell_start(target: &Target, state: &Sequence, slot: i32, origin: i32) -> Result<(), Loss> {
     if !target.has(TargetConfig::HTTP) {
         return Ok(());
     }
     let mut entry = REQUEST_EVENTS.reserve::<SlotStartEvent>(0).ok_or(Loss::RingFull)?;
     entry.write(SlotStartEvent {
         kind: RequestEventKind::SlotStart as u32,
-        task,
-        request,
-        at_ns: now,
+        task: state.task,
+        request: state.request,
+        at_ns: state.launched_ns,
         slot,
-        reserved: 0,
+        origin,
     });
     entry.submit(0);
     Ok(())
@@ -68,9 +84,12 @@ fn lp_slot_end(probe: ProbeContext) -> u32 {
 fn end(target: &Target, slot: u64) -> Result<(), Loss> {
     let slot = slot_id(slot)?;
     let Some(state) = sequences::find(&sequences::key_of_slot(target, slot)) else { return Ok(()) };
-    if state.flags & Sequence::ACTIVE == 0 {
-        return Ok(());
-    }
+    if state.flags & Sequence::ACTIVE == 0 { Ok(()) } else { leave(target, state, slot) }
+}
+
+/// A running request leaves its slot.
+#[inline(always)]
+fn leave(target: &Target, state: &mut Sequence, slot: i32) -> Result<(), Loss> {
     let task = state.task;
     let now = now();
     state.flags = 0;
@@ -114,9 +133,107 @@ fn end(target: &Target, slot: u64) -> Result<(), Loss> {
     Ok(())
 }
 
+/// `llama_set_sampler(ctx, seq_id, sampler)`: a server calls it for a slot that is taken for a completion, and for any
+/// slot that is left. On one that has worked it is the end; otherwise the last call before the work is the start.
+#[uprobe]
+fn lp_slot_turn(probe: ProbeContext) -> u32 {
+    observe(&probe, |target, _, call| {
+        let slot = plausible(call.get(1)? as i32)?;
+        let state = sequences::find_or_make(&sequences::key(target, 0, slot))?;
+        if state.flags & Sequence::ACTIVE != 0 {
+            return leave(target, state, slot);
+        }
+        state.flags = Sequence::LAUNCHED;
+        state.launched_ns = now();
+        Ok(())
+    })
+}
+
+/// `llama_memory_seq_cp(memory, from, to, p0, p1)`: a server copies the prompt of a request with several choices from
+/// the slot that computed it to those that wait for it.
+#[uprobe]
+fn lp_slot_fork(probe: ProbeContext) -> u32 {
+    observe(&probe, |target, _, call| fork(target, call.get(1)? as i32, call.get(2)? as i32))
+}
+
+#[inline(always)]
+fn fork(target: &Target, from: i32, to: i32) -> Result<(), Loss> {
+    let (from, to) = (plausible(from)?, plausible(to)?);
+    let Some(origin) = sequences::find(&sequences::key(target, 0, from)) else { return Ok(()) };
+    if origin.flags & Sequence::ACTIVE == 0 {
+        return Ok(());
+    }
+    let state = sequences::find_or_make(&sequences::key(target, 0, to))?;
+    let active = state.flags & Sequence::ACTIVE != 0;
+    if target.has(TargetConfig::INFERRED_SLOTS) && !active {
+        let launched = if state.flags & Sequence::LAUNCHED != 0 { state.launched_ns } else { now() };
+        sequences::launch(state, -1, nobody(target), launched);
+        state.flags |= Sequence::CACHE_COUNTED;
+        state.context = origin.context;
+        state.n_past = origin.n_past;
+        if let Some(context) = contexts::find(target, state.context) {
+            share(context, from, to);
+        }
+    } else if !active {
+        return Ok(());
+    }
+    tell_start(target, state, to, from)
+}
+
+/// Notes that sequence `to` samples the last token of sequence `from`, too.
+#[inline(always)]
+fn share(context: &mut Context, from: i32, to: i32) {
+    let len = context.runs_len as usize;
+    let mut end = context.tokens;
+    let mut found = false;
+    for i in 0..MAX_RUNS {
+        if i >= len {
+            break;
+        }
+        let run = &context.runs[i];
+        if run.sampled & Run::SHARED != 0 {
+            continue;
+        }
+        if found {
+            end = run.start;
+            break;
+        }
+        found = run.sequence == from;
+    }
+    if found && len < MAX_RUNS {
+        context.runs[len] = Run { start: end.saturating_sub(1), sequence: to, sampled: Run::SHARED };
+        context.runs_len += 1;
+    }
+}
+
+/// The batch that proves the start of an inferred slot: the prompt goes on where the cache was cut. Returns whether
+/// there was such a cut.
+#[inline(always)]
+pub fn prove(target: &Target, state: &mut Sequence, slot: i32, position: u32) -> bool {
+    if state.flags & Sequence::CUT == 0 || state.cached_tokens != position {
+        return false;
+    }
+    let (cached, prefill) = (state.cached_tokens, state.prefill_ns);
+    let launched = if state.flags & Sequence::LAUNCHED != 0 { state.launched_ns } else { prefill };
+    sequences::launch(state, -1, nobody(target), launched);
+    state.flags |= Sequence::CACHE_COUNTED;
+    state.cached_tokens = cached;
+    state.prefill_ns = prefill;
+    target.tokens(TokenType::Cached, u64::from(cached));
+    if let Err(loss) = tell_start(target, state, slot, -1) {
+        target.lose(loss);
+    }
+    true
+}
+
+/// A sequence number that can be one.
+#[inline(always)]
+fn plausible(sequence: i32) -> Result<i32, Loss> {
+    if (0..MAX_SEQUENCE).contains(&sequence) { Ok(sequence) } else { Err(Loss::Implausible) }
+}
+
 /// The id of a slot: its first member (b3485 to b11549).
 #[inline(always)]
 pub fn slot_id(slot: u64) -> Result<i32, Loss> {
-    let id = read::<i32>(slot)?;
-    if (0..MAX_SEQUENCE).contains(&id) { Ok(id) } else { Err(Loss::Implausible) }
+    plausible(read::<i32>(slot)?)
 }

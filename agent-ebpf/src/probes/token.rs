@@ -1,10 +1,13 @@
 //! Roles token and step end: a token is ready; the logits of a step are looked at.
 
+use core::arch::asm;
+
 use aya_ebpf::{macros::uprobe, programs::ProbeContext};
 use llamaprobe_common::{
-    batch::{Context, MAX_RUNS},
+    batch::{Context, MAX_RUNS, Pick, Run},
     cookie::{Cookie, TokenLayout},
     loss::Loss,
+    sequence::Sequence,
     target::TargetConfig,
 };
 
@@ -65,15 +68,25 @@ fn sample(target: &Target, cookie: Cookie, address: u64, index: Option<i32>) -> 
     };
     let run = run_of(context, index).ok_or(Loss::TokenUnmatched)?;
     let run = &mut context.runs[run];
-    if cookie.priority() >= REPEATS_FROM {
-        if index < run.sampled {
-            return Ok(());
-        }
+    if run.sampled == Run::SHARED {
+        run.sampled |= index + 1;
+    } else if cookie.priority() >= REPEATS_FROM && index < run.sampled {
+        return Ok(());
+    } else {
         run.sampled = index + 1;
     }
     context.sampled += 1;
-    let sequence = run.sequence;
-    let state = sequences::find_or_make(&sequences::key(target, address, sequence))?;
+    let key = sequences::key(target, address, run.sequence);
+    if target.has(TargetConfig::INFERRED_SLOTS) {
+        match sequences::find(&key) {
+            // Draft models sample on a context of their own.
+            Some(state) if state.flags & Sequence::ACTIVE == 0 || state.context != address => return Ok(()),
+            Some(_) => {}
+            // A request that was running when the agent came.
+            None => sequences::find_or_make(&key)?.context = address,
+        }
+    }
+    let state = sequences::find_or_make(&key)?;
     sequences::settle(state, context);
     sequences::token(target, state, now);
     Ok(())
@@ -92,15 +105,48 @@ fn counts(context: &mut Context, priority: u8) -> bool {
     priority == best
 }
 
-/// The run that token `index` of the last batch belongs to.
+/// The run that token `index` of the last batch belongs to. A token that several sequences share is sampled once for
+/// each, in the order of their numbers, as a server goes through its slots.
 #[inline(always)]
-fn run_of(context: &Context, index: u32) -> Option<usize> {
-    let mut found = None;
+fn run_of(context: &mut Context, index: u32) -> Option<usize> {
+    let none = MAX_RUNS as u32;
+    context.pick = Pick { own: none, next: none, sequence: i32::MAX, reserved: 0 };
+    let pick = &raw mut context.pick;
     for i in 0..MAX_RUNS {
-        if i as u32 >= context.runs_len || context.runs[i].start > index {
+        if i as u32 >= context.runs_len {
             break;
         }
-        found = Some(i);
+        let Run { start, sequence, sampled } = context.runs[i];
+        // SAFETY: `pick` points into the map value. Volatile, so that it is not kept in registers all the same.
+        unsafe {
+            if sampled & Run::SHARED == 0 {
+                if start <= index {
+                    (&raw mut (*pick).own).write_volatile(i as u32);
+                }
+            } else if start == index
+                && sampled == Run::SHARED
+                && sequence < (&raw const (*pick).sequence).read_volatile()
+            {
+                (&raw mut (*pick).next).write_volatile(i as u32);
+                (&raw mut (*pick).sequence).write_volatile(sequence);
+            }
+        }
     }
-    found.filter(|&i| i < MAX_RUNS)
+    // SAFETY: as above.
+    let Pick { own, next, sequence, .. } = unsafe { pick.read_volatile() };
+    if own >= none {
+        return None;
+    }
+    let run = &context.runs[masked(own)];
+    let own_first = run.sampled != index.wrapping_add(1) && run.sequence < sequence;
+    Some(masked(if own_first || next >= none { own } else { next }))
+}
+
+/// An index of a run, which the verifier sees to be one. The compiler knows that it is and would drop the mask.
+#[inline(always)]
+fn masked(index: u32) -> usize {
+    let mut index = u64::from(index);
+    // SAFETY: changes nothing but the register; the bound is that of the array.
+    unsafe { asm!("{0} &= {1}", inout(reg) index, const MAX_RUNS - 1, options(pure, nomem, nostack)) };
+    index as usize & (MAX_RUNS - 1)
 }

@@ -18,7 +18,7 @@ use crate::{
     bpf::{events, read::Reading},
     discovery::{Look, Target, image::ImageId, process::Listener},
     doctor::{self, NEEDED},
-    plan::{self, Plan, Verdict, catalog::Role},
+    plan::{self, Joining, Plan, Verdict, catalog::Role},
 };
 
 /// How long after an event a process is looked at: a starting program maps a dozen files within this time.
@@ -91,7 +91,10 @@ impl Agent {
                     Verdict::Foreign => self.end(pid),
                 }
             }
-            Look::Opaque { comm } => self.refuse(pid, &comm, "no file it maps shows a symbol of llama.cpp"),
+            Look::Opaque(target) if target.is_listening_server() => self.watch(*target, plan::sockets_only()),
+            Look::Opaque(target) => {
+                self.refuse(pid, &target.comm, "no file it maps shows a symbol of llama.cpp")
+            }
             Look::Nothing | Look::Closed => self.end(pid),
         }
     }
@@ -169,7 +172,8 @@ impl Agent {
             self.kernel.detach_own(pid);
             plan.drop_tls("its library cannot be probed");
         }
-        if !plan.probes.iter().any(|probe| probe.role == Role::Batch) {
+        let probed = plan.joining() != Joining::Answers;
+        if probed && !plan.probes.iter().any(|probe| probe.role == Role::Batch) {
             let denied = failures.iter().any(|failure| failure.cause.is_permission());
             let why = if denied { NEEDED } else { "its decode calls cannot be probed" };
             return self.refuse(pid, &target.comm, why);

@@ -11,7 +11,7 @@ mod symbols;
 mod tests;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs::Metadata,
     io,
     os::unix::fs::MetadataExt,
@@ -89,8 +89,17 @@ pub struct Image {
     pub machine: Machine,
     /// The wanted functions, sorted by name; among functions of one name a global one wins over a local one.
     pub symbols: Vec<Symbol>,
+    /// Wanted names that it takes from other files: what it may call there. Sorted.
+    pub imports: Vec<String>,
     /// There is no `.symtab`, so functions that are not exported cannot be found.
     pub stripped: bool,
+}
+
+impl Image {
+    /// Whether it holds nothing that was wanted.
+    pub fn is_foreign(&self) -> bool {
+        self.symbols.is_empty() && self.imports.is_empty()
+    }
 }
 
 /// Why an image could not be read.
@@ -158,9 +167,9 @@ pub fn read(
     for table in &tables {
         marked = marked || elf.is_marked(table, marker)?;
     }
-    let mut found = BTreeMap::new();
+    let (mut found, mut imports) = (BTreeMap::new(), BTreeSet::new());
     for table in tables.iter().filter(|_| marked) {
-        elf.walk(table, &segments.loads, wanted, &mut found)?;
+        elf.walk(table, &segments.loads, wanted, &mut found, &mut imports)?;
     }
     let symbols = found.into_iter().map(|(name, function)| elf.symbol(name, &function));
     Ok(Image {
@@ -169,6 +178,7 @@ pub fn read(
         build_id: segments.build_id,
         machine,
         symbols: symbols.collect::<Result<_, _>>()?,
+        imports: imports.into_iter().collect(),
         stripped: !sections.iter().any(|section| section.sh_type.get(Little) == format::SHT_SYMTAB),
     })
 }

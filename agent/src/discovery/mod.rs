@@ -40,7 +40,7 @@ pub struct Target {
     pub start_time: u64,
     /// Its name.
     pub comm: String,
-    /// Files with symbols of llama.cpp.
+    /// Files with symbols of llama.cpp, or that take some from others.
     pub images: Vec<MappedImage>,
     /// Where it listens, sorted.
     pub listeners: Vec<Listener>,
@@ -57,6 +57,11 @@ pub struct Target {
 }
 
 impl Target {
+    /// Whether it is llama-server by its name, and listens: without symbols its sockets may be followed all the same.
+    pub fn is_listening_server(&self) -> bool {
+        self.comm == SERVER_NAMES[0] && !self.listeners.is_empty()
+    }
+
     /// Only the images, for the plan.
     pub fn plain_images(&self) -> Vec<Arc<Image>> {
         self.images.iter().map(|mapped| mapped.image.clone()).collect()
@@ -76,11 +81,8 @@ impl Target {
 pub enum Look {
     /// It maps llama.cpp.
     Found(Box<Target>),
-    /// It looks like a llama.cpp server by its name, but shows no symbol.
-    Opaque {
-        /// Its name.
-        comm: String,
-    },
+    /// It looks like a llama.cpp server by its name, but shows no symbol: no images.
+    Opaque(Box<Target>),
     /// It may not be looked at.
     Closed,
     /// It is something else, or gone.
@@ -160,7 +162,7 @@ impl Scanner {
         for mapping in mappings.iter().filter(|mapping| mapping.executable) {
             let file = process.file(mapping);
             if let Some(image) = self.image(&file, &mapping.path)
-                && !image.symbols.is_empty()
+                && !image.is_foreign()
                 && !images.iter().any(|known: &MappedImage| known.image.id == image.id)
             {
                 images.push(MappedImage { image, file });
@@ -169,8 +171,9 @@ impl Scanner {
         let beside = |mapped: &MappedImage| {
             mapped.image.symbols.iter().all(|symbol| (self.wanted.beside)(&symbol.name))
         };
-        if images.iter().all(beside) {
-            return if SERVER_NAMES.contains(&comm.as_str()) { Look::Opaque { comm } } else { Look::Nothing };
+        let opaque = images.iter().all(beside);
+        if opaque && !SERVER_NAMES.contains(&comm.as_str()) {
+            return Look::Nothing;
         }
         let arguments = process.command_line().unwrap_or_default();
         let option = |flags: &[&str], variable: &str| {
@@ -187,7 +190,7 @@ impl Scanner {
         let router = routed.then(|| process.parent().ok()).flatten();
         let target =
             Target { pid, start_time, comm, images, listeners, model, alias, slots, seccomp, router };
-        Look::Found(Box::new(target))
+        if opaque { Look::Opaque(Box::new(target)) } else { Look::Found(Box::new(target)) }
     }
 
     /// The connections that a process has open on its listeners: descriptor and, over TCP, the client's address.
@@ -229,7 +232,7 @@ impl Scanner {
                 None
             }
         };
-        self.images.insert(id, image.clone(), |image| !image.symbols.is_empty());
+        self.images.insert(id, image.clone(), |image| !image.is_foreign());
         image
     }
 

@@ -374,7 +374,7 @@ pub static METRICS: &[Metric] = &[
     metric(
         Counter,
         "llamaprobe_join_total",
-        "Requests that ran on a slot by how they were joined to it; unmatched: slots left without a known request.",
+        "Requests that ran on a slot by how they were joined to it; ambiguous ones were not, unmatched are slots.",
         joins,
     ),
     metric(Gauge, "llamaprobe_map_entries", "Entries of the kernel's maps that grow with the work.", |all| {
@@ -518,8 +518,8 @@ fn slots(all: &Snapshot) -> Vec<Sample> {
 
 fn joins(all: &Snapshot) -> Vec<Sample> {
     per_server(all, |server| {
-        let rows = ["exact", "unmatched"].into_iter().zip(server.tally.joins).filter(|(_, n)| *n > 0);
-        rows.map(|(method, n)| (vec![("method", method.to_owned())], Value::Number(n as f64))).collect()
+        let rows = server.tally.joins.iter();
+        rows.map(|(join, n)| (vec![("method", join.name().to_owned())], Value::Number(*n as f64))).collect()
     })
 }
 

@@ -18,6 +18,7 @@ use serde_json::{Map, Value, json};
 use crate::session::{
     Server, Snapshot,
     cost::Basis,
+    request::Join,
     tally::{DURATION_NS, FIRST_TOKEN_NS, Phase},
     usage::Row,
 };
@@ -51,6 +52,9 @@ fn server(server: &Server) -> Value {
         json!({ "route": route.name(), "code": code, "finish_reason": outcome.name(), "count": n })
     });
     let phases = Phase::ALL.iter().zip(&server.tally.phases);
+    let joins = Join::COUNTED.map(|join| {
+        (join.name().to_owned(), json!(server.tally.joins.get(&join).copied().unwrap_or_default()))
+    });
     json!({
         "server": server.labels.server,
         "model": server.labels.model,
@@ -88,7 +92,7 @@ fn server(server: &Server) -> Value {
         "request_duration": times(&server.tally.duration, &DURATION_NS),
         "time_to_first_token": times(&server.tally.first_token, &FIRST_TOKEN_NS),
         "phases": phases.map(|(phase, h)| (phase.name().to_owned(), times(h, &FIRST_TOKEN_NS))).collect::<Map<_, _>>(),
-        "joins": { "exact": server.tally.joins[0], "unmatched": server.tally.joins[1] },
+        "joins": joins.into_iter().collect::<Map<_, _>>(),
         "probe_hits": hits.filter(|(_, hits)| *hits != json!(0)).collect::<Map<_, _>>(),
         "lost": losses.map(|(loss, n)| (loss.name().to_owned(), json!(n))).collect::<Map<_, _>>(),
     })

@@ -69,7 +69,7 @@ impl Role {
             Self::Token => "llm_inter_token_latency_seconds, generated tokens",
             Self::CacheHit => "cached tokens",
             Self::Tls => "requests over TLS",
-            Self::Task => "the join of HTTP requests to slots: TTFT, phases and tokens of a request",
+            Self::Task => "the exact join of HTTP requests to slots",
             Self::SlotStart | Self::SlotEnd => {
                 "llm_slots_busy, cached tokens; warm-up batches count, a prompt is told from its position"
             }
@@ -112,6 +112,10 @@ pub enum Program {
     SlotStart,
     /// `lp_slot_end`
     SlotEnd,
+    /// `lp_slot_turn`
+    SlotTurn,
+    /// `lp_slot_fork`
+    SlotFork,
     /// `lp_task`
     Task,
     /// `lp_tasks`
@@ -126,13 +130,15 @@ pub enum Program {
 
 impl Program {
     /// Every program.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 13] = [
         Self::Batch,
         Self::Sample,
         Self::SlotToken,
         Self::CacheHit,
         Self::SlotStart,
         Self::SlotEnd,
+        Self::SlotTurn,
+        Self::SlotFork,
         Self::Task,
         Self::Tasks,
         Self::TlsRead,
@@ -149,6 +155,8 @@ impl Program {
             Self::CacheHit => "lp_cache_hit",
             Self::SlotStart => "lp_slot_start",
             Self::SlotEnd => "lp_slot_end",
+            Self::SlotTurn => "lp_slot_turn",
+            Self::SlotFork => "lp_slot_fork",
             Self::Task => "lp_task",
             Self::Tasks => "lp_tasks",
             Self::TlsRead => "lp_tls_read",
@@ -422,6 +430,25 @@ pub static ROWS: &[Row] = &[
             Prefix("_ZN14server_context21launch_slot_with_taskER11server_slot"),
         ],
     ),
+    // Where the server's own functions are not visible: its calls into the library. The same probe is the end, too.
+    row(
+        Role::SlotStart,
+        1,
+        ProbeId::SetSampler,
+        Program::SlotTurn,
+        Layout::Plain,
+        arguments(0b010),
+        &[Exact(SET_SAMPLER)],
+    ),
+    row(
+        Role::SlotStart,
+        1,
+        ProbeId::MemorySeqCp,
+        Program::SlotFork,
+        Layout::Plain,
+        arguments(0b110),
+        &[Exact("llama_memory_seq_cp")],
+    ),
     row(
         Role::SlotEnd,
         0,
@@ -479,6 +506,8 @@ pub static ROWS: &[Row] = &[
     ),
 ];
 
+/// What a server calls when a slot is taken or left, and no other program that was seen.
+pub const SET_SAMPLER: &str = "llama_set_sampler";
 /// Says where the context size is: exported by builds of ~b6900 on.
 pub const HAS_CONTEXT_PER_SEQUENCE: &str = "llama_n_ctx_seq";
 /// Says that `llama_context` begins with the model's reference: exported from ~b2400 on.

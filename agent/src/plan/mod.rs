@@ -67,6 +67,50 @@ pub struct Plan {
     pub flags: u32,
 }
 
+/// How requests are joined to what the engine did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Joining {
+    /// By the task that the thread of the request waits for.
+    Exact,
+    /// By order and by what the answers say.
+    Inferred,
+    /// To nothing: slots are not seen, and tokens are those that the answers say.
+    Answers,
+    /// Requests are not followed.
+    None,
+}
+
+impl Plan {
+    /// How requests of the process are joined.
+    pub fn joining(&self) -> Joining {
+        if self.flags & TargetConfig::HTTP == 0 {
+            Joining::None
+        } else if self.flags & TargetConfig::SLOTS == 0 {
+            Joining::Answers
+        } else if self.probes.iter().any(|probe| probe.role == Role::Task) {
+            Joining::Exact
+        } else {
+            Joining::Inferred
+        }
+    }
+}
+
+impl Joining {
+    /// For people.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Exact => "exact",
+            Self::Inferred => {
+                "by order and by what the answers say (tokens, times, slot); ambiguous ones are named so"
+            }
+            Self::Answers => {
+                "none: no symbol is visible; the sockets are followed, tokens are those that answers say"
+            }
+            Self::None => "none: requests are not followed",
+        }
+    }
+}
+
 /// What the symbols of a process's files say about it.
 #[derive(Clone, Debug)]
 pub enum Verdict {
@@ -95,10 +139,27 @@ pub fn plan(images: &[Arc<Image>]) -> Verdict {
         };
     }
     let all = |role| select(images, role, role, |_| true);
-    let (start, end) = (all(Role::SlotStart), all(Role::SlotEnd));
-    let slots = !start.is_empty() && !end.is_empty();
+    let start = |probe| select(images, Role::SlotStart, Role::SlotStart, |row| row.probe == probe);
+    let (own, end) = (start(ProbeId::LaunchSlot), all(Role::SlotEnd));
     // Without both ends of a slot its tokens could not be told from those of the request before.
-    let token = select(images, Role::Token, Role::Token, |row| slots || row.probe != ProbeId::ProcessToken);
+    let visible = !own.is_empty() && !end.is_empty();
+    let (turns, cache) = (start(ProbeId::SetSampler), all(Role::CacheHit));
+    let inferred =
+        !visible && !turns.is_empty() && !cache.is_empty() && images.iter().any(|it| is_caller(it));
+    let slots = visible || inferred;
+    let task = if visible { all(Role::Task) } else { Vec::new() };
+    let forks = if task.is_empty() { start(ProbeId::MemorySeqCp) } else { Vec::new() };
+    let (start, end) = match (visible, inferred) {
+        (true, _) => (own.into_iter().chain(forks).collect(), end),
+        (_, true) => (turns.iter().cloned().chain(forks).collect(), relabelled(&turns, Role::SlotEnd)),
+        _ => (Vec::new(), Vec::new()),
+    };
+    let mut token =
+        select(images, Role::Token, Role::Token, |row| visible || row.probe != ProbeId::ProcessToken);
+    if inferred && token.iter().any(|probe| sampler(probe.probe)) {
+        // A server has no other way to a token.
+        token.retain(|probe| sampler(probe.probe));
+    }
     let slot_tokens = token.iter().any(|probe| probe.probe == ProbeId::ProcessToken);
     // Where tokens are told by slot the sampler ends the step; elsewhere the token's own event does.
     let step_end = if slot_tokens {
@@ -106,8 +167,7 @@ pub fn plan(images: &[Arc<Image>]) -> Verdict {
     } else {
         relabelled(&token, Role::StepEnd)
     };
-    let cache = if slots { all(Role::CacheHit) } else { Vec::new() };
-    let task = if slots { all(Role::Task) } else { Vec::new() };
+    let cache = if slots { cache } else { Vec::new() };
     let tls = if slots { tls(images) } else { Vec::new() };
     let old_server = images.iter().flat_map(|image| &image.symbols).any(|symbol| {
         ROWS.iter().any(|row| {
@@ -122,13 +182,13 @@ pub fn plan(images: &[Arc<Image>]) -> Verdict {
         (!step_end.is_empty(), TargetConfig::STEP_END),
         (slots && old_server, TargetConfig::SEQUENCE_SHIFT),
         (slots, TargetConfig::HTTP),
+        (inferred, TargetConfig::INFERRED_SLOTS),
     ] {
         flags |= if set { flag } else { 0 };
     }
     let mut missing = Vec::new();
     // Most servers map no TLS library: nothing is missing then.
     let mut probes = tls;
-    let (start, end) = if slots { (start, end) } else { (Vec::new(), Vec::new()) };
     for (role, found) in [
         (Role::Task, task),
         (Role::SlotStart, start),
@@ -172,6 +232,20 @@ fn tls(images: &[Arc<Image>]) -> Vec<Probe> {
     images.iter().map(of).filter(|probes| probes.len() == 3).flatten().collect()
 }
 
+/// The plan of a server that shows no symbol: only its sockets are followed.
+pub fn sockets_only() -> Plan {
+    let why = "no file it maps shows a symbol of llama.cpp: a static executable that is stripped";
+    let missing = Role::ALL.map(|role| Missing { role, why }).into();
+    Plan { probes: Vec::new(), missing, flags: TargetConfig::HTTP }
+}
+
+/// Whether an image sets samplers as a server does. The library of common functions imports the same, for whoever
+/// calls it; that one is known by its own sampler.
+fn is_caller(image: &Image) -> bool {
+    let samples = |symbol: &Symbol| ROWS.iter().any(|row| sampler(row.probe) && row.matches(&symbol.name));
+    image.imports.iter().any(|name| name == catalog::SET_SAMPLER) && !image.symbols.iter().any(samples)
+}
+
 /// The functions that sample one token of a server.
 fn sampler(probe: ProbeId) -> bool {
     matches!(probe, ProbeId::CommonSample | ProbeId::GptSample | ProbeId::SamplingSample)
@@ -180,6 +254,9 @@ fn sampler(probe: ProbeId) -> bool {
 fn why_missing(role: Role, slots: bool) -> &'static str {
     match role {
         Role::CacheHit | Role::Task if !slots => "needs the slots of a server",
+        Role::Task => {
+            "the server's functions for it are not visible: requests are joined by order and by what the answers say"
+        }
         Role::SlotStart | Role::SlotEnd => {
             "no symbols of llama-server: a binding, or a server whose executable is stripped"
         }

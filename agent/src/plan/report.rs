@@ -59,6 +59,9 @@ pub struct ProcessReport {
     /// Why it cannot be observed, if so.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub unsupported: Option<String>,
+    /// How its HTTP requests are joined to what the engine does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub join: Option<&'static str>,
     /// Probes.
     pub probes: Vec<ProbeReport>,
     /// Roles without probe.
@@ -74,6 +77,7 @@ impl ProcessReport {
             listeners: target.listeners.iter().map(ToString::to_string).collect(),
             model: target.model_name(),
             unsupported: None,
+            join: None,
             probes: Vec::new(),
             missing: Vec::new(),
         };
@@ -81,6 +85,7 @@ impl ProcessReport {
             Verdict::Foreign => return None,
             Verdict::Unsupported(why) => report.unsupported = Some((*why).to_owned()),
             Verdict::Observable(plan) => {
+                report.join = Some(plan.joining().name());
                 report.probes.extend(plan.probes.iter().map(|probe| ProbeReport {
                     role: probe.role,
                     probe: probe.probe.name(),
@@ -114,6 +119,7 @@ impl ProcessReport {
                  shared libraries, or one that is not stripped), or files that cannot be opened (run as root)"
                     .to_owned(),
             ),
+            join: None,
             probes: Vec::new(),
             missing: Vec::new(),
         }
@@ -160,6 +166,9 @@ impl fmt::Display for Report {
             writeln!(f)?;
             if let Some(why) = &process.unsupported {
                 writeln!(f, "  cannot be observed: {why}")?;
+            }
+            if let Some(join) = process.join {
+                writeln!(f, "  join        {join}")?;
             }
             for probe in &process.probes {
                 let stepping = match probe.stepping {

@@ -22,6 +22,8 @@ const LIBLLAMA: &[&str] = &[
     "llama_get_logits_ith",
     "llama_get_sampled_token_ith",
     SEQ_RM,
+    "llama_memory_seq_cp",
+    "llama_set_sampler",
     "llama_n_ctx_seq",
     "llama_synchronize",
 ];
@@ -69,6 +71,7 @@ fn image(inode: u64, path: &str, names: &[&[&str]]) -> Arc<Image> {
         build_id: None,
         machine: Machine::X86_64,
         symbols: symbols.collect(),
+        imports: vec![],
         stripped: false,
     })
 }
@@ -118,7 +121,7 @@ fn a_server_of_today() {
         ],
         "the inner decode alone, the server's own token, the sampler only as the step's end"
     );
-    assert_eq!(plan.missing, []);
+    assert_eq!((plan.missing.len(), plan.joining()), (0, Joining::Exact));
     assert_eq!(
         plan.flags,
         TargetConfig::SLOTS | TargetConfig::SLOT_TOKENS | TargetConfig::STEP_END | TargetConfig::HTTP
@@ -174,6 +177,58 @@ fn a_server_of_the_llama_decode_era() {
     let cache = only(&plan, ProbeId::MemorySeqRm);
     assert_eq!((cache.entry, cache.offset(), cache.site.instruction.as_str()), (0x3000, 0x3003, "je +0x10"));
     assert_eq!(missing(&plan), [Role::Task], "requests cannot be joined by their tasks");
+    assert_eq!(plan.joining(), Joining::Inferred);
+}
+
+/// A server of between the eras, whose executable is stripped: what it takes from the libraries is all it shows.
+fn stripped_server(imports: &[&str]) -> [Arc<Image>; 3] {
+    let libllama: Vec<_> = LIBLLAMA.iter().copied().filter(|name| *name != DECODE_EXT).collect();
+    let mut executable = Arc::unwrap_or_clone(image(3, "llama-server", &[]));
+    executable.imports = imports.iter().map(|&name| name.to_owned()).collect();
+    let common = image(2, "libllama-common.so", &[&[COMMON_SAMPLE]]);
+    [image(1, "libllama.so", &[&libllama]), common, Arc::new(executable)]
+}
+
+#[test]
+fn slots_of_a_stripped_server_are_inferred_from_its_calls() {
+    let plan = observable(&stripped_server(&["llama_decode", "llama_set_sampler"]));
+    assert_eq!(serving(&plan, Role::SlotStart), ["llama_set_sampler", "llama_memory_seq_cp"]);
+    assert_eq!(serving(&plan, Role::SlotEnd), ["llama_set_sampler"]);
+    let [start, end] = [Role::SlotStart, Role::SlotEnd].map(|role| {
+        plan.probes.iter().find(|probe| probe.role == role).map(|probe| (probe.program, probe.offset()))
+    });
+    assert_eq!(start, end, "one attachment is both");
+    assert_eq!(serving(&plan, Role::CacheHit), ["llama_memory_seq_rm"]);
+    let sampled = ["common_sampler_sample"];
+    assert_eq!(
+        (serving(&plan, Role::Token), serving(&plan, Role::StepEnd)),
+        (sampled.into(), sampled.into())
+    );
+    let flags =
+        TargetConfig::SLOTS | TargetConfig::INFERRED_SLOTS | TargetConfig::STEP_END | TargetConfig::HTTP;
+    assert_eq!((plan.flags, plan.joining()), (flags, Joining::Inferred));
+    assert_eq!(missing(&plan), [Role::Task]);
+    assert!(plan.missing[0].why.contains("joined by order"), "{}", plan.missing[0].why);
+}
+
+#[test]
+fn slots_are_inferred_of_nobody_who_does_not_set_samplers() {
+    let mut images = stripped_server(&["llama_decode"]);
+    // The common library could, if it were asked to.
+    Arc::get_mut(&mut images[1]).unwrap().imports = vec!["llama_set_sampler".to_owned()];
+    let plan = observable(&images);
+    assert_eq!((plan.flags, plan.joining()), (TargetConfig::STEP_END, Joining::None));
+    assert_eq!(serving(&plan, Role::SlotStart), [""; 0]);
+}
+
+#[test]
+fn copies_of_sequences_are_watched_where_tasks_are_not() {
+    let names = ["llama_memory_seq_cp", DECODE, SEQ_RM, COMMON_SAMPLE];
+    let plan = observable(&[image(1, "llama-server", &[&SERVER[..3], &names])]);
+    assert_eq!(serving(&plan, Role::SlotStart), ["launch_slot_with_task", "llama_memory_seq_cp"]);
+    assert_eq!((plan.flags & TargetConfig::INFERRED_SLOTS, plan.joining()), (0, Joining::Inferred));
+    let plan = observable(&[image(1, "llama-server", &[SERVER, &names])]);
+    assert_eq!(serving(&plan, Role::SlotStart), ["launch_slot_with_task"]);
 }
 
 #[test]
@@ -195,7 +250,7 @@ fn the_python_binding_has_only_libllama() {
     assert_eq!(serving(&plan, Role::StepEnd), tokens, "the token ends the step");
     let sites = |role| plan.probes.iter().filter(move |probe| probe.role == role).map(Probe::offset);
     assert!(sites(Role::Token).eq(sites(Role::StepEnd)), "one attachment serves both");
-    assert_eq!(plan.flags, TargetConfig::STEP_END);
+    assert_eq!((plan.flags, plan.joining()), (TargetConfig::STEP_END, Joining::None));
     assert_eq!(missing(&plan), [Role::Task, Role::SlotStart, Role::CacheHit, Role::SlotEnd]);
     for at in [0, 2] {
         assert_eq!(plan.missing[at].why, "needs the slots of a server");
@@ -218,7 +273,7 @@ fn the_python_binding_has_only_libllama() {
     assert!(!report.is_complete());
     let lost: Vec<_> = report.missing.iter().map(|missing| (missing.role, missing.lost)).collect();
     assert_eq!(lost[2], (Role::CacheHit, "cached tokens"));
-    assert!(lost[0].1.contains("TTFT") && lost[1].1.contains("llm_slots_busy"), "{lost:?}");
+    assert!(lost[0].1.contains("join") && lost[1].1.contains("llm_slots_busy"), "{lost:?}");
 }
 
 #[test]
@@ -318,4 +373,11 @@ fn what_cannot_be_observed_is_told_from_what_is_foreign() {
     assert!(matches!(verdict(&["llama_eval", "llama_decode"]), Verdict::Observable(_)));
     assert!(matches!(verdict(&["malloc"]), Verdict::Foreign));
     assert!(matches!(plan(&[]), Verdict::Foreign));
+}
+
+#[test]
+fn without_symbols_there_are_only_sockets() {
+    let plan = sockets_only();
+    assert_eq!((plan.flags, plan.joining(), plan.probes.len()), (TargetConfig::HTTP, Joining::Answers, 0));
+    assert_eq!(missing(&plan), Role::ALL);
 }

@@ -87,10 +87,23 @@ impl Session {
             self.charge(now, labels, user.as_deref(), due);
         }
         let prices = self.books.rates.of(&labels.model);
+        let unjoined = self.unjoined(pid, reading);
         let account = self.ledger.account(now, labels);
-        account.usage.balance(Charge::of_process(&account.stats), prices);
+        account.usage.balance(Charge::of_process(&account.stats).since(unjoined), prices);
         let (charge, dollars) = account.usage.total();
         account.window.note(now, Totals { tokens: charge.tokens, dollars });
+    }
+
+    /// What was used for requests that are not known yet: where joins are inferred, tokens are charged when the request is
+    /// told, since what was charged to nobody is never taken back.
+    fn unjoined(&self, pid: u32, reading: &Reading) -> Charge {
+        let Some(mut unjoined) = self.requests.unjoined(pid) else { return Charge::default() };
+        let running = reading.sequences.iter().map(|(_, sequence)| sequence);
+        running
+            // Of those that ran before the agent came no request will be told.
+            .filter(|sequence| sequence.flags & Sequence::ACTIVE != 0 && sequence.launched_ns != 0)
+            .for_each(|sequence| unjoined.add(Charge::of_sequence(sequence)));
+        unjoined
     }
 
     /// Shares the host's time out, after all processes have been read.

@@ -9,11 +9,13 @@ pub mod charge;
 pub mod cost;
 pub mod exemplar;
 pub mod identity;
+mod join;
 mod ledger;
 mod overhead;
 pub mod payload;
 pub mod request;
 mod requests;
+mod runs;
 pub mod snapshot;
 pub mod tally;
 pub mod tracer;
@@ -60,7 +62,7 @@ use self::{
 use crate::{
     bpf::{calibrate::Prices, events::RequestEvent, read::Reading},
     discovery::{Target, model::Model},
-    plan::{Plan, catalog::Role},
+    plan::{Joining, Plan, catalog::Role},
 };
 
 /// How long a process may go without listening before it is taken for one that never will (a binding).
@@ -147,7 +149,10 @@ impl Session {
         if !self.watched.contains_key(&event.request().tgid) {
             return Vec::new();
         }
-        let finished = self.requests.on(event);
+        let mut finished = Vec::from_iter(self.requests.on(event));
+        if matches!(event, RequestEvent::Write(_) | RequestEvent::End(_) | RequestEvent::SlotEnd(_)) {
+            finished.extend(self.requests.settle(event.request().tgid, event.at_ns()));
+        }
         self.book(now, finished)
     }
 
@@ -222,6 +227,7 @@ impl Session {
     pub fn begin(&mut self, now: Instant, target: Target, plan: Plan) {
         let served = served(&plan);
         let pid = target.pid;
+        self.requests.join(pid, plan.joining());
         let watched = Watched {
             target,
             plan,
@@ -255,6 +261,7 @@ impl Session {
     pub fn refresh(&mut self, now: Instant, target: Target, plan: Plan) {
         let pid = target.pid;
         let Some(watched) = self.watched.get_mut(&pid) else { return };
+        self.requests.join(pid, plan.joining());
         watched.served = served(&plan);
         watched.target = target;
         watched.plan = plan;
@@ -422,7 +429,7 @@ fn live(watched: &Watched, requests: &Requests) -> Live {
         slots: watched.target.slots.filter(|_| !watched.routes),
         http: watched.plan.flags & TargetConfig::HTTP != 0,
         payload: watched.plan.flags & TargetConfig::NO_PAYLOAD == 0,
-        joined: watched.served.iter().any(|(role, _)| *role == Role::Task),
+        joined: matches!(watched.plan.joining(), Joining::Exact | Joining::Inferred),
         in_flight: own_requests(requests.in_flight(watched.target.pid)) as u64,
         queue_depth: (own_requests(requests.queued(watched.target.pid)) + watched.unread) as u64,
         model: watched.target.model.clone(),

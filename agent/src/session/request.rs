@@ -1,5 +1,7 @@
 //! One request on its way: from the bytes of its head to the end of its answer.
 
+mod inferred;
+
 #[cfg(test)]
 mod tests;
 
@@ -71,15 +73,39 @@ impl Outcome {
 pub enum Join {
     /// By the task its thread waited for.
     Exact,
+    /// It was its turn to take the slot, and its answer does not contradict.
+    Order,
+    /// Older ones waited, and what the answers say tells them apart.
+    Timings,
+    /// To no slot, since none is seen: tokens are those that its answer says.
+    Answer,
+    /// Several slots may have run for it: it is joined to none.
+    Ambiguous,
+    /// It must have run on a slot, and none was seen that can be it; of a slot, the same of its request.
+    Unmatched,
     /// It ran on no slot.
     None,
 }
 
 impl Join {
+    /// Those that are counted.
+    pub const COUNTED: [Self; 6] =
+        [Self::Exact, Self::Order, Self::Timings, Self::Answer, Self::Ambiguous, Self::Unmatched];
+
+    /// Whether it tells the tokens of a request.
+    pub const fn is_joined(self) -> bool {
+        matches!(self, Self::Exact | Self::Order | Self::Timings | Self::Answer)
+    }
+
     /// The value in the log.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Exact => "exact",
+            Self::Order => "order",
+            Self::Timings => "timings",
+            Self::Answer => "answer",
+            Self::Ambiguous => "ambiguous",
+            Self::Unmatched => "unmatched",
             Self::None => "none",
         }
     }
@@ -214,6 +240,8 @@ impl Task {
 struct End {
     reason: EndReason,
     answered_ns: u64,
+    /// When the server was through with it.
+    closed_ns: u64,
 }
 
 /// A request under way.
@@ -221,6 +249,16 @@ struct End {
 pub struct Request {
     key: RequestKey,
     unread_ns: u64,
+    /// When its last byte was read, as far as that was told.
+    read_ns: u64,
+    /// When the first token was written into a stream; 0 when none was seen.
+    token_ns: u64,
+    /// Its slots are to be inferred.
+    inferred: bool,
+    /// No slot is seen: what its answer says is believed.
+    believed: bool,
+    /// How it was joined, where that is inferred.
+    joined: Option<Join>,
     /// The begin of the request, until its answer begins.
     bytes: Vec<u8>,
     /// The bytes have a gap: what comes later does not continue them.
@@ -255,6 +293,11 @@ impl Request {
         Self {
             key,
             unread_ns: 0,
+            read_ns: key.arrived_ns,
+            token_ns: 0,
+            inferred: false,
+            believed: false,
+            joined: None,
             bytes: Vec::new(),
             broken: false,
             head: None,
@@ -278,6 +321,7 @@ impl Request {
             self.unread_ns = event.unread_ns;
         }
         self.client = client(event.peer);
+        self.read_ns = self.read_ns.max(event.at_ns);
         let copied = (event.copied as usize).min(event.data.len());
         if !self.broken {
             let room = KEPT.saturating_sub(self.bytes.len()).min(copied);
@@ -346,9 +390,13 @@ impl Request {
         if self.opening.is_empty() {
             self.opening = body.to_vec();
         }
+        let streams = self.status.as_ref().is_some_and(|status| status.stream);
+        if self.token_ns == 0 && streams && answer::is_first_token(data) {
+            self.token_ns = event.at_ns;
+        }
         if self.is_whole(self.written) == Some(true) {
             let tail = &event.tail[..(event.tail_len as usize).min(event.tail.len())];
-            self.close(EndReason::LastChunk, event.at_ns, &[tail]);
+            self.close(EndReason::LastChunk, event.at_ns, event.at_ns, &[tail]);
         }
     }
 
@@ -365,13 +413,13 @@ impl Request {
         let newest = (event.tail & 1) as usize;
         let answered = if event.last_write_ns == 0 { event.at_ns } else { event.last_write_ns };
         let reason = EndReason::from_wire(event.reason).unwrap_or(EndReason::Closed);
-        self.close(reason, answered, &[tail(newest ^ 1), tail(newest)]);
+        self.close(reason, answered, event.at_ns, &[tail(newest ^ 1), tail(newest)]);
     }
 
-    fn close(&mut self, reason: EndReason, answered_ns: u64, tails: &[&[u8]]) {
+    fn close(&mut self, reason: EndReason, answered_ns: u64, closed_ns: u64, tails: &[&[u8]]) {
         self.closing = answer::closing(&self.opening, tails);
         self.opening = Vec::new();
-        self.end = Some(End { reason, answered_ns });
+        self.end = Some(End { reason, answered_ns, closed_ns });
     }
 
     /// It was given a task.
@@ -427,7 +475,9 @@ impl Request {
 
     /// Whether it is over: the answer is written and every slot it took is left.
     pub fn is_over(&self) -> bool {
-        self.end.is_some() && self.tasks.iter().all(|task| task.started.is_none() || task.ended.is_some())
+        self.end.is_some()
+            && !self.is_unjoined()
+            && self.tasks.iter().all(|task| task.started.is_none() || task.ended.is_some())
     }
 
     /// Whether it was answered long ago and the end of its slots need not be waited for any more.
@@ -437,7 +487,8 @@ impl Request {
     pub fn is_overdue(&self, now_ns: u64) -> bool {
         let failed = self.status.as_ref().is_some_and(|status| status.code >= 400);
         let patience = if failed { FAILED_PATIENCE_NS } else { PATIENCE_NS };
-        self.end.as_ref().is_some_and(|end| end.answered_ns.saturating_add(patience) < now_ns)
+        let late = |end: &End| end.answered_ns.saturating_add(patience) < now_ns;
+        !self.is_unjoined() && self.end.as_ref().is_some_and(late)
     }
 
     /// What it asks for; `None` until its head is read.
@@ -524,8 +575,12 @@ impl Request {
         let total = |of: fn(&SlotEndEvent) -> u32| ended().map(|task| u64::from(of(task))).sum();
         let started =
             || self.tasks.iter().filter_map(|task| task.started.as_ref()).min_by_key(|start| start.at_ns);
+        // An answer without figures tells nothing.
+        let said = (self.believed && self.is_inference() && self.closing.tells_tokens())
+            .then(|| self.closing.clone());
+        let token_ns = self.token_ns;
         let stale_tasks = self.tasks.iter().filter(|task| task.ended.is_none()).map(|task| task.id).collect();
-        Finished {
+        let finished = Finished {
             key: self.key,
             route: self.route().unwrap_or(Route::Other),
             code,
@@ -545,9 +600,9 @@ impl Request {
             cached_tokens: total(|task| task.cached_tokens),
             generated_tokens: total(|task| task.generated_tokens),
             slot: started().map(|start| start.slot),
-            task: started().map(|start| start.task),
+            task: started().map(|start| start.task).filter(|task| *task >= 0),
             context_used: total(|task| task.n_past),
-            join: if ended().next().is_some() { Join::Exact } else { Join::None },
+            join: self.joined.unwrap_or(if ended().next().is_some() { Join::Exact } else { Join::None }),
             stale_tasks,
             client: self.client,
             user,
@@ -560,6 +615,10 @@ impl Request {
             error_type: self.closing.error_type,
             head: self.head,
             body: self.body,
+        };
+        match said {
+            Some(said) => finished.with_said(&said, token_ns),
+            None => finished,
         }
     }
 }

@@ -3,17 +3,18 @@
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use llamaprobe_common::request::{EndEvent, RequestKey};
 
 use super::{
     charge::Charge,
     identity::Naming,
+    join::Joins,
     payload::{head::HeadOptions, text::Phrases},
     request::{Finished, Request},
 };
-use crate::bpf::events::RequestEvent;
+use crate::{bpf::events::RequestEvent, plan::Joining};
 
 /// Requests under way that are followed; of more the oldest is given up.
 const MAX_OPEN: usize = 4096;
@@ -34,6 +35,10 @@ pub struct Requests {
     given_up: u64,
     /// Slots that were left by a task no request is known of, by process; taken by the session.
     unmatched: Vec<u32>,
+    /// Of processes whose tasks are not seen: what their slots did.
+    joins: BTreeMap<u32, Joins>,
+    /// Processes of which only the sockets are followed.
+    unprobed: BTreeSet<u32>,
 }
 
 impl Requests {
@@ -47,6 +52,8 @@ impl Requests {
             phrases,
             given_up: 0,
             unmatched: Vec::new(),
+            joins: BTreeMap::new(),
+            unprobed: BTreeSet::new(),
         }
     }
 
@@ -68,12 +75,54 @@ impl Requests {
         own.map(|(_, request)| request.take_due(&self.naming)).filter(|(_, due)| !due.is_empty()).collect()
     }
 
+    /// What slots of a process have used of which it is not known yet for whom; none where that is always known.
+    pub fn unjoined(&self, pid: u32) -> Option<Charge> {
+        let joins = self.joins.get(&pid)?;
+        let mut used = Charge::default();
+        joins.runs.all().iter().flat_map(|run| &run.slots).for_each(|slot| used.add(Charge::of_task(slot)));
+        Some(used)
+    }
+
+    /// How the requests of a process are joined to what its engine does, from the next one on.
+    pub fn join(&mut self, pid: u32, joining: Joining) {
+        if joining == Joining::Inferred {
+            self.joins.entry(pid).or_default();
+        } else {
+            self.joins.remove(&pid);
+        }
+        if joining == Joining::Answers {
+            self.unprobed.insert(pid);
+        } else {
+            self.unprobed.remove(&pid);
+        }
+    }
+
+    /// Joins what can be joined by inference at `now_ns`. Returns the requests that are over by it.
+    pub fn settle(&mut self, pid: u32, now_ns: u64) -> Vec<Finished> {
+        let Some(joins) = self.joins.get_mut(&pid) else { return Vec::new() };
+        let of = self.open.iter().filter(|(key, _)| key.tgid == pid);
+        let askers: Vec<_> = of.filter_map(|(_, request)| request.asker()).collect();
+        let verdicts = joins.settle(&askers, now_ns);
+        self.unmatched.extend(std::iter::repeat_n(pid, joins.take_unmatched()));
+        let mut finished = Vec::new();
+        for verdict in verdicts {
+            if let Some(mut request) = self.open.remove(&verdict.key) {
+                request.settle(verdict.join, verdict.run.as_ref());
+                finished.push(request.finish(now_ns, &self.naming, &self.phrases));
+            }
+        }
+        finished
+    }
+
     /// Books an event. Returns the request if it is over.
     pub fn on(&mut self, event: &RequestEvent) -> Option<Finished> {
         let (key, now_ns) = (event.request(), event.at_ns());
         if key.arrived_ns == 0 {
-            if matches!(event, RequestEvent::SlotEnd(_)) {
-                self.unmatched.push(key.tgid);
+            match (event, self.joins.get_mut(&key.tgid)) {
+                (RequestEvent::SlotStart(event), Some(joins)) => joins.runs.start(event),
+                (RequestEvent::SlotEnd(event), Some(joins)) => joins.runs.end(event),
+                (RequestEvent::SlotEnd(_), None) => self.unmatched.push(key.tgid),
+                _ => {}
             }
             return None;
         }
@@ -87,6 +136,12 @@ impl Requests {
         if begins && !self.open.contains_key(&key) {
             self.make_room();
             let mut request = Request::new(key);
+            if self.joins.contains_key(&key.tgid) {
+                request.infer();
+            }
+            if self.unprobed.contains(&key.tgid) {
+                request.believe();
+            }
             // Not read by itself: it came behind the request before it.
             let behind = self.behind.remove(&(key.tgid, key.fd));
             if let Some(bytes) = behind.filter(|_| !matches!(event, RequestEvent::Read(_))) {
@@ -118,7 +173,10 @@ impl Requests {
 
     /// Gives up waiting for slots of requests that were answered long ago.
     pub fn expire(&mut self, now_ns: u64) -> Vec<Finished> {
-        self.take(|_, request| request.is_overdue(now_ns), now_ns)
+        let mut finished = self.take(|_, request| request.is_overdue(now_ns), now_ns);
+        let inferred: Vec<u32> = self.joins.keys().copied().collect();
+        finished.extend(inferred.into_iter().flat_map(|pid| self.settle(pid, now_ns)));
+        finished
     }
 
     /// Requests whose answer told its length and is not known to be complete: of its writes only the first are told.
@@ -136,6 +194,8 @@ impl Requests {
     /// A process ended: so have its requests.
     pub fn end(&mut self, pid: u32, now_ns: u64) -> Vec<Finished> {
         self.behind.retain(|(tgid, _), _| *tgid != pid);
+        self.joins.remove(&pid);
+        self.unprobed.remove(&pid);
         self.take(|key, _| key.tgid == pid, now_ns)
     }
 
@@ -161,7 +221,10 @@ impl Requests {
 
     /// Inference requests of a process that wait for a slot.
     pub fn queued(&self, pid: u32) -> usize {
-        self.of(pid).filter(|request| request.is_queued()).count()
+        match self.joins.get(&pid) {
+            Some(joins) => self.in_flight(pid).saturating_sub(joins.runs.running_count()),
+            None => self.of(pid).filter(|request| request.is_queued()).count(),
+        }
     }
 
     /// Requests under way of all processes.

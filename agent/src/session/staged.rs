@@ -189,7 +189,7 @@ pub(crate) fn task(request: RequestKey, task: i32, at_ns: u64) -> RequestEvent {
 /// A task takes a slot.
 pub(crate) fn slot_start(request: RequestKey, task: i32, slot: i32, at_ns: u64) -> RequestEvent {
     let kind = RequestEventKind::SlotStart as u32;
-    RequestEvent::SlotStart(SlotStartEvent { kind, task, request, at_ns, slot, reserved: 0 })
+    RequestEvent::SlotStart(SlotStartEvent { kind, task, request, at_ns, slot, origin: -1 })
 }
 
 /// A task that launched 10 ms after its request arrived leaves slot 1 at 70 ms: prefill from 12 to 32 ms, 5 tokens

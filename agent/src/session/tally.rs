@@ -172,8 +172,8 @@ impl Failure {
 pub struct Tally {
     /// Requests by route, code and outcome.
     pub requests: BTreeMap<(Route, u16, Outcome), u64>,
-    /// Slots left, by how they were joined to a request: exact, unmatched.
-    pub joins: [u64; 2],
+    /// Requests by how they were joined to slots; also slots left without a request, as unmatched.
+    pub joins: BTreeMap<Join, u64>,
     /// Durations of inference requests.
     pub duration: Histogram,
     /// Their times to the first token.
@@ -206,8 +206,9 @@ impl Tally {
     /// Books a request. Health checks and the like are counted by route and nowhere else.
     pub fn book(&mut self, request: &Finished) {
         *self.requests.entry((request.route, request.code, request.outcome)).or_default() += 1;
-        if request.join == Join::Exact {
-            self.joins[0] += 1;
+        // A request without its slot and the slot without its request are one that is told once, with the slot.
+        if Join::COUNTED.contains(&request.join) && request.join != Join::Unmatched {
+            *self.joins.entry(request.join).or_default() += 1;
         }
         if request.head.as_ref().is_some_and(|head| head.traceparent_invalid) {
             self.traceparent_invalid += 1;
@@ -235,7 +236,7 @@ impl Tally {
         {
             observe(phase, &FIRST_TOKEN_NS, value);
         }
-        if request.join == Join::Exact {
+        if request.join.is_joined() {
             self.prompt_tokens.observe(&REQUEST_TOKENS, request.prompt_tokens + request.cached_tokens);
             self.generated_tokens.observe(&REQUEST_TOKENS, request.generated_tokens);
         }
@@ -258,6 +259,6 @@ impl Tally {
 
     /// Books a slot that was left by a task of no known request.
     pub fn book_unmatched(&mut self) {
-        self.joins[1] += 1;
+        *self.joins.entry(Join::Unmatched).or_default() += 1;
     }
 }

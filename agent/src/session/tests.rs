@@ -2,7 +2,7 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 
 use super::{
     payload::head::HeadOptions,
-    request::Outcome,
+    request::{Join, Outcome},
     staged::{MS, PID, answer, chat_events, get, key, naming, read, worked, write},
     *,
 };
@@ -18,7 +18,7 @@ use crate::{
     },
 };
 use llamaprobe_common::{
-    batch::{MAX_RUNS, Run, STEPS, Step, Walk},
+    batch::{MAX_RUNS, Pick, Run, STEPS, Step, Walk},
     cookie::Cookie,
     request::{RequestKey, SlotEndEvent},
 };
@@ -55,6 +55,7 @@ fn probe(role: Role, probe: ProbeId, stepping: Stepping) -> Probe {
         build_id: None,
         machine: Machine::X86_64,
         symbols: vec![],
+        imports: vec![],
         stripped: false,
     };
     let site = Site {
@@ -139,6 +140,7 @@ fn context(entered_ns: u64, n_ctx: u32, flags: u32) -> Context {
             stride: 0,
         },
         steps: [Step { duration_ns: 0, number: 0, tokens: 0 }; STEPS],
+        pick: Pick { own: 0, next: 0, sequence: 0, reserved: 0 },
         runs: [Run { start: 0, sequence: 0, sampled: 0 }; MAX_RUNS],
     }
 }
@@ -360,9 +362,11 @@ fn a_slot_is_busy_once_its_request_has_worked() {
     assert_eq!(busy(0xa, Sequence::CACHE_COUNTED | Sequence::DECODING), 0, "it was left");
 }
 
-/// A plan of a server whose requests are followed.
+/// A plan of a server whose requests are followed and joined by their tasks.
 fn http_plan() -> Plan {
-    Plan { flags: TargetConfig::HTTP, ..server_plan() }
+    let mut plan = Plan { flags: TargetConfig::SLOTS | TargetConfig::HTTP, ..server_plan() };
+    plan.probes.push(probe(Role::Task, ProbeId::WaitingTasks, Stepping::Emulated));
+    plan
 }
 
 /// Gives the session events; what is over by them, by label and outcome.
@@ -375,7 +379,11 @@ fn over(session: &mut Session, now: Instant, events: &[RequestEvent]) -> Vec<(St
 fn booked(session: &Session) -> Vec<(String, u64, u64)> {
     let of = |server: Server| {
         let tally = server.tally;
-        (server.labels.server, tally.requests.values().sum(), tally.joins[1])
+        (
+            server.labels.server,
+            tally.requests.values().sum(),
+            tally.joins.get(&Join::Unmatched).copied().unwrap_or(0),
+        )
     };
     session.servers(Instant::now()).into_iter().map(of).collect()
 }

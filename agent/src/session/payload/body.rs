@@ -6,7 +6,7 @@
 #[cfg(test)]
 mod tests;
 
-use super::json::{Key, Keys, count, number, text, truth};
+use super::json::{Key, Keys, count, number, several, text, truth};
 
 /// Longest model and user that are kept, in bytes; longer ones are not names.
 const MAX_NAME: usize = 128;
@@ -24,6 +24,8 @@ pub struct Body {
     pub max_tokens: Option<u64>,
     /// Answers asked for.
     pub n: Option<u64>,
+    /// It may hold several prompts, inputs or documents, each of which runs on a slot of its own.
+    pub several: bool,
     /// `temperature`.
     pub temperature: Option<f64>,
     /// Which spelling `max_tokens` and `n` came from: the higher rank is the one that llama.cpp takes.
@@ -55,6 +57,7 @@ impl Body {
         self.set_n(tail.n_rank, tail.n);
         self.model = tail.model.or(self.model);
         self.user = tail.user.or(self.user);
+        self.several |= tail.several;
         self.stream = tail.stream.or(self.stream);
         self.temperature = tail.temperature.or(self.temperature);
         self
@@ -71,6 +74,7 @@ impl Body {
             b"n_predict" => self.set_limit(rank(3, value), count(value)),
             b"n" => self.set_n(rank(1, value), count(value)),
             b"n_cmpl" => self.set_n(rank(2, value), count(value)),
+            b"prompt" | b"input" | b"content" | b"documents" | b"texts" => self.several |= several(value),
             _ => {}
         }
     }

@@ -75,6 +75,17 @@ pub struct Closing {
     pub usage_completion: Option<u64>,
     /// `truncated`: the server ran out of context.
     pub truncated: bool,
+    /// Prompt tokens, cached ones among them, of llama.cpp's own format, which says them with every token.
+    pub evaluated: Option<u64>,
+    /// The slot it ran on, of llama.cpp's own format.
+    pub slot: Option<u64>,
+}
+
+impl Closing {
+    /// Whether it says how many tokens the prompt had.
+    pub fn tells_tokens(&self) -> bool {
+        self.prompt_n.is_some() || self.usage_prompt.is_some()
+    }
 }
 
 /// Reads `head`, the beginning of an answer's body or its first chunk, and `tails`, ends of later writes, older
@@ -118,6 +129,13 @@ impl Closing {
                     None if error && (key.depth, key.name) == (1, b"type") => self.error(key.value),
                     None if (key.depth, key.name) == (1, b"truncated") => {
                         self.truncated = truth(key.value) == Some(true);
+                    }
+                    None if (key.depth, key.name) == (1, b"tokens_evaluated") => {
+                        self.evaluated = count(key.value).or(self.evaluated);
+                    }
+                    // A token on its way is of slot -1.
+                    None if (key.depth, key.name) == (1, b"id_slot") => {
+                        self.slot = count(key.value).or(self.slot)
                     }
                     None => self.finish(key),
                 },

@@ -166,6 +166,21 @@ fn digits(value: &[u8]) -> Option<&str> {
     numeric.then(|| str::from_utf8(&value[..end]).ok()).flatten()
 }
 
+/// Whether `value` is a list of texts or lists that may have more than one member. A list that begins with a number is
+/// one text in tokens; what is cut off counts as more.
+pub(super) fn several(value: &[u8]) -> bool {
+    let Some(list) = value.strip_prefix(b"[") else { return false };
+    let first = past_space(list, 0);
+    let end = match list.get(first) {
+        Some(b'"') => closing_quote(list, first + 1),
+        // Of tokens; anything deeper is taken for more.
+        Some(b'[') => memchr::memchr(b']', list).filter(|end| !list[first + 1..*end].contains(&b'[')),
+        Some(b'{') | None => None,
+        Some(_) => return false,
+    };
+    end.is_none_or(|end| list.get(past_space(list, end + 1)) != Some(&b']'))
+}
+
 /// The truth value that `value` begins with.
 pub(super) fn truth(value: &[u8]) -> Option<bool> {
     if value.starts_with(b"true") {

@@ -3,8 +3,8 @@ use crate::session::{
     payload::route::Route,
     request::{Join, Outcome, UNKNOWN},
     staged::{
-        MS, PID, answer, chat, chat_answer, chat_events, end, get, key, naming, options, read, slot_start,
-        task, worked, write,
+        MS, PID, STREAM, answer, chat, chat_answer, chat_events, end, get, key, last_chunk, naming, options,
+        read, slot_start, task, text_chunk, worked, write,
     },
 };
 use llamaprobe_common::request::{EndReason, SlotEndEvent};
@@ -193,4 +193,98 @@ fn an_answer_of_many_writes_is_over_when_the_kernel_has_written_its_length() {
     let over = requests.answered(so_far(&parts, 63)).unwrap();
     assert_eq!((over.code, over.answered_ns), (200, at(63)));
     assert_eq!((requests.half_answered().len(), requests.open()), (0, 0));
+}
+
+#[test]
+fn slots_whose_tasks_are_not_seen_are_joined_by_order() {
+    // A build whose slots are seen, with the ids of their tasks, but not which request waits for them.
+    let mut requests = requests();
+    requests.join(PID, Joining::Inferred);
+    let nobody = RequestKey { arrived_ns: 0, tgid: PID, fd: -1 };
+    let (first, second) = (key(1_000), RequestKey { fd: 6, ..key(1_005) });
+    let at = |ms: u64| (1_000 + ms) * MS;
+    let events = [
+        read(first, 0, at(0), &chat()),
+        read(second, 0, at(5), &chat()),
+        slot_start(nobody, 40, 0, at(10)),
+        slot_start(nobody, 41, 1, at(15)),
+        RequestEvent::SlotEnd(SlotEndEvent { request: nobody, slot: 0, ..worked(first, 40) }),
+        write(first, 0, at(71), &chat_answer()),
+        RequestEvent::SlotEnd(SlotEndEvent { request: nobody, ..worked(second, 41) }),
+    ];
+    let mut over = Vec::new();
+    for (step, event) in events.iter().enumerate() {
+        assert!(requests.on(event).is_none(), "nothing is over before it is joined");
+        if step == 1 {
+            assert_eq!((requests.in_flight(PID), requests.queued(PID)), (2, 2));
+        }
+        if step == 3 {
+            assert_eq!((requests.in_flight(PID), requests.queued(PID)), (2, 0), "two slots are taken");
+        }
+        over.extend(requests.settle(PID, event.at_ns()));
+    }
+    assert!(over.is_empty(), "the run of the first may be the second's, until that is answered or late");
+    assert!(requests.on(&write(second, 0, at(76), &chat_answer())).is_none());
+    over.extend(requests.settle(PID, at(76)));
+    let seen: Vec<_> =
+        over.iter().map(|it| (it.key, it.join, it.task, it.slot, it.generated_tokens)).collect();
+    assert_eq!(
+        seen,
+        [(first, Join::Order, Some(40), Some(0), 5), (second, Join::Order, Some(41), Some(1), 5)]
+    );
+    assert!(over.iter().all(|it| it.stale_tasks.is_empty() && it.ttft_ns() == Some(32 * MS)));
+    assert_eq!((requests.open(), requests.take_unmatched()), (0, vec![]));
+}
+
+#[test]
+fn what_the_server_refuses_does_not_wait_for_a_slot() {
+    let mut requests = requests();
+    requests.join(PID, Joining::Inferred);
+    requests.on(&read(key(1_000), 0, 1_000 * MS, &chat()));
+    let refused = requests.on(&write(key(1_000), 0, 1_001 * MS, &answer("400 Bad Request", "{}"))).unwrap();
+    assert_eq!((refused.code, refused.join), (400, Join::None));
+    requests.on(&read(key(2_000), 0, 2_000 * MS, &get("/health")));
+    assert!(requests.on(&write(key(2_000), 0, 2_001 * MS, &answer("200 OK", "{}"))).is_some());
+}
+
+#[test]
+fn a_slot_that_nobody_can_have_asked_for_is_unmatched() {
+    let mut requests = requests();
+    requests.join(PID, Joining::Inferred);
+    let nobody = RequestKey { arrived_ns: 0, tgid: PID, fd: -1 };
+    assert!(
+        requests.on(&RequestEvent::SlotEnd(SlotEndEvent { request: nobody, ..worked(key(9), 1) })).is_none()
+    );
+    assert!(requests.expire(2_000 * MS).is_empty());
+    assert_eq!(requests.take_unmatched(), [PID]);
+    requests.join(PID, Joining::Exact);
+    assert!(requests.settle(PID, 0).is_empty());
+}
+
+#[test]
+fn without_any_probe_the_answer_is_believed() {
+    let mut requests = requests();
+    requests.join(PID, Joining::Answers);
+    requests.on(&read(key(1_000), 0, 1_000 * MS, &chat()));
+    let over = requests.on(&write(key(1_000), 0, 1_060 * MS, &chat_answer())).unwrap();
+    assert_eq!(
+        (over.join, over.prompt_tokens, over.cached_tokens, over.generated_tokens),
+        (Join::Answer, 21, 0, 5)
+    );
+    assert_eq!((over.ttft_ns(), over.queue_ns(), over.latency_ns()), (None, None, 60 * MS));
+
+    requests.on(&read(key(2_000), 0, 2_000 * MS, &chat()));
+    requests.on(&write(key(2_000), 0, 2_001 * MS, STREAM));
+    requests.on(&write(key(2_000), 1, 2_030 * MS, &text_chunk()));
+    let writes: [&[u8]; 4] = [STREAM, &text_chunk(), &last_chunk("stop"), b"0\r\n\r\n"];
+    let over = requests.on(&end(key(2_000), EndReason::LastChunk, 2_050 * MS, 2_050 * MS, &writes)).unwrap();
+    assert_eq!(
+        (over.join, over.prompt_tokens, over.cached_tokens, over.generated_tokens),
+        (Join::Answer, 1, 20, 5)
+    );
+    assert_eq!((over.ttft_ns(), over.decode_ns()), (Some(30 * MS), None), "when the first token was written");
+
+    requests.on(&read(key(3_000), 0, 3_000 * MS, &chat()));
+    let refused = requests.on(&write(key(3_000), 0, 3_001 * MS, &answer("400 Bad Request", "{}"))).unwrap();
+    assert_eq!((refused.join, refused.generated_tokens), (Join::None, 0));
 }

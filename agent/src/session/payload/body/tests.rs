@@ -85,3 +85,27 @@ fn anything_goes_in() {
         assert!(body.model.is_none_or(|model| model.len() <= MAX_NAME));
     });
 }
+
+#[test]
+fn several_prompts_are_a_list_of_more_than_one() {
+    let several = |body: &str| parse(body.as_bytes()).several;
+    for one in [
+        r#"{"prompt":"a"}"#,
+        r#"{"prompt":["a, \"b\""]}"#,
+        r#"{"prompt":[1,2,3]}"#,
+        r#"{"input":[ [1,2] ] }"#,
+        r#"{"messages":[{"content":["a","b"]}]}"#,
+    ] {
+        assert!(!several(one), "{one}");
+    }
+    for more in [
+        r#"{"prompt":["a","b"]}"#,
+        r#"{"input":[[1],[2]]}"#,
+        r#"{"documents":[{"text":"a"}]}"#,
+        r#"{"prompt":["a"#,
+        r#"{"input":["#,
+    ] {
+        assert!(several(more), "{more}");
+    }
+    assert!(parse(b"{}").with_tail(parse_tail(br#"x","input":["a","b"]}"#)).several);
+}

@@ -60,6 +60,8 @@ fn within(part: &Closing, whole: &Closing) -> bool {
         && agrees(&part.usage_prompt, &whole.usage_prompt)
         && agrees(&part.usage_cached, &whole.usage_cached)
         && agrees(&part.usage_completion, &whole.usage_completion)
+        && agrees(&part.evaluated, &whole.evaluated)
+        && agrees(&part.slot, &whole.slot)
 }
 
 fn wholes() -> [(String, Closing); 6] {
@@ -70,11 +72,14 @@ fn wholes() -> [(String, Closing); 6] {
     let error = Closing { error_type: Some("exceed_context_size_error".to_owned()), ..Closing::default() };
     [
         (chat(), expected(Finish::Length, true, true)),
-        (completion(), expected(Finish::Length, false, true)),
+        (completion(), Closing { slot: Some(1), ..expected(Finish::Length, false, true) }),
         (messages(), expected(Finish::ToolCalls, true, false)),
         (responses, expected(Finish::Completed, true, false)),
         // Several prompts in one request.
-        (format!("[{},{}]", completion(), completion()), expected(Finish::Length, false, true)),
+        (
+            format!("[{},{}]", completion(), completion()),
+            Closing { slot: Some(1), ..expected(Finish::Length, false, true) },
+        ),
         (overflow.to_owned(), error),
     ]
 }
