@@ -66,6 +66,9 @@ fn rules_and_panels_answer() -> Result<()> {
     let agent = Agent::start(&[
         "--pid",
         &pid,
+        // Nobody takes it there: what waits is on a panel, too.
+        "--otlp-endpoint",
+        "http://127.0.0.1:9",
         "--host-price",
         "1.2",
         "--price-file",

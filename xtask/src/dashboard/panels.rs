@@ -688,7 +688,7 @@ pub static GROUPS: &[Group] = &[
                 8,
                 "short",
                 "Slots joined to requests",
-                "Exact: it is known which request ran on the slot. Unmatched: it is not.",
+                "Exact: the server says which request ran on the slot. Order, timings: inferred. Ambiguous, unmatched: not known.",
                 Each(&[("sum by (method) (rate(llamaprobe_join_total{@server}[@rate]))", "{{method}}")]),
             ),
             panel(
@@ -714,6 +714,28 @@ pub static GROUPS: &[Group] = &[
                 "Price of a hit",
                 "Measured at the agent's start, by how the kernel executes the probed instruction.",
                 Each(&[("max by (stepping) (llamaprobe_probe_price_seconds{@host})", "{{stepping}}")]),
+            ),
+            panel(
+                Lines,
+                12,
+                "short",
+                "Sent over OTLP",
+                "Spans, data points and log records that a collector takes in a second, and those that wait. Without --otlp-endpoint there is nothing.",
+                Each(&[
+                    ("sum by (signal) (rate(llamaprobe_otlp_exported_total{@host}[@rate]))", "{{signal}}"),
+                    ("sum by (signal) (llamaprobe_otlp_waiting{@host})", "{{signal}}, waiting"),
+                ]),
+            ),
+            panel(
+                Lines,
+                12,
+                "short",
+                "Lost over OTLP",
+                "Spans, data points and log records that no collector got, each second; and requests whose traceparent is none.",
+                Each(&[
+                    ("sum by (signal, reason) (rate(llamaprobe_otlp_dropped_total{@host}[@rate]))", "{{signal}}: {{reason}}"),
+                    ("sum(rate(llamaprobe_traceparent_invalid_total{@server}[@rate]))", "invalid traceparent"),
+                ]),
             ),
         ],
     },
