@@ -60,6 +60,24 @@ impl Arguments {
         }
     }
 
+    /// What the probed function is about to return, at its last instructions.
+    #[inline(always)]
+    pub fn result(probe: &ProbeContext) -> u64 {
+        let registers = probe.regs;
+        // SAFETY: as in `of`.
+        unsafe {
+            #[cfg(bpf_target_arch = "aarch64")]
+            {
+                let x = &raw const (*registers).regs;
+                x.cast::<u64>().read_volatile()
+            }
+            #[cfg(not(bpf_target_arch = "aarch64"))]
+            {
+                (&raw const (*registers).rax).read_volatile()
+            }
+        }
+    }
+
     /// Where a `llama_batch` passed by value as the second argument lies: above the return address on x86-64
     /// (System V: class MEMORY), in the caller's copy behind x1 on aarch64 (AAPCS64: larger than 16 bytes).
     #[inline(always)]

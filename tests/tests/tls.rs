@@ -70,16 +70,17 @@ fn only_the_server_is_probed() -> Result<()> {
     let other = bystander(&assets, &library)?;
     let agent = Agent::observing(&server)?;
     let changed = text::changed(server.pid())?;
-    // Entry and return of one function share a site, and nothing else is probed at the other two.
-    assert_eq!(changed.get(&library), Some(&3), "{changed:?}");
+    // Three functions at their entry, and one at its end, too, if that has a place of its own.
+    let sites = changed.get(&library).copied();
+    assert!(matches!(sites, Some(3 | 4)), "{changed:?}");
     assert!(text::changed(other.pid())?.is_empty(), "a process that is none of ours is probed");
 
     // Another process of the same program comes later, and is probed by itself.
     let second = over_tls(&assets)?;
     agent.wait_observed(&second)?;
-    assert_eq!(text::changed(second.pid())?.get(&library), Some(&3));
+    assert_eq!(text::changed(second.pid())?.get(&library).copied(), sites);
     drop(second);
-    assert_eq!(text::changed(server.pid())?.get(&library), Some(&3), "the first server's probes stay");
+    assert_eq!(text::changed(server.pid())?.get(&library).copied(), sites, "the first server's probes stay");
     agent.stop()?;
     assert!(text::changed(server.pid())?.is_empty(), "nothing stays");
     Ok(())

@@ -52,13 +52,25 @@ fn lp_tls_read(probe: ProbeContext) -> u32 {
     socket::settle(&target, noted.map_err(|_| Loss::ThreadsFull))
 }
 
+/// `SSL_read` returns, where its last instructions cannot be probed.
 #[uretprobe]
 fn lp_tls_readen(probe: RetProbeContext) -> u32 {
-    // Number of bytes, or what is not above 0: an `int`.
-    let len = probe.ret::<u64>() as i32;
-    let Some(target) = socket::server() else { return 0 };
     // SAFETY: the context is the one the kernel called the program with.
-    target.hit(unsafe { bpf_get_attach_cookie(probe.as_ptr()) } as u8);
+    done(unsafe { bpf_get_attach_cookie(probe.as_ptr()) } as u8, probe.ret::<u64>())
+}
+
+/// `SSL_read` is about to return.
+#[uprobe]
+fn lp_tls_readend(probe: ProbeContext) -> u32 {
+    done(cookie(&probe).probe(), Arguments::result(&probe))
+}
+
+#[inline(always)]
+fn done(probe: u8, result: u64) -> u32 {
+    // Number of bytes, or what is not above 0: an `int`.
+    let len = result as i32;
+    let Some(target) = socket::server() else { return 0 };
+    target.hit(probe);
     let thread = bpf_get_current_pid_tgid();
     // SAFETY: the entry is written and read by this thread only.
     let Some(&Call { key, buffer, .. }) = (unsafe { CALLS.get(thread) }) else { return 0 };

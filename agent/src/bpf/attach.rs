@@ -109,12 +109,16 @@ impl Kernel {
         path: &Path,
         only: Option<NonZeroU32>,
     ) -> Result<Vec<UProbeLink>, LoadError> {
-        let names = std::iter::once(probe.program.name()).chain(probe.program.at_return());
-        names
-            .map(|name| {
+        let end = match &probe.end {
+            Some(end) => probe.program.at_end().map(|name| (name, probe.entry + end.offset)),
+            None => probe.program.at_return().map(|name| (name, probe.offset())),
+        };
+        std::iter::once((probe.program.name(), probe.offset()))
+            .chain(end)
+            .map(|(name, offset)| {
                 let program = uprobe(&mut self.ebpf, name)?;
                 let point = UProbeAttachPoint {
-                    location: UProbeAttachLocation::AbsoluteOffset(probe.offset()),
+                    location: UProbeAttachLocation::AbsoluteOffset(offset),
                     cookie: Some(probe.cookie.raw()),
                 };
                 // For all processes: the programs tell by thread group id whom they serve, and a restarted server or a

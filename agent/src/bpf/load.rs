@@ -142,7 +142,8 @@ impl Kernel {
             .load(OBJECT)
             .map_err(|cause| LoadError::Object { cause: Box::new(cause) })?;
         let at_return = Program::ALL.into_iter().filter_map(Program::at_return);
-        let names = Program::ALL.into_iter().map(Program::name).chain(at_return);
+        let at_end = Program::ALL.into_iter().filter_map(Program::at_end);
+        let names = Program::ALL.into_iter().map(Program::name).chain(at_return).chain(at_end);
         for name in names.chain(["lp_follow", "lp_calibration"]) {
             let program = uprobe(&mut ebpf, name)?;
             program.load().map_err(|source| LoadError::program("load", name, source))?;

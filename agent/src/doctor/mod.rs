@@ -104,8 +104,8 @@ pub fn target_seccomp(pid: u32, comm: &str, seccomp: u8, kernel: KernelVersion) 
             "target seccomp",
             Verdict::Note,
             format!(
-                "{found}; on kernel {kernel} a return probe could kill it, so that it gets entry probes only: requests \
-                 over TLS are not seen"
+                "{found}; on kernel {kernel} a return probe could kill it, so that it gets none; `llamaprobe plan` \
+                 says whether that hides requests over TLS"
             ),
         )
         .with_remedy(

@@ -120,7 +120,7 @@ pub enum Program {
     Task,
     /// `lp_tasks`
     Tasks,
-    /// `lp_tls_read`, and `lp_tls_readen` where the function returns
+    /// `lp_tls_read`, and `lp_tls_readend` or `lp_tls_readen` where the function returns
     TlsRead,
     /// `lp_tls_write`
     TlsWrite,
@@ -169,6 +169,14 @@ impl Program {
     pub const fn at_return(self) -> Option<&'static str> {
         match self {
             Self::TlsRead => Some("lp_tls_readen"),
+            _ => None,
+        }
+    }
+
+    /// The program that does the same at an instruction before the end that every return passes.
+    pub const fn at_end(self) -> Option<&'static str> {
+        match self {
+            Self::TlsRead => Some("lp_tls_readend"),
             _ => None,
         }
     }

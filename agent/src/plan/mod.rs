@@ -17,7 +17,7 @@ use llamaprobe_common::{
 
 use crate::discovery::image::{Image, Machine, Symbol};
 use catalog::{Program, ROWS, Role, Row};
-use site::{Site, SiteMachine};
+use site::{Needs, Site, SiteMachine};
 
 /// A probe to attach.
 #[derive(Clone, Debug)]
@@ -34,6 +34,8 @@ pub struct Probe {
     pub entry: u64,
     /// The chosen instruction.
     pub site: Site,
+    /// For a program that has one for the end: the instruction there; without it a return probe is needed.
+    pub end: Option<Site>,
     /// The program that runs.
     pub program: Program,
     /// What it is told.
@@ -209,7 +211,9 @@ pub fn plan(images: &[Arc<Image>]) -> Verdict {
 impl Verdict {
     /// The same, but TLS is not looked into where there is a reason against return probes.
     pub fn without_return_probes(mut self, why: Option<&'static str>) -> Self {
-        if let (Self::Observable(plan), Some(why)) = (&mut self, why) {
+        if let (Self::Observable(plan), Some(why)) = (&mut self, why)
+            && plan.probes.iter().any(|it| it.program.at_return().is_some() && it.end.is_none())
+        {
             plan.drop_tls(why);
         }
         self
@@ -289,10 +293,11 @@ fn select(images: &[Arc<Image>], role: Role, serves: Role, accept: impl Fn(&Row)
 }
 
 fn place(image: &Arc<Image>, row: &Row, symbol: &Symbol, role: Role) -> Probe {
-    let site = match image.machine {
-        Machine::X86_64 => site::pick(SiteMachine::X86_64, &symbol.code, symbol.size, row.needs),
-        _ => site::pick(SiteMachine::Aarch64, &symbol.code, symbol.size, row.needs),
-    };
+    let machine = if image.machine == Machine::X86_64 { SiteMachine::X86_64 } else { SiteMachine::Aarch64 };
+    let end = row.program.at_end().and_then(|_| site::pick_end(machine, &symbol.code, symbol.size));
+    // A return probe finds the return address where the stack pointer is at the entry.
+    let needs = Needs { stack: row.needs.stack && end.is_none(), ..row.needs };
+    let site = site::pick(machine, &symbol.code, symbol.size, needs);
     Probe {
         role,
         probe: row.probe,
@@ -300,6 +305,7 @@ fn place(image: &Arc<Image>, row: &Row, symbol: &Symbol, role: Role) -> Probe {
         symbol: symbol.name.clone(),
         entry: symbol.offset,
         site,
+        end,
         program: row.program,
         cookie: row.cookie(context_layout(image)),
     }

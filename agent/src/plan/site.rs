@@ -85,6 +85,18 @@ pub fn pick(machine: SiteMachine, code: &[u8], function_size: u64, needs: Needs)
     }
 }
 
+/// Picks an emulated instruction near the end of the function that `code` begins with, which every return passes once,
+/// with the result in its register. `function_size` is the symbol's size in bytes. `None` where there is none such, or
+/// the code is not known whole.
+#[must_use]
+pub fn pick_end(machine: SiteMachine, code: &[u8], function_size: u64) -> Option<Site> {
+    let size = usize::try_from(function_size).ok().filter(|size| *size > 0)?;
+    match machine {
+        SiteMachine::X86_64 => x86::pick_end(code.get(..size)?),
+        SiteMachine::Aarch64 => None,
+    }
+}
+
 /// Estimated cost of one hit at a site, in nanoseconds, the probe's own program included.
 ///
 /// Measured on a virtual machine (0.4 to 0.8 us emulated, 9.9 to 11 us stepped: each trap of a step leaves the

@@ -71,6 +71,7 @@ fn probe(role: Role, probe: ProbeId, stepping: Stepping) -> Probe {
         image: Arc::new(image),
         symbol: probe.name().to_owned(),
         entry: 0,
+        end: None,
         site,
         program: Program::Batch,
         cookie: Cookie::plain(probe),

@@ -185,3 +185,34 @@ fn serialises_in_snake_case() {
     let json = serde_json::to_string(&x86("f3 0f 1e fa 55", FIRST)).unwrap();
     assert!(json.contains(r#""entry_stepping":"single_stepped""#), "{json}");
 }
+
+/// Where the end of a function is probed.
+fn end(hex: &str) -> Option<u64> {
+    let code = bytes(hex);
+    pick_end(SiteMachine::X86_64, &code, code.len() as u64).map(|site| site.offset)
+}
+
+#[test]
+fn the_end_is_the_guard_of_the_stack_before_the_only_return() {
+    // sub rsp, 0x18; test edx, edx; js +0xd; call; sub rdx, fs:0x28; jne to the last; add rsp, 0x18; ret; call
+    let head = "48 83 ec 18 85 d2 78 05 e8 00 01 00 00 64 48 2b 14 25 28 00 00 00";
+    assert_eq!(end(&format!("{head} 75 05 48 83 c4 18 c3 e8 00 01 00 00")), Some(22));
+    let site =
+        pick_end(SiteMachine::X86_64, &bytes(&format!("{head} 75 05 48 83 c4 18 c3 e8 00 01 00 00")), 34);
+    assert_eq!(site.map(|site| (site.instruction, site.stepping)), Some(("jne +0x1d".to_owned(), Emulated)));
+    for (why, tail) in [
+        ("the result is written behind it", "75 07 48 83 c4 18 31 c0 c3 e8 00 01 00 00"),
+        ("there is another return", "75 06 48 83 c4 18 c3 c3 e8 00 01 00 00"),
+        ("it leads elsewhere", "75 e5 48 83 c4 18 c3 e8 00 01 00 00"),
+        ("it may be a loop", "75 f8 48 83 c4 18 c3 e8 00 01 00 00"),
+        ("something jumps behind it", "75 07 48 83 c4 18 c3 eb f9 e8 00 01 00 00"),
+        ("a jump leaves the function", "75 0a 48 83 c4 18 c3 e9 00 10 00 00 e8 00 01 00 00"),
+        ("the end is no call", "75 05 48 83 c4 18 c3 90"),
+        ("the end is cut", "75 05 48 83 c4 18 c3 e8 00"),
+    ] {
+        assert_eq!(end(&format!("{head} {tail}")), None, "{why}");
+    }
+    assert_eq!(end("c3"), None);
+    assert_eq!(pick_end(SiteMachine::X86_64, &bytes("c3"), 2), None, "not all of it is known");
+    assert_eq!(pick_end(SiteMachine::X86_64, &bytes("c3"), 0), None, "its size is not known");
+}

@@ -2,7 +2,7 @@
 
 use iced_x86::{
     Decoder, DecoderError, DecoderOptions, FlowControl, Formatter, Instruction, InstructionInfoFactory,
-    IntelFormatter, Mnemonic, OpAccess, OpKind, Register,
+    IntelFormatter, Mnemonic, OpAccess, OpKind, Register, UsedRegister,
 };
 
 use super::{Needs, Site, Stepping, undecodable};
@@ -28,6 +28,53 @@ pub(super) fn pick(code: &[u8], needs: Needs) -> Site {
         stepping: stepping(bytes_of(code, &site)),
         entry_stepping: stepping(bytes_of(code, &first)),
     }
+}
+
+/// The branch by which a function with a guarded stack leaves its one way out when the guard was overwritten: `jne` to a
+/// call at the very end, that of `__stack_chk_fail`. What follows it restores registers and returns.
+pub(super) fn pick_end(code: &[u8]) -> Option<Site> {
+    let all: Vec<_> = decode(code).collect();
+    let last = all.last().filter(|last| last.next_ip() == code.len() as u64)?;
+    let whole = last.flow_control() == FlowControl::Call;
+    let inside = |target: u64| target < code.len() as u64;
+    let leaves = |instruction: &Instruction| match instruction.flow_control() {
+        FlowControl::IndirectBranch => true,
+        FlowControl::UnconditionalBranch | FlowControl::ConditionalBranch => {
+            !inside(instruction.near_branch_target())
+        }
+        _ => false,
+    };
+    let mut returns = all.iter().enumerate().filter(|(_, it)| it.flow_control() == FlowControl::Return);
+    let (end, _) = returns.next()?;
+    if !whole || returns.next().is_some() || all.iter().any(leaves) {
+        return None;
+    }
+    let mut usage = InstructionInfoFactory::new();
+    for at in (0..end).rev() {
+        let (instruction, next) = (&all[at], &all[at + 1]);
+        // Another way leads to the return.
+        if all.iter().any(|it| it.near_branch_target() == next.ip()) {
+            return None;
+        }
+        if instruction.flow_control() == FlowControl::ConditionalBranch {
+            let guard = instruction.near_branch_target() == last.ip();
+            let cheap = stepping(bytes_of(code, instruction)) == Stepping::Emulated;
+            return (guard && cheap).then(|| Site {
+                offset: instruction.ip(),
+                instruction: text(instruction),
+                first_instruction: text(&all[0]),
+                stepping: Stepping::Emulated,
+                entry_stepping: stepping(bytes_of(code, &all[0])),
+            });
+        }
+        let used = usage.info(instruction);
+        let result =
+            |it: &UsedRegister| writes(it.access()) && it.register().full_register() == Register::RAX;
+        if instruction.flow_control() != FlowControl::Next || used.used_registers().iter().any(result) {
+            return None;
+        }
+    }
+    None
 }
 
 /// The instruction to probe, if the walk over the prologue finds a better one than the entry.
