@@ -20,7 +20,7 @@ use tracing::warn;
 
 use crate::session::{
     Record,
-    request::{Outcome, UNKNOWN},
+    finished::{Outcome, UNKNOWN},
 };
 
 /// Lines that may wait for the writer.

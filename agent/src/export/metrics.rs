@@ -16,7 +16,7 @@ use crate::{
     session::{
         Server, Snapshot,
         exemplar::Exemplars,
-        request::UNKNOWN,
+        finished::UNKNOWN,
         snapshot::OtlpCounts,
         tally::{DURATION_NS, FIRST_TOKEN_NS, Latencies, Latency, Phase, REQUEST_TOKENS, Tally},
     },

@@ -18,7 +18,7 @@ use serde_json::{Map, Value, json};
 use crate::session::{
     Server, Snapshot,
     cost::Basis,
-    request::Join,
+    finished::Join,
     tally::{DURATION_NS, FIRST_TOKEN_NS, Phase},
     usage::Row,
 };

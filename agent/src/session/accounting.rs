@@ -8,10 +8,10 @@ use super::{
     Labels, Session,
     charge::Charge,
     cost::{Basis, HostTime, Rates},
+    finished::Finished,
     identity::Naming,
     ledger::Totals,
     payload::text::Phrases,
-    request::Finished,
     users::Users,
 };
 use crate::bpf::read::Reading;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use llamaprobe_common::histogram::{Bounds, bucket};
 
-use super::{request::Finished, tracer::Trace};
+use super::{finished::Finished, tracer::Trace};
 
 /// The trace of a request that can be found: its spans are exported, or its caller recorded one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -17,7 +17,7 @@ use llamaprobe_common::request::RequestKey;
 pub use self::evidence::{Asker, Ending};
 use self::evidence::{NEAR_NS, SLACK_NS, STEP_NS, distance, fits, is_alike, is_ripe};
 use super::{
-    request::Join,
+    finished::Join,
     runs::{Run, Runs},
 };
 

@@ -9,10 +9,11 @@ use llamaprobe_common::request::{EndEvent, RequestKey};
 
 use super::{
     charge::Charge,
+    finished::Finished,
     identity::Naming,
     join::Joins,
     payload::{head::HeadOptions, text::Phrases},
-    request::{Finished, Request},
+    request::Request,
 };
 use crate::{bpf::events::RequestEvent, plan::Joining};
 

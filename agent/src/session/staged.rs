@@ -8,9 +8,10 @@ use llamaprobe_common::request::{
 };
 
 use super::{
+    finished::Finished,
     identity::{Naming, Source},
     payload::{head::HeadOptions, text::Phrases},
-    request::{Finished, Request},
+    request::Request,
 };
 use crate::bpf::events::RequestEvent;
 

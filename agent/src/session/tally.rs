@@ -9,8 +9,8 @@ use llamaprobe_common::histogram::{Bounds, Histogram, LATENCY_NS, padded};
 
 use super::{
     exemplar::{Exemplar, Exemplars, Findable},
+    finished::{CLIENT_GONE, Finished, Join, Outcome, UNKNOWN},
     payload::route::Route,
-    request::{CLIENT_GONE, Finished, Join, Outcome, UNKNOWN},
 };
 
 const MS: u64 = 1_000_000;

@@ -1,8 +1,8 @@
 use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 
 use super::{
+    finished::{Join, Outcome},
     payload::head::HeadOptions,
-    request::{Join, Outcome},
     staged::{MS, PID, answer, chat_events, get, key, naming, read, worked, write},
     *,
 };
@@ -21,6 +21,7 @@ use llamaprobe_common::{
     batch::{MAX_RUNS, Pick, Run, STEPS, Step, Walk},
     cookie::Cookie,
     request::{RequestKey, SlotEndEvent},
+    target::TargetConfig,
 };
 
 const NO_PRICES: Option<Prices> = None;

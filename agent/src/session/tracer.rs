@@ -10,7 +10,7 @@ use std::{hash::Hasher as _, time::Duration};
 
 use siphasher::sip128::{Hasher128 as _, SipHasher24};
 
-use super::request::{Finished, Outcome};
+use super::finished::{Finished, Outcome};
 
 /// Of the 56 random bits of a trace id, as W3C trace context calls them.
 const RANDOM_BITS: u32 = 56;

@@ -10,8 +10,8 @@ use crate::{
     discovery::model::Model,
     session::{
         Labels,
+        finished::Finished,
         payload::{head, route::Route},
-        request::Finished,
         staged::{MARKER, MS, answer, chat_events, finished, key, options, post, read, write},
     },
 };

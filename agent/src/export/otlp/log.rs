@@ -58,7 +58,7 @@ mod tests {
     use super::*;
     use crate::session::{
         Labels,
-        request::{Finished, Outcome},
+        finished::{Finished, Outcome},
         staged::{MARKER, chat_events, finished, key},
         tracer::{Rules, Slow, Tracer},
     };

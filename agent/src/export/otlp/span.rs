@@ -16,7 +16,7 @@ use opentelemetry_proto::tonic::trace::v1::{
 use super::attribute::Attributes;
 use crate::session::{
     Record,
-    request::{CLIENT_GONE, Finished, Join, Outcome, UNKNOWN},
+    finished::{CLIENT_GONE, Finished, Join, Outcome, UNKNOWN},
     tally::Phase,
     tracer::Trace,
 };

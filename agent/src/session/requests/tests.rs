@@ -1,7 +1,7 @@
 use super::*;
 use crate::session::{
+    finished::{Join, Outcome, UNKNOWN},
     payload::route::Route,
-    request::{Join, Outcome, UNKNOWN},
     staged::{
         MS, PID, STREAM, answer, chat, chat_answer, chat_events, end, get, key, last_chunk, naming, options,
         read, slot_start, task, text_chunk, worked, write,

@@ -2,8 +2,8 @@ use std::{collections::BTreeSet, time::Duration};
 
 use super::*;
 use crate::session::{
+    finished::Finished,
     payload::head,
-    request::Finished,
     staged::{MS, chat_events, finished, key, options, post},
 };
 

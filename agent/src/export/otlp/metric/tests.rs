@@ -6,8 +6,8 @@ use super::*;
 use crate::session::{
     Labels, Server as Account,
     exemplar::Findable,
+    finished::{Finished, Outcome},
     payload::route::Route,
-    request::{Finished, Outcome},
     staged::{chat_events, finished, key},
     tally::{DURATION_NS, FIRST_TOKEN_NS, Tally},
 };

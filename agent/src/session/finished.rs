@@ -1,0 +1,198 @@
+//! A request that is over: what became of it.
+
+use std::net::IpAddr;
+
+use llamaprobe_common::request::RequestKey;
+
+use super::{
+    charge::Charge,
+    payload::{body::Body, head::Head, route::Route},
+};
+
+/// The code of a request whose client went before there was an answer, as proxies write it.
+pub const CLIENT_GONE: u16 = 499;
+
+/// The code of a request whose answer was written, but not seen: payload is not looked at, or the server died.
+pub const UNKNOWN: u16 = 0;
+
+/// How a request ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Outcome {
+    /// The model stopped.
+    Stop,
+    /// The limit of tokens was reached.
+    Length,
+    /// The model calls tools.
+    ToolCalls,
+    /// The server refused or failed.
+    Error,
+    /// The client went before the end.
+    Cancelled,
+    /// The answer has no such reason, or it was not seen.
+    None,
+}
+
+impl Outcome {
+    /// The value of the `finish_reason` label.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Stop => "stop",
+            Self::Length => "length",
+            Self::ToolCalls => "tool_calls",
+            Self::Error => "error",
+            Self::Cancelled => "cancelled",
+            Self::None => "none",
+        }
+    }
+}
+
+/// How a request and its slots were brought together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Join {
+    /// By the task its thread waited for.
+    Exact,
+    /// It was its turn to take the slot, and its answer does not contradict.
+    Order,
+    /// Older ones waited, and what the answers say tells them apart.
+    Timings,
+    /// To no slot, since none is seen: tokens are those that its answer says.
+    Answer,
+    /// Several slots may have run for it: it is joined to none.
+    Ambiguous,
+    /// It must have run on a slot, and none was seen that can be it; of a slot, the same of its request.
+    Unmatched,
+    /// It ran on no slot.
+    None,
+}
+
+impl Join {
+    /// Those that are counted.
+    pub const COUNTED: [Self; 6] =
+        [Self::Exact, Self::Order, Self::Timings, Self::Answer, Self::Ambiguous, Self::Unmatched];
+
+    /// Whether it tells the tokens of a request.
+    pub const fn is_joined(self) -> bool {
+        matches!(self, Self::Exact | Self::Order | Self::Timings | Self::Answer)
+    }
+
+    /// The value in the log.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Exact => "exact",
+            Self::Order => "order",
+            Self::Timings => "timings",
+            Self::Answer => "answer",
+            Self::Ambiguous => "ambiguous",
+            Self::Unmatched => "unmatched",
+            Self::None => "none",
+        }
+    }
+}
+
+/// A request that is over. Times are `CLOCK_MONOTONIC` nanoseconds, 0 where there was no such moment.
+#[derive(Clone, Debug)]
+pub struct Finished {
+    /// Its identity.
+    pub key: RequestKey,
+    /// What was asked for.
+    pub route: Route,
+    /// Status code; [`CLIENT_GONE`] when there was no answer, [`UNKNOWN`] when it was not seen.
+    pub code: u16,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// The answer came in chunks.
+    pub stream: bool,
+    /// What its head said; `None` when it was malformed or not seen.
+    pub head: Option<Head>,
+    /// Named fields of its body.
+    pub body: Body,
+    /// The type of the error, as the server names it.
+    pub error_type: Option<String>,
+    /// When a thread of the server could have begun with it.
+    pub arrived_ns: u64,
+    /// When the engine turned to its prompt.
+    pub prefill_ns: u64,
+    /// When its first token was ready.
+    pub first_token_ns: u64,
+    /// When its last token was ready.
+    pub last_token_ns: u64,
+    /// When the last byte of the answer was written, or the client went.
+    pub answered_ns: u64,
+    /// The longest gap between two of its tokens.
+    pub worst_gap_ns: u64,
+    /// Prompt tokens computed.
+    pub prompt_tokens: u64,
+    /// Prompt tokens reused.
+    pub cached_tokens: u64,
+    /// Tokens generated.
+    pub generated_tokens: u64,
+    /// Slot of its first task.
+    pub slot: Option<i32>,
+    /// Its first task.
+    pub task: Option<i32>,
+    /// Positions its slots held at the end.
+    pub context_used: u64,
+    /// How it was joined.
+    pub join: Join,
+    /// Tasks that left no slot: they took none, or their launch failed.
+    pub stale_tasks: Vec<i32>,
+    /// The client's address, over TCP.
+    pub client: Option<IpAddr>,
+    /// Who asked.
+    pub user: Option<String>,
+    /// What it used.
+    pub used: Charge,
+    /// What of that is not booked yet.
+    pub due: Charge,
+    /// Tokens generated after the client had gone.
+    pub wasted_tokens: u64,
+    /// Draft tokens, and those of them that were accepted.
+    pub draft_tokens: [u64; 2],
+    /// The server says that it cut the prompt or the answer for want of context.
+    pub truncated: bool,
+    /// Whether its answer begins with a phrase of the operator's list; `None` without such a list.
+    pub refused: Option<bool>,
+}
+
+impl Finished {
+    /// Whether it asked the engine for something; a preflight of the same path does not.
+    pub fn is_inference(&self) -> bool {
+        self.head.as_ref().is_some_and(Head::is_inference)
+    }
+
+    /// Nanoseconds between two moments, if there were both.
+    fn between(from: u64, to: u64) -> Option<u64> {
+        (from != 0 && to != 0).then(|| to.saturating_sub(from))
+    }
+
+    /// From arrival until the engine turned to it.
+    pub fn queue_ns(&self) -> Option<u64> {
+        Self::between(self.arrived_ns, self.prefill_ns)
+    }
+
+    /// From there to the first token.
+    pub fn prefill_ns(&self) -> Option<u64> {
+        Self::between(self.prefill_ns, self.first_token_ns)
+    }
+
+    /// From the first token to the last.
+    pub fn decode_ns(&self) -> Option<u64> {
+        Self::between(self.first_token_ns, self.last_token_ns)
+    }
+
+    /// From arrival to the first token.
+    pub fn ttft_ns(&self) -> Option<u64> {
+        Self::between(self.arrived_ns, self.first_token_ns)
+    }
+
+    /// From arrival to the last byte of the answer.
+    pub fn latency_ns(&self) -> u64 {
+        self.answered_ns.saturating_sub(self.arrived_ns)
+    }
+
+    /// Time per output token after the first.
+    pub fn time_per_token_ns(&self) -> Option<u64> {
+        let gaps = self.generated_tokens.checked_sub(1).filter(|gaps| *gaps > 0)?;
+        Some(self.decode_ns()? / gaps)
+    }
+}
