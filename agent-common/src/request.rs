@@ -107,6 +107,11 @@ impl Connection {
 
     /// The session of a connection without TLS.
     pub const PLAIN: u64 = 1;
+
+    /// Whether its bytes pass through a TLS session.
+    pub const fn is_tls(&self) -> bool {
+        self.session > Self::PLAIN
+    }
 }
 
 /// What an event is about; the first field of each.
@@ -127,6 +132,8 @@ pub enum RequestEventKind {
     SlotEnd = 6,
     /// [`ReadEvent`] of the end of a request whose bytes are not all told.
     ReadTail = 7,
+    /// [`DraftEvent`]
+    Draft = 8,
 }
 
 /// Bytes of a request were read.
@@ -149,8 +156,8 @@ pub struct ReadEvent {
     pub copied: u32,
     /// The client.
     pub peer: Peer,
-    /// Always 0.
-    pub reserved: u32,
+    /// 1 when they came through a TLS session.
+    pub tls: u32,
     /// Their begin.
     pub data: [u8; READ_BYTES],
 }
@@ -309,6 +316,24 @@ pub struct SlotEndEvent {
     pub reserved: u32,
 }
 
+/// A decode call that checked guesses is over. Sent only where it was asked for: it comes once a step.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct DraftEvent {
+    /// [`RequestEventKind::Draft`]
+    pub kind: u32,
+    /// Tokens that had been guessed.
+    pub drafted: u32,
+    /// The request.
+    pub request: RequestKey,
+    /// When the last token of the call was ready.
+    pub at_ns: u64,
+    /// Those of them that were right.
+    pub accepted: u32,
+    /// Always 0.
+    pub reserved: u32,
+}
+
 plain!(
     ConnectionKey = 8,
     RequestKey = 16,
@@ -318,6 +343,7 @@ plain!(
     WriteEvent = 48 + WRITE_BYTES + TAIL_BYTES,
     EndEvent = 64 + 2 * TAIL_BYTES,
     TaskEvent = 32,
+    DraftEvent = 40,
     SlotStartEvent = 40,
     SlotEndEvent = 120,
 );

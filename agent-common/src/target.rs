@@ -36,6 +36,8 @@ impl TargetConfig {
     /// With [`TargetConfig::SLOTS`]: the server's own functions are not visible, and starts and ends of slots are
     /// inferred from its calls into the library.
     pub const INFERRED_SLOTS: u32 = 64;
+    /// Each decode call that checks guesses is told.
+    pub const DRAFT_STEPS: u32 = 128;
 }
 
 /// Token counters, a partition: computed prompt tokens, reused prompt tokens, generated tokens.

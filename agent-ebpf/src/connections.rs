@@ -154,7 +154,7 @@ pub fn on_read(target: &Target, key: ConnectionKey, buffer: u64, len: u32, now: 
         (*event).unread_ns = state.unread_ns;
         (*event).len = len;
         (*event).peer = state.peer;
-        (*event).reserved = 0;
+        (*event).tls = u32::from(state.is_tls());
         let data = (&raw mut (*event).data).cast();
         let copied = if keeps { copy::<READ_BYTES>(data, buffer, u64::from(len)) } else { 0 };
         (*event).copied = copied;

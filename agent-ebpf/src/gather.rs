@@ -80,7 +80,7 @@ pub fn tell(request: RequestKey, state: &mut Connection, now: u64) -> Result<(),
         (*event).len = len;
         (*event).copied = len;
         (*event).peer = state.peer;
-        (*event).reserved = 0;
+        (*event).tls = u32::from(state.is_tls());
         bpf_probe_read_kernel((&raw mut (*event).data).cast(), len, (&raw const state.gathered).cast());
     }
     entry.submit(0);

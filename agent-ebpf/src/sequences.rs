@@ -3,12 +3,15 @@
 use llamaprobe_common::{
     batch::{Context, STEPS},
     loss::Loss,
-    request::RequestKey,
+    request::{DraftEvent, RequestEventKind, RequestKey},
     sequence::{Sequence, SequenceKey},
     target::{TargetConfig, TokenType},
 };
 
-use crate::{maps::SEQUENCES, target::Target};
+use crate::{
+    maps::{REQUEST_EVENTS, SEQUENCES},
+    target::Target,
+};
 
 const NO_REQUEST: RequestKey = RequestKey { arrived_ns: 0, tgid: 0, fd: 0 };
 
@@ -108,6 +111,14 @@ pub fn judge_draft(target: &Target, state: &mut Sequence) {
     state.drafted += drafted;
     state.accepted += accepted;
     target.draft(u64::from(accepted), u64::from(drafted - accepted));
+    if target.has(TargetConfig::DRAFT_STEPS) && state.request.arrived_ns != 0 {
+        let Some(mut entry) = REQUEST_EVENTS.reserve::<DraftEvent>(0) else {
+            return target.lose(Loss::RingFull);
+        };
+        let (kind, request, at_ns) = (RequestEventKind::Draft as u32, state.request, state.last_token_ns);
+        entry.write(DraftEvent { kind, drafted, request, at_ns, accepted, reserved: 0 });
+        entry.submit(0);
+    }
 }
 
 /// Takes its share of the time of the decode call it took part in last, once that is over.

@@ -76,6 +76,8 @@ struct Agent {
     clock: Clock,
     /// Whether payload is looked at.
     payload: bool,
+    /// Whether each decode call that checks guesses is told.
+    trace_drafts: bool,
     /// Under whose names metrics are published, too.
     compat: Vec<Dialect>,
     attach_failures: u64,
@@ -232,6 +234,7 @@ impl Agent {
             otlp,
             clock,
             payload: options.payload,
+            trace_drafts: options.trace_drafts && options.otlp.of(Signal::Traces).is_some(),
             compat: options.compat.clone(),
             seats: BTreeMap::new(),
             due: BTreeSet::new(),

@@ -146,6 +146,9 @@ pub struct RunArguments {
     /// [default: 1]
     #[arg(long, env = "LLAMAPROBE_TRACE_RATIO", value_name = "RATIO", help_heading = OTLP_HEADING)]
     pub trace_ratio: Option<f64>,
+    /// Whether each decode call that checks the guesses of speculative decoding is an event of its span [default: off]
+    #[arg(long, env = "LLAMAPROBE_TRACE_DRAFTS", value_enum, value_name = "SWITCH", help_heading = OTLP_HEADING)]
+    pub trace_drafts: Option<Switch>,
     /// Trace requests that were this slow in any case, as those that failed are: a list of ttft=N (time to the first
     /// token), duration=N, gap=N (longest time between two tokens), in milliseconds
     #[arg(long, env = "LLAMAPROBE_TRACE_SLOW_MS", value_name = "LIST", help_heading = OTLP_HEADING)]
@@ -192,6 +195,8 @@ pub struct Options {
     pub secret: Option<[u8; 32]>,
     /// Whether payload is looked at.
     pub payload: bool,
+    /// Whether each decode call that checks guesses is told.
+    pub trace_drafts: bool,
     /// Under whose names metrics are published, too.
     pub compat: Vec<Dialect>,
     /// What is exported over OTLP.
@@ -245,6 +250,7 @@ impl RunArguments {
                 slow: self.log_slow_ms.or(file.log_slow_ms).map(Duration::from_millis),
             },
             user_header: self.user_header.or(file.user_header),
+            trace_drafts: self.trace_drafts.or(file.trace_drafts) == Some(Switch::On),
             payload: self.payload.or(file.payload) != Some(Switch::Off),
             compat: self.compat.or(file.compat).unwrap_or_default(),
             otlp,

@@ -65,7 +65,10 @@ def spans(request):
                     "start_ns": span.start_time_unix_nano,
                     "end_ns": span.end_time_unix_nano,
                     "attributes": attributes(span.attributes),
-                    "events": [{"name": event.name, "at_ns": event.time_unix_nano} for event in span.events],
+                    "events": [
+                        {"name": it.name, "at_ns": it.time_unix_nano, "attributes": attributes(it.attributes)}
+                        for it in span.events
+                    ],
                     "status": span.status.code,
                     "status_message": span.status.message,
                 }

@@ -158,6 +158,8 @@ pub struct Event {
     pub name: String,
     /// When, nanoseconds since the epoch.
     pub at_ns: u64,
+    /// Its attributes.
+    pub attributes: Map<String, Value>,
 }
 
 /// A span. Ids are in hexadecimal; empty where there is none.

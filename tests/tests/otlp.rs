@@ -235,8 +235,7 @@ fn differences(answer: &Answer, caller: Caller, span: &Span, server: &str) -> Ve
             equal("input tokens", attribute("gen_ai.usage.input_tokens"), json!(tokens.prompt));
             equal("cached tokens", attribute("gen_ai.usage.cache_read.input_tokens"), json!(tokens.cached));
             equal("output tokens", attribute("gen_ai.usage.output_tokens"), json!(tokens.generated));
-            let reason = if path == "/v1/responses" { Value::Null } else { json!(["length"]) };
-            equal("reasons", attribute("gen_ai.response.finish_reasons"), reason);
+            equal("reasons", attribute("gen_ai.response.finish_reasons"), json!(["length"]));
             equal("events", json!(events), json!(["first_token"]));
         }
         Fate::Refused => equal("events", json!(events), json!([])),
@@ -346,5 +345,46 @@ fn the_span_of_an_instrumented_client_is_the_parent() -> Result<()> {
             && client["end_ns"].as_u64() >= Some(below[0].end_ns);
         println!("{} within {within}: {}", below[0].name, client["name"]);
     }
+    agent.stop()
+}
+
+#[test]
+fn each_check_of_guesses_is_an_event_where_that_is_asked_for() -> Result<()> {
+    let Some(assets) = privileged() else { return Ok(()) };
+    let arguments = [&SERVER[..], &["--spec-type", "ngram-simple"]].concat();
+    let server = LlamaServer::start(Build::Process, &assets.tiny(), &arguments)?;
+    let taken = Taken::new()?;
+    let receiver = taken.receiver(&assets, 0, &[])?;
+    let endpoint = receiver.endpoint();
+    let agent = Agent::start_with(&["--otlp-endpoint", &endpoint, "--trace-drafts", "on"], &FAST)?;
+    agent.wait_observed(&server)?;
+    // Of a text that repeats itself something is guessed.
+    let prompt = "a b c d e f g h ".repeat(8);
+    let body = json!({"prompt": prompt, "n_predict": 400, "ignore_eos": true, "temperature": 0});
+    let mut said = (0, 0);
+    for _ in 0..6 {
+        let answer = Call::post("/completion", &body).send(server.address(), &mut None)?;
+        let timings = answer.reply.as_ref().context("no answer")?.documents()[0]["timings"].clone();
+        let number = |name: &str| timings[name].as_u64().unwrap_or(0);
+        said = (said.0 + number("draft_n"), said.1 + number("draft_n_accepted"));
+    }
+    ensure!(said.0 > 0, "nothing was guessed");
+    let label = server.label();
+    let spans = taken.wait("six spans", |taken| {
+        let spans: Vec<_> =
+            taken.spans().ok()?.into_iter().filter(|it| is_of(&it.resource, &label)).collect();
+        (spans.iter().filter(|span| span.name == "decode").count() == 6).then_some(spans)
+    })?;
+    let mut told = (0, 0);
+    for span in spans.iter().filter(|span| span.name == "decode") {
+        for event in span.events.iter().filter(|event| event.name == "draft") {
+            assert!((span.start_ns..=span.end_ns).contains(&event.at_ns), "{event:?} is not within {span:?}");
+            let number = |name: &str| event.attributes[name].as_u64().unwrap_or(0);
+            told.0 += number("llamaprobe.draft_tokens");
+            told.1 += number("llamaprobe.accepted_tokens");
+        }
+    }
+    println!("{} guessed, {} accepted", told.0, told.1);
+    assert_eq!(told, said, "events of spans, answers");
     agent.stop()
 }

@@ -127,6 +127,9 @@ impl Agent {
         if !self.payload {
             plan.flags |= TargetConfig::NO_PAYLOAD;
         }
+        if self.trace_drafts {
+            plan.flags |= TargetConfig::DRAFT_STEPS;
+        }
         let pid = target.pid;
         // First who, then where: what fires in between is counted, not reported as a stranger's.
         let index = match self.seats.get(&pid) {

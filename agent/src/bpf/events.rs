@@ -3,8 +3,8 @@
 use llamaprobe_common::{
     event::ProcessEvent,
     request::{
-        EndEvent, ReadEvent, RequestEventKind, RequestKey, SlotEndEvent, SlotStartEvent, TaskEvent,
-        WriteEvent,
+        DraftEvent, EndEvent, ReadEvent, RequestEventKind, RequestKey, SlotEndEvent, SlotStartEvent,
+        TaskEvent, WriteEvent,
     },
 };
 
@@ -27,6 +27,8 @@ pub enum RequestEvent {
     SlotStart(SlotStartEvent),
     /// A task left its slot.
     SlotEnd(SlotEndEvent),
+    /// A decode call that checked guesses for it is over.
+    Draft(DraftEvent),
 }
 
 impl RequestEvent {
@@ -39,6 +41,7 @@ impl RequestEvent {
             Self::Task(event) => event.request,
             Self::SlotStart(event) => event.request,
             Self::SlotEnd(event) => event.request,
+            Self::Draft(event) => event.request,
         }
     }
 
@@ -51,6 +54,7 @@ impl RequestEvent {
             Self::Task(event) => event.at_ns,
             Self::SlotStart(event) => event.at_ns,
             Self::SlotEnd(event) => event.at_ns,
+            Self::Draft(event) => event.at_ns,
         }
     }
 }
@@ -64,6 +68,7 @@ pub fn request(entry: &[u8]) -> Option<RequestEvent> {
     const SLOT_START: u32 = RequestEventKind::SlotStart as u32;
     const SLOT_END: u32 = RequestEventKind::SlotEnd as u32;
     const READ_TAIL: u32 = RequestEventKind::ReadTail as u32;
+    const DRAFT: u32 = RequestEventKind::Draft as u32;
     Some(match u32::from_ne_bytes(entry.get(..4)?.try_into().ok()?) {
         READ => RequestEvent::Read(Box::new(value(entry)?)),
         WRITE => RequestEvent::Write(Box::new(value(entry)?)),
@@ -71,6 +76,7 @@ pub fn request(entry: &[u8]) -> Option<RequestEvent> {
         TASK => RequestEvent::Task(value(entry)?),
         SLOT_START => RequestEvent::SlotStart(value(entry)?),
         SLOT_END => RequestEvent::SlotEnd(value(entry)?),
+        DRAFT => RequestEvent::Draft(value(entry)?),
         READ_TAIL => RequestEvent::ReadTail(Box::new(value(entry)?)),
         _ => return None,
     })

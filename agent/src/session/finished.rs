@@ -89,6 +89,17 @@ impl Join {
     }
 }
 
+/// A decode call that checked guesses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DraftStep {
+    /// When its last token was ready, `CLOCK_MONOTONIC` nanoseconds.
+    pub at_ns: u64,
+    /// Tokens that had been guessed.
+    pub drafted: u32,
+    /// Those of them that were right.
+    pub accepted: u32,
+}
+
 /// A request that is over. Times are `CLOCK_MONOTONIC` nanoseconds, 0 where there was no such moment.
 #[derive(Clone, Debug)]
 pub struct Finished {
@@ -148,6 +159,10 @@ pub struct Finished {
     pub wasted_tokens: u64,
     /// Draft tokens, and those of them that were accepted.
     pub draft_tokens: [u64; 2],
+    /// The decode calls that checked guesses, as far as they were told.
+    pub draft_steps: Vec<DraftStep>,
+    /// It came through a TLS session.
+    pub tls: bool,
     /// The server says that it cut the prompt or the answer for want of context.
     pub truncated: bool,
     /// Whether its answer begins with a phrase of the operator's list; `None` without such a list.

@@ -8,12 +8,13 @@ mod tests;
 use std::net::{IpAddr, Ipv6Addr};
 
 use llamaprobe_common::request::{
-    EndEvent, EndReason, Peer, ReadEvent, RequestKey, SlotEndEvent, SlotStartEvent, TaskEvent, WriteEvent,
+    DraftEvent, EndEvent, EndReason, Peer, ReadEvent, RequestKey, SlotEndEvent, SlotStartEvent, TaskEvent,
+    WriteEvent,
 };
 
 use super::{
     charge::Charge,
-    finished::{CLIENT_GONE, Finished, Join, Outcome, UNKNOWN},
+    finished::{CLIENT_GONE, DraftStep, Finished, Join, Outcome, UNKNOWN},
     identity::Naming,
     payload::{
         answer::{self, Closing, Finish, StatusLine},
@@ -26,6 +27,9 @@ use super::{
 
 /// Bytes of a request that are kept until its answer begins.
 const KEPT: usize = 8 * 1024;
+
+/// Decode calls of one request whose guesses are kept: as many as a span may have events by default.
+const MAX_DRAFT_STEPS: usize = 120;
 
 /// How long after its answer a request may wait for the end of its slots, nanoseconds.
 const PATIENCE_NS: u64 = 10_000_000_000;
@@ -93,6 +97,8 @@ pub struct Request {
     user: Option<Option<String>>,
     /// What of its use is booked.
     booked: Charge,
+    draft_steps: Vec<DraftStep>,
+    tls: bool,
 }
 
 /// A client as an address; none over a Unix socket.
@@ -125,6 +131,8 @@ impl Request {
             client: None,
             user: None,
             booked: Charge::default(),
+            draft_steps: Vec::new(),
+            tls: false,
         }
     }
 
@@ -134,6 +142,7 @@ impl Request {
             self.unread_ns = event.unread_ns;
         }
         self.client = client(event.peer);
+        self.tls = event.tls != 0;
         self.read_ns = self.read_ns.max(event.at_ns);
         let copied = (event.copied as usize).min(event.data.len());
         if !self.broken {
@@ -253,6 +262,14 @@ impl Request {
     pub fn slot_end(&mut self, event: &SlotEndEvent) {
         if let Some(task) = self.tasks.iter_mut().find(|task| task.id == event.task) {
             task.ended = Some(*event);
+        }
+    }
+
+    /// A decode call that checked guesses for it is over.
+    pub fn draft(&mut self, event: &DraftEvent) {
+        if self.draft_steps.len() < MAX_DRAFT_STEPS {
+            let &DraftEvent { at_ns, drafted, accepted, .. } = event;
+            self.draft_steps.push(DraftStep { at_ns, drafted, accepted });
         }
     }
 
@@ -423,6 +440,8 @@ impl Request {
             due: used.since(self.booked),
             wasted_tokens: total(|task| task.wasted_tokens),
             draft_tokens: [total(|task| task.drafted_tokens), total(|task| task.accepted_tokens)],
+            draft_steps: self.draft_steps,
+            tls: self.tls,
             truncated: self.closing.truncated,
             refused: self.text.map(|text| text.holds(phrases)),
             error_type: self.closing.error_type,

@@ -165,6 +165,7 @@ impl Requests {
             RequestEvent::Task(event) => request.task(event),
             RequestEvent::SlotStart(event) => request.slot_start(event),
             RequestEvent::SlotEnd(event) => request.slot_end(event),
+            RequestEvent::Draft(event) => request.draft(event),
         }
         if !request.is_over() {
             return None;

@@ -125,7 +125,7 @@ pub(crate) fn unread_read(
     let kind = RequestEventKind::Read as u32;
     let len = bytes.len() as u32;
     let peer = Peer { address: Ipv6Addr::from_bits(0xffff_0a00_0007).octets(), port: 4711 };
-    let event = ReadEvent { kind, index, request, at_ns, unread_ns, len, copied, peer, reserved: 0, data };
+    let event = ReadEvent { kind, index, request, at_ns, unread_ns, len, copied, peer, tls: 0, data };
     RequestEvent::Read(Box::new(event))
 }
 
@@ -245,6 +245,7 @@ pub(crate) fn request(key: RequestKey, events: &[RequestEvent]) -> Request {
             RequestEvent::Task(event) => request.task(event),
             RequestEvent::SlotStart(event) => request.slot_start(event),
             RequestEvent::SlotEnd(event) => request.slot_end(event),
+            RequestEvent::Draft(event) => request.draft(event),
         }
     }
     request

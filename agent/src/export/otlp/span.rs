@@ -42,7 +42,8 @@ pub(super) fn spans(record: &Record, trace: &Trace, epoch_ns: u64) -> Vec<Span> 
         end_time_unix_nano: epoch_ns + to,
         attributes: phase_attributes(request, phase).0,
         events: if phase == Phase::Decode {
-            event("last_token", request.last_token_ns, to, epoch_ns).into_iter().collect()
+            let last = event("last_token", request.last_token_ns, to, epoch_ns);
+            drafts(request, to, epoch_ns).chain(last).collect()
         } else {
             Vec::new()
         },
@@ -118,9 +119,9 @@ fn error(request: &Finished) -> Option<String> {
 
 fn attributes(record: &Record) -> Attributes {
     let (request, mut it) = (&record.request, Attributes::default());
-    // Only a POST runs on a slot, and only plain HTTP is seen.
+    // Only a POST runs on a slot.
     it.put("http.request.method", "POST");
-    it.put("url.scheme", "http");
+    it.put("url.scheme", if request.tls { "https" } else { "http" });
     it.put_some("url.path", request.head.as_ref().map(|head| head.path.as_str()));
     it.put("http.route", request.route.name());
     // The code for a client that went is of our making.
@@ -157,7 +158,13 @@ fn attributes(record: &Record) -> Attributes {
     ] {
         it.put_some(key, ns.map(ms));
     }
-    if request.join == Join::Exact {
+    it.put_some("user.id", request.user.as_deref());
+    let [drafted, accepted] = request.draft_tokens;
+    it.put_some("llamaprobe.draft_tokens", (drafted > 0).then_some(drafted));
+    it.put_some("llamaprobe.accepted_tokens", (drafted > 0).then_some(accepted));
+    it.put_some("llamaprobe.wasted_tokens", Some(request.wasted_tokens).filter(|n| *n > 0));
+    it.put_some("llamaprobe.cost_dollars", record.cost.into_iter().flatten().next());
+    if request.join.is_joined() {
         it.put("gen_ai.usage.input_tokens", request.prompt_tokens + request.cached_tokens);
         it.put("gen_ai.usage.cache_read.input_tokens", request.cached_tokens);
         it.put("gen_ai.usage.output_tokens", request.generated_tokens);
@@ -177,6 +184,17 @@ fn phase_attributes(request: &Finished, phase: Phase) -> Attributes {
         Phase::Decode => it.put("llama_cpp.generated_tokens", request.generated_tokens),
     }
     it
+}
+
+/// What each decode call guessed, where that was asked for.
+fn drafts(request: &Finished, end_ns: u64, epoch_ns: u64) -> impl Iterator<Item = Event> {
+    request.draft_steps.iter().filter_map(move |step| {
+        let mut attributes = Attributes::default();
+        attributes.put("llamaprobe.draft_tokens", u64::from(step.drafted));
+        attributes.put("llamaprobe.accepted_tokens", u64::from(step.accepted));
+        let event = event("draft", step.at_ns, end_ns, epoch_ns)?;
+        Some(Event { attributes: attributes.0, ..event })
+    })
 }
 
 /// A moment within the span, if there was one.
