@@ -141,6 +141,10 @@ impl Context {
     pub const PENDING: u32 = 1;
     /// The context of a draft model: its batches are not the server's.
     pub const DRAFT: u32 = 2;
+    /// A server sets the samplers of its slots on it: no draft model's.
+    pub const MAIN: u32 = 4;
+    /// The decode call repeats one that failed.
+    pub const RETRIED: u32 = 8;
 }
 
 plain!(

@@ -36,6 +36,8 @@ impl TargetConfig {
     /// With [`TargetConfig::SLOTS`]: the server's own functions are not visible, and starts and ends of slots are
     /// inferred from its calls into the library.
     pub const INFERRED_SLOTS: u32 = 64;
+    /// Set by the programs: which contexts a server samples slots on is known from [`Context::MAIN`](crate::batch::Context::MAIN).
+    pub const MAIN_SEEN: u32 = 256;
     /// Each decode call that checks guesses is told.
     pub const DRAFT_STEPS: u32 = 128;
 }

@@ -210,7 +210,8 @@ pub fn on_write(target: &Target, key: ConnectionKey, buffer: u64, len: u64, now:
     }
     let index = state.writes;
     if index == 0 {
-        gather::tell(request(key, state), state, now)?;
+        // They were read before the engine began; when is not kept, and the time of the answer would be too late.
+        gather::tell(request(key, state), state, state.arrived_ns)?;
     }
     state.writes += 1;
     state.bytes_out += len;
@@ -255,7 +256,8 @@ pub fn on_close(target: &Target, key: ConnectionKey, gone: bool, now: u64) {
         end(target, key, state, EndReason::Closed, now);
     }
     if gone {
-        if state.peer.port != 0 {
+        // SAFETY: only whose it is matters.
+        if state.peer.port != 0 && unsafe { PEERS.get(state.peer) } == Some(&key) {
             let _ = PEERS.remove(state.peer);
         }
         let _ = CONNECTIONS.remove(key);
@@ -269,7 +271,7 @@ pub fn on_close(target: &Target, key: ConnectionKey, gone: bool, now: u64) {
 #[inline(always)]
 fn end(target: &Target, key: ConnectionKey, state: &mut Connection, reason: EndReason, now: u64) {
     let request = request(key, state);
-    if let Err(loss) = gather::tell(request, state, now) {
+    if let Err(loss) = gather::tell(request, state, state.arrived_ns) {
         target.lose(loss);
     }
     state.arrived_ns = 0;

@@ -61,7 +61,7 @@ pub static PEERS: HashMap<Peer, ConnectionKey> = HashMap::with_max_entries(2048,
 #[map]
 pub static THREADS: HashMap<u64, ConnectionKey> = HashMap::with_max_entries(4096, 0);
 
-/// Reads and questions for the peer under way, by process and thread id.
+/// Reads, questions for the peer and TLS handshakes under way, by process and thread id.
 #[map]
 pub static CALLS: HashMap<u64, Call> = HashMap::with_max_entries(4096, 0);
 

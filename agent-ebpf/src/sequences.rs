@@ -92,6 +92,10 @@ pub fn take_part(target: &Target, state: &mut Sequence, context: &Context, token
         return;
     }
     settle(state, context);
+    if context.flags & Context::RETRIED != 0 {
+        // What the call that failed was to check is checked by this one.
+        state.step_drafted = 0;
+    }
     judge_draft(target, state);
     state.step_drafted = drafted;
     state.step = context.step;

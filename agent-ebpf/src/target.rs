@@ -61,6 +61,17 @@ impl Target {
         self.flags & flag != 0
     }
 
+    /// Sets one of the flags; the agent's next change of them may take it back.
+    #[inline(always)]
+    pub fn note(&self, flag: u32) {
+        if !self.has(flag)
+            && let Some(config) = TARGETS.get_ptr_mut(self.tgid)
+        {
+            // SAFETY: `config` points to a map value.
+            unsafe { (*config).flags |= flag };
+        }
+    }
+
     /// Whether what it reads and writes may be looked at.
     #[inline(always)]
     pub fn keeps_payload(&self) -> bool {

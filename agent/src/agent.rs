@@ -81,6 +81,7 @@ struct Agent {
     /// Under whose names metrics are published, too.
     compat: Vec<Dialect>,
     attach_failures: u64,
+    reload_failures: u64,
     /// Release of the running kernel.
     release: Option<KernelVersion>,
     /// The sockets could not be followed, which was said.
@@ -241,6 +242,7 @@ impl Agent {
             unobservable: BTreeMap::new(),
             prices: None,
             attach_failures: 0,
+            reload_failures: 0,
             release: doctor::kernel_version(&Roots::default()),
             deaf: false,
             started: SystemTime::now(),
@@ -290,6 +292,12 @@ impl Agent {
             let records = answer.map(|answer| self.session.answered(now, answer)).unwrap_or_default();
             self.tell(&records);
         }
+        for request in self.session.unended() {
+            if !self.kernel.is_under_way(request) {
+                let lost = self.session.vanished(now, monotonic_ns(), request);
+                self.tell(&lost);
+            }
+        }
         let overdue = self.session.expire(now, monotonic_ns());
         self.tell(&overdue);
         self.session.forget_ended(now);
@@ -306,7 +314,10 @@ impl Agent {
         self.log.reopen();
         match self.billing.load() {
             Ok(billing) => self.session.rebill(billing),
-            Err(error) => error!("names and prices stay as they were: {error:#}"),
+            Err(error) => {
+                self.reload_failures += 1;
+                error!("names, prices and phrases stay as they were: {error:#}");
+            }
         }
     }
 
@@ -372,6 +383,7 @@ impl Agent {
             given_up: self.session.given_up(),
             log_lost: self.log.lost(),
             attach_failures: self.attach_failures,
+            reload_failures: self.reload_failures,
             cpu: cpu_time(),
             resident_bytes: resident_bytes(),
             started: self.started.duration_since(SystemTime::UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64()),

@@ -229,6 +229,12 @@ impl RunArguments {
             }
         };
         let otlp = otlp::Options::resolve(&self.otlp(), &|name| std::env::var(name).ok(), &file.otlp())?;
+        let user_header = self.user_header.or(file.user_header);
+        if let Some(name) = &user_header {
+            hyper::header::HeaderName::from_bytes(name.as_bytes()).with_context(|| {
+                format!("--user-header is {name:?}: it should be a header's name such as X-User")
+            })?;
+        }
         let default = DEFAULT_LISTEN.parse().context("the default address")?;
         let billing = BillingOptions {
             sources: self.user_from.or(file.user_from).unwrap_or_else(|| DEFAULT_SOURCES.to_vec()),
@@ -249,7 +255,7 @@ impl RunArguments {
                 file: self.log_file.or(file.log_file),
                 slow: self.log_slow_ms.or(file.log_slow_ms).map(Duration::from_millis),
             },
-            user_header: self.user_header.or(file.user_header),
+            user_header,
             trace_drafts: self.trace_drafts.or(file.trace_drafts) == Some(Switch::On),
             payload: self.payload.or(file.payload) != Some(Switch::Off),
             compat: self.compat.or(file.compat).unwrap_or_default(),

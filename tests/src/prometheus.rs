@@ -24,12 +24,15 @@ pub fn deployed() -> PathBuf {
     workspace_root().join("deploy/prometheus")
 }
 
+/// How the reason of a test begins that was skipped for want of Prometheus.
+pub const NO_PROMETHEUS: &str = "no Prometheus";
+
 /// The two programs, or the reason to skip a test.
 pub fn programs() -> Option<(PathBuf, PathBuf)> {
     let assets = Assets::expected();
     let programs = assets.prometheus().zip(assets.promtool());
     if programs.is_none() {
-        skip("no Prometheus: run `cargo xtask setup`, or put prometheus and promtool in PATH");
+        skip(&format!("{NO_PROMETHEUS}: run `cargo xtask setup`, or put prometheus and promtool in PATH"));
     }
     programs
 }

@@ -89,7 +89,7 @@ pub struct Line {
     pub slot: Option<i32>,
     /// Its first task.
     pub task: Option<i32>,
-    /// `exact` or `none`.
+    /// How it was joined to its slots, as README has it.
     pub join: String,
 }
 

@@ -162,7 +162,7 @@ fn substituted(expr: &str, agent: &Agent, server: &LlamaServer) -> String {
         ("$__rate_interval", "30s".to_owned()),
         ("$__range", "1m".to_owned()),
         ("$job", "llamaprobe".to_owned()),
-        ("$instance", pattern(&agent.address().to_string())),
+        ("$instance", agent.address().to_string()),
         ("$server", pattern(&server.label())),
         ("$model", pattern(&server.model())),
     ];

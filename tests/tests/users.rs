@@ -105,15 +105,19 @@ fn tokens_by_user_are_the_sums_of_the_answers() -> Result<()> {
     scratch.write("aliases.toml", format!("\"{}\" = \"finance\"\n", hashes[0]).as_bytes())?;
     agent.signal(Signal::HUP)?;
     let call = Call::post("/completion", &json!({"prompt": "hello", "n_predict": 3, "ignore_eos": true}));
+    let finance = || Some(by_user(&agent.scrape().ok()?, &server).get("finance")?.generated);
     let renamed = || {
+        let before = finance().unwrap_or(0);
         let call = Call { trace: Default::default(), ..call.clone() };
         call.with_header("Authorization", "Bearer sk-one").send(server.address(), &mut None).ok()?;
-        by_user(&agent.scrape().ok()?, &server).contains_key("finance").then_some(())
+        finance().filter(|now| *now == before + 3).map(drop)
     };
     wait_for("the new name", LAG, renamed)?;
     scratch.write("aliases.toml", b"this is no table")?;
     agent.signal(Signal::HUP)?;
-    wait_for("the refusal in the log", LAG, || agent.log().contains("aliases.toml").then_some(()))?;
+    let refused = |metrics: &Exposition| metrics.sum("llamaprobe_reload_failures_total", &[]) > 0.0;
+    agent.wait_metrics("the refusal of a bad file", |metrics| refused(metrics).then_some(()))?;
+    assert!(agent.log().contains("aliases.toml"), "{}", agent.log());
     renamed().context("a bad file must change nothing")?;
     agent.stop()
 }

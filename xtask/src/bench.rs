@@ -37,7 +37,7 @@ pub struct Options {
 pub fn run(options: &Options) -> Result<()> {
     if !options.prepared {
         setup::run()?;
-        let agent = build_agent("release")?;
+        let agent = build_agent("release", &[])?;
         let pairs = options.pairs.to_string();
         let json: &[&str] = if options.json { &["--json"] } else { &[] };
         return root::run_self(&agent, &[&["bench", "--prepared", "--pairs", &pairs], json].concat());

@@ -5,6 +5,7 @@ use std::fs;
 use anyhow::{Context as _, Result, ensure};
 use llamaprobe_tests::agent::BINARY_VARIABLE;
 use llamaprobe_tests::assets::{skipped_file, target_directory};
+use llamaprobe_tests::prometheus::NO_PROMETHEUS;
 use llamaprobe_tests::skip::NOT_ROOT;
 
 use crate::command::{build_agent, cargo, run};
@@ -13,11 +14,16 @@ use crate::{root, setup};
 /// The package that builds only for the kernel's virtual machine.
 const NOT_FOR_THE_HOST: &str = "llamaprobe-ebpf";
 
+/// A feature of the agent that is off by default, and tested all the same.
+const GRPC: &str = "otlp-grpc";
+
 /// Checks the format, and that clippy has nothing to say.
 pub fn lint() -> Result<()> {
     run(&mut cargo(&["fmt", "--all", "--check"])?)?;
     let scope = ["--workspace", "--exclude", NOT_FOR_THE_HOST, "--all-targets"];
     run(cargo(&["clippy"])?.args(scope).args(["--", "-D", "warnings"]))?;
+    let features = ["--package", "llamaprobe", "--features", GRPC, "--all-targets"];
+    run(cargo(&["clippy"])?.args(features).args(["--", "-D", "warnings"]))?;
     ["x86_64", "aarch64"].into_iter().try_for_each(lint_kernel_programs)
 }
 
@@ -41,7 +47,7 @@ pub fn test() -> Result<()> {
     eprintln!("== lints");
     lint()?;
     eprintln!("== tests");
-    let agent = build_agent("debug")?;
+    let agent = build_agent("debug", &["--features", GRPC])?;
     let skipped = skipped_file();
     // Made here, so that it belongs to the user even if the tests run as root.
     fs::write(&skipped, "").with_context(|| format!("cannot write {}", skipped.display()))?;
@@ -69,5 +75,6 @@ fn report_skipped(skipped: &str) -> Result<()> {
     skipped.lines().for_each(|line| println!("  {line}"));
     let in_ci = std::env::var("CI").is_ok_and(|value| value == "true");
     ensure!(!(in_ci && skipped.contains(NOT_ROOT)), "tests that need root were skipped in CI");
+    ensure!(!(in_ci && skipped.contains(NO_PROMETHEUS)), "tests that need Prometheus were skipped in CI");
     Ok(())
 }

@@ -26,10 +26,10 @@ pub fn cargo(arguments: &[&str]) -> Result<Command> {
     Ok(command)
 }
 
-/// Builds the agent, and returns its executable. `profile` is `debug` or `release`.
-pub fn build_agent(profile: &str) -> Result<PathBuf> {
+/// Builds the agent, and returns its executable. `profile` is `debug` or `release`; `more` are arguments for cargo.
+pub fn build_agent(profile: &str, more: &[&str]) -> Result<PathBuf> {
     let flag: &[&str] = if profile == "release" { &["--release"] } else { &[] };
-    run(&mut cargo(&[&["build", "--package", "llamaprobe"], flag].concat())?)?;
+    run(&mut cargo(&[&["build", "--package", "llamaprobe"], flag, more].concat())?)?;
     Ok(target_directory().join(profile).join("llamaprobe"))
 }
 

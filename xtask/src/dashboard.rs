@@ -18,9 +18,9 @@ use panels::{GROUPS, Group, Panel, Queries, Shape};
 /// The width of the screen in Grafana's units.
 const SCREEN: u64 = 24;
 /// The labels that the variables select.
-const SERVER: &str = "instance=~\"$instance\",server=~\"$server\",model=~\"$model\"";
+const SERVER: &str = "instance=\"$instance\",server=~\"$server\",model=~\"$model\"";
 /// That of the agent alone.
-const HOST: &str = "instance=~\"$instance\"";
+const HOST: &str = "instance=\"$instance\"";
 /// The routes that run on a slot.
 const INFERENCE: &str =
     "route=~\"/completion|/infill|/v1/(chat/completions|completions|messages|responses|embeddings|rerank)\"";
@@ -91,16 +91,11 @@ fn variables() -> Vec<Value> {
     let selected = [
         ("job", "Job", "label_values(llamaprobe_build_info, job)", false),
         ("instance", "Host", "label_values(llamaprobe_build_info{job=~\"$job\"}, instance)", false),
-        (
-            "server",
-            "Server",
-            "label_values(llamaprobe_probe_attached{instance=~\"$instance\"}, server)",
-            true,
-        ),
+        ("server", "Server", "label_values(llamaprobe_probe_attached{instance=\"$instance\"}, server)", true),
         (
             "model",
             "Model",
-            "label_values(llamaprobe_probe_attached{instance=~\"$instance\",server=~\"$server\"}, model)",
+            "label_values(llamaprobe_probe_attached{instance=\"$instance\",server=~\"$server\"}, model)",
             true,
         ),
     ];

@@ -23,7 +23,7 @@ pub fn run(prepared: bool) -> Result<()> {
         eprintln!("== set-up");
         setup::run()?;
         eprintln!("== build");
-        let agent = build_agent("release")?;
+        let agent = build_agent("release", &[])?;
         eprintln!("== run, as root");
         return root::run_self(&agent, &["demo", "--prepared"]);
     }

@@ -64,7 +64,9 @@ fn enter(target: &Target, cookie: Cookie, address: u64, source: &Source) -> Resu
     if retried {
         // The call before failed for want of room in the KV cache; the server tries the same tokens again.
         context.flags &= !Context::PENDING;
+        context.flags |= Context::RETRIED;
     } else {
+        context.flags &= !Context::RETRIED;
         // A server goes on at once; when the call before of any other program ended is not known.
         let ended = if target.has(TargetConfig::SLOTS) { now } else { context.entered_ns };
         contexts::count_pending(target, context, ended);
@@ -170,7 +172,9 @@ fn close(target: &Target, context: &mut Context, address: u64, source: &Source) 
     // Not a running request: the warm-up, or another use of the context.
     let Some(state) = sequences::find(&key) else { return Ok(()) };
     if state.flags & Sequence::ACTIVE == 0 {
-        let inferred = target.has(TargetConfig::INFERRED_SLOTS);
+        // A draft model uses sequences of the same numbers on a context of its own, and cuts them, too.
+        let main = context.flags & Context::MAIN != 0 || !target.has(TargetConfig::MAIN_SEEN);
+        let inferred = target.has(TargetConfig::INFERRED_SLOTS) && main;
         if !inferred || !prove(target, state, sequence, position as u32) {
             return Ok(());
         }

@@ -124,7 +124,11 @@ fn leave(target: &Target, state: &mut Sequence, slot: i32) -> Result<(), Loss> {
         n_past: state.n_past,
         n_ctx,
         engine_ns: state.engine_ns,
-        wasted_tokens: if state.wanted == 0 { 0 } else { state.generated_tokens - (state.wanted - 1) },
+        wasted_tokens: if state.wanted == 0 {
+            0
+        } else {
+            state.generated_tokens.saturating_sub(state.wanted - 1)
+        },
         drafted_tokens: state.drafted,
         accepted_tokens: state.accepted,
         reserved: 0,
@@ -138,6 +142,12 @@ fn leave(target: &Target, state: &mut Sequence, slot: i32) -> Result<(), Loss> {
 #[uprobe]
 fn lp_slot_turn(probe: ProbeContext) -> u32 {
     observe(&probe, |target, _, call| {
+        if !target.has(TargetConfig::INFERRED_SLOTS) {
+            // Another process that maps the same file.
+            return Ok(());
+        }
+        contexts::find_or_make(target, call.get(0)?)?.flags |= Context::MAIN;
+        target.note(TargetConfig::MAIN_SEEN);
         let slot = plausible(call.get(1)? as i32)?;
         let state = sequences::find_or_make(&sequences::key(target, 0, slot))?;
         if state.flags & Sequence::ACTIVE != 0 {

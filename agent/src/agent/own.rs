@@ -44,7 +44,7 @@ pub(super) fn resident_bytes() -> u64 {
     pages * rustix::param::page_size() as u64
 }
 
-/// The key of the hashes that API keys leave as: new at each start, so that they cannot be looked up elsewhere. Another
+/// A random key, new at each start: for the hashes that API keys leave as, unless the operator gives a secret; another
 /// one is that of the ids of traces.
 pub(super) fn secret<const N: usize>() -> [u8; N] {
     use std::hash::{BuildHasher as _, Hasher as _, RandomState};

@@ -156,6 +156,11 @@ impl Agent {
             return error!(pid, %error, "cannot observe");
         }
         self.seats.insert(pid, Seat { start_time: target.start_time, config });
+        let has_tls = |plan: &Plan| plan.probes.iter().any(|probe| probe.role == Role::Tls);
+        if self.session.plan(pid).is_some_and(has_tls) && !has_tls(&plan) {
+            // It is under a seccomp filter by now: no return probe may stay.
+            self.kernel.detach_own(pid);
+        }
         let known = self.session.plan(pid).map(sites);
         if known.as_ref().is_some_and(|known| *known == sites(&plan)) {
             return self.session.refresh(now, target, plan);

@@ -1,8 +1,12 @@
 //! The system calls of servers: attached while there is a server whose requests are followed, since other processes
 //! on the host make the same calls and each costs them a look-up.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    io::ErrorKind,
+    net::{IpAddr, SocketAddr},
+};
 
+use aya::maps::MapError;
 use aya::programs::{TracePoint, trace_point::TracePointLink};
 use llamaprobe_common::{
     request::{
@@ -29,6 +33,9 @@ const CALLS: [(&str, &str, &str); 9] = [
 
 /// The same for what tells the descriptor of a TLS session.
 const SESSION_CALL: (&str, &str, &str) = ("lp_tls_socket", "syscalls", "sys_enter_read");
+
+/// `BPF_NOEXIST` of linux/bpf.h.
+const NOT_YET_THERE: u64 = 1;
 
 /// The attached tracepoints; dropping them detaches.
 pub(super) type SocketLinks = Vec<TracePointLink>;
@@ -129,14 +136,25 @@ impl Kernel {
         for &(fd, client) in open {
             let key = ConnectionKey { tgid: pid, fd };
             let peer = client.map(peer).unwrap_or_default();
-            self.connections
-                .insert(key, Connection { peer, ..OPEN }, 0)
-                .map_err(|source| LoadError::map("fill", "CONNECTIONS", source))?;
+            match self.connections.insert(key, Connection { peer, ..OPEN }, NOT_YET_THERE) {
+                Ok(()) => {}
+                // It was accepted meanwhile, and more is known of it than here.
+                Err(MapError::SyscallError(error)) if error.io_error.kind() == ErrorKind::AlreadyExists => {
+                    continue;
+                }
+                Err(source) => return Err(LoadError::map("fill", "CONNECTIONS", source)),
+            }
             if peer.port != 0 {
                 self.peers.insert(peer, key, 0).map_err(|source| LoadError::map("fill", "PEERS", source))?;
             }
         }
         Ok(())
+    }
+
+    /// Whether a request is still under way on its connection.
+    pub fn is_under_way(&self, request: RequestKey) -> bool {
+        let key = ConnectionKey { tgid: request.tgid, fd: request.fd };
+        self.connections.get(&key, 0).is_ok_and(|state| state.arrived_ns == request.arrived_ns)
     }
 
     /// What was written of the answer of a request under way, as if that were its end.

@@ -15,6 +15,9 @@ use crate::session::{
 /// The shortest secret that API keys are hashed with, bytes.
 const SHORTEST_SECRET: usize = 32;
 
+/// More users than this are never told apart.
+const MOST_USERS: usize = 10_000;
+
 /// Users told apart unless told otherwise.
 pub const DEFAULT_USERS: usize = 100;
 
@@ -48,6 +51,7 @@ impl BillingOptions {
                 "--host-price takes dollars per hour, from 0; not {price}"
             );
         }
+        ensure!(self.users <= MOST_USERS, "--users takes up to {MOST_USERS}: each is a set of series");
         Ok(self)
     }
 
@@ -150,6 +154,8 @@ mod tests {
         }
         let absent = BillingOptions { prices: Some("/no/such/file".into()), ..BillingOptions::default() };
         assert!(format!("{:#}", absent.load().unwrap_err()).contains("/no/such/file"));
+        let many = BillingOptions { users: MOST_USERS + 1, ..BillingOptions::default() };
+        assert!(many.check().unwrap_err().to_string().contains("--users"));
         let wrong = BillingOptions { host_price: Some(-1.0), ..BillingOptions::default() };
         assert!(wrong.check().unwrap_err().to_string().contains("--host-price"));
     }

@@ -401,6 +401,12 @@ pub static METRICS: &[Metric] = &[
         number(all.attach_failures as f64)
     }),
     metric(
+        Counter,
+        "llamaprobe_reload_failures_total",
+        "Times that SIGHUP found a bad file of names, prices or phrases; what was read before stays.",
+        |all| number(all.reload_failures as f64),
+    ),
+    metric(
         Gauge,
         "llamaprobe_overhead_ratio",
         "Share of wall time that a server's threads spend in probes: hits times the calibrated price, over the last 10 seconds or more.",

@@ -153,6 +153,7 @@ fn snapshot(servers: Vec<Server>) -> Snapshot {
         given_up: 5,
         log_lost: 6,
         attach_failures: 3,
+        reload_failures: 7,
         cpu: Duration::from_millis(1_500),
         resident_bytes: 20_000_000,
         started: 1_700_000_000.5,
@@ -333,6 +334,8 @@ fn every_loss_has_a_series_from_the_start() {
 fn every_metric_says_what_it_is() {
     let mut server = busy();
     server.stats.hits[ProbeId::CommonSeqRm as usize] = 1;
+    server.stats.hits[ProbeId::WaitingTask as usize] = 1;
+    server.served.insert((Role::Task, ProbeId::WaitingTask));
     let text = String::from_utf8(render(&snapshot(vec![server]), &[]).unwrap()).unwrap();
     let mut names = BTreeSet::new();
     for metric in METRICS {

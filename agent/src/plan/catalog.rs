@@ -445,7 +445,7 @@ pub static ROWS: &[Row] = &[
         ProbeId::SetSampler,
         Program::SlotTurn,
         Layout::Plain,
-        arguments(0b010),
+        arguments(0b011),
         &[Exact(SET_SAMPLER)],
     ),
     row(

@@ -8,7 +8,7 @@ use super::{
     Labels, Session,
     charge::Charge,
     cost::{Basis, HostTime, Rates},
-    finished::Finished,
+    finished::{Finished, Join},
     identity::Naming,
     ledger::Totals,
     payload::text::Phrases,
@@ -73,8 +73,13 @@ impl Session {
     ) -> [Option<f64>; 2] {
         self.charge(now, labels, request.user.as_deref(), request.due);
         let prices = self.books.rates.of(&labels.model);
-        let by_tokens = prices.map(|prices| prices.dollars(request.used));
-        [by_tokens, self.books.rates.engine(request.used.engine_ns)]
+        let by_tokens = |used: Charge| prices.map(|prices| prices.dollars(used));
+        match request.join {
+            // What it used is not known, which is not nothing.
+            Join::Ambiguous | Join::Unmatched => [None; 2],
+            Join::Answer => [by_tokens(request.said()), None],
+            _ => [by_tokens(request.used), self.books.rates.engine(request.used.engine_ns)],
+        }
     }
 
     /// Charges what requests under way have used up to a reading of their process, and what belongs to none.
@@ -92,6 +97,14 @@ impl Session {
         account.usage.balance(Charge::of_process(&account.stats).since(unjoined), prices);
         let (charge, dollars) = account.usage.total();
         account.window.note(now, Totals { tokens: charge.tokens, dollars });
+    }
+
+    /// A process has ended: what was held back for requests that will not be told any more belongs to none.
+    pub(super) fn settle_accounts(&mut self, now: Instant, pid: u32) {
+        let Some(labels) = self.watched.get(&pid).and_then(|watched| watched.labels.clone()) else { return };
+        let prices = self.books.rates.of(&labels.model);
+        let account = self.ledger.account(now, &labels);
+        account.usage.balance(Charge::of_process(&account.stats), prices);
     }
 
     /// What was used for requests that are not known yet: where joins are inferred, tokens are charged when the request is

@@ -175,6 +175,11 @@ impl Finished {
         self.head.as_ref().is_some_and(Head::is_inference)
     }
 
+    /// The tokens it is told with, as a charge.
+    pub fn said(&self) -> Charge {
+        Charge { tokens: [self.prompt_tokens, self.cached_tokens, self.generated_tokens], engine_ns: 0 }
+    }
+
     /// Nanoseconds between two moments, if there were both.
     fn between(from: u64, to: u64) -> Option<u64> {
         (from != 0 && to != 0).then(|| to.saturating_sub(from))

@@ -23,6 +23,8 @@ use super::{
 
 /// Pairs that are looked at without a pause.
 const MUCH: usize = 10_000;
+/// Ambiguous requests that are remembered; of more the oldest is forgotten.
+const MAX_GHOSTS: usize = 1024;
 /// The pause, nanoseconds.
 const PAUSE_NS: u64 = 100_000_000;
 
@@ -53,7 +55,7 @@ impl Joins {
     /// Joins what can be joined at `now_ns`. `askers` are all requests of the process that are not joined.
     pub fn settle(&mut self, askers: &[Asker], now_ns: u64) -> Vec<Verdict> {
         // Every request is held against every run: what is much is not done at every event.
-        let much = askers.len() * self.runs.all().len() > MUCH;
+        let much = (askers.len() + self.ghosts.len()) * self.runs.all().len() > MUCH;
         if much && now_ns < self.settled_ns.saturating_add(PAUSE_NS) {
             return Vec::new();
         }
@@ -74,6 +76,8 @@ impl Joins {
         let verdicts = decisions.iter().map(verdict).collect();
         let ambiguous = decisions.iter().filter(|decision| decision.join == Join::Ambiguous);
         self.ghosts.extend(ambiguous.map(|decision| askers[decision.asker].clone()));
+        let many = self.ghosts.len().saturating_sub(MAX_GHOSTS);
+        self.ghosts.drain(..many);
         self.ghosts.retain(|ghost| ghost.ended_ns().saturating_add(2 * STEP_NS) > now_ns);
         self.runs.remove(decisions.iter().filter_map(|decision| decision.run).chain(nobodys).collect());
         verdicts
@@ -178,7 +182,7 @@ impl<'a> Board<'a> {
         let far = |other: usize, run: usize| distance(&self.askers[other], &self.runs[run]);
         let &run = self.options[at].iter().min_by_key(|run| far(at, **run)).filter(|_| asker.ran)?;
         let near = far(at, run);
-        let by_far = |other: u64| other > near.saturating_mul(2) + NEAR_NS;
+        let by_far = |other: u64| other > near.saturating_mul(2).saturating_add(NEAR_NS);
         let alike = |other: &usize| *other != run && is_alike(&self.runs[*other], &self.runs[run]);
         let apart = |other: &usize| *other == run || alike(other) || by_far(far(at, *other));
         let clear = |rival: &usize| {

@@ -170,6 +170,17 @@ impl Session {
         self.requests.half_answered()
     }
 
+    /// Requests that have not ended as far as is known.
+    pub fn unended(&self) -> Vec<RequestKey> {
+        self.requests.unended()
+    }
+
+    /// A request is not under way on its connection any more. Returns it if its end must have been lost.
+    pub fn vanished(&mut self, now: Instant, now_ns: u64, request: RequestKey) -> Vec<Record> {
+        let finished = self.requests.vanished(request, now_ns);
+        self.book(now, finished)
+    }
+
     /// What the kernel knows of such a request's answer. Returns the request if that is all of it.
     pub fn answered(&mut self, now: Instant, answer: EndEvent) -> Vec<Record> {
         let finished = self.requests.answered(answer);
@@ -288,6 +299,7 @@ impl Session {
         self.read(now, pid, last, prices);
         let finished = self.requests.end(pid, now_ns);
         let records = self.book(now, finished);
+        self.settle_accounts(now, pid);
         self.watched.remove(&pid);
         records
     }

@@ -99,6 +99,8 @@ pub struct Request {
     booked: Charge,
     draft_steps: Vec<DraftStep>,
     tls: bool,
+    /// It was found to be gone from its connection.
+    vanished: bool,
 }
 
 /// A client as an address; none over a Unix socket.
@@ -133,6 +135,7 @@ impl Request {
             booked: Charge::default(),
             draft_steps: Vec::new(),
             tls: false,
+            vanished: false,
         }
     }
 
@@ -303,6 +306,21 @@ impl Request {
         self.user.get_or_insert_with(name).clone()
     }
 
+    /// Whether its end on the socket is known.
+    pub fn is_ended(&self) -> bool {
+        self.end.is_some()
+    }
+
+    /// It is not on its connection any more. The first time its end may be on its way here; the second time it was lost.
+    /// Returns whether it has ended by that.
+    pub fn vanish(&mut self, now_ns: u64) -> bool {
+        if std::mem::replace(&mut self.vanished, true) && self.end.is_none() {
+            self.close(EndReason::Closed, now_ns, now_ns, &[]);
+            return true;
+        }
+        false
+    }
+
     /// Whether it is over: the answer is written and every slot it took is left.
     pub fn is_over(&self) -> bool {
         self.end.is_some()
@@ -387,7 +405,7 @@ impl Request {
     /// Whether `written` bytes are the whole answer, if it told its length; `None` when it is over or did not.
     pub fn is_whole(&self, written: u64) -> Option<bool> {
         let status = self.status.as_ref().filter(|_| self.end.is_none())?;
-        Some(written >= status.body as u64 + status.content_length?)
+        Some(written >= (status.body as u64).saturating_add(status.content_length?))
     }
 
     /// What is known of it at its end.

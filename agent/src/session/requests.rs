@@ -187,6 +187,20 @@ impl Requests {
         self.open.iter().filter(|(_, request)| half(request)).map(|(key, _)| *key).collect()
     }
 
+    /// Requests that have not ended as far as is known.
+    pub fn unended(&self) -> Vec<RequestKey> {
+        self.open.iter().filter(|(_, request)| !request.is_ended()).map(|(key, _)| *key).collect()
+    }
+
+    /// A request that is not under way on its connection any more: its end was lost, once this was seen twice.
+    pub fn vanished(&mut self, key: RequestKey, now_ns: u64) -> Option<Finished> {
+        let request = self.open.get_mut(&key)?;
+        if !request.vanish(now_ns) || !request.is_over() {
+            return None;
+        }
+        self.open.remove(&key).map(|request| request.finish(now_ns, &self.naming, &self.phrases))
+    }
+
     /// Takes what the kernel knows of a request's answer for its end, if it is all of it.
     pub fn answered(&mut self, event: EndEvent) -> Option<Finished> {
         let whole = self.open.get(&event.request)?.is_whole(event.bytes_out) == Some(true);

@@ -141,6 +141,8 @@ pub struct Snapshot {
     pub log_lost: u64,
     /// Probes that could not be attached, since the start.
     pub attach_failures: u64,
+    /// Times that files of names, prices or phrases were bad when they were to be read again.
+    pub reload_failures: u64,
     /// CPU time the agent has used.
     pub cpu: Duration,
     /// Memory the agent holds, bytes.

@@ -673,7 +673,10 @@ pub static GROUPS: &[Group] = &[
                 "short",
                 "Losses by reason",
                 "What was seen but could not be counted, each second.",
-                Each(&[("sum by (reason) (rate(llamaprobe_lost_total{@host}[@rate]))", "{{reason}}")]),
+                Each(&[
+                    ("sum by (reason) (rate(llamaprobe_lost_total{@host}[@rate]))", "{{reason}}"),
+                    ("sum(rate(llamaprobe_reload_failures_total{@host}[@rate]))", "bad files at SIGHUP"),
+                ]),
             ),
             panel(
                 Lines,

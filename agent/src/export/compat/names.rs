@@ -192,6 +192,12 @@ pub static VIEWS: &[View] = &[
     ),
     llamacpp(
         Gauge,
+        "llamacpp:predicted_tokens_seconds",
+        "llm_tokens_per_second",
+        "Tokens generated per second. Approximate: over the last 5 minutes, idle time counts; the server's is since its last scrape.",
+    ),
+    llamacpp(
+        Gauge,
         "llamacpp:kv_cache_usage_ratio",
         "llm_context_utilisation_ratio",
         "Positions held as a share of the context, as older versions had it.",

@@ -33,7 +33,7 @@ pub(super) fn seen(all: &Snapshot, of: fn(&Tally) -> u64) -> Vec<Sample> {
 
 pub(super) fn wasted(all: &Snapshot) -> Vec<Sample> {
     per_server(all, |server| {
-        let known = followed(server) && server.is_live(Role::SlotStart);
+        let known = followed(server) && server.is_live(Role::Task);
         known.then(|| (vec![], Value::Number(server.tally.wasted_tokens as f64))).into_iter().collect()
     })
 }

@@ -94,9 +94,15 @@ impl Lane {
             if last {
                 return Err(Loss::Shutdown);
             }
-            // Whoever says when to come again is not to be asked before.
-            let wait = after.unwrap_or_else(|| jittered(pause));
-            if start.elapsed() + wait > PATIENCE {
+            // Whoever says when to come again is not asked before, but not at once either; and what would be too late is
+            // given up when its time is over, not before: the next batch would only ask too early.
+            let wait = after.map_or_else(|| jittered(pause), |after| after.max(FIRST_PAUSE));
+            let left = PATIENCE.saturating_sub(start.elapsed());
+            if wait > left {
+                tokio::select! {
+                    () = sleep(left) => {}
+                    _ = closing.wait_for(|closing| *closing) => {}
+                }
                 return Err(Loss::Unreachable);
             }
             pause = (pause * 3 / 2).min(LONGEST_PAUSE);

@@ -61,7 +61,7 @@ struct Channel<T> {
     counts: Arc<Counts>,
 }
 
-/// One server's metrics, under its resource.
+/// The metrics of one collection, by server.
 type Metrics = Vec<ResourceMetrics>;
 
 /// The exporter, as the agent holds it.

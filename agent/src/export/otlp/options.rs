@@ -102,15 +102,19 @@ impl Options {
         let mut destinations = Vec::new();
         let disabled = read("OTEL_SDK_DISABLED").is_some_and(|value| value.eq_ignore_ascii_case("true"));
         for signal in Signal::ALL.into_iter().filter(|_| !disabled) {
+            // What others set for programs of theirs is no mistake of ours: nothing is checked without an endpoint.
+            let Some(at) = address(signal, flags, &read, file) else { continue };
             if is_wanted(signal, flags, &read, file)? {
-                destinations.extend(destination(signal, flags, &read, file)?);
+                destinations.push(destination(signal, at, &read)?);
             }
         }
+        let nothing = |_: &str| None;
+        let read: Environment<'_> = if destinations.is_empty() { &nothing } else { &read };
         Ok(Self {
             destinations,
-            rules: Rules { ratio: ratio(flags, &read, file)?, slow: slow(flags, file)? },
-            interval: milliseconds(&read, "OTEL_METRIC_EXPORT_INTERVAL", 60_000)?,
-            resource: resource(&read)?,
+            rules: Rules { ratio: ratio(flags, read, file)?, slow: slow(flags, file)? },
+            interval: milliseconds(read, "OTEL_METRIC_EXPORT_INTERVAL", 60_000)?,
+            resource: resource(read)?,
         })
     }
 
@@ -144,31 +148,37 @@ fn signals(list: &str) -> Result<Vec<Signal>> {
     names.map(signal).collect()
 }
 
-fn destination(
-    signal: Signal,
-    flags: &Arguments,
-    read: Environment<'_>,
-    file: &Arguments,
-) -> Result<Option<Destination>> {
+/// An endpoint as it was given.
+struct Address {
+    /// What gave it.
+    name: String,
+    url: String,
+    /// It is for one signal and taken as it is.
+    whole: bool,
+}
+
+fn address(signal: Signal, flags: &Arguments, read: Environment<'_>, file: &Arguments) -> Option<Address> {
+    let own = format!("OTEL_EXPORTER_OTLP_{}_ENDPOINT", signal.upper());
+    let general = "OTEL_EXPORTER_OTLP_ENDPOINT".to_owned();
+    let of = |name: String, url, whole| Address { name, url, whole };
+    let by_flag = || Some(of("--otlp-endpoint".to_owned(), flags.otlp_endpoint.clone()?, false));
+    let by_file =
+        || Some(of("otlp_endpoint in the configuration file".to_owned(), file.otlp_endpoint.clone()?, false));
+    by_flag()
+        .or_else(|| Some(of(own.clone(), read(&own)?, true)))
+        .or_else(|| Some(of(general.clone(), read(&general)?, false)))
+        .or_else(by_file)
+}
+
+fn destination(signal: Signal, at: Address, read: Environment<'_>) -> Result<Destination> {
     // What is set for the signal wins over what is set for all.
     let either = |what: &str| {
         let own = format!("OTEL_EXPORTER_OTLP_{}_{what}", signal.upper());
         let general = format!("OTEL_EXPORTER_OTLP_{what}");
         read(&own).map(|value| (own, value)).or_else(|| read(&general).map(|value| (general, value)))
     };
-    let own = format!("OTEL_EXPORTER_OTLP_{}_ENDPOINT", signal.upper());
     let protocol = protocol(either("PROTOCOL"))?;
-    let (name, url, whole) = if let Some(url) = &flags.otlp_endpoint {
-        ("--otlp-endpoint", url.clone(), false)
-    } else if let Some(url) = read(&own) {
-        (own.as_str(), url, true)
-    } else if let Some(url) = read("OTEL_EXPORTER_OTLP_ENDPOINT") {
-        ("OTEL_EXPORTER_OTLP_ENDPOINT", url, false)
-    } else if let Some(url) = &file.otlp_endpoint {
-        ("otlp_endpoint in the configuration file", url.clone(), false)
-    } else {
-        return Ok(None);
-    };
+    let Address { name, url, whole } = at;
     let path = match (protocol, whole) {
         (Protocol::Grpc, _) => Some(signal.grpc_path()),
         (Protocol::Http, false) => Some(signal.http_path()),
@@ -199,7 +209,7 @@ fn destination(
         None => Ok(1),
     };
     let queue = number("MAX_QUEUE_SIZE", 2048)?;
-    Ok(Some(Destination {
+    Ok(Destination {
         signal,
         uri,
         headers: either("HEADERS").map_or(Ok(Vec::new()), |(name, value)| headers(&name, &value))?,
@@ -217,7 +227,7 @@ fn destination(
             Some((prefix, default)) => milliseconds(read, &format!("{prefix}_SCHEDULE_DELAY"), default)?,
             None => Duration::ZERO,
         },
-    }))
+    })
 }
 
 fn protocol(set: Option<(String, String)>) -> Result<Protocol> {

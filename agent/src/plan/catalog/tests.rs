@@ -34,7 +34,7 @@ fn a_row_needs_the_arguments_its_program_reads() {
             Layout::Token(Context, context, ..) => (Program::Sample, bit(context), false),
             Layout::Plain => match row.role {
                 Role::CacheHit => (Program::CacheHit, bit(1) | bit(2) | bit(3), false),
-                _ if row.probe == ProbeId::SetSampler => (Program::SlotTurn, bit(1), false),
+                _ if row.probe == ProbeId::SetSampler => (Program::SlotTurn, bit(0) | bit(1), false),
                 _ if row.probe == ProbeId::MemorySeqCp => (Program::SlotFork, bit(1) | bit(2), false),
                 Role::SlotStart => (Program::SlotStart, bit(1) | bit(2), false),
                 Role::SlotEnd => (Program::SlotEnd, bit(0), false),

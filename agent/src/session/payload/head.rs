@@ -67,7 +67,7 @@ pub struct Head {
 pub struct HeadOptions {
     /// Name of the header that holds a user, in any case.
     pub user_header: Option<String>,
-    /// Random for each run: API keys leave only hashed with it.
+    /// The secret: API keys leave only hashed with it.
     pub key: [u8; 32],
 }
 

@@ -4,8 +4,8 @@ use std::{fmt, hash::Hasher};
 
 use siphasher::sip::SipHasher24;
 
-/// A keyed hash of an API key: the same for the same key during one run, and meaningless outside of it. `SipHash-2-4`
-/// of 64 bits, by the crate `siphasher`; without the run's random key nobody can test guesses against it.
+/// A keyed hash of an API key: the same for the same key under one secret, and meaningless elsewhere. `SipHash-2-4` of 64
+/// bits, by the crate `siphasher`; without the secret nobody can test guesses against it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct KeyHash(u64);
 

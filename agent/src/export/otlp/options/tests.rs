@@ -10,6 +10,11 @@ fn with_environment(variables: &[(&str, &str)]) -> Result<Options> {
     resolve(&Arguments::default(), variables, &Arguments::default())
 }
 
+/// With an endpoint beside: nothing is read without.
+fn exporting(variables: &[(&str, &str)]) -> Result<Options> {
+    resolve(&at("http://h:1"), variables, &Arguments::default())
+}
+
 fn at(endpoint: &str) -> Arguments {
     Arguments { otlp_endpoint: Some(endpoint.to_owned()), ..Arguments::default() }
 }
@@ -24,6 +29,13 @@ fn nothing_is_exported_unless_an_endpoint_is_set() {
     let disabled = [("OTEL_EXPORTER_OTLP_ENDPOINT", "http://h:1"), ("OTEL_SDK_DISABLED", "True")];
     assert!(with_environment(&disabled).unwrap().destinations.is_empty());
     assert!(with_environment(&[("OTEL_EXPORTER_OTLP_ENDPOINT", "  ")]).unwrap().destinations.is_empty());
+    // What others set for programs of theirs stops nobody.
+    let foreign = [
+        ("OTEL_TRACES_EXPORTER", "console"),
+        ("OTEL_TRACES_SAMPLER", "jaeger_remote"),
+        ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/json"),
+    ];
+    assert!(with_environment(&foreign).unwrap().destinations.is_empty());
 }
 
 #[test]
@@ -103,7 +115,7 @@ fn what_is_set_for_a_signal_wins_over_what_is_set_for_all() {
 
 #[test]
 fn the_resource_is_the_operators() {
-    let resource = |variables: &[(&str, &str)]| with_environment(variables).unwrap().resource;
+    let resource = |variables: &[(&str, &str)]| exporting(variables).unwrap().resource;
     let pair = |key: &str, value: &str| (key.to_owned(), value.to_owned());
     let list = ("OTEL_RESOURCE_ATTRIBUTES", "service.name=a,deployment.environment.name=lab%2C1");
     assert_eq!(resource(&[list]), [pair("service.name", "a"), pair("deployment.environment.name", "lab,1")]);
@@ -137,7 +149,7 @@ fn mistakes_are_named() {
         let flags = Arguments { trace_ratio: Some(ratio), ..Arguments::default() };
         assert!(message(&flags, &[]).contains("--trace-ratio"));
     }
-    let flags = Arguments { otlp_signals: Some("traces,spans".to_owned()), ..Arguments::default() };
+    let flags = Arguments { otlp_signals: Some("traces,spans".to_owned()), ..at("http://h") };
     let said = message(&flags, &[]);
     assert!(said.contains("--otlp-signals") && said.contains("spans"), "{said}");
     for list in ["ttft", "ttft=x", "itl=5", ""] {
