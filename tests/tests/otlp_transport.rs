@@ -219,7 +219,7 @@ fn grpc_where_the_build_has_it() -> Result<()> {
     }
     let spans = taken.spans()?;
     assert!(spans.iter().all(|span| span.api_key.as_deref() == Some("k")) && !spans.is_empty());
-    assert!(!taken.points()?.is_empty(), "metrics too");
+    taken.wait("metrics too", |taken| taken.points().ok().filter(|points| !points.is_empty()))?;
     agent.stop()
 }
 

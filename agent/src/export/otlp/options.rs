@@ -99,6 +99,12 @@ impl Options {
     /// When a value is no good; the message names where it stands.
     pub fn resolve(flags: &Arguments, environment: Environment<'_>, file: &Arguments) -> Result<Self> {
         let read = |name: &str| environment(name).map(|it| it.trim().to_owned()).filter(|it| !it.is_empty());
+        for (name, list) in [
+            ("--otlp-signals", &flags.otlp_signals),
+            ("otlp_signals in the configuration file", &file.otlp_signals),
+        ] {
+            list.as_deref().map(signals).transpose().context(name)?;
+        }
         let mut destinations = Vec::new();
         let disabled = read("OTEL_SDK_DISABLED").is_some_and(|value| value.eq_ignore_ascii_case("true"));
         for signal in Signal::ALL.into_iter().filter(|_| !disabled) {

@@ -149,7 +149,7 @@ fn mistakes_are_named() {
         let flags = Arguments { trace_ratio: Some(ratio), ..Arguments::default() };
         assert!(message(&flags, &[]).contains("--trace-ratio"));
     }
-    let flags = Arguments { otlp_signals: Some("traces,spans".to_owned()), ..at("http://h") };
+    let flags = Arguments { otlp_signals: Some("traces,spans".to_owned()), ..Arguments::default() };
     let said = message(&flags, &[]);
     assert!(said.contains("--otlp-signals") && said.contains("spans"), "{said}");
     for list in ["ttft", "ttft=x", "itl=5", ""] {
