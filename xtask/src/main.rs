@@ -5,6 +5,7 @@ mod check;
 mod command;
 mod dashboard;
 mod demo;
+mod kernels;
 mod root;
 mod setup;
 
@@ -38,6 +39,8 @@ enum Task {
     Lint,
     /// Write the Grafana dashboard anew, after a change of its table of panels
     Dashboard,
+    /// Try other kernels in virtual machines: do the programs load, attach and count right there?
+    Kernels(kernels::Options),
     /// Measure what observing costs
     Bench(bench::Options),
 }
@@ -49,6 +52,7 @@ fn main() -> ExitCode {
         Task::Test => check::test(),
         Task::Lint => check::lint(),
         Task::Dashboard => dashboard::write(),
+        Task::Kernels(options) => kernels::run(&options),
         Task::Bench(options) => bench::run(&options),
     };
     match outcome {

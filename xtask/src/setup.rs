@@ -208,18 +208,23 @@ fn node(assets: &Assets) -> Result<()> {
 }
 
 /// A directory for half-done work, removed in the end.
-struct Scratch {
+pub(crate) struct Scratch {
     path: PathBuf,
 }
 
 impl Scratch {
-    fn new(assets: &Assets, name: &str) -> Result<Self> {
+    pub(crate) fn new(assets: &Assets, name: &str) -> Result<Self> {
         let path = assets.root().join(format!("{name}.partial"));
         if path.exists() {
             fs::remove_dir_all(&path)?;
         }
         fs::create_dir_all(&path)?;
         Ok(Self { path })
+    }
+
+    /// The path of a file in it.
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
+        self.path.join(name)
     }
 }
 
