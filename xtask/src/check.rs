@@ -43,7 +43,7 @@ fn lint_kernel_programs(machine: &str) -> Result<()> {
 /// Sets up, lints, and runs all tests; the end-to-end tests one at a time.
 pub fn test() -> Result<()> {
     eprintln!("== set-up");
-    setup::run()?;
+    setup::run(setup::Purpose::Tests)?;
     eprintln!("== lints");
     lint()?;
     eprintln!("== tests");

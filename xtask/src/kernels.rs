@@ -12,7 +12,7 @@ use llamaprobe_tests::exposition::Exposition;
 
 use self::guest::{Figures, Guest};
 use crate::command::build_agent;
-use crate::setup;
+use crate::setup::{self, Purpose};
 
 /// A kernel that is tried.
 #[derive(Debug)]
@@ -87,7 +87,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         bail!("there is no kernel {unknown} in the table: --only takes {known}");
     }
     eprintln!("== set-up");
-    setup::run()?;
+    setup::run(Purpose::Demo)?;
     eprintln!("== build");
     let agent = build_agent("debug", &[])?;
     let wanted =

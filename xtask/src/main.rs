@@ -25,7 +25,7 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Task {
-    /// Install what building, demo and tests need and is not there yet
+    /// Install what the tests need and is not there yet
     Setup,
     /// Observe a real llama-server under load, and compare the agent's figures with the server's
     Demo {
@@ -47,7 +47,7 @@ enum Task {
 
 fn main() -> ExitCode {
     let outcome = match Arguments::parse().task {
-        Task::Setup => setup::run(),
+        Task::Setup => setup::run(setup::Purpose::Tests),
         Task::Demo { prepared } => demo::run(prepared),
         Task::Test => check::test(),
         Task::Lint => check::lint(),
