@@ -10,6 +10,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
     path::Path,
+    sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
 
@@ -30,12 +31,9 @@ use crate::{
     discovery::Scanner,
     doctor::{self, KernelVersion, NEEDED, Roots},
     export::{
-        compat::Dialect,
-        http::{self, Format, Question},
+        http::{self, Endpoint, Health},
         log::RequestLog,
-        openmetrics,
         otlp::{Otlp, Signal},
-        prometheus, snapshot,
     },
     plan::catalog::WANTED,
     session::{Billing, Record, Session, Snapshot, payload::head::HeadOptions, tracer::Tracer},
@@ -78,8 +76,6 @@ struct Agent {
     payload: bool,
     /// Whether each decode call that checks guesses is told.
     trace_drafts: bool,
-    /// Under whose names metrics are published, too.
-    compat: Vec<Dialect>,
     attach_failures: u64,
     reload_failures: u64,
     /// Release of the running kernel.
@@ -87,7 +83,7 @@ struct Agent {
     /// The sockets could not be followed, which was said.
     deaf: bool,
     started: SystemTime,
-    ready: bool,
+    health: Arc<Health>,
 }
 
 /// The place of an observed process.
@@ -123,7 +119,8 @@ pub async fn run(options: Options) -> Result<()> {
     agent.calibrate();
 
     let (sender, mut questions) = mpsc::channel(QUESTIONS);
-    let endpoint = tokio::spawn(http::serve(listener, sender));
+    let endpoint = Endpoint::start(listener, sender, agent.health.clone(), options.compat.clone())
+        .context("no thread for the endpoint")?;
     announce(address);
 
     let mut processes = bpf::waitable(rings.processes).context("cannot wait for the ring buffer")?;
@@ -137,7 +134,8 @@ pub async fn run(options: Options) -> Result<()> {
             _ = interrupt.recv() => break info!("SIGINT"),
             Some(question) = questions.recv() => {
                 agent.take_stock(requests.get_mut());
-                agent.answer(question);
+                // Whoever asked may have gone meanwhile.
+                let _ = question.send(agent.snapshot());
             }
             _ = hangup.recv() => agent.reload(),
             ready = requests.readable_mut() => {
@@ -166,7 +164,7 @@ pub async fn run(options: Options) -> Result<()> {
             }
         }
     }
-    endpoint.abort();
+    endpoint.close();
     agent.collect();
     agent.detach_all();
     // What has ended meanwhile is still told.
@@ -236,7 +234,6 @@ impl Agent {
             clock,
             payload: options.payload,
             trace_drafts: options.trace_drafts && options.otlp.of(Signal::Traces).is_some(),
-            compat: options.compat.clone(),
             seats: BTreeMap::new(),
             due: BTreeSet::new(),
             unobservable: BTreeMap::new(),
@@ -246,7 +243,7 @@ impl Agent {
             release: doctor::kernel_version(&Roots::default()),
             deaf: false,
             started: SystemTime::now(),
-            ready: false,
+            health: Arc::default(),
         }
     }
 
@@ -286,6 +283,7 @@ impl Agent {
 
     fn tick(&mut self) {
         let now = Instant::now();
+        self.health.turn();
         self.session.unsettled(now).into_iter().for_each(|pid| self.look(pid));
         for request in self.session.half_answered() {
             let answer = self.kernel.answer_so_far(request);
@@ -317,26 +315,6 @@ impl Agent {
             Err(error) => {
                 self.reload_failures += 1;
                 error!("names, prices and phrases stay as they were: {error:#}");
-            }
-        }
-    }
-
-    fn answer(&mut self, question: Question) {
-        // Whoever asked may have gone meanwhile.
-        match question {
-            Question::Ready(reply) => drop(reply.send(self.ready)),
-            Question::Snapshot(reply) => {
-                let document = snapshot::document(&self.snapshot());
-                drop(reply.send(document.to_string().into_bytes()));
-            }
-            Question::Metrics(Format::OpenMetrics, reply) => {
-                drop(reply.send(openmetrics::render(&self.snapshot(), &self.compat).into_bytes()));
-            }
-            Question::Metrics(Format::Prometheus, reply) => {
-                match prometheus::render(&self.snapshot(), &self.compat) {
-                    Ok(text) => drop(reply.send(text)),
-                    Err(error) => error!(%error, "the metrics cannot be rendered"),
-                }
             }
         }
     }

@@ -65,8 +65,8 @@ impl Agent {
         self.unobservable.retain(|pid, _| pids.contains(pid));
         pids.into_iter().for_each(|pid| self.look(pid));
         self.scanner.forget_except(self.session.targets());
-        if !self.ready {
-            self.ready = true;
+        if !self.health.is_ready() {
+            self.health.set_ready();
             info!(targets = self.seats.len(), late_loads = self.kernel.sees_late_loads(), "ready");
         }
     }
