@@ -35,6 +35,7 @@ use crate::{
         log::RequestLog,
         otlp::{Otlp, Signal},
     },
+    output,
     plan::catalog::WANTED,
     session::{Billing, Record, Session, Snapshot, payload::head::HeadOptions, tracer::Tracer},
 };
@@ -170,7 +171,7 @@ pub async fn run(options: Options) -> Result<()> {
     // What has ended meanwhile is still told.
     drain(requests.get_mut(), |entry| agent.request_event(entry));
     agent.otlp.close(EXPORT_FLUSH);
-    agent.log.close(LOG_FLUSH);
+    agent.log.close(Instant::now() + LOG_FLUSH);
     info!("detached");
     Ok(())
 }
@@ -182,9 +183,11 @@ fn ticks(period: Duration) -> Interval {
     interval
 }
 
-#[expect(clippy::print_stdout, reason = "the address is the program's output: port 0 takes a free one")]
+/// The address is the program's output: port 0 takes a free one.
 fn announce(address: SocketAddr) {
-    println!("listening on http://{address}");
+    if let Err(error) = output::announce(&format!("listening on http://{address}")) {
+        warn!(%error, %address, "listening; standard output does not take the address");
+    }
 }
 
 /// Adds what to do to the kernel's refusals.
