@@ -14,6 +14,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
     path::Path,
+    sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
 
@@ -38,13 +39,11 @@ use crate::{
     discovery::Target,
     doctor::{self, NEEDED, Roots},
     export::{
-        compat::Dialect,
-        http::{self, Format, Question},
+        http::{self, Endpoint, Health},
         log::RequestLog,
-        openmetrics,
         otlp::{Otlp, Signal},
-        prometheus, snapshot,
     },
+    output,
     plan::Plan,
     session::{Billing, Record, Session, Snapshot, payload::head::HeadOptions, tracer::Tracer},
 };
@@ -93,8 +92,6 @@ struct Agent {
     payload: bool,
     /// Whether each decode call that checks guesses is told.
     trace_drafts: bool,
-    /// Under whose names metrics are published, too.
-    compat: Vec<Dialect>,
     attach_failures: u64,
     reload_failures: u64,
     /// What the engine room was told last of what else to follow.
@@ -103,7 +100,7 @@ struct Agent {
     /// The sockets could not be followed, which was said.
     deaf: bool,
     started: SystemTime,
-    ready: bool,
+    health: Arc<Health>,
 }
 
 /// The place of an observed process.
@@ -149,7 +146,8 @@ pub async fn run(options: Options) -> Result<()> {
     agent.prices = prices;
 
     let (sender, mut questions) = mpsc::channel(QUESTIONS);
-    let endpoint = tokio::spawn(http::serve(listener, sender));
+    let endpoint = Endpoint::start(listener, sender, agent.health.clone(), options.compat.clone())
+        .context("no thread for the endpoint")?;
     announce(address);
 
     let mut processes = bpf::waitable(rings.processes).context("cannot wait for the ring buffer")?;
@@ -161,10 +159,9 @@ pub async fn run(options: Options) -> Result<()> {
             _ = terminate.recv() => break info!("SIGTERM"),
             _ = interrupt.recv() => break info!("SIGINT"),
             Some(question) = questions.recv() => {
-                if !matches!(question, Question::Ready(_)) {
-                    agent.take_stock(requests.get_mut());
-                }
-                agent.answer(question);
+                agent.take_stock(requests.get_mut());
+                // Whoever asked may have gone meanwhile.
+                let _ = question.send(agent.snapshot());
             }
             _ = hangup.recv() => agent.reload(),
             ready = requests.readable_mut() => {
@@ -198,13 +195,13 @@ pub async fn run(options: Options) -> Result<()> {
             }
         }
     }
-    endpoint.abort();
+    endpoint.close();
     agent.collect();
     agent.detach_all();
     // What has ended meanwhile is still told.
     while !drain(requests.get_mut(), |entry| agent.request_event(entry)) {}
     agent.otlp.close(EXPORT_FLUSH);
-    agent.log.close(LOG_FLUSH);
+    agent.log.close(Instant::now() + LOG_FLUSH);
     let all = agent.room.close(DETACH);
     info!(all, "detached");
     Ok(())
@@ -233,9 +230,11 @@ fn ticks(period: Duration) -> Interval {
     interval
 }
 
-#[expect(clippy::print_stdout, reason = "the address is the program's output: port 0 takes a free one")]
+/// The address is the program's output: port 0 takes a free one.
 fn announce(address: SocketAddr) {
-    println!("listening on http://{address}");
+    if let Err(error) = output::announce(&format!("listening on http://{address}")) {
+        warn!(%error, %address, "listening; standard output does not take the address");
+    }
 }
 
 /// Adds what to do to the kernel's refusals.
@@ -295,7 +294,6 @@ impl Agent {
             clock,
             payload: options.payload,
             trace_drafts: options.trace_drafts && options.otlp.of(Signal::Traces).is_some(),
-            compat: options.compat.clone(),
             seats: BTreeMap::new(),
             first: None,
             unobservable: BTreeMap::new(),
@@ -306,7 +304,7 @@ impl Agent {
             follows_sessions: false,
             deaf: false,
             started: SystemTime::now(),
-            ready: false,
+            health: Arc::default(),
         }
     }
 
@@ -331,6 +329,7 @@ impl Agent {
 
     fn tick(&mut self) {
         let now = Instant::now();
+        self.health.turn();
         self.session.unsettled(now).into_iter().for_each(|pid| self.look(pid, Rank::Likely, &[now]));
         for request in self.session.half_answered() {
             let answer = self.kernel.answer_so_far(request);
@@ -358,26 +357,6 @@ impl Agent {
             Err(error) => {
                 self.reload_failures += 1;
                 error!("names, prices and phrases stay as they were: {error:#}");
-            }
-        }
-    }
-
-    fn answer(&mut self, question: Question) {
-        // Whoever asked may have gone meanwhile.
-        match question {
-            Question::Ready(reply) => drop(reply.send(self.ready)),
-            Question::Snapshot(reply) => {
-                let document = snapshot::document(&self.snapshot());
-                drop(reply.send(document.to_string().into_bytes()));
-            }
-            Question::Metrics(Format::OpenMetrics, reply) => {
-                drop(reply.send(openmetrics::render(&self.snapshot(), &self.compat).into_bytes()));
-            }
-            Question::Metrics(Format::Prometheus, reply) => {
-                match prometheus::render(&self.snapshot(), &self.compat) {
-                    Ok(text) => drop(reply.send(text)),
-                    Err(error) => error!(%error, "the metrics cannot be rendered"),
-                }
             }
         }
     }

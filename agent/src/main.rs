@@ -1,10 +1,6 @@
 //! `llamaprobe`: parse, build, run, exit code.
 
-use std::{
-    io::{IsTerminal as _, Write as _},
-    path::Path,
-    process::ExitCode,
-};
+use std::{io::IsTerminal as _, path::Path, process::ExitCode, time::Duration};
 
 use anyhow::{Context as _, Result};
 use clap::Parser as _;
@@ -14,11 +10,15 @@ use llamaprobe::{
     cli::{Cli, Command, KeyHashArguments, Options, ReportArguments, SnapshotArguments, billing},
     doctor::Roots,
     export::snapshot,
+    output::{self, Messages},
     session::payload::head::KeyHash,
     survey,
 };
 use tracing::warn;
 use tracing_subscriber::EnvFilter;
+
+/// How long the last messages may take.
+const LAST_WORDS: Duration = Duration::from_millis(100);
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -38,7 +38,7 @@ fn main() -> ExitCode {
     match done {
         Ok(code) => code,
         Err(error) => {
-            let _ = writeln!(std::io::stderr(), "llamaprobe: {error:#}");
+            output::complain(&format!("llamaprobe: {error:#}"));
             ExitCode::from(2)
         }
     }
@@ -47,9 +47,12 @@ fn main() -> ExitCode {
 fn run(options: Options) -> Result<ExitCode> {
     let filter = EnvFilter::try_new(&options.log)
         .with_context(|| format!("--log does not understand {:?}", options.log))?;
+    let messages = Messages::start().context("no thread for messages")?;
     tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
+        .with_writer(messages.clone())
+        // It would print of what cannot be printed, and panic.
+        .log_internal_errors(false)
         .with_ansi(std::io::stderr().is_terminal())
         .init();
     // While there is one thread only: the mount stays private to this process.
@@ -57,8 +60,11 @@ fn run(options: Options) -> Result<ExitCode> {
         warn!(%error, "tracefs is not mounted and cannot be: `mount -t tracefs nodev /sys/kernel/tracing` helps");
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("no runtime")?;
-    runtime.block_on(agent::run(options))?;
-    Ok(ExitCode::SUCCESS)
+    let done = runtime.block_on(agent::run(options));
+    // What waits for a file system that hangs ends with the process.
+    runtime.shutdown_background();
+    messages.flush(LAST_WORDS);
+    done.map(|()| ExitCode::SUCCESS)
 }
 
 fn snapshot(arguments: &SnapshotArguments) -> Result<ExitCode> {
@@ -90,7 +96,7 @@ fn key_hash(arguments: &KeyHashArguments) -> Result<ExitCode> {
 }
 
 fn print(text: &str) -> Result<()> {
-    std::io::stdout().write_all(text.as_bytes()).context("cannot write to stdout")
+    output::print(text).context("cannot write to stdout")
 }
 
 type Shown = (String, serde_json::Result<String>, u8);

@@ -96,11 +96,11 @@ impl Agent {
 
     /// Ready is who has looked at, and attached for, all processes that were there at the start.
     pub(super) fn settle_first(&mut self) {
-        if !self.ready
+        if !self.health.is_ready()
             && self.first.as_ref().is_some_and(BTreeSet::is_empty)
             && self.seats.values().all(|seat| seat.attaching.is_none())
         {
-            self.ready = true;
+            self.health.set_ready();
             info!(targets = self.seats.len(), late_loads = self.kernel.sees_late_loads(), "ready");
         }
     }
