@@ -37,7 +37,7 @@ use crate::{
     bpf::{self, Attacher, Kernel, calibrate::Prices, events},
     cli::{Options, billing::BillingOptions},
     discovery::Target,
-    doctor::{self, NEEDED, Roots},
+    doctor::{self, Check, NEEDED, Roots},
     export::{
         http::{self, Endpoint, Health},
         log::RequestLog,
@@ -237,11 +237,15 @@ fn announce(address: SocketAddr) {
     }
 }
 
-/// Adds what to do to the kernel's refusals.
+/// Adds to the kernel's refusals what `doctor` finds fatal here: the kernel's own words seldom say what to do.
 fn explain(error: bpf::LoadError) -> anyhow::Error {
+    let fatal = doctor::host(&Roots::default()).into_iter().filter(Check::is_fatal);
+    let found: Vec<String> = fatal.map(|check| check.to_string()).collect();
     let denied = error.is_permission();
     let error = anyhow::Error::new(error);
-    if denied {
+    if !found.is_empty() {
+        error.context(format!("it cannot work here: {}", found.join("; ")))
+    } else if denied {
         error.context(format!("the kernel refuses: {NEEDED}; `llamaprobe doctor` says what is missing"))
     } else {
         error.context("`llamaprobe doctor` says what this host lacks")
