@@ -3,7 +3,7 @@
 use aya_ebpf::{macros::uprobe, programs::ProbeContext};
 use llamaprobe_common::{
     batch::{Context, MAX_PLAUSIBLE, MAX_RUNS, Run, Walk},
-    cookie::{ContextLayout, Cookie},
+    cookie::Cookie,
     loss::Loss,
     sequence::Sequence,
     target::TargetConfig,
@@ -12,7 +12,7 @@ use llamaprobe_common::{
 use super::{now, observe, resume, slot::prove};
 use crate::{
     arguments::read,
-    contexts,
+    contexts, layouts,
     maps::FOLLOW,
     sequences,
     source::{Place, Source},
@@ -27,7 +27,11 @@ const LOOKS: usize = 8;
 #[uprobe]
 fn lp_batch(probe: ProbeContext) -> u32 {
     observe(&probe, |target, cookie, call| {
-        let Some(source) = Source::of(call, cookie)? else { return Ok(()) };
+        let source = match Source::of(target, call, cookie) {
+            Ok(Some(source)) => source,
+            Ok(None) => return Ok(()),
+            Err(loss) => return layouts::miss(target, cookie, loss, &probe),
+        };
         enter(target, cookie, call.get(0)?, &source)?;
         go_on(&probe)
     })
@@ -37,7 +41,7 @@ fn lp_batch(probe: ProbeContext) -> u32 {
 #[uprobe]
 fn lp_follow(probe: ProbeContext) -> u32 {
     resume(&probe, |target, cookie, call| {
-        let Some(source) = Source::of(call, cookie)? else { return Ok(()) };
+        let Some(source) = Source::of(target, call, cookie)? else { return Ok(()) };
         let address = call.get(0)?;
         let Some(context) = contexts::find(target, address) else { return Ok(()) };
         if follow(target, context, address, &source)? { Ok(()) } else { go_on(&probe) }
@@ -71,9 +75,8 @@ fn enter(target: &Target, cookie: Cookie, address: u64, source: &Source) -> Resu
         let ended = if target.has(TargetConfig::SLOTS) { now } else { context.entered_ns };
         contexts::count_pending(target, context, ended);
     }
-    if context.n_ctx == 0 {
-        read_size(context, cookie, address)?;
-    }
+    // At each call: a context may be freed and another made at its place.
+    read_size(target, context, cookie, address);
     context.entered_ns = now;
     context.step = context.step.wrapping_add(1);
     context.tokens = source.len;
@@ -200,19 +203,21 @@ fn close(target: &Target, context: &mut Context, address: u64, source: &Source) 
     Ok(())
 }
 
-/// Reads the context's size and checks that it can be one.
+/// Reads the context's size and checks that it can be one. Where it cannot, it is not known.
 #[inline(always)]
-fn read_size(context: &mut Context, cookie: Cookie, address: u64) -> Result<(), Loss> {
+fn read_size(target: &Target, context: &mut Context, cookie: Cookie, address: u64) {
     let layout = cookie.context_layout();
-    if layout == ContextLayout::Unknown {
-        return Ok(());
-    }
-    let [all, one] = read::<[u32; 2]>(address + 8)?;
-    let one = if layout == ContextLayout::TotalAndSequence { one } else { 0 };
-    if all == 0 || all > MAX_PLAUSIBLE || one > all {
-        return Err(Loss::Implausible);
-    }
+    let field = |offset: u16| match offset {
+        0 => Ok(0),
+        _ => read::<u32>(address + u64::from(offset)),
+    };
+    let (all, one) = match (field(layout.total), field(layout.sequence)) {
+        (Ok(all), Ok(one)) if all <= MAX_PLAUSIBLE && one <= all => (all, one),
+        _ => {
+            target.lose(Loss::Implausible);
+            (0, 0)
+        }
+    };
     context.n_ctx = all;
     context.n_ctx_seq = one;
-    Ok(())
 }

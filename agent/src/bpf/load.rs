@@ -8,6 +8,7 @@ use aya::{
     programs::{ProgramError, RawTracePoint, TracePoint, UProbe, trace_point::TracePointLink},
 };
 use llamaprobe_common::{
+    layout::{LayoutKey, LayoutState},
     batch::{Context, ContextKey},
     call::Call,
     request::{Connection, ConnectionKey, Peer, RequestKey},
@@ -121,8 +122,9 @@ pub struct Kernel {
     pub(super) attachments: Attachments,
     pub(super) sockets: SocketLinks,
     pub(super) sessions: Option<TracePointLink>,
-    /// Keeps the program of the tail call alive.
-    _follow: ProgramArray<MapData>,
+    pub(super) layouts: HashMap<MapData, LayoutKey, LayoutState>,
+    /// Keeps the programs of the tail calls alive.
+    _follow: Vec<ProgramArray<MapData>>,
     /// Maps the programs read only; held so that they are not closed.
     _blank: (Array<MapData, Context>, Array<MapData, Connection>),
     late_loads: bool,
@@ -144,14 +146,18 @@ impl Kernel {
         let at_return = Program::ALL.into_iter().filter_map(Program::at_return);
         let at_end = Program::ALL.into_iter().filter_map(Program::at_end);
         let names = Program::ALL.into_iter().map(Program::name).chain(at_return).chain(at_end);
-        for name in names.chain(["lp_follow", "lp_calibration"]) {
+        for name in names.chain(["lp_follow", "lp_show", "lp_calibration"]) {
             let program = uprobe(&mut ebpf, name)?;
             program.load().map_err(|source| LoadError::program("load", name, source))?;
         }
-        let mut follow: ProgramArray<MapData> = take(&mut ebpf, "FOLLOW")?;
-        let fd = uprobe(&mut ebpf, "lp_follow")?;
-        let fd = fd.fd().map_err(|source| LoadError::program("open", "lp_follow", source))?;
-        follow.set(0, fd, 0).map_err(|source| LoadError::map("fill", "FOLLOW", source))?;
+        let follow = [("FOLLOW", "lp_follow"), ("SHOW", "lp_show")].map(|(map, program)| {
+            let mut array: ProgramArray<MapData> = take(&mut ebpf, map)?;
+            let fd = uprobe(&mut ebpf, program)?;
+            let fd = fd.fd().map_err(|source| LoadError::program("open", program, source))?;
+            array.set(0, fd, 0).map_err(|source| LoadError::map("fill", map, source))?;
+            Ok(array)
+        });
+        let follow = follow.into_iter().collect::<Result<Vec<_>, LoadError>>()?;
 
         watch(&mut ebpf, "lp_exec", "sched_process_exec")?;
         watch(&mut ebpf, "lp_exit", "sched_process_exit")?;
@@ -163,6 +169,7 @@ impl Kernel {
             stats: take(&mut ebpf, "STATS")?,
             sequences: take(&mut ebpf, "SEQUENCES")?,
             contexts: take(&mut ebpf, "CONTEXTS")?,
+            layouts: take(&mut ebpf, "LAYOUTS")?,
             connections: take(&mut ebpf, "CONNECTIONS")?,
             peers: take(&mut ebpf, "PEERS")?,
             threads: take(&mut ebpf, "THREADS")?,

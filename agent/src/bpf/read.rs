@@ -6,6 +6,7 @@ use aya::{
 };
 use llamaprobe_common::{
     batch::Context,
+    layout::{LayoutKey, LayoutState},
     request::Peer,
     sequence::Sequence,
     target::{MAX_TARGETS, TargetConfig, TargetStats},
@@ -22,6 +23,8 @@ pub struct Reading {
     pub sequences: Vec<(i32, Sequence)>,
     /// Its contexts, with their pointer.
     pub contexts: Vec<(u64, Context)>,
+    /// How batches lie in its memory, by the number of the file.
+    pub layouts: Vec<(u32, LayoutState)>,
 }
 
 impl Kernel {
@@ -52,6 +55,7 @@ impl Kernel {
         let _ = self.targets.remove(&pid);
         remove(&mut self.sequences, |key| key.tgid == pid);
         remove(&mut self.contexts, |key| key.tgid == pid);
+        remove(&mut self.layouts, |key| key.tgid == pid);
         let peers = self.peers.iter().flatten().filter(|(_, key)| key.tgid == pid);
         let peers: Vec<Peer> = peers.map(|(peer, _)| peer).collect();
         remove(&mut self.peers, |peer| peers.contains(peer));
@@ -109,11 +113,14 @@ impl Kernel {
     pub fn reading(&self, pid: u32, index: u32) -> Result<Reading, LoadError> {
         let sequences = self.sequences.iter().flatten().filter(|(key, _)| key.tgid == pid);
         let contexts = self.contexts.iter().flatten().filter(|(key, _)| key.tgid == pid);
+        let layouts = self.layouts.iter().flatten();
+        let layouts = layouts.filter(|(key, _)| key.tgid == pid && key.image != LayoutKey::ALL);
         Ok(Reading {
             // First: what the sequences have used may then be ahead of the sums, never behind.
             stats: self.stats(index)?,
             sequences: sequences.map(|(key, state)| (key.sequence, state)).collect(),
             contexts: contexts.map(|(key, state)| (key.context, state)).collect(),
+            layouts: layouts.map(|(key, state)| (key.image, state)).collect(),
         })
     }
 }

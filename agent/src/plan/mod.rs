@@ -1,6 +1,7 @@
 //! From the symbols of a process's files to what is attached where. In: images. Out: a [`Plan`]. Pure.
 
 pub mod catalog;
+pub mod getter;
 pub mod report;
 pub mod site;
 
@@ -15,7 +16,7 @@ use llamaprobe_common::{
     target::TargetConfig,
 };
 
-use crate::discovery::image::{Image, Machine, Symbol};
+use crate::discovery::image::{Image, ImageId, Machine, Symbol};
 use catalog::{Program, ROWS, Role, Row};
 use site::{Needs, Site, SiteMachine};
 
@@ -307,17 +308,29 @@ fn place(image: &Arc<Image>, row: &Row, symbol: &Symbol, role: Role) -> Probe {
         site,
         end,
         program: row.program,
-        cookie: row.cookie(context_layout(image)),
+        cookie: row.cookie(context_layout(image), image_number(image.id)),
     }
 }
 
-fn context_layout(image: &Image) -> ContextLayout {
-    let has = |name: &str| image.symbols.iter().any(|symbol| symbol.name == name);
-    if has(catalog::HAS_CONTEXT_PER_SEQUENCE) {
-        ContextLayout::TotalAndSequence
-    } else if has(catalog::HAS_CONTEXT_SIZE) {
-        ContextLayout::Total
-    } else {
-        ContextLayout::Unknown
+/// Where the sizes of a context are, as far as the file's own functions tell. In newer builds the functions of the
+/// interface only jump to methods.
+pub fn context_layout(image: &Image) -> ContextLayout {
+    let offset = |names: [&str; 2]| {
+        let symbols = image.symbols.iter().filter(|symbol| names.contains(&symbol.name.as_str()));
+        symbols.filter_map(|symbol| getter::member(image.machine, &symbol.code)).next().unwrap_or(0)
+    };
+    let layout = ContextLayout {
+        total: offset(catalog::CONTEXT_SIZE),
+        sequence: offset(catalog::CONTEXT_SIZE_PER_SEQUENCE),
+    };
+    if layout.total == 0 { ContextLayout::UNKNOWN } else { layout }
+}
+
+/// A number that tells a file from the few others that one process maps.
+pub fn image_number(id: ImageId) -> u32 {
+    let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
+    for byte in [id.device, id.inode, id.size].into_iter().flat_map(u64::to_le_bytes) {
+        hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
     }
+    (hash >> 40) as u32
 }
