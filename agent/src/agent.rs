@@ -94,6 +94,8 @@ struct Agent {
 struct Seat {
     start_time: u64,
     config: TargetConfig,
+    /// A slot has started: it is a server.
+    has_started: bool,
 }
 
 /// Observes until SIGTERM or SIGINT.
@@ -286,6 +288,7 @@ impl Agent {
 
     fn tick(&mut self) {
         let now = Instant::now();
+        self.settle_servers();
         self.session.unsettled(now).into_iter().for_each(|pid| self.look(pid));
         for request in self.session.half_answered() {
             let answer = self.kernel.answer_so_far(request);

@@ -5,7 +5,7 @@ use llamaprobe_common::{
     batch::{Context, MAX_PLAUSIBLE, MAX_RUNS, Run, Walk},
     cookie::Cookie,
     loss::Loss,
-    sequence::Sequence,
+    sequence::{Sequence, SequenceKey},
     target::TargetConfig,
 };
 
@@ -23,6 +23,9 @@ use crate::{
 /// of 2,048 tokens 13. What remains goes on in a tail call, of which the kernel allows 33: the verifier's work stays
 /// small, and `bpf_loop` would need Linux 5.17.
 const LOOKS: usize = 8;
+
+/// Tokens that a server decodes to warm up or to try its cache.
+const WARM_UP: u32 = 2;
 
 #[uprobe]
 fn lp_batch(probe: ProbeContext) -> u32 {
@@ -62,6 +65,15 @@ fn enter(target: &Target, cookie: Cookie, address: u64, source: &Source) -> Resu
     let first = source.first()?;
     let now = now();
     let context = contexts::find_or_make(target, address)?;
+    if target.is_undecided() {
+        // Nothing came of a few tokens at the beginning before others came there: the warm-up of a server to be.
+        let tried = first.position == 0 && context.first_position == 0 && context.tokens <= WARM_UP;
+        context.flags &= !if tried { Context::PENDING } else { 0 };
+        context.flags |= Context::UNDECIDED;
+    } else if context.flags & Context::UNDECIDED != 0 {
+        // What a server did before its first slot is its warm-up.
+        context.flags &= !(Context::UNDECIDED | Context::PENDING);
+    }
     let retried = context.flags & Context::PENDING != 0
         && context.first_sequence == first.sequence
         && context.first_position == first.position;
@@ -155,12 +167,15 @@ fn close(target: &Target, context: &mut Context, address: u64, source: &Source) 
     context.runs_len += 1;
 
     let tokens = beyond - start;
-    let key = sequences::key(target, address, sequence);
-    if !target.has(TargetConfig::SLOTS) {
+    let turned = target.is_undecided() && turns_server(target, context, sequence, position as u32);
+    let key = sequences::key(target, if turned { 0 } else { address }, sequence);
+    if !target.has(TargetConfig::SLOTS) && !turned {
         let state = sequences::find_or_make(&key)?;
         let position = if source.automatic { state.n_past } else { position as u32 };
         // Without slots a request's start is not seen: one token right after a sampled one goes on, all else is prompt.
         let goes_on = tokens == 1 && state.flags & Sequence::DECODING != 0 && position == state.n_past;
+        // One token in the middle of what was never seen to begin: a request that was running when the agent came.
+        let goes_on = goes_on || target.is_undecided() && tokens == 1 && position > 0 && state.context == 0;
         if !goes_on {
             context.prompt_tokens += tokens;
             state.last_token_ns = 0;
@@ -201,6 +216,22 @@ fn close(target: &Target, context: &mut Context, address: u64, source: &Source) 
     state.n_past = position as u32 + tokens;
     context.flags |= Context::PENDING;
     Ok(())
+}
+
+/// Whether the batch is the first of a server of which only the calls into the library are seen: it has set the samplers
+/// of its slots, and the prompt goes on where the cache was cut.
+#[inline(always)]
+fn turns_server(target: &Target, context: &Context, sequence: i32, position: u32) -> bool {
+    if !target.may(TargetConfig::INFERRED_SLOTS) || context.flags & Context::MAIN == 0 {
+        return false;
+    }
+    let key = SequenceKey { context: 0, tgid: target.tgid, sequence };
+    let Some(state) = sequences::find(&key) else { return false };
+    let starts = state.flags & Sequence::ACTIVE == 0 && prove(target, state, sequence, position);
+    if starts {
+        target.note(TargetConfig::STARTED);
+    }
+    starts
 }
 
 /// Reads the context's size and checks that it can be one. Where it cannot, it is not known.

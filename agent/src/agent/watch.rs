@@ -109,6 +109,17 @@ impl Agent {
         }
     }
 
+    /// Looks anew at processes that have turned out to be servers.
+    pub(super) fn settle_servers(&mut self) {
+        let turned = |(pid, seat): (&u32, &mut Seat)| {
+            let undecided = !seat.has_started && seat.config.flags & TargetConfig::EITHER != 0;
+            seat.has_started |= undecided && self.kernel.noted(*pid) & TargetConfig::STARTED != 0;
+            (undecided && seat.has_started).then_some(*pid)
+        };
+        let turned: Vec<u32> = self.seats.iter_mut().filter_map(turned).collect();
+        turned.into_iter().for_each(|pid| self.look(pid));
+    }
+
     /// The sockets are followed as long as there is a server.
     pub(super) fn follow_sockets(&mut self) {
         let http = self.session.targets().any(|target| {
@@ -124,6 +135,9 @@ impl Agent {
 
     fn watch(&mut self, target: Target, mut plan: Plan) {
         let now = Instant::now();
+        if self.seats.get(&target.pid).is_some_and(|seat| seat.has_started) {
+            plan.settle_for_server();
+        }
         if !self.payload {
             plan.flags |= TargetConfig::NO_PAYLOAD;
         }
@@ -155,7 +169,8 @@ impl Agent {
         if let Err(error) = seated {
             return error!(pid, %error, "cannot observe");
         }
-        self.seats.insert(pid, Seat { start_time: target.start_time, config });
+        let has_started = self.kernel.noted(pid) & TargetConfig::STARTED != 0;
+        self.seats.insert(pid, Seat { start_time: target.start_time, config, has_started });
         let has_tls = |plan: &Plan| plan.probes.iter().any(|probe| probe.role == Role::Tls);
         if self.session.plan(pid).is_some_and(has_tls) && !has_tls(&plan) {
             // It is under a seccomp filter by now: no return probe may stay.
@@ -165,6 +180,7 @@ impl Agent {
         if known.as_ref().is_some_and(|known| *known == sites(&plan)) {
             return self.session.refresh(now, target, plan);
         }
+        self.kernel.keep(pid, &plan.probes);
         let file =
             |id| target.images.iter().find(|mapped| mapped.image.id == id).map(|mapped| mapped.file.clone());
         let failures = self.kernel.attach(pid, &plan.probes, file);

@@ -130,6 +130,18 @@ impl Kernel {
             .collect()
     }
 
+    /// Gives up what is attached for a process and is not among `probes`; without another user it is detached now.
+    pub fn keep(&mut self, pid: u32, probes: &[Probe]) {
+        self.attachments.sites.retain(|(image, offset, ..), attached| {
+            let kept = probes.iter().any(|probe| probe.image.id == *image && probe.offset() == *offset);
+            if kept || !attached.users.contains(&pid) {
+                return true;
+            }
+            attached.users.retain(|user| *user != pid);
+            !attached.users.is_empty()
+        });
+    }
+
     /// Detaches what is attached for a process alone.
     pub fn detach_own(&mut self, pid: u32) {
         self.attachments.sites.retain(|(_, _, _, only), _| only.map(NonZeroU32::get) != Some(pid));

@@ -8,7 +8,7 @@ use llamaprobe_common::{
     batch::Context,
     layout::{LayoutKey, LayoutState},
     request::Peer,
-    sequence::Sequence,
+    sequence::{Sequence, SequenceKey},
     target::{MAX_TARGETS, TargetConfig, TargetStats},
 };
 
@@ -46,8 +46,14 @@ impl Kernel {
     /// # Errors
     ///
     /// When the map cannot be written.
-    pub fn update(&mut self, pid: u32, config: TargetConfig) -> Result<(), LoadError> {
+    pub fn update(&mut self, pid: u32, mut config: TargetConfig) -> Result<(), LoadError> {
+        config.flags |= self.noted(pid);
         self.targets.insert(pid, config, 0).map_err(|source| LoadError::map("fill", "TARGETS", source))
+    }
+
+    /// What the programs have noted in the flags of a process.
+    pub fn noted(&self, pid: u32) -> u32 {
+        self.targets.get(&pid, 0).map_or(0, |config| config.flags & TargetConfig::NOTED)
     }
 
     /// Stops to observe a process and forgets its sequences and contexts. What cannot be removed is gone already.
@@ -111,7 +117,11 @@ impl Kernel {
     ///
     /// When a map cannot be read.
     pub fn reading(&self, pid: u32, index: u32) -> Result<Reading, LoadError> {
-        let sequences = self.sequences.iter().flatten().filter(|(key, _)| key.tgid == pid);
+        // What a server decoded before it was known to be one is on no slot.
+        let config = self.targets.get(&pid, 0);
+        let is_server = config.is_ok_and(|it| TargetConfig::effective(it.flags) & TargetConfig::SLOTS != 0);
+        let own = |key: &SequenceKey| key.tgid == pid && !(is_server && key.context != 0);
+        let sequences = self.sequences.iter().flatten().filter(|(key, _)| own(key));
         let contexts = self.contexts.iter().flatten().filter(|(key, _)| key.tgid == pid);
         let layouts = self.layouts.iter().flatten();
         let layouts = layouts.filter(|(key, _)| key.tgid == pid && key.image != LayoutKey::ALL);

@@ -41,6 +41,8 @@ pub struct Probe {
     pub program: Program,
     /// What it is told.
     pub cookie: Cookie,
+    /// Only as long as no slot has started: a server has no use for it.
+    pub until_slot: bool,
 }
 
 impl Probe {
@@ -163,6 +165,9 @@ pub fn plan(images: &[Arc<Image>]) -> Verdict {
         // A server has no other way to a token.
         token.retain(|probe| sampler(probe.probe));
     }
+    // What fires decides: a process with a server's functions that starts no slot is a program that uses the library.
+    let plain = |probe: Probe| Probe { until_slot: true, ..probe };
+    let plain = all_tokens(images).into_iter().filter(|_| slots).map(plain);
     let slot_tokens = token.iter().any(|probe| probe.probe == ProbeId::ProcessToken);
     // Where tokens are told by slot the sampler ends the step; elsewhere the token's own event does.
     let step_end = if slot_tokens {
@@ -170,6 +175,9 @@ pub fn plan(images: &[Arc<Image>]) -> Verdict {
     } else {
         relabelled(&token, Role::StepEnd)
     };
+    let known = token.iter().chain(&step_end).map(|probe| (probe.image.id, probe.offset()));
+    let known: Vec<_> = known.collect();
+    token.extend(plain.filter(|probe| !(inferred && known.contains(&(probe.image.id, probe.offset())))));
     let cache = if slots { cache } else { Vec::new() };
     let tls = if slots { tls(images) } else { Vec::new() };
     let old_server = images.iter().flat_map(|image| &image.symbols).any(|symbol| {
@@ -186,6 +194,7 @@ pub fn plan(images: &[Arc<Image>]) -> Verdict {
         (slots && old_server, TargetConfig::SEQUENCE_SHIFT),
         (slots, TargetConfig::HTTP),
         (inferred, TargetConfig::INFERRED_SLOTS),
+        (slots, TargetConfig::EITHER),
     ] {
         flags |= if set { flag } else { 0 };
     }
@@ -222,6 +231,17 @@ impl Verdict {
 }
 
 impl Plan {
+    /// A slot has started: it is a server.
+    pub fn settle_for_server(&mut self) {
+        self.flags &= !TargetConfig::EITHER;
+        self.probes.retain(|probe| !probe.until_slot);
+    }
+
+    /// Whether it may turn out to be no server.
+    pub fn is_undecided(&self) -> bool {
+        self.flags & TargetConfig::EITHER != 0
+    }
+
     /// TLS is not looked into, and why.
     pub fn drop_tls(&mut self, why: &'static str) {
         if self.probes.iter().any(|probe| probe.role == Role::Tls) {
@@ -229,6 +249,11 @@ impl Plan {
             self.missing.insert(0, Missing { role: Role::Tls, why });
         }
     }
+}
+
+/// Every way to a token by the interface of the library.
+fn all_tokens(images: &[Arc<Image>]) -> Vec<Probe> {
+    select(images, Role::Token, Role::Token, |row| row.probe != ProbeId::ProcessToken)
 }
 
 /// The functions of each library that has them: half of a conversation would be worse than none.
@@ -309,6 +334,7 @@ fn place(image: &Arc<Image>, row: &Row, symbol: &Symbol, role: Role) -> Probe {
         end,
         program: row.program,
         cookie: row.cookie(context_layout(image), image_number(image.id)),
+        until_slot: false,
     }
 }
 
