@@ -145,6 +145,8 @@ impl Context {
     pub const MAIN: u32 = 4;
     /// The decode call repeats one that failed.
     pub const RETRIED: u32 = 8;
+    /// Its last decode call was made before it was known whether the process is a server.
+    pub const UNDECIDED: u32 = 16;
 }
 
 plain!(

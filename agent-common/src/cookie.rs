@@ -17,16 +17,19 @@ pub enum BatchLayout {
     Value,
 }
 
-/// Where the context size stands in `llama_context`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum ContextLayout {
+/// Where the context size stands in `llama_context`, as the functions of the file that return it say. Offsets in bytes;
+/// 0, which is the model's place, for one that is not known.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ContextLayout {
+    /// Of `n_ctx`: all sequences together.
+    pub total: u16,
+    /// Of `n_ctx_seq`: one sequence (from ~b6900).
+    pub sequence: u16,
+}
+
+impl ContextLayout {
     /// Not known: no context size is read.
-    Unknown,
-    /// `n_ctx` at 8 (b3485 to ~b6900).
-    Total,
-    /// `n_ctx` at 8, `n_ctx_seq` at 12 (builds that export `llama_n_ctx_seq`).
-    TotalAndSequence,
+    pub const UNKNOWN: Self = Self { total: 0, sequence: 0 };
 }
 
 /// How a token event names its sequence.
@@ -47,10 +50,23 @@ pub struct Cookie(u64);
 
 const PROBE: u32 = 0;
 const LAYOUT: u32 = 8;
-const CONTEXT: u32 = 16;
+/// Of a decode call: 12 bits of the offset of each size in words of 4 bytes, 24 bits of the file.
+const TOTAL: u32 = 16;
+const SEQUENCE: u32 = 28;
+const IMAGE: u32 = 40;
+/// Of a token event.
 const CONTEXT_ARGUMENT: u32 = 24;
 const INDEX_ARGUMENT: u32 = 32;
 const PRIORITY: u32 = 40;
+
+/// The largest offset that a cookie can hold, in words of 4 bytes.
+const WORDS: u64 = 0xfff;
+
+/// An offset in words of 4 bytes; 0 when it has no place in a cookie.
+const fn words(offset: u16) -> u64 {
+    let words = offset as u64 / 4;
+    if offset % 4 == 0 && words <= WORDS { words } else { 0 }
+}
 
 impl Cookie {
     /// A probe that needs no more than its id.
@@ -58,9 +74,15 @@ impl Cookie {
         Self((probe as u64) << PROBE)
     }
 
-    /// A decode call.
-    pub const fn batch(probe: ProbeId, layout: BatchLayout, context: ContextLayout) -> Self {
-        Self(Self::plain(probe).0 | (layout as u64) << LAYOUT | (context as u64) << CONTEXT)
+    /// A decode call. `image` tells the file from others that the process may map; its lower 24 bits count.
+    pub const fn batch(probe: ProbeId, layout: BatchLayout, context: ContextLayout, image: u32) -> Self {
+        Self(
+            Self::plain(probe).0
+                | (layout as u64) << LAYOUT
+                | words(context.total) << TOTAL
+                | words(context.sequence) << SEQUENCE
+                | (image as u64 & 0xff_ffff) << IMAGE,
+        )
     }
 
     /// A token event. Of several kinds that fire on one context only those of the lowest `priority` count.
@@ -106,11 +128,16 @@ impl Cookie {
 
     /// Where the context size is.
     pub const fn context_layout(self) -> ContextLayout {
-        match self.byte(CONTEXT) {
-            1 => ContextLayout::Total,
-            2 => ContextLayout::TotalAndSequence,
-            _ => ContextLayout::Unknown,
-        }
+        ContextLayout { total: self.offset(TOTAL), sequence: self.offset(SEQUENCE) }
+    }
+
+    const fn offset(self, shift: u32) -> u16 {
+        ((self.0 >> shift & WORDS) * 4) as u16
+    }
+
+    /// The file of a decode call.
+    pub const fn image(self) -> u32 {
+        (self.0 >> IMAGE) as u32
     }
 
     /// The layout of a token event.
@@ -145,10 +172,14 @@ mod tests {
 
     #[test]
     fn what_goes_in_comes_out() {
-        let batch = Cookie::batch(ProbeId::LlamaDecode, BatchLayout::Value, ContextLayout::Total);
+        let context = ContextLayout { total: 2040, sequence: 16380 };
+        let batch = Cookie::batch(ProbeId::LlamaDecode, BatchLayout::Value, context, 0xff12_3456);
         assert_eq!(ProbeId::from_wire(batch.probe()), Some(ProbeId::LlamaDecode));
         assert_eq!(batch.batch_layout(), Some(BatchLayout::Value));
-        assert_eq!(batch.context_layout(), ContextLayout::Total);
+        assert_eq!((batch.context_layout(), batch.image()), (context, 0x12_3456));
+        let too_far = ContextLayout { total: 16384, sequence: 6 };
+        let unknown = Cookie::batch(ProbeId::LlamaDecode, BatchLayout::Value, too_far, 0);
+        assert_eq!(unknown.context_layout(), ContextLayout::UNKNOWN);
 
         let token = Cookie::token(ProbeId::SamplingSample, TokenLayout::ContextIndex, 1, 3, 7);
         assert_eq!(ProbeId::from_wire(token.probe()), Some(ProbeId::SamplingSample));

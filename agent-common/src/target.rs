@@ -40,6 +40,31 @@ impl TargetConfig {
     pub const MAIN_SEEN: u32 = 256;
     /// Each decode call that checks guesses is told.
     pub const DRAFT_STEPS: u32 = 128;
+    /// With [`TargetConfig::SLOTS`]: a server's functions are there, which does not say that it is one. Until a slot
+    /// starts it is what it then is, a program that uses the library.
+    pub const EITHER: u32 = 512;
+    /// Set by the programs: a slot has started.
+    pub const STARTED: u32 = 1024;
+
+    /// Set by the programs: before any slot has started a token was counted as a program's that uses the library.
+    pub const TOLD: u32 = 2048;
+
+    /// What the programs set, and the agent leaves as it is.
+    pub const NOTED: u32 = Self::MAIN_SEEN | Self::STARTED | Self::TOLD;
+
+    /// The flags that hold now, of those that are set.
+    pub const fn effective(flags: u32) -> u32 {
+        if Self::is_undecided(flags) {
+            flags & !(Self::SLOTS | Self::SLOT_TOKENS | Self::INFERRED_SLOTS)
+        } else {
+            flags
+        }
+    }
+
+    /// Whether it may still turn out to be a server.
+    pub const fn is_undecided(flags: u32) -> bool {
+        flags & (Self::EITHER | Self::STARTED) == Self::EITHER
+    }
 }
 
 /// Token counters, a partition: computed prompt tokens, reused prompt tokens, generated tokens.

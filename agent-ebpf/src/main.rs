@@ -13,6 +13,7 @@ mod arguments;
 mod connections;
 mod contexts;
 mod gather;
+mod layouts;
 mod maps;
 mod probes;
 mod sequences;

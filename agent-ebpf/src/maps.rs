@@ -7,6 +7,7 @@ use aya_ebpf::{
 use llamaprobe_common::{
     batch::{Context, ContextKey},
     call::Call,
+    layout::{LayoutKey, LayoutState},
     request::{Connection, ConnectionKey, Peer, RequestKey},
     sequence::{Sequence, SequenceKey},
     target::{MAX_TARGETS, TargetConfig, TargetStats},
@@ -29,6 +30,10 @@ pub static SEQUENCES: HashMap<SequenceKey, Sequence> = HashMap::with_max_entries
 #[map]
 pub static CONTEXTS: HashMap<ContextKey, Context> = HashMap::with_max_entries(256, 0);
 
+/// How batches lie in memory, by file of each target. Entries go when their process ends.
+#[map]
+pub static LAYOUTS: HashMap<LayoutKey, LayoutState> = HashMap::with_max_entries(4 * MAX_TARGETS, 0);
+
 /// One zeroed context: a value this large does not fit on the stack of a program.
 #[map]
 pub static BLANK_CONTEXT: Array<Context> = Array::with_max_entries(1, 0);
@@ -44,6 +49,10 @@ pub static STRANGERS: LruHashMap<u32, u64> = LruHashMap::with_max_entries(256, 0
 /// The program that goes on with a batch; the agent puts `lp_follow` at 0.
 #[map]
 pub static FOLLOW: ProgramArray = ProgramArray::with_max_entries(1, 0);
+
+/// The program that shows a batch of unknown layout to the agent; the agent puts `lp_show` at 0.
+#[map]
+pub static SHOW: ProgramArray = ProgramArray::with_max_entries(1, 0);
 
 /// Connections that observed servers accepted. Entries go with the connection.
 #[map]

@@ -3,21 +3,15 @@
 use llamaprobe_common::{
     batch::{MAX_PLAUSIBLE, MAX_SEQUENCE},
     cookie::{BatchLayout, Cookie},
+    layout::{ExtLayout, NODE_VALUE, SET_NODE},
     loss::Loss,
 };
 
-use crate::arguments::{Arguments, read};
-
-/// Bytes of one `llama_batch_ext::token` (b11181 on, libstdc++).
-const EXT_TOKEN: u64 = 96;
-/// Offset of its `seq_ids`' first list node: `std::unordered_set` keeps it third.
-const EXT_TOKEN_NODE: u64 = 24 + 16;
-/// Offset of its first position.
-const EXT_TOKEN_POSITION: u64 = 80;
-/// Offset of the vector of tokens in `llama_batch_ext`.
-const EXT_TOKENS: u64 = 64;
-/// Offset of the value in a node of `std::unordered_set<int>`.
-const NODE_VALUE: u64 = 8;
+use crate::{
+    arguments::{Arguments, read},
+    layouts,
+    target::Target,
+};
 
 /// A token's place: its first sequence and its position.
 #[derive(Clone, Copy)]
@@ -47,18 +41,14 @@ pub struct Source {
 impl Source {
     /// Finds the batch of the probed call. `None` when it is no decode call.
     #[inline(always)]
-    pub fn of(call: &Arguments, cookie: Cookie) -> Result<Option<Self>, Loss> {
+    pub fn of(target: &Target, call: &Arguments, cookie: Cookie) -> Result<Option<Self>, Loss> {
         let source = match cookie.batch_layout().ok_or(Loss::Implausible)? {
-            BatchLayout::ExtArg1 => Self::ext(call.get(1)?)?,
-            BatchLayout::ExtArg2 => {
-                // LLAMA_PROCESS_TYPE_DECODE
-                if call.get(1)? as u32 != 1 {
-                    return Ok(None);
-                }
-                Self::ext(call.get(2)?)?
-            }
             BatchLayout::Pointer => Self::plain(call.get(1)?)?,
             BatchLayout::Value => Self::plain(call.second_by_value())?,
+            BatchLayout::ExtArg1 | BatchLayout::ExtArg2 => {
+                let Some(batch) = ext_batch(call, cookie)? else { return Ok(None) };
+                Self::ext(batch, layouts::of(target, cookie, batch)?)?
+            }
         };
         if source.len > MAX_PLAUSIBLE {
             return Err(Loss::Implausible);
@@ -67,21 +57,20 @@ impl Source {
     }
 
     #[inline(always)]
-    fn ext(batch: u64) -> Result<Self, Loss> {
-        let [begin, end] = read::<[u64; 2]>(batch + EXT_TOKENS)?;
-        let bytes = end.wrapping_sub(begin);
-        let len = bytes / EXT_TOKEN;
-        if end < begin || bytes % EXT_TOKEN != 0 || len > u64::from(MAX_PLAUSIBLE) {
+    fn ext(batch: u64, layout: ExtLayout) -> Result<Self, Loss> {
+        let [begin, end] = read::<[u64; 2]>(batch + u64::from(layout.tokens))?;
+        let (bytes, stride) = (end.wrapping_sub(begin), u64::from(layout.stride));
+        if end < begin || stride == 0 || bytes % stride != 0 || bytes / stride > u64::from(MAX_PLAUSIBLE) {
             return Err(Loss::Implausible);
         }
         Ok(Self {
-            len: len as u32,
+            len: (bytes / stride) as u32,
             automatic: false,
-            sequences: begin + EXT_TOKEN_NODE,
-            sequences_stride: EXT_TOKEN,
+            sequences: begin + u64::from(layout.sequences) + SET_NODE,
+            sequences_stride: stride,
             first_sequence: NODE_VALUE,
-            positions: begin + EXT_TOKEN_POSITION,
-            positions_stride: EXT_TOKEN,
+            positions: begin + u64::from(layout.positions),
+            positions_stride: stride,
         })
     }
 
@@ -119,6 +108,19 @@ impl Source {
         let position = read::<i32>(self.positions + index * self.positions_stride)?;
         Place { sequence, position }.checked()
     }
+}
+
+/// The `llama_batch_ext` of the probed call. `None` when it is no decode call.
+#[inline(always)]
+pub fn ext_batch(call: &Arguments, cookie: Cookie) -> Result<Option<u64>, Loss> {
+    if cookie.batch_layout() == Some(BatchLayout::ExtArg1) {
+        return call.get(1).map(Some);
+    }
+    // LLAMA_PROCESS_TYPE_DECODE
+    if call.get(1)? as u32 != 1 {
+        return Ok(None);
+    }
+    call.get(2).map(Some)
 }
 
 impl Place {

@@ -42,6 +42,8 @@ pub struct Target {
     /// Writes of one answer that are looked at.
     pub writes: u32,
     flags: u32,
+    /// What it would be once it is a server.
+    possible: u32,
     stats: *mut TargetStats,
 }
 
@@ -52,13 +54,26 @@ impl Target {
         let tgid = tgid();
         // SAFETY: entries are replaced as a whole by the agent; a torn read of two integers does no harm.
         let &TargetConfig { index, flags, writes, .. } = unsafe { TARGETS.get(tgid) }?;
-        Some(Self { tgid, writes, flags, stats: STATS.get_ptr_mut(index)? })
+        let (possible, flags) = (flags, TargetConfig::effective(flags));
+        Some(Self { tgid, writes, flags, possible, stats: STATS.get_ptr_mut(index)? })
     }
 
     /// Whether one of the [`TargetConfig`] flags is set.
     #[inline(always)]
     pub fn has(&self, flag: u32) -> bool {
         self.flags & flag != 0
+    }
+
+    /// The same of the flags that hold once it is known to be a server.
+    #[inline(always)]
+    pub fn may(&self, flag: u32) -> bool {
+        self.possible & flag != 0
+    }
+
+    /// Whether it has a server's functions and may still turn out to be one.
+    #[inline(always)]
+    pub fn is_undecided(&self) -> bool {
+        TargetConfig::is_undecided(self.possible)
     }
 
     /// Sets one of the flags; the agent's next change of them may take it back.

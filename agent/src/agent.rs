@@ -111,6 +111,8 @@ struct Seat {
     live: bool,
     /// What it will be when its probes are attached.
     attaching: Option<Box<(Target, Plan)>>,
+    /// A slot has started: it is a server.
+    has_started: bool,
 }
 
 /// Observes until SIGTERM or SIGINT.
@@ -334,6 +336,7 @@ impl Agent {
     fn tick(&mut self) {
         let now = Instant::now();
         self.health.turn();
+        self.settle_servers();
         self.session.unsettled(now).into_iter().for_each(|pid| self.look(pid, Rank::Likely, &[now]));
         for request in self.session.half_answered() {
             let answer = self.kernel.answer_so_far(request);

@@ -3,16 +3,16 @@
 use aya_ebpf::{macros::uprobe, programs::ProbeContext};
 use llamaprobe_common::{
     batch::{Context, MAX_PLAUSIBLE, MAX_RUNS, Run, Walk},
-    cookie::{ContextLayout, Cookie},
+    cookie::Cookie,
     loss::Loss,
-    sequence::Sequence,
+    sequence::{Sequence, SequenceKey},
     target::TargetConfig,
 };
 
 use super::{now, observe, resume, slot::prove};
 use crate::{
     arguments::read,
-    contexts,
+    contexts, layouts,
     maps::FOLLOW,
     sequences,
     source::{Place, Source},
@@ -24,10 +24,17 @@ use crate::{
 /// small, and `bpf_loop` would need Linux 5.17.
 const LOOKS: usize = 8;
 
+/// Tokens that a server decodes to warm up or to try its cache.
+const WARM_UP: u32 = 2;
+
 #[uprobe]
 fn lp_batch(probe: ProbeContext) -> u32 {
     observe(&probe, |target, cookie, call| {
-        let Some(source) = Source::of(call, cookie)? else { return Ok(()) };
+        let source = match Source::of(target, call, cookie) {
+            Ok(Some(source)) => source,
+            Ok(None) => return Ok(()),
+            Err(loss) => return layouts::miss(target, cookie, loss, &probe),
+        };
         enter(target, cookie, call.get(0)?, &source)?;
         go_on(&probe)
     })
@@ -37,7 +44,7 @@ fn lp_batch(probe: ProbeContext) -> u32 {
 #[uprobe]
 fn lp_follow(probe: ProbeContext) -> u32 {
     resume(&probe, |target, cookie, call| {
-        let Some(source) = Source::of(call, cookie)? else { return Ok(()) };
+        let Some(source) = Source::of(target, call, cookie)? else { return Ok(()) };
         let address = call.get(0)?;
         let Some(context) = contexts::find(target, address) else { return Ok(()) };
         if follow(target, context, address, &source)? { Ok(()) } else { go_on(&probe) }
@@ -58,6 +65,15 @@ fn enter(target: &Target, cookie: Cookie, address: u64, source: &Source) -> Resu
     let first = source.first()?;
     let now = now();
     let context = contexts::find_or_make(target, address)?;
+    if target.is_undecided() {
+        // Nothing came of a few tokens at the beginning before others came there: the warm-up of a server to be.
+        let tried = first.position == 0 && context.first_position == 0 && context.tokens <= WARM_UP;
+        context.flags &= !if tried { Context::PENDING } else { 0 };
+        context.flags |= Context::UNDECIDED;
+    } else if context.flags & Context::UNDECIDED != 0 {
+        // What a server did before its first slot is its warm-up.
+        context.flags &= !(Context::UNDECIDED | Context::PENDING);
+    }
     let retried = context.flags & Context::PENDING != 0
         && context.first_sequence == first.sequence
         && context.first_position == first.position;
@@ -71,9 +87,8 @@ fn enter(target: &Target, cookie: Cookie, address: u64, source: &Source) -> Resu
         let ended = if target.has(TargetConfig::SLOTS) { now } else { context.entered_ns };
         contexts::count_pending(target, context, ended);
     }
-    if context.n_ctx == 0 {
-        read_size(context, cookie, address)?;
-    }
+    // At each call: a context may be freed and another made at its place.
+    read_size(target, context, cookie, address);
     context.entered_ns = now;
     context.step = context.step.wrapping_add(1);
     context.tokens = source.len;
@@ -152,12 +167,15 @@ fn close(target: &Target, context: &mut Context, address: u64, source: &Source) 
     context.runs_len += 1;
 
     let tokens = beyond - start;
-    let key = sequences::key(target, address, sequence);
-    if !target.has(TargetConfig::SLOTS) {
+    let turned = target.is_undecided() && turns_server(target, context, sequence, position as u32);
+    let key = sequences::key(target, if turned { 0 } else { address }, sequence);
+    if !target.has(TargetConfig::SLOTS) && !turned {
         let state = sequences::find_or_make(&key)?;
         let position = if source.automatic { state.n_past } else { position as u32 };
         // Without slots a request's start is not seen: one token right after a sampled one goes on, all else is prompt.
         let goes_on = tokens == 1 && state.flags & Sequence::DECODING != 0 && position == state.n_past;
+        // One token in the middle of what was never seen to begin: a request that was running when the agent came.
+        let goes_on = goes_on || target.is_undecided() && tokens == 1 && position > 0 && state.context == 0;
         if !goes_on {
             context.prompt_tokens += tokens;
             state.last_token_ns = 0;
@@ -200,19 +218,37 @@ fn close(target: &Target, context: &mut Context, address: u64, source: &Source) 
     Ok(())
 }
 
-/// Reads the context's size and checks that it can be one.
+/// Whether the batch is the first of a server of which only the calls into the library are seen: it has set the samplers
+/// of its slots, and the prompt goes on where the cache was cut.
 #[inline(always)]
-fn read_size(context: &mut Context, cookie: Cookie, address: u64) -> Result<(), Loss> {
+fn turns_server(target: &Target, context: &Context, sequence: i32, position: u32) -> bool {
+    if !target.may(TargetConfig::INFERRED_SLOTS) || context.flags & Context::MAIN == 0 {
+        return false;
+    }
+    let key = SequenceKey { context: 0, tgid: target.tgid, sequence };
+    let Some(state) = sequences::find(&key) else { return false };
+    let starts = state.flags & Sequence::ACTIVE == 0 && prove(target, state, sequence, position);
+    if starts {
+        target.note(TargetConfig::STARTED);
+    }
+    starts
+}
+
+/// Reads the context's size and checks that it can be one. Where it cannot, it is not known.
+#[inline(always)]
+fn read_size(target: &Target, context: &mut Context, cookie: Cookie, address: u64) {
     let layout = cookie.context_layout();
-    if layout == ContextLayout::Unknown {
-        return Ok(());
-    }
-    let [all, one] = read::<[u32; 2]>(address + 8)?;
-    let one = if layout == ContextLayout::TotalAndSequence { one } else { 0 };
-    if all == 0 || all > MAX_PLAUSIBLE || one > all {
-        return Err(Loss::Implausible);
-    }
+    let field = |offset: u16| match offset {
+        0 => Ok(0),
+        _ => read::<u32>(address + u64::from(offset)),
+    };
+    let (all, one) = match (field(layout.total), field(layout.sequence)) {
+        (Ok(all), Ok(one)) if all <= MAX_PLAUSIBLE && one <= all => (all, one),
+        _ => {
+            target.lose(Loss::Implausible);
+            (0, 0)
+        }
+    };
     context.n_ctx = all;
     context.n_ctx_seq = one;
-    Ok(())
 }

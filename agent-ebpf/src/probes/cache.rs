@@ -21,7 +21,7 @@ fn lp_cache_hit(probe: ProbeContext) -> u32 {
 #[inline(always)]
 fn cut(target: &Target, sequence: i32, from: i32, to: i32) -> Result<(), Loss> {
     let key = sequences::key(target, 0, sequence);
-    if target.has(TargetConfig::INFERRED_SLOTS) && from >= 0 && to < 0 {
+    if target.may(TargetConfig::INFERRED_SLOTS) && from >= 0 && to < 0 {
         let state = sequences::find_or_make(&key)?;
         if state.flags & Sequence::ACTIVE == 0 {
             // Perhaps the prompt of a request that begins; its first batch tells.

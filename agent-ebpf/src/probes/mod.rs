@@ -3,6 +3,7 @@
 mod batch;
 mod cache;
 mod calibration;
+mod layout;
 mod process;
 mod slot;
 mod socket;

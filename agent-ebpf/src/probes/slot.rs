@@ -35,6 +35,7 @@ fn start(target: &Target, slot: u64, task: u64) -> Result<(), Loss> {
     let slot = slot_id(slot)?;
     let task = read::<i32>(task)?;
     let now = now();
+    target.note(TargetConfig::STARTED);
     let state = sequences::find_or_make(&sequences::key_of_slot(target, slot))?;
     let key = TaskKey { tgid: target.tgid, task };
     // SAFETY: the entry is replaced only by the server making a task of the same id anew.
@@ -142,7 +143,7 @@ fn leave(target: &Target, state: &mut Sequence, slot: i32) -> Result<(), Loss> {
 #[uprobe]
 fn lp_slot_turn(probe: ProbeContext) -> u32 {
     observe(&probe, |target, _, call| {
-        if !target.has(TargetConfig::INFERRED_SLOTS) {
+        if !target.may(TargetConfig::INFERRED_SLOTS) {
             // Another process that maps the same file.
             return Ok(());
         }

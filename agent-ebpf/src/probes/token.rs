@@ -22,6 +22,14 @@ const REPEATS_FROM: u8 = 2;
 fn lp_slot_token(probe: ProbeContext) -> u32 {
     observe(&probe, |target, _, call| {
         let slot = slot_id(call.get(2)?)?;
+        let told = target.is_undecided() && target.has(TargetConfig::TOLD);
+        target.note(TargetConfig::STARTED);
+        if told {
+            // A request that was running when the agent came: its sampler told the token already, as a program's.
+            sequences::find_or_make(&sequences::key_of_slot(target, slot))?.flags |=
+                Sequence::ACTIVE | Sequence::DECODING;
+            return Ok(());
+        }
         let state = sequences::find_or_make(&sequences::key_of_slot(target, slot))?;
         let now = now();
         if let Some(context) = contexts::find(target, state.context) {
@@ -53,7 +61,7 @@ fn sample(target: &Target, cookie: Cookie, address: u64, index: Option<i32>) -> 
     let now = now();
     let Some(context) = contexts::find(target, address) else {
         // Nothing was decoded since the agent came; where slots are seen they count the token anyway.
-        return if target.has(TargetConfig::SLOT_TOKENS) { Ok(()) } else { Err(Loss::TokenUnmatched) };
+        return if target.may(TargetConfig::SLOT_TOKENS) { Ok(()) } else { Err(Loss::TokenUnmatched) };
     };
     contexts::end_step(target, context, now);
     if target.has(TargetConfig::SLOT_TOKENS) || !counts(context, cookie.priority()) {
@@ -89,6 +97,9 @@ fn sample(target: &Target, cookie: Cookie, address: u64, index: Option<i32>) -> 
     let state = sequences::find_or_make(&key)?;
     sequences::settle(state, context);
     sequences::token(target, state, now);
+    if target.is_undecided() {
+        target.note(TargetConfig::TOLD);
+    }
     Ok(())
 }
 

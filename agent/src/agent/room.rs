@@ -153,6 +153,8 @@ impl Inside {
     }
 
     fn attach(&mut self, Attach { id, probes, files, .. }: Attach) {
+        let gone = self.attacher.keep(id.pid, &probes);
+        self.detach(gone);
         let file = |image| files.iter().find(|(known, _)| *known == image).map(|(_, file)| file.clone());
         let failures = self.attacher.attach(id.pid, &probes, file);
         self.tell(Done::Attached(id, failures));

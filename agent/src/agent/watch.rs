@@ -160,6 +160,17 @@ impl Agent {
         }
     }
 
+    /// Looks anew at processes that have turned out to be servers.
+    pub(super) fn settle_servers(&mut self) {
+        let turned = |(pid, seat): (&u32, &mut Seat)| {
+            let undecided = !seat.has_started && seat.config.flags & TargetConfig::EITHER != 0;
+            seat.has_started |= undecided && self.kernel.noted(*pid) & TargetConfig::STARTED != 0;
+            (undecided && seat.has_started).then_some(*pid)
+        };
+        let turned: Vec<u32> = self.seats.iter_mut().filter_map(turned).collect();
+        turned.into_iter().for_each(|pid| self.look(pid, Rank::Likely, &[Instant::now()]));
+    }
+
     /// The sockets are followed as long as there is a server.
     pub(super) fn follow_sockets(&mut self) {
         let observed = self.session.targets().filter_map(|target| self.session.plan(target.pid));
@@ -173,6 +184,9 @@ impl Agent {
 
     fn watch(&mut self, target: Target, mut plan: Plan) {
         let now = Instant::now();
+        if self.seats.get(&target.pid).is_some_and(|seat| seat.has_started) {
+            plan.settle_for_server();
+        }
         if !self.payload {
             plan.flags |= TargetConfig::NO_PAYLOAD;
         }
@@ -217,6 +231,7 @@ impl Agent {
             config,
             live: false,
             attaching: None,
+            has_started: false,
         });
         seat.attaching = Some(Box::new((target, plan)));
         // Sockets first: a request whose beginning was not seen is not told.
@@ -241,6 +256,7 @@ impl Agent {
             error!(pid = target.pid, %error, "cannot observe");
         }
         (seat.config, seat.live) = (config, seated.is_ok());
+        seat.has_started = self.kernel.noted(target.pid) & TargetConfig::STARTED != 0;
         seated.is_ok()
     }
 

@@ -1,7 +1,7 @@
 //! Entries of the ring buffers as values.
 
 use llamaprobe_common::{
-    event::ProcessEvent,
+    event::{ProcessEvent, ShownEvent},
     request::{
         DraftEvent, EndEvent, ReadEvent, RequestEventKind, RequestKey, SlotEndEvent, SlotStartEvent,
         TaskEvent, WriteEvent,
@@ -85,6 +85,11 @@ pub fn request(entry: &[u8]) -> Option<RequestEvent> {
 /// The process event of an entry.
 pub fn process(entry: &[u8]) -> Option<ProcessEvent> {
     value(entry)
+}
+
+/// The memory that an entry shows, if it is one that does.
+pub fn shown(entry: &[u8]) -> Option<ShownEvent> {
+    value(entry).filter(|event: &ShownEvent| event.kind == ShownEvent::KIND)
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use aya::{
 use llamaprobe_common::{
     batch::{Context, ContextKey},
     call::Call,
+    layout::{LayoutKey, LayoutState},
     request::{Connection, ConnectionKey, Peer, RequestKey},
     sequence::{Sequence, SequenceKey},
     target::{TargetConfig, TargetStats},
@@ -117,6 +118,7 @@ pub struct Kernel {
     pub(super) threads: HashMap<MapData, u64, ConnectionKey>,
     pub(super) tasks: HashMap<MapData, TaskKey, RequestKey>,
     pub(super) calls: HashMap<MapData, u64, Call>,
+    pub(super) layouts: HashMap<MapData, LayoutKey, LayoutState>,
     /// Maps the programs read only; held so that they are not closed.
     _blank: (Array<MapData, Context>, Array<MapData, Connection>),
     late_loads: bool,
@@ -129,8 +131,8 @@ pub struct Attacher {
     pub(super) attachments: Attachments,
     pub(super) sockets: SocketLinks,
     pub(super) sessions: Option<TracePointLink>,
-    /// Keeps the program of the tail call alive.
-    _follow: ProgramArray<MapData>,
+    /// Keeps the programs of the tail calls alive.
+    _follow: Vec<ProgramArray<MapData>>,
 }
 
 impl Kernel {
@@ -149,14 +151,18 @@ impl Kernel {
         let at_return = Program::ALL.into_iter().filter_map(Program::at_return);
         let at_end = Program::ALL.into_iter().filter_map(Program::at_end);
         let names = Program::ALL.into_iter().map(Program::name).chain(at_return).chain(at_end);
-        for name in names.chain(["lp_follow", "lp_calibration"]) {
+        for name in names.chain(["lp_follow", "lp_show", "lp_calibration"]) {
             let program = uprobe(&mut ebpf, name)?;
             program.load().map_err(|source| LoadError::program("load", name, source))?;
         }
-        let mut follow: ProgramArray<MapData> = take(&mut ebpf, "FOLLOW")?;
-        let fd = uprobe(&mut ebpf, "lp_follow")?;
-        let fd = fd.fd().map_err(|source| LoadError::program("open", "lp_follow", source))?;
-        follow.set(0, fd, 0).map_err(|source| LoadError::map("fill", "FOLLOW", source))?;
+        let follow = [("FOLLOW", "lp_follow"), ("SHOW", "lp_show")].map(|(map, program)| {
+            let mut array: ProgramArray<MapData> = take(&mut ebpf, map)?;
+            let fd = uprobe(&mut ebpf, program)?;
+            let fd = fd.fd().map_err(|source| LoadError::program("open", program, source))?;
+            array.set(0, fd, 0).map_err(|source| LoadError::map("fill", map, source))?;
+            Ok(array)
+        });
+        let follow = follow.into_iter().collect::<Result<Vec<_>, LoadError>>()?;
 
         watch(&mut ebpf, "lp_exec", "sched_process_exec")?;
         watch(&mut ebpf, "lp_exit", "sched_process_exit")?;
@@ -168,6 +174,7 @@ impl Kernel {
             stats: take(&mut ebpf, "STATS")?,
             sequences: take(&mut ebpf, "SEQUENCES")?,
             contexts: take(&mut ebpf, "CONTEXTS")?,
+            layouts: take(&mut ebpf, "LAYOUTS")?,
             connections: take(&mut ebpf, "CONNECTIONS")?,
             peers: take(&mut ebpf, "PEERS")?,
             threads: take(&mut ebpf, "THREADS")?,

@@ -1,6 +1,6 @@
 //! Reading and writing the maps: targets in, aggregates out.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use aya::{
     Pod,
@@ -8,6 +8,7 @@ use aya::{
 };
 use llamaprobe_common::{
     batch::Context,
+    layout::{LayoutKey, LayoutState},
     request::Peer,
     sequence::Sequence,
     target::{MAX_TARGETS, TargetConfig, TargetStats},
@@ -24,6 +25,8 @@ pub struct Reading {
     pub sequences: Vec<(i32, Sequence)>,
     /// Its contexts, with their pointer.
     pub contexts: Vec<(u64, Context)>,
+    /// How batches lie in its memory, by the number of the file.
+    pub layouts: Vec<(u32, LayoutState)>,
 }
 
 impl Kernel {
@@ -45,8 +48,14 @@ impl Kernel {
     /// # Errors
     ///
     /// When the map cannot be written.
-    pub fn update(&mut self, pid: u32, config: TargetConfig) -> Result<(), LoadError> {
+    pub fn update(&mut self, pid: u32, mut config: TargetConfig) -> Result<(), LoadError> {
+        config.flags |= self.noted(pid);
         self.targets.insert(pid, config, 0).map_err(|source| LoadError::map("fill", "TARGETS", source))
+    }
+
+    /// What the programs have noted in the flags of a process.
+    pub fn noted(&self, pid: u32) -> u32 {
+        self.targets.get(&pid, 0).map_or(0, |config| config.flags & TargetConfig::NOTED)
     }
 
     /// Stops to observe a process and forgets its sequences and contexts. What cannot be removed is gone already.
@@ -54,6 +63,7 @@ impl Kernel {
         let _ = self.targets.remove(&pid);
         remove(&mut self.sequences, |key| key.tgid == pid);
         remove(&mut self.contexts, |key| key.tgid == pid);
+        remove(&mut self.layouts, |key| key.tgid == pid);
         let peers = self.peers.iter().flatten().filter(|(_, key)| key.tgid == pid);
         let peers: Vec<Peer> = peers.map(|(peer, _)| peer).collect();
         remove(&mut self.peers, |peer| peers.contains(peer));
@@ -117,7 +127,16 @@ impl Kernel {
         if readings.is_empty() {
             return readings;
         }
+        let is_server = |pid: u32| {
+            let config = self.targets.get(&pid, 0);
+            config.is_ok_and(|it| TargetConfig::effective(it.flags) & TargetConfig::SLOTS != 0)
+        };
+        let servers: BTreeSet<u32> = readings.keys().copied().filter(|pid| is_server(*pid)).collect();
         for (key, state) in self.sequences.iter().flatten() {
+            // What a server decoded before it was known to be one is on no slot.
+            if key.context != 0 && servers.contains(&key.tgid) {
+                continue;
+            }
             if let Some(Ok(reading)) = readings.get_mut(&key.tgid) {
                 reading.sequences.push((key.sequence, state));
             }
@@ -125,6 +144,11 @@ impl Kernel {
         for (key, state) in self.contexts.iter().flatten() {
             if let Some(Ok(reading)) = readings.get_mut(&key.tgid) {
                 reading.contexts.push((key.context, state));
+            }
+        }
+        for (key, state) in self.layouts.iter().flatten().filter(|(key, _)| key.image != LayoutKey::ALL) {
+            if let Some(Ok(reading)) = readings.get_mut(&key.tgid) {
+                reading.layouts.push((key.image, state));
             }
         }
         readings

@@ -220,10 +220,10 @@ pub struct Row {
 
 impl Row {
     /// The cookie to attach with.
-    pub fn cookie(&self, context: ContextLayout) -> Cookie {
+    pub fn cookie(&self, context: ContextLayout, image: u32) -> Cookie {
         match self.layout {
             Layout::Plain => Cookie::plain(self.probe),
-            Layout::Batch(layout) => Cookie::batch(self.probe, layout, context),
+            Layout::Batch(layout) => Cookie::batch(self.probe, layout, context, image),
             Layout::Token(layout, context, index, priority) => {
                 Cookie::token(self.probe, layout, context, index, priority)
             }
@@ -516,10 +516,13 @@ pub static ROWS: &[Row] = &[
 
 /// What a server calls when a slot is taken or left, and no other program that was seen.
 pub const SET_SAMPLER: &str = "llama_set_sampler";
-/// Says where the context size is: exported by builds of ~b6900 on.
-pub const HAS_CONTEXT_PER_SEQUENCE: &str = "llama_n_ctx_seq";
-/// Says that `llama_context` begins with the model's reference: exported from ~b2400 on.
-pub const HAS_CONTEXT_SIZE: &str = "llama_synchronize";
+/// The functions whose code says where the size of a context is: the interface's, and the method that it calls from
+/// ~b4882 on.
+pub const CONTEXT_SIZE: [&str; 2] = ["llama_n_ctx", "_ZNK13llama_context5n_ctxEv"];
+/// The same for the size of one sequence, from ~b6900 on.
+pub const CONTEXT_SIZE_PER_SEQUENCE: [&str; 2] = ["llama_n_ctx_seq", "_ZNK13llama_context9n_ctx_seqEv"];
+/// Says which layout of `llama_batch_ext` is to be expected: that of ~b11500 on.
+pub const HAS_TOKEN_STATE: &str = "_ZN15llama_batch_ext15set_token_stateEi10llama_embd";
 /// The entry point before `llama_decode` (up to August 2023): recognised to be refused.
 pub const TOO_OLD: &str = "llama_eval";
 
@@ -528,7 +531,9 @@ pub const WANTED: Wanted = Wanted { symbol: wanted, strings: marked, beside: is_
 
 /// Whether discovery should keep a symbol.
 pub fn wanted(symbol: &str) -> bool {
-    [HAS_CONTEXT_PER_SEQUENCE, HAS_CONTEXT_SIZE, TOO_OLD].contains(&symbol)
+    [HAS_TOKEN_STATE, TOO_OLD].contains(&symbol)
+        || CONTEXT_SIZE.contains(&symbol)
+        || CONTEXT_SIZE_PER_SEQUENCE.contains(&symbol)
         || ROWS.iter().any(|row| row.matches(symbol))
 }
 

@@ -1,6 +1,7 @@
 //! From the symbols of a process's files to what is attached where. In: images. Out: a [`Plan`]. Pure.
 
 pub mod catalog;
+pub mod getter;
 pub mod report;
 pub mod site;
 
@@ -15,7 +16,7 @@ use llamaprobe_common::{
     target::TargetConfig,
 };
 
-use crate::discovery::image::{Image, Machine, Symbol};
+use crate::discovery::image::{Image, ImageId, Machine, Symbol};
 use catalog::{Program, ROWS, Role, Row};
 use site::{Needs, Site, SiteMachine};
 
@@ -40,6 +41,8 @@ pub struct Probe {
     pub program: Program,
     /// What it is told.
     pub cookie: Cookie,
+    /// Only as long as no slot has started: a server has no use for it.
+    pub until_slot: bool,
 }
 
 impl Probe {
@@ -162,6 +165,9 @@ pub fn plan(images: &[Arc<Image>]) -> Verdict {
         // A server has no other way to a token.
         token.retain(|probe| sampler(probe.probe));
     }
+    // What fires decides: a process with a server's functions that starts no slot is a program that uses the library.
+    let plain = |probe: Probe| Probe { until_slot: true, ..probe };
+    let plain = all_tokens(images).into_iter().filter(|_| slots).map(plain);
     let slot_tokens = token.iter().any(|probe| probe.probe == ProbeId::ProcessToken);
     // Where tokens are told by slot the sampler ends the step; elsewhere the token's own event does.
     let step_end = if slot_tokens {
@@ -169,6 +175,9 @@ pub fn plan(images: &[Arc<Image>]) -> Verdict {
     } else {
         relabelled(&token, Role::StepEnd)
     };
+    let known = token.iter().chain(&step_end).map(|probe| (probe.image.id, probe.offset()));
+    let known: Vec<_> = known.collect();
+    token.extend(plain.filter(|probe| !(inferred && known.contains(&(probe.image.id, probe.offset())))));
     let cache = if slots { cache } else { Vec::new() };
     let tls = if slots { tls(images) } else { Vec::new() };
     let old_server = images.iter().flat_map(|image| &image.symbols).any(|symbol| {
@@ -185,6 +194,7 @@ pub fn plan(images: &[Arc<Image>]) -> Verdict {
         (slots && old_server, TargetConfig::SEQUENCE_SHIFT),
         (slots, TargetConfig::HTTP),
         (inferred, TargetConfig::INFERRED_SLOTS),
+        (slots, TargetConfig::EITHER),
     ] {
         flags |= if set { flag } else { 0 };
     }
@@ -221,6 +231,17 @@ impl Verdict {
 }
 
 impl Plan {
+    /// A slot has started: it is a server.
+    pub fn settle_for_server(&mut self) {
+        self.flags &= !TargetConfig::EITHER;
+        self.probes.retain(|probe| !probe.until_slot);
+    }
+
+    /// Whether it may turn out to be no server.
+    pub fn is_undecided(&self) -> bool {
+        self.flags & TargetConfig::EITHER != 0
+    }
+
     /// TLS is not looked into, and why.
     pub fn drop_tls(&mut self, why: &'static str) {
         if self.probes.iter().any(|probe| probe.role == Role::Tls) {
@@ -228,6 +249,11 @@ impl Plan {
             self.missing.insert(0, Missing { role: Role::Tls, why });
         }
     }
+}
+
+/// Every way to a token by the interface of the library.
+fn all_tokens(images: &[Arc<Image>]) -> Vec<Probe> {
+    select(images, Role::Token, Role::Token, |row| row.probe != ProbeId::ProcessToken)
 }
 
 /// The functions of each library that has them: half of a conversation would be worse than none.
@@ -307,17 +333,30 @@ fn place(image: &Arc<Image>, row: &Row, symbol: &Symbol, role: Role) -> Probe {
         site,
         end,
         program: row.program,
-        cookie: row.cookie(context_layout(image)),
+        cookie: row.cookie(context_layout(image), image_number(image.id)),
+        until_slot: false,
     }
 }
 
-fn context_layout(image: &Image) -> ContextLayout {
-    let has = |name: &str| image.symbols.iter().any(|symbol| symbol.name == name);
-    if has(catalog::HAS_CONTEXT_PER_SEQUENCE) {
-        ContextLayout::TotalAndSequence
-    } else if has(catalog::HAS_CONTEXT_SIZE) {
-        ContextLayout::Total
-    } else {
-        ContextLayout::Unknown
+/// Where the sizes of a context are, as far as the file's own functions tell. In newer builds the functions of the
+/// interface only jump to methods.
+pub fn context_layout(image: &Image) -> ContextLayout {
+    let offset = |names: [&str; 2]| {
+        let symbols = image.symbols.iter().filter(|symbol| names.contains(&symbol.name.as_str()));
+        symbols.filter_map(|symbol| getter::member(image.machine, &symbol.code)).next().unwrap_or(0)
+    };
+    let layout = ContextLayout {
+        total: offset(catalog::CONTEXT_SIZE),
+        sequence: offset(catalog::CONTEXT_SIZE_PER_SEQUENCE),
+    };
+    if layout.total == 0 { ContextLayout::UNKNOWN } else { layout }
+}
+
+/// A number that tells a file from the few others that one process maps.
+pub fn image_number(id: ImageId) -> u32 {
+    let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
+    for byte in [id.device, id.inode, id.size].into_iter().flat_map(u64::to_le_bytes) {
+        hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
     }
+    (hash >> 40) as u32
 }

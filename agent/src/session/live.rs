@@ -12,6 +12,9 @@ use super::{
 };
 use crate::plan::{Joining, catalog::Role};
 
+/// Tokens that a server decodes to warm up.
+const WARM_UP: u32 = 2;
+
 /// Whether a request runs on a slot. One whose launch failed took the slot and never left it.
 fn is_busy(sequence: &Sequence) -> bool {
     let worked =
@@ -34,13 +37,16 @@ pub(super) fn live(watched: &Watched, requests: &Requests) -> Live {
     let own = |context: &&(u64, Context)| context.1.flags & Context::DRAFT == 0;
     // A server that slept and woke has a new context; positions in an old one are gone.
     let newest = watched.contexts.iter().filter(own).max_by_key(|(_, context)| context.entered_ns);
-    let is_server = watched.served.iter().any(|(role, _)| *role == Role::SlotStart);
+    let undecided = watched.plan.is_undecided();
+    let is_server = !undecided && watched.served.iter().any(|(role, _)| *role == Role::SlotStart);
     let served: Vec<&(u64, Context)> =
         if is_server { newest.into_iter().collect() } else { watched.contexts.iter().filter(own).collect() };
     let held = |(_, sequence): &&(i32, Sequence)| {
         // A slot whose new request has decoded nothing yet still holds what it held.
         let waits = is_server && sequence.context == 0;
-        waits || served.iter().any(|(address, _)| *address == sequence.context)
+        // The warm-up of a server that nobody has asked yet holds nothing.
+        let warmed = undecided && sequence.generated_tokens == 0 && sequence.n_past <= WARM_UP;
+        !warmed && (waits || served.iter().any(|(address, _)| *address == sequence.context))
     };
     let active = |sequence: &Sequence| sequence.flags & Sequence::ACTIVE != 0;
     let n_past = |s: &(i32, Sequence)| u64::from(s.1.n_past);
@@ -62,7 +68,8 @@ pub(super) fn live(watched: &Watched, requests: &Requests) -> Live {
         seat_size: newest.map_or(0, |(_, context)| u64::from(context.n_ctx_seq)),
         slots_busy: watched.sequences.iter().filter(|(_, sequence)| is_busy(sequence)).count() as u64,
         slots: watched.target.slots.filter(|_| !watched.routes),
-        http: watched.plan.flags & TargetConfig::HTTP != 0,
+        http: watched.plan.flags & TargetConfig::HTTP != 0
+            && !(undecided && watched.target.listeners.is_empty()),
         payload: watched.plan.flags & TargetConfig::NO_PAYLOAD == 0,
         joined: matches!(watched.plan.joining(), Joining::Exact | Joining::Inferred),
         in_flight: own_requests(requests.in_flight(watched.target.pid)) as u64,
