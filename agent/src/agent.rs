@@ -1,9 +1,13 @@
-//! Wiring: one task owns all state; events, ticks and questions come to it.
+//! Wiring: one task owns all state; events, ticks and questions come to it, and so does what was seen and done on the
+//! threads that look at processes and attach probes. Whatever can take its time is theirs; no branch of the loop waits,
+//! and none goes before another.
 //!
 //! Order of shutdown: the endpoint first (no half-read answers), then the targets are forgotten (programs that still
 //! fire find no target), then the links are dropped (the kernel detaches), then maps and programs go.
 
+mod looks;
 mod own;
+mod room;
 mod watch;
 
 use std::{
@@ -24,19 +28,23 @@ use tokio::{
 };
 use tracing::{error, info, warn};
 
-use self::own::{Clock, cpu_time, monotonic_ns, resident_bytes, secret};
+use self::{
+    looks::{Looks, Rank},
+    own::{Clock, cpu_time, monotonic_ns, resident_bytes, secret},
+    room::Room,
+};
 use crate::{
-    bpf::{self, Kernel, calibrate::Prices, events},
+    bpf::{self, Attacher, Kernel, calibrate::Prices, events},
     cli::{Options, billing::BillingOptions},
-    discovery::Scanner,
-    doctor::{self, KernelVersion, NEEDED, Roots},
+    discovery::Target,
+    doctor::{self, NEEDED, Roots},
     export::{
         http::{self, Endpoint, Health},
         log::RequestLog,
         otlp::{Otlp, Signal},
     },
     output,
-    plan::catalog::WANTED,
+    plan::Plan,
     session::{Billing, Record, Session, Snapshot, payload::head::HeadOptions, tracer::Tracer},
 };
 
@@ -48,19 +56,26 @@ const STOCKTAKING: Duration = Duration::from_secs(5);
 const RESCAN: Duration = Duration::from_secs(30);
 /// How long the request log and the export may take at the end.
 const FLUSH: Duration = Duration::from_millis(500);
+/// How long detaching may take at the end; what has not gone by then goes with the process.
+const DETACH: Duration = Duration::from_millis(500);
+/// Entries of a ring buffer that are taken at a time, before it is the others' turn.
+const MOST_EVENTS: usize = 1024;
+/// How long process events gather: whoever starts one process starts many.
+const GATHER: Duration = Duration::from_millis(5);
 /// Questions that may wait.
 const QUESTIONS: usize = 16;
 
 /// The state and everything it works with.
 struct Agent {
-    scanner: Scanner,
+    looks: Looks,
+    room: Room,
     kernel: Kernel,
     session: Session,
     only: Vec<u32>,
-    /// Row of the counters, start time and attached probes of each observed process.
+    /// Row of the counters and start time of each process that is observed, or will be when its probes are attached.
     seats: BTreeMap<u32, Seat>,
-    /// Processes to look at, and when.
-    due: BTreeSet<(Instant, u32)>,
+    /// Processes that were there at the start and have not been looked at; `None` before it is known who was there.
+    first: Option<BTreeSet<u32>>,
     /// Processes that are llama.cpp and cannot be observed, with the reason that was logged.
     unobservable: BTreeMap<u32, String>,
     prices: Option<Prices>,
@@ -77,8 +92,9 @@ struct Agent {
     trace_drafts: bool,
     attach_failures: u64,
     reload_failures: u64,
-    /// Release of the running kernel.
-    release: Option<KernelVersion>,
+    /// What the engine room was told last of what else to follow.
+    follows_sockets: bool,
+    follows_sessions: bool,
     /// The sockets could not be followed, which was said.
     deaf: bool,
     /// When the agent started, by the kernel's clock.
@@ -90,6 +106,10 @@ struct Agent {
 struct Seat {
     start_time: u64,
     config: TargetConfig,
+    /// The programs know of it.
+    live: bool,
+    /// What it will be when its probes are attached.
+    attaching: Option<Box<(Target, Plan)>>,
 }
 
 /// Observes until SIGTERM or SIGINT.
@@ -114,9 +134,15 @@ pub async fn run(options: Options) -> Result<()> {
     let billing = options.billing.load()?;
     let clock = Clock::now();
     let otlp = Otlp::start(&options.otlp)?;
-    let (kernel, rings) = Kernel::load().map_err(explain)?;
-    let mut agent = Agent::new(kernel, log, otlp, clock, billing, &options)?;
-    agent.calibrate();
+    let (kernel, mut attacher, rings) = Kernel::load().map_err(explain)?;
+    let prices = calibrate(&mut attacher);
+    let (telling, mut looked) = mpsc::unbounded_channel();
+    let looks =
+        Looks::start(telling, doctor::kernel_version(&Roots::default())).context("cannot start a thread")?;
+    let (telling, mut done) = mpsc::unbounded_channel();
+    let room = Room::open(attacher, telling).context("cannot start a thread")?;
+    let mut agent = Agent::new(looks, room, kernel, log, otlp, clock, billing, &options)?;
+    agent.prices = prices;
 
     let (sender, mut questions) = mpsc::channel(QUESTIONS);
     let endpoint = Endpoint::start(listener, sender, agent.health.clone(), options.compat.clone())
@@ -126,10 +152,9 @@ pub async fn run(options: Options) -> Result<()> {
     let mut processes = bpf::waitable(rings.processes).context("cannot wait for the ring buffer")?;
     let mut requests = bpf::waitable(rings.requests).context("cannot wait for the ring buffer")?;
     let (mut tick, mut rescan) = (ticks(TICK), ticks(RESCAN));
+    let mut gathering: Option<Instant> = None;
     loop {
-        let next = agent.due.first().map(|(when, _)| *when);
         tokio::select! {
-            biased;
             _ = terminate.recv() => break info!("SIGTERM"),
             _ = interrupt.recv() => break info!("SIGINT"),
             Some(question) = questions.recv() => {
@@ -140,17 +165,22 @@ pub async fn run(options: Options) -> Result<()> {
             _ = hangup.recv() => agent.reload(),
             ready = requests.readable_mut() => {
                 let mut ready = ready.context("the ring buffer failed")?;
-                drain(ready.get_inner_mut(), |entry| agent.request_event(entry));
-                ready.clear_ready();
+                if drain(ready.get_inner_mut(), |entry| agent.request_event(entry)) {
+                    ready.clear_ready();
+                }
             }
-            ready = processes.readable_mut() => {
+            ready = processes.readable_mut(), if gathering.is_none() => {
                 let mut ready = ready.context("the ring buffer failed")?;
-                drain(ready.get_inner_mut(), |entry| agent.process_event(entry));
-                ready.clear_ready();
-                // Events come in bursts: whoever starts one process starts many.
-                tokio::time::sleep(watch::SETTLE / 4).await;
+                if drain(ready.get_inner_mut(), |entry| agent.process_event(entry)) {
+                    ready.clear_ready();
+                    gathering = Some(Instant::now() + GATHER);
+                }
             }
-            () = sleep_until(next.unwrap_or_else(Instant::now).into()), if next.is_some() => agent.look_due(),
+            () = sleep_until(gathering.unwrap_or_else(Instant::now).into()), if gathering.is_some() => {
+                gathering = None;
+            }
+            Some(looked) = looked.recv() => agent.looked(looked),
+            Some(done) = done.recv() => agent.done(done),
             _ = rescan.tick() => agent.rescan(),
             _ = tick.tick() => {
                 let exports = agent.otlp.wants_metrics(Instant::now());
@@ -168,14 +198,31 @@ pub async fn run(options: Options) -> Result<()> {
     agent.collect();
     agent.detach_all();
     // What has ended meanwhile is still told.
-    drain(requests.get_mut(), |entry| agent.request_event(entry));
+    while !drain(requests.get_mut(), |entry| agent.request_event(entry)) {}
     agent.otlp.finish();
     agent.log.finish();
     let deadline = Instant::now() + FLUSH;
     agent.log.close(deadline);
     agent.otlp.close(deadline);
-    info!("detached");
+    let all = agent.room.close(DETACH);
+    info!(all, "detached");
     Ok(())
+}
+
+fn calibrate(attacher: &mut Attacher) -> Option<Prices> {
+    match attacher.calibrate() {
+        Ok(Some(prices)) => {
+            info!(
+                emulated_ns = prices.emulated_ns,
+                single_stepped_ns = prices.single_stepped_ns,
+                "price of a probe hit here"
+            );
+            return Some(prices);
+        }
+        Ok(None) => warn!("the price of a probe hit could not be measured"),
+        Err(error) => warn!(%error, "the price of a probe hit could not be measured"),
+    }
+    None
 }
 
 /// Missed ticks are not made up for: a machine that slept has nothing to catch up with.
@@ -203,14 +250,23 @@ fn explain(error: bpf::LoadError) -> anyhow::Error {
     }
 }
 
-fn drain(ring: &mut RingBuf<MapData>, mut each: impl FnMut(&[u8])) {
-    while let Some(item) = ring.next() {
+/// Takes what is in a ring buffer, up to a number of entries; returns whether that was all.
+fn drain(ring: &mut RingBuf<MapData>, mut each: impl FnMut(&[u8])) -> bool {
+    for _ in 0..MOST_EVENTS {
+        let Some(item) = ring.next() else { return true };
         each(&item);
     }
+    false
 }
 
 impl Agent {
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "each is a part that is made before, and owned from here on"
+    )]
     fn new(
+        looks: Looks,
+        room: Room,
         kernel: Kernel,
         log: RequestLog,
         otlp: Otlp,
@@ -233,7 +289,8 @@ impl Agent {
             session = session.traced_by(Tracer::new(options.otlp.rules, secret()?));
         }
         Ok(Self {
-            scanner: Scanner::new(Path::new("/proc"), WANTED),
+            looks,
+            room,
             kernel,
             session,
             billing: options.billing.clone(),
@@ -246,31 +303,17 @@ impl Agent {
             payload: options.payload,
             trace_drafts: options.trace_drafts && options.otlp.of(Signal::Traces).is_some(),
             seats: BTreeMap::new(),
-            due: BTreeSet::new(),
+            first: None,
             unobservable: BTreeMap::new(),
             prices: None,
             attach_failures: 0,
             reload_failures: 0,
-            release: doctor::kernel_version(&Roots::default()),
+            follows_sockets: false,
+            follows_sessions: false,
             deaf: false,
             started: Duration::from_nanos(monotonic_ns()),
             health: Arc::default(),
         })
-    }
-
-    fn calibrate(&mut self) {
-        match self.kernel.calibrate() {
-            Ok(Some(prices)) => {
-                info!(
-                    emulated_ns = prices.emulated_ns,
-                    single_stepped_ns = prices.single_stepped_ns,
-                    "price of a probe hit here"
-                );
-                self.prices = Some(prices);
-            }
-            Ok(None) => warn!("the price of a probe hit could not be measured"),
-            Err(error) => warn!(%error, "the price of a probe hit could not be measured"),
-        }
     }
 
     fn request_event(&mut self, entry: &[u8]) {
@@ -299,7 +342,7 @@ impl Agent {
     fn tick(&mut self) {
         let now = Instant::now();
         self.health.turn();
-        self.session.unsettled(now).into_iter().for_each(|pid| self.look(pid));
+        self.session.unsettled(now).into_iter().for_each(|pid| self.look(pid, Rank::Likely, &[now]));
         for request in self.session.half_answered() {
             let answer = self.kernel.answer_so_far(request);
             let records = answer.map(|answer| self.session.answered(now, answer)).unwrap_or_default();
@@ -314,12 +357,8 @@ impl Agent {
         let overdue = self.session.expire(now, monotonic_ns());
         self.tell(&overdue);
         self.session.forget_ended(now);
-        self.kernel.detach_idle();
         self.follow_sockets();
         self.follow_sessions();
-        for (path, fault) in self.scanner.take_faults() {
-            warn!(path = %path.display(), fault, "a file that processes map cannot be read");
-        }
     }
 
     /// SIGHUP: the log was rotated, or names and prices have changed. A bad file changes nothing.
@@ -346,17 +385,17 @@ impl Agent {
     /// used is never charged to nobody.
     fn take_stock(&mut self, requests: &mut RingBuf<MapData>) {
         let now = Instant::now();
-        let mut readings = Vec::new();
-        for (&pid, seat) in &self.seats {
-            match self.kernel.reading(pid, seat.config.index) {
-                Ok(reading) => readings.push((pid, reading)),
+        let live = self.seats.iter().filter(|(_, seat)| seat.live);
+        let rows: Vec<_> = live.map(|(pid, seat)| (*pid, seat.config.index)).collect();
+        let readings = self.kernel.readings(&rows);
+        while !drain(requests, |entry| self.request_event(entry)) {}
+        let unread = self.kernel.unread();
+        for (pid, reading) in readings {
+            match reading {
+                Ok(reading) => self.session.read(now, pid, &reading, self.prices),
                 Err(error) => error!(pid, %error, "cannot read the counts"),
             }
-        }
-        drain(requests, |entry| self.request_event(entry));
-        for (pid, reading) in &readings {
-            self.session.read(now, *pid, reading, self.prices);
-            self.session.unread(*pid, self.kernel.unread(*pid));
+            self.session.unread(pid, unread.get(&pid).copied().unwrap_or(0));
         }
         self.session.share_host(now, monotonic_ns());
         self.stock_taken = now;
@@ -371,7 +410,7 @@ impl Agent {
             users: self.session.users(),
             own: self.kernel.own_stats().unwrap_or_default(),
             prices: self.prices,
-            targets: self.seats.len(),
+            targets: self.seats.values().filter(|seat| seat.live).count(),
             unobservable: self.unobservable.len(),
             occupancy: self.kernel.occupancy().to_vec(),
             given_up: self.session.given_up(),

@@ -3,10 +3,10 @@
 use std::path::Path;
 
 use crate::{
-    discovery::{Look, Scanner},
+    discovery::Scanner,
     doctor::{self, Check, Roots, Verdict},
+    judge::{Judged, judge},
     plan::{
-        self,
         catalog::WANTED,
         report::{ProcessReport, Report},
     },
@@ -23,19 +23,13 @@ pub fn processes(roots: &Roots, only: &[u32]) -> Report {
     let kernel = doctor::kernel_version(roots);
     let mut report = Report::default();
     for pid in pids {
-        match scanner.look(pid) {
-            Look::Found(target) => {
-                let no_return = kernel.and_then(|kernel| doctor::no_return_probe(target.seccomp, kernel));
-                let verdict = plan::plan(&target.plain_images()).without_return_probes(no_return);
+        match judge(scanner.look(pid), kernel) {
+            Judged::Llama(target, verdict) => {
                 report.processes.extend(ProcessReport::of(&target, &verdict, virtual_machine));
             }
-            Look::Opaque(target) if target.is_listening_server() => {
-                let verdict = plan::Verdict::Observable(plan::sockets_only());
-                report.processes.extend(ProcessReport::of(&target, &verdict, virtual_machine));
-            }
-            Look::Opaque(target) => report.processes.push(ProcessReport::opaque(pid, target.comm)),
-            Look::Closed => report.closed += 1,
-            Look::Nothing => {}
+            Judged::Opaque(target) => report.processes.push(ProcessReport::opaque(pid, target.comm)),
+            Judged::Closed => report.closed += 1,
+            Judged::Nothing => {}
         }
     }
     report

@@ -13,18 +13,26 @@ use llamaprobe_common::{
 };
 use tracing::{error, info, warn};
 
-use super::{Agent, Seat, own::monotonic_ns};
+use super::{
+    Agent, Seat,
+    looks::{Looked, Rank},
+    own::monotonic_ns,
+    room::{Attach, Done, Order},
+};
 use crate::{
-    bpf::{events, read::Reading},
-    discovery::{Look, Target, image::ImageId, process::Listener},
-    doctor::{self, NEEDED},
-    plan::{self, Joining, Plan, Verdict, catalog::Role},
+    bpf::{attach::AttachError, events, read::Reading},
+    discovery::{Target, image::ImageId, process::Listener},
+    doctor::NEEDED,
+    judge::{Judged, NO_SYMBOL},
+    plan::{Joining, Plan, Verdict, catalog::Role},
 };
 
 /// How long after an event a process is looked at: a starting program maps a dozen files within this time.
-pub(super) const SETTLE: Duration = Duration::from_millis(20);
+const SETTLE: Duration = Duration::from_millis(20);
 /// Further looks at a program that has just started: for libraries whose mapping was not told.
 const LATER: [Duration; 3] = [Duration::from_millis(200), Duration::from_millis(700), Duration::from_secs(4)];
+/// Over how long the looks of a rescan are spread.
+const SPREAD: Duration = Duration::from_secs(10);
 
 impl Agent {
     pub(super) fn process_event(&mut self, entry: &[u8]) {
@@ -34,68 +42,111 @@ impl Agent {
         else {
             return warn!(len = entry.len(), "unknown process event");
         };
-        let now = Instant::now();
-        self.due.insert((now + SETTLE, event.tgid));
-        if matches!(kind, ProcessEventKind::Exec) {
-            // Another program in the same process: what was counted before is not its.
-            self.end(event.tgid);
-            self.due.extend(LATER.map(|later| (now + later, event.tgid)));
+        let (now, pid) = (Instant::now(), event.tgid);
+        match kind {
+            ProcessEventKind::Exec => {
+                // Another program in the same process: what was counted before is not its.
+                self.end(pid);
+                let times = [SETTLE].into_iter().chain(LATER).map(|later| now + later);
+                self.look(pid, Rank::Any, &Vec::from_iter(times));
+            }
+            ProcessEventKind::Exit => self.end(pid),
+            ProcessEventKind::Stranger => self.look(pid, Rank::Likely, &[now]),
+            ProcessEventKind::Map => self.look(pid, Rank::Any, &[now + SETTLE]),
         }
     }
 
-    pub(super) fn look_due(&mut self) {
-        let now = Instant::now();
-        let mut pids = BTreeSet::new();
-        while let Some(&(when, pid)) = self.due.first()
-            && when <= now
-        {
-            self.due.pop_first();
-            pids.insert(pid);
+    /// Has a process looked at, if it is one of those that are meant.
+    pub(super) fn look(&self, pid: u32, rank: Rank, times: &[Instant]) {
+        if self.only.is_empty() || self.only.contains(&pid) {
+            self.looks.at(pid, 0, rank, times);
         }
-        pids.into_iter().for_each(|pid| self.look(pid));
     }
 
+    /// Has all processes looked at, those of the first time at once.
     pub(super) fn rescan(&mut self) {
-        let pids = match self.scanner.processes() {
-            Ok(pids) => pids,
-            Err(error) => return error!(%error, "cannot list processes"),
-        };
-        let gone: Vec<u32> = self.seats.keys().copied().filter(|pid| !pids.contains(pid)).collect();
-        gone.into_iter().for_each(|pid| self.end(pid));
-        self.unobservable.retain(|pid, _| pids.contains(pid));
-        pids.into_iter().for_each(|pid| self.look(pid));
-        self.scanner.forget_except(self.session.targets());
-        if !self.health.is_ready() {
+        if self.only.is_empty() {
+            self.looks.at_all();
+        } else {
+            self.listed(&self.only.clone());
+        }
+    }
+
+    fn listed(&mut self, pids: &[u32]) {
+        if self.only.is_empty() {
+            let gone: Vec<u32> = self.seats.keys().copied().filter(|pid| !pids.contains(pid)).collect();
+            gone.into_iter().for_each(|pid| self.end(pid));
+            self.unobservable.retain(|pid, _| pids.contains(pid));
+        }
+        let now = Instant::now();
+        let first = self.first.is_none();
+        let step =
+            if first { Duration::ZERO } else { SPREAD / u32::try_from(pids.len().max(1)).unwrap_or(1) };
+        let mut time = now;
+        for pid in pids {
+            let rank = if first || self.seats.contains_key(pid) { Rank::Likely } else { Rank::Routine };
+            self.look(*pid, rank, &[time]);
+            time += step;
+        }
+        if first {
+            self.first = Some(pids.iter().copied().collect());
+        }
+        self.settle_first();
+    }
+
+    /// Ready is who has looked at, and attached for, all processes that were there at the start.
+    pub(super) fn settle_first(&mut self) {
+        if !self.health.is_ready()
+            && self.first.as_ref().is_some_and(BTreeSet::is_empty)
+            && self.seats.values().all(|seat| seat.attaching.is_none())
+        {
             self.health.set_ready();
             info!(targets = self.seats.len(), late_loads = self.kernel.sees_late_loads(), "ready");
         }
     }
 
-    /// Looks at one process and brings what is attached in line with what it is now.
-    pub(super) fn look(&mut self, pid: u32) {
-        if !self.only.is_empty() && !self.only.contains(&pid) {
-            return;
+    pub(super) fn looked(&mut self, looked: Looked) {
+        match looked {
+            Looked::All(pids) => self.listed(&pids),
+            Looked::Process(pid, judged) => {
+                self.judged(pid, judged);
+                if let Some(first) = &mut self.first {
+                    first.remove(&pid);
+                }
+                self.settle_first();
+            }
+            Looked::Connections(id, open) => {
+                if self.seats.get(&id.pid).is_some_and(|seat| seat.start_time == id.start_time) {
+                    if let Err(error) = self.kernel.adopt(id.pid, &open) {
+                        warn!(
+                            id.pid, %error,
+                            "requests on connections that were open before are not followed"
+                        );
+                    }
+                    self.follow_sessions();
+                }
+            }
+            Looked::Fault(path, fault) => {
+                warn!(path = %path.display(), fault, "a file that processes map cannot be read");
+            }
         }
-        if let Some(seat) = self.seats.get(&pid)
-            && !self.scanner.is_alive(pid, seat.start_time)
-        {
-            self.end(pid);
-        }
-        match self.scanner.look(pid) {
-            Look::Found(target) => {
-                let no_return =
-                    self.release.and_then(|release| doctor::no_return_probe(target.seccomp, release));
-                match plan::plan(&target.plain_images()).without_return_probes(no_return) {
+    }
+
+    /// Brings what is attached in line with what a process is now.
+    fn judged(&mut self, pid: u32, judged: Judged) {
+        match judged {
+            Judged::Llama(target, verdict) => {
+                if self.seats.get(&pid).is_some_and(|seat| seat.start_time != target.start_time) {
+                    self.end(pid);
+                }
+                match verdict {
                     Verdict::Observable(plan) => self.watch(*target, plan),
                     Verdict::Unsupported(why) => self.refuse(pid, &target.comm, why),
                     Verdict::Foreign => self.end(pid),
                 }
             }
-            Look::Opaque(target) if target.is_listening_server() => self.watch(*target, plan::sockets_only()),
-            Look::Opaque(target) => {
-                self.refuse(pid, &target.comm, "no file it maps shows a symbol of llama.cpp")
-            }
-            Look::Nothing | Look::Closed => self.end(pid),
+            Judged::Opaque(target) => self.refuse(pid, &target.comm, NO_SYMBOL),
+            Judged::Closed | Judged::Nothing => self.end(pid),
         }
     }
 
@@ -111,14 +162,12 @@ impl Agent {
 
     /// The sockets are followed as long as there is a server.
     pub(super) fn follow_sockets(&mut self) {
-        let http = self.session.targets().any(|target| {
-            self.session.plan(target.pid).is_some_and(|plan| plan.flags & TargetConfig::HTTP != 0)
-        });
-        if let Err(error) = self.kernel.follow_sockets(http)
-            && !std::mem::replace(&mut self.deaf, true)
-        {
-            self.attach_failures += 1;
-            error!(%error, "HTTP requests cannot be followed; tokens and steps are");
+        let observed = self.session.targets().filter_map(|target| self.session.plan(target.pid));
+        let coming = self.seats.values().filter_map(|seat| Some(&seat.attaching.as_ref()?.1));
+        let http = observed.chain(coming).any(|plan| plan.flags & TargetConfig::HTTP != 0);
+        if http != self.follows_sockets && !self.deaf {
+            self.follows_sockets = http;
+            self.room.order(Order::Sockets(http));
         }
     }
 
@@ -131,7 +180,10 @@ impl Agent {
             plan.flags |= TargetConfig::DRAFT_STEPS;
         }
         let pid = target.pid;
-        // First who, then where: what fires in between is counted, not reported as a stranger's.
+        if self.seats.get(&pid).is_some_and(|seat| seat.attaching.is_some()) {
+            // What was found meanwhile is found again.
+            return self.look(pid, Rank::Likely, &[now + LATER[0]]);
+        }
         let index = match self.seats.get(&pid) {
             Some(seat) => seat.config.index,
             None => match self.free_index() {
@@ -145,31 +197,81 @@ impl Agent {
                 }
             },
         };
-        let writes = if self.billing.refusals.is_some() { TEXT_WRITES } else { WRITES };
-        let config = TargetConfig { index, flags: plan.flags, port: port(&target), writes };
-        let seated = match self.seats.get(&pid) {
-            Some(seat) if seat.config == config => Ok(()),
-            Some(_) => self.kernel.update(pid, config),
-            None => self.kernel.observe(pid, config),
-        };
-        if let Err(error) = seated {
-            return error!(pid, %error, "cannot observe");
-        }
-        self.seats.insert(pid, Seat { start_time: target.start_time, config });
         let has_tls = |plan: &Plan| plan.probes.iter().any(|probe| probe.role == Role::Tls);
         if self.session.plan(pid).is_some_and(has_tls) && !has_tls(&plan) {
             // It is under a seccomp filter by now: no return probe may stay.
-            self.kernel.detach_own(pid);
+            self.room.order(Order::DetachOwn(pid));
         }
-        let known = self.session.plan(pid).map(sites);
-        if known.as_ref().is_some_and(|known| *known == sites(&plan)) {
-            return self.session.refresh(now, target, plan);
+        let config = self.config(index, &target, &plan);
+        if self.session.plan(pid).map(sites).is_some_and(|known| known == sites(&plan)) {
+            if self.seat(&target, config) {
+                self.session.refresh(now, target, plan);
+            }
+            return;
         }
-        let file =
-            |id| target.images.iter().find(|mapped| mapped.image.id == id).map(|mapped| mapped.file.clone());
-        let failures = self.kernel.attach(pid, &plan.probes, file);
+        let files = target.images.iter().map(|mapped| (mapped.image.id, mapped.file.clone())).collect();
+        let urgent = !target.listeners.is_empty();
+        let attach = Attach { id: target.id(), probes: plan.probes.clone(), files, urgent };
+        let seat = self.seats.entry(pid).or_insert(Seat {
+            start_time: target.start_time,
+            config,
+            live: false,
+            attaching: None,
+        });
+        seat.attaching = Some(Box::new((target, plan)));
+        // Sockets first: a request whose beginning was not seen is not told.
+        self.follow_sockets();
+        self.room.order(Order::Attach(Box::new(attach)));
+    }
+
+    fn config(&self, index: u32, target: &Target, plan: &Plan) -> TargetConfig {
+        let writes = if self.billing.refusals.is_some() { TEXT_WRITES } else { WRITES };
+        TargetConfig { index, flags: plan.flags, port: port(target), writes }
+    }
+
+    /// Tells the programs whom they serve.
+    fn seat(&mut self, target: &Target, config: TargetConfig) -> bool {
+        let Some(seat) = self.seats.get_mut(&target.pid) else { return false };
+        let seated = match seat.live {
+            true if seat.config == config => Ok(()),
+            true => self.kernel.update(target.pid, config),
+            false => self.kernel.observe(target.pid, config),
+        };
+        if let Err(error) = &seated {
+            error!(pid = target.pid, %error, "cannot observe");
+        }
+        (seat.config, seat.live) = (config, seated.is_ok());
+        seated.is_ok()
+    }
+
+    /// Something was done in the engine room.
+    pub(super) fn done(&mut self, done: Done) {
+        match done {
+            Done::Attached(id, failures) => {
+                let seat = self.seats.get_mut(&id.pid).filter(|seat| seat.start_time == id.start_time);
+                match seat.and_then(|seat| seat.attaching.take()) {
+                    Some(attached) => self.attached(attached.0, attached.1, &failures),
+                    // It ended meanwhile: what was attached for it is not wanted any more.
+                    None => self.room.order(Order::Release(id.pid)),
+                }
+                self.settle_first();
+            }
+            Done::NoSockets(error) => {
+                if !std::mem::replace(&mut self.deaf, true) {
+                    self.attach_failures += 1;
+                    error!(%error, "HTTP requests cannot be followed; tokens and steps are");
+                }
+            }
+            Done::NoSessions(error) => {
+                warn!(%error, "requests over TLS on connections that were open before are not followed");
+            }
+        }
+    }
+
+    fn attached(&mut self, target: Target, mut plan: Plan, failures: &[AttachError]) {
+        let (now, pid) = (Instant::now(), target.pid);
         self.attach_failures += failures.len() as u64;
-        for failure in &failures {
+        for failure in failures {
             error!(pid, %failure, "a probe cannot be attached");
         }
         // What is not attached is not served: the metrics of these roles stay absent.
@@ -177,7 +279,7 @@ impl Agent {
         let tls = [ProbeId::SslRead, ProbeId::SslWrite, ProbeId::SslAccept];
         if failures.iter().any(|failure| tls.contains(&failure.probe)) {
             // Half of a conversation would be worse than none.
-            self.kernel.detach_own(pid);
+            self.room.order(Order::DetachOwn(pid));
             plan.drop_tls("its library cannot be probed");
         }
         let probed = plan.joining() != Joining::Answers;
@@ -185,6 +287,12 @@ impl Agent {
             let denied = failures.iter().any(|failure| failure.cause.is_permission());
             let why = if denied { NEEDED } else { "its decode calls cannot be probed" };
             return self.refuse(pid, &target.comm, why);
+        }
+        let Some(index) = self.seats.get(&pid).map(|seat| seat.config.index) else { return };
+        // Where first, then who: all probes of a process begin to count at the same moment.
+        let config = self.config(index, &target, &plan);
+        if !self.seat(&target, config) {
+            return self.end(pid);
         }
         self.unobservable.remove(&pid);
         info!(
@@ -194,19 +302,17 @@ impl Agent {
             missing = ?plan.missing.iter().map(|missing| missing.role.name()).collect::<Vec<_>>(),
             "observing"
         );
-        if known.is_some() {
+        if self.session.plan(pid).is_some() {
             self.session.refresh(now, target, plan);
             return self.follow_sockets();
         }
         // Connections that stay open over many requests may have been accepted long ago.
-        let http = plan.flags & TargetConfig::HTTP != 0;
-        let open = if http { self.scanner.connections(&target) } else { Vec::new() };
+        if plan.flags & TargetConfig::HTTP != 0 {
+            self.looks.at_connections(target.id(), target.listeners.clone());
+        }
         self.otlp.meet(pid, &target.comm);
         self.session.begin(now, target, plan);
         self.follow_sockets();
-        if let Err(error) = self.kernel.adopt(pid, &open) {
-            warn!(pid, %error, "requests on connections that were open before are not followed");
-        }
         self.follow_sessions();
     }
 
@@ -218,8 +324,9 @@ impl Agent {
             plan.is_some_and(|plan| plan.probes.iter().any(|probe| probe.role == Role::Tls))
         });
         let unknown = tls.map(|target| target.pid).any(|pid| self.kernel.has_adopted(pid));
-        if let Err(error) = self.kernel.follow_sessions(unknown) {
-            warn!(%error, "requests over TLS on connections that were open before are not followed");
+        if unknown != self.follows_sessions {
+            self.follows_sessions = unknown;
+            self.room.order(Order::Sessions(unknown));
         }
     }
 
@@ -231,6 +338,10 @@ impl Agent {
     pub(super) fn end(&mut self, pid: u32) {
         self.unobservable.remove(&pid);
         let Some(seat) = self.seats.remove(&pid) else { return };
+        self.room.order(Order::Release(pid));
+        if !seat.live {
+            return;
+        }
         let last = self.kernel.reading(pid, seat.config.index).unwrap_or_else(|error| {
             error!(pid, %error, "the last counts are lost");
             Reading::default()
@@ -239,7 +350,6 @@ impl Agent {
         self.tell(&records);
         self.otlp.part(pid);
         self.kernel.forget(pid);
-        self.kernel.release(pid);
         info!(pid, "ended");
     }
 }

@@ -10,7 +10,7 @@ use aya::programs::uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeScope
 use serde::Serialize;
 
 use super::{
-    Kernel, LoadError,
+    Attacher, LoadError,
     load::uprobe,
     raw::{emulated, single_stepped},
 };
@@ -38,7 +38,7 @@ impl Prices {
     }
 }
 
-impl Kernel {
+impl Attacher {
     /// Measures both prices. `None` when the agent's own file cannot be found or probed: then estimates serve.
     ///
     /// # Errors

@@ -106,9 +106,8 @@ pub struct Rings {
     pub requests: RingBuf<MapData>,
 }
 
-/// The loaded programs and their maps.
+/// The maps of the loaded programs.
 pub struct Kernel {
-    pub(super) ebpf: Ebpf,
     pub(super) targets: HashMap<MapData, u32, TargetConfig>,
     pub(super) stats: PerCpuArray<MapData, TargetStats>,
     pub(super) sequences: HashMap<MapData, SequenceKey, Sequence>,
@@ -118,24 +117,30 @@ pub struct Kernel {
     pub(super) threads: HashMap<MapData, u64, ConnectionKey>,
     pub(super) tasks: HashMap<MapData, TaskKey, RequestKey>,
     pub(super) calls: HashMap<MapData, u64, Call>,
-    pub(super) attachments: Attachments,
-    pub(super) sockets: SocketLinks,
-    pub(super) sessions: Option<TracePointLink>,
-    /// Keeps the program of the tail call alive.
-    _follow: ProgramArray<MapData>,
     /// Maps the programs read only; held so that they are not closed.
     _blank: (Array<MapData, Context>, Array<MapData, Connection>),
     late_loads: bool,
 }
 
+/// The loaded programs and what is attached with them. Apart from the maps, because attaching and detaching take their
+/// time: whoever does it is not who reads.
+pub struct Attacher {
+    pub(super) ebpf: Ebpf,
+    pub(super) attachments: Attachments,
+    pub(super) sockets: SocketLinks,
+    pub(super) sessions: Option<TracePointLink>,
+    /// Keeps the program of the tail call alive.
+    _follow: ProgramArray<MapData>,
+}
+
 impl Kernel {
-    /// Loads everything and starts to watch process life. Returns the ring buffers of process and request events
-    /// beside.
+    /// Loads everything and starts to watch process life. Returns what attaches, and the ring buffers of process and
+    /// request events, beside.
     ///
     /// # Errors
     ///
     /// When the kernel refuses a program or a map: no rights, Linux older than 5.15, lockdown.
-    pub fn load() -> Result<(Self, Rings), LoadError> {
+    pub fn load() -> Result<(Self, Attacher, Rings), LoadError> {
         // No program needs relocation against kernel types, so the kernel's BTF (megabytes) is not read.
         let mut ebpf = EbpfLoader::new()
             .btf(None)
@@ -158,7 +163,7 @@ impl Kernel {
         let late_loads = watch_maps(&mut ebpf)?;
         let rings =
             Rings { processes: take(&mut ebpf, "EVENTS")?, requests: take(&mut ebpf, "REQUEST_EVENTS")? };
-        let mut kernel = Self {
+        let kernel = Self {
             targets: take(&mut ebpf, "TARGETS")?,
             stats: take(&mut ebpf, "STATS")?,
             sequences: take(&mut ebpf, "SEQUENCES")?,
@@ -168,16 +173,18 @@ impl Kernel {
             threads: take(&mut ebpf, "THREADS")?,
             tasks: take(&mut ebpf, "TASKS")?,
             calls: take(&mut ebpf, "CALLS")?,
+            _blank: (take(&mut ebpf, "BLANK_CONTEXT")?, take(&mut ebpf, "BLANK_CONNECTION")?),
+            late_loads,
+        };
+        let mut attacher = Attacher {
             attachments: Attachments::default(),
             sockets: SocketLinks::new(),
             sessions: None,
             _follow: follow,
-            _blank: (take(&mut ebpf, "BLANK_CONTEXT")?, take(&mut ebpf, "BLANK_CONNECTION")?),
-            late_loads,
             ebpf,
         };
-        kernel.load_sockets()?;
-        Ok((kernel, rings))
+        attacher.load_sockets()?;
+        Ok((kernel, attacher, rings))
     }
 
     /// Whether libraries loaded late announce themselves; otherwise only the slow rescan finds them.

@@ -1,5 +1,7 @@
 //! Reading and writing the maps: targets in, aggregates out.
 
+use std::collections::BTreeMap;
+
 use aya::{
     Pod,
     maps::{HashMap, MapData, MapError, PerCpuValues},
@@ -61,10 +63,15 @@ impl Kernel {
         remove(&mut self.calls, |key| key >> 32 == u64::from(pid));
     }
 
-    /// Connections of a process on which nothing has been read yet: accepted, waiting for a thread or for the client.
-    pub fn unread(&self, pid: u32) -> usize {
-        let own = self.connections.iter().flatten().filter(|(key, _)| key.tgid == pid);
-        own.filter(|(_, connection)| connection.accepted_ns != 0).count()
+    /// Connections of each process on which nothing has been read yet: accepted, waiting for a thread or for the client.
+    pub fn unread(&self) -> BTreeMap<u32, usize> {
+        let mut unread = BTreeMap::new();
+        for (key, connection) in self.connections.iter().flatten() {
+            if connection.accepted_ns != 0 {
+                *unread.entry(key.tgid).or_default() += 1;
+            }
+        }
+        unread
     }
 
     /// How many entries each map that grows with the work holds, by name.
@@ -101,20 +108,35 @@ impl Kernel {
         self.stats(MAX_TARGETS)
     }
 
+    /// Reads all that is known of these processes, given with the rows of their counters, by one walk over each map.
+    pub fn readings(&self, processes: &[(u32, u32)]) -> BTreeMap<u32, Result<Reading, LoadError>> {
+        // The counters first: what the sequences have used may then be ahead of the sums, never behind.
+        let stats = |index: u32| self.stats(index).map(|stats| Reading { stats, ..Reading::default() });
+        let mut readings: BTreeMap<_, _> =
+            processes.iter().map(|(pid, index)| (*pid, stats(*index))).collect();
+        if readings.is_empty() {
+            return readings;
+        }
+        for (key, state) in self.sequences.iter().flatten() {
+            if let Some(Ok(reading)) = readings.get_mut(&key.tgid) {
+                reading.sequences.push((key.sequence, state));
+            }
+        }
+        for (key, state) in self.contexts.iter().flatten() {
+            if let Some(Ok(reading)) = readings.get_mut(&key.tgid) {
+                reading.contexts.push((key.context, state));
+            }
+        }
+        readings
+    }
+
     /// Reads all that is known of a process.
     ///
     /// # Errors
     ///
     /// When a map cannot be read.
     pub fn reading(&self, pid: u32, index: u32) -> Result<Reading, LoadError> {
-        let sequences = self.sequences.iter().flatten().filter(|(key, _)| key.tgid == pid);
-        let contexts = self.contexts.iter().flatten().filter(|(key, _)| key.tgid == pid);
-        Ok(Reading {
-            // First: what the sequences have used may then be ahead of the sums, never behind.
-            stats: self.stats(index)?,
-            sequences: sequences.map(|(key, state)| (key.sequence, state)).collect(),
-            contexts: contexts.map(|(key, state)| (key.context, state)).collect(),
-        })
+        self.readings(&[(pid, index)]).remove(&pid).unwrap_or_else(|| Ok(Reading::default()))
     }
 }
 

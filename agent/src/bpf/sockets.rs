@@ -16,7 +16,7 @@ use llamaprobe_common::{
     task::TaskKey,
 };
 
-use super::{Kernel, LoadError};
+use super::{Attacher, Kernel, LoadError};
 
 /// Program, category and name of the tracepoint of each system call that is followed, and of the end of connections.
 const CALLS: [(&str, &str, &str); 9] = [
@@ -70,7 +70,7 @@ fn peer(address: SocketAddr) -> Peer {
     Peer { address: ip.octets(), port: address.port().into() }
 }
 
-impl Kernel {
+impl Attacher {
     /// Loads the programs of the system calls.
     pub(super) fn load_sockets(&mut self) -> Result<(), LoadError> {
         for (name, ..) in CALLS.into_iter().chain([SESSION_CALL]) {
@@ -121,6 +121,14 @@ impl Kernel {
         link.map_err(|source| LoadError::program("attach", name, source))
     }
 
+    fn tracepoint(&mut self, name: &str) -> Result<&mut TracePoint, LoadError> {
+        let program =
+            self.ebpf.program_mut(name).ok_or_else(|| LoadError::Absent(format!("program {name}")))?;
+        program.try_into().map_err(|source| LoadError::program("open", name, source))
+    }
+}
+
+impl Kernel {
     /// Whether a process has a connection that was open before and of which no thread was seen since.
     pub fn has_adopted(&self, pid: u32) -> bool {
         let own = self.connections.iter().flatten().filter(|(key, _)| key.tgid == pid);
@@ -179,11 +187,5 @@ impl Kernel {
     pub fn forget_task(&mut self, pid: u32, task: i32) {
         // Gone already when the task took a slot after all.
         let _ = self.tasks.remove(&TaskKey { tgid: pid, task });
-    }
-
-    fn tracepoint(&mut self, name: &str) -> Result<&mut TracePoint, LoadError> {
-        let program =
-            self.ebpf.program_mut(name).ok_or_else(|| LoadError::Absent(format!("program {name}")))?;
-        program.try_into().map_err(|source| LoadError::program("open", name, source))
     }
 }

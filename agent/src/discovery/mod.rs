@@ -19,7 +19,7 @@ use std::{
 use cache::Cache;
 use image::{Image, ImageError, ImageId};
 use model::{Model, ModelError};
-use process::{Listener, ProcessRoot};
+use process::{Listener, ProcessId, ProcessRoot};
 use tracing::debug;
 
 /// A file that a process has mapped.
@@ -57,6 +57,11 @@ pub struct Target {
 }
 
 impl Target {
+    /// Which process it is.
+    pub const fn id(&self) -> ProcessId {
+        ProcessId { pid: self.pid, start_time: self.start_time }
+    }
+
     /// Whether it is llama-server by its name, and listens: without symbols its sockets may be followed all the same.
     pub fn is_listening_server(&self) -> bool {
         self.comm == SERVER_NAMES[0] && !self.listeners.is_empty()
@@ -141,10 +146,10 @@ impl Scanner {
         Ok(names.filter_map(|name| name.parse().ok()).collect())
     }
 
-    /// Whether a process is still the one that started at `start_time`, and alive.
-    pub fn is_alive(&self, pid: u32, start_time: u64) -> bool {
-        let process = ProcessRoot::new(&self.proc, pid);
-        process.start_time().is_ok_and(|now| now == start_time) && !process.is_zombie().unwrap_or(true)
+    /// Whether a process is still the one that it was, and alive.
+    pub fn is_alive(&self, id: ProcessId) -> bool {
+        let process = ProcessRoot::new(&self.proc, id.pid);
+        process.start_time().is_ok_and(|now| now == id.start_time) && !process.is_zombie().unwrap_or(true)
     }
 
     /// Looks at one process.
@@ -194,8 +199,11 @@ impl Scanner {
     }
 
     /// The connections that a process has open on its listeners: descriptor and, over TCP, the client's address.
-    pub fn connections(&self, target: &Target) -> Vec<(i32, Option<SocketAddr>)> {
-        ProcessRoot::new(&self.proc, target.pid).connections(&target.listeners).unwrap_or_default()
+    pub fn connections(&self, id: ProcessId, listeners: &[Listener]) -> Vec<(i32, Option<SocketAddr>)> {
+        if !self.is_alive(id) {
+            return Vec::new();
+        }
+        ProcessRoot::new(&self.proc, id.pid).connections(listeners).unwrap_or_default()
     }
 
     /// Files that could not be read since the last call, with the reason.
@@ -203,13 +211,10 @@ impl Scanner {
         std::mem::take(&mut self.faults)
     }
 
-    /// Forgets files that none of the given targets maps; unrelated files are kept, they are cheap and come again.
-    pub fn forget_except<'a>(&mut self, targets: impl Iterator<Item = &'a Target>) {
-        let used: Vec<ImageId> =
-            targets.flat_map(|t| t.images.iter().map(|mapped| mapped.image.id)).collect();
+    /// Forgets files of llama.cpp that no target holds; others are kept, they are cheap and come again.
+    pub fn forget_unused(&mut self) {
         let beside = self.wanted.beside;
-        let unrelated = |image: &Image| image.symbols.iter().all(|symbol| beside(&symbol.name));
-        self.images.retain(|id, image| image.is_none_or(|image| unrelated(image) || used.contains(id)));
+        self.images.retain(|image| image.symbols.iter().all(|symbol| beside(&symbol.name)));
     }
 
     fn image(&mut self, file: &Path, named: &Path) -> Option<Arc<Image>> {

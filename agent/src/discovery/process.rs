@@ -41,6 +41,15 @@ pub(super) fn open_regular(path: &Path) -> io::Result<File> {
     Ok(file)
 }
 
+/// A process for ever: ids are used again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ProcessId {
+    /// Process id.
+    pub pid: u32,
+    /// When it started, clock ticks since boot.
+    pub start_time: u64,
+}
+
 /// The directory of one process.
 #[derive(Clone, Debug)]
 pub struct ProcessRoot {
