@@ -54,10 +54,8 @@ const TICK: Duration = Duration::from_secs(1);
 const STOCKTAKING: Duration = Duration::from_secs(5);
 /// The safety net: all processes are looked at anew.
 const RESCAN: Duration = Duration::from_secs(30);
-/// How long the request log may take at the end.
-const LOG_FLUSH: Duration = Duration::from_secs(2);
-/// How long the export may take at the end.
-const EXPORT_FLUSH: Duration = Duration::from_secs(2);
+/// How long the request log and the export may take at the end.
+const FLUSH: Duration = Duration::from_millis(500);
 /// How long detaching may take at the end; what has not gone by then goes with the process.
 const DETACH: Duration = Duration::from_millis(500);
 /// Entries of a ring buffer that are taken at a time, before it is the others' turn.
@@ -99,7 +97,8 @@ struct Agent {
     follows_sessions: bool,
     /// The sockets could not be followed, which was said.
     deaf: bool,
-    started: SystemTime,
+    /// When the agent started, by the kernel's clock.
+    started: Duration,
     health: Arc<Health>,
 }
 
@@ -136,7 +135,7 @@ pub async fn run(options: Options) -> Result<()> {
         .with_context(|| format!("cannot open the request log {:?}", options.requests.file))?;
     let billing = options.billing.load()?;
     let clock = Clock::now();
-    let otlp = Otlp::start(&options.otlp, clock.epoch())?;
+    let otlp = Otlp::start(&options.otlp)?;
     let (kernel, mut attacher, rings) = Kernel::load().map_err(explain)?;
     let prices = calibrate(&mut attacher);
     let (telling, mut looked) = mpsc::unbounded_channel();
@@ -144,7 +143,7 @@ pub async fn run(options: Options) -> Result<()> {
         Looks::start(telling, doctor::kernel_version(&Roots::default())).context("cannot start a thread")?;
     let (telling, mut done) = mpsc::unbounded_channel();
     let room = Room::open(attacher, telling).context("cannot start a thread")?;
-    let mut agent = Agent::new(looks, room, kernel, log, otlp, clock, billing, &options);
+    let mut agent = Agent::new(looks, room, kernel, log, otlp, clock, billing, &options)?;
     agent.prices = prices;
 
     let (sender, mut questions) = mpsc::channel(QUESTIONS);
@@ -202,8 +201,11 @@ pub async fn run(options: Options) -> Result<()> {
     agent.detach_all();
     // What has ended meanwhile is still told.
     while !drain(requests.get_mut(), |entry| agent.request_event(entry)) {}
-    agent.otlp.close(EXPORT_FLUSH);
-    agent.log.close(Instant::now() + LOG_FLUSH);
+    agent.otlp.finish();
+    agent.log.finish();
+    let deadline = Instant::now() + FLUSH;
+    agent.log.close(deadline);
+    agent.otlp.close(deadline);
     let all = agent.room.close(DETACH);
     info!(all, "detached");
     Ok(())
@@ -277,16 +279,22 @@ impl Agent {
         clock: Clock,
         billing: Billing,
         options: &Options,
-    ) -> Self {
-        let key = options.secret.unwrap_or_else(secret);
+    ) -> Result<Self> {
+        let key = match &options.secret {
+            Some(secret) => secret.key,
+            None => secret().context("the kernel has no random numbers")?,
+        };
+        if let Some(warning) = options.secret.as_ref().and_then(|secret| secret.warning.as_ref()) {
+            warn!("{warning}");
+        }
         let head = HeadOptions { user_header: options.user_header.clone(), key };
         let now = Instant::now();
         let timed = billing.rates.host_per_hour.is_some();
         let mut session = Session::new(now, head, billing);
         if options.otlp.of(Signal::Traces).is_some() {
-            session = session.traced_by(Tracer::new(options.otlp.rules, secret()));
+            session = session.traced_by(Tracer::new(options.otlp.rules, secret()?));
         }
-        Self {
+        Ok(Self {
             looks,
             room,
             kernel,
@@ -309,9 +317,9 @@ impl Agent {
             follows_sockets: false,
             follows_sessions: false,
             deaf: false,
-            started: SystemTime::now(),
+            started: Duration::from_nanos(monotonic_ns()),
             health: Arc::default(),
-        }
+        })
     }
 
     fn request_event(&mut self, entry: &[u8]) {
@@ -324,9 +332,13 @@ impl Agent {
 
     /// Hands finished requests on.
     fn tell(&mut self, records: &[Record]) {
+        if records.is_empty() {
+            return;
+        }
+        let epoch = self.clock.epoch();
         for record in records {
-            self.log.record(record, |ns| self.clock.wall(ns));
-            self.otlp.tell(record);
+            self.log.record(record, |ns| SystemTime::UNIX_EPOCH + epoch + Duration::from_nanos(ns));
+            self.otlp.tell(record, epoch);
             for task in &record.request.stale_tasks {
                 self.kernel.forget_task(record.request.key.tgid, *task);
             }
@@ -397,7 +409,8 @@ impl Agent {
     }
 
     /// What is known now.
-    fn snapshot(&self) -> Snapshot {
+    fn snapshot(&mut self) -> Snapshot {
+        let epoch = self.clock.epoch();
         Snapshot {
             servers: self.session.servers(Instant::now()),
             host: self.session.host(),
@@ -413,8 +426,8 @@ impl Agent {
             reload_failures: self.reload_failures,
             cpu: cpu_time(),
             resident_bytes: resident_bytes(),
-            started: self.started.duration_since(SystemTime::UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64()),
-            epoch: self.clock.epoch(),
+            started: (epoch + self.started).as_secs_f64(),
+            epoch,
             otlp: self.otlp.counts(),
         }
     }

@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::Deserialize;
 
-use self::billing::{BillingOptions, DEFAULT_USERS};
+use self::billing::{BillingOptions, DEFAULT_USERS, Secret};
 use crate::{
     export::{
         compat::Dialect,
@@ -192,7 +192,7 @@ pub struct Options {
     /// Users and prices.
     pub billing: BillingOptions,
     /// What API keys are hashed with; random when absent.
-    pub secret: Option<[u8; 32]>,
+    pub secret: Option<Secret>,
     /// Whether payload is looked at.
     pub payload: bool,
     /// Whether each decode call that checks guesses is told.
@@ -246,7 +246,7 @@ impl RunArguments {
         };
         Ok(Options {
             billing: billing.check()?,
-            secret: self.key_file.or(file.key_file).as_ref().map(billing::secret).transpose()?,
+            secret: self.key_file.or(file.key_file).as_deref().map(billing::secret).transpose()?,
             listen: self.listen.or(file.listen).unwrap_or(default),
             only: if self.pid.is_empty() { file.pid } else { self.pid },
             log: self.log.or(file.log).unwrap_or_else(|| "info".to_owned()),

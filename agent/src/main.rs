@@ -55,7 +55,7 @@ fn run(options: Options) -> Result<ExitCode> {
         .log_internal_errors(false)
         .with_ansi(std::io::stderr().is_terminal())
         .init();
-    // While there is one thread only: the mount stays private to this process.
+    // Before there is a thread that opens files: the mount stays private to this process.
     if let Err(error) = tracefs::ensure() {
         warn!(%error, "tracefs is not mounted and cannot be: `mount -t tracefs nodev /sys/kernel/tracing` helps");
     }
@@ -84,6 +84,9 @@ fn snapshot(arguments: &SnapshotArguments) -> Result<ExitCode> {
 
 fn key_hash(arguments: &KeyHashArguments) -> Result<ExitCode> {
     let secret = billing::secret(&arguments.key_file)?;
+    if let Some(warning) = &secret.warning {
+        output::complain(&format!("llamaprobe: {warning}"));
+    }
     let mut key = String::new();
     std::io::stdin().read_line(&mut key).context("cannot read the API key from standard input")?;
     let key = key.trim();
@@ -91,7 +94,7 @@ fn key_hash(arguments: &KeyHashArguments) -> Result<ExitCode> {
         !key.is_empty(),
         "standard input holds no API key: `printf %s KEY | llamaprobe key-hash`"
     );
-    print(&format!("{}\n", KeyHash::new(&secret, key.as_bytes())))?;
+    print(&format!("{}\n", KeyHash::new(&secret.key, key.as_bytes())))?;
     Ok(ExitCode::SUCCESS)
 }
 
