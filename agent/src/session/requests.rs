@@ -248,6 +248,11 @@ impl Requests {
         self.open.len()
     }
 
+    /// Whether a process has any under way.
+    pub fn has_any(&self, pid: u32) -> bool {
+        self.of(pid).next().is_some()
+    }
+
     /// Requests given up because too many were open.
     pub fn given_up(&self) -> u64 {
         self.given_up
