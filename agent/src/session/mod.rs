@@ -252,6 +252,7 @@ impl Session {
         let served = served(&plan);
         let pid = target.pid;
         self.requests.join(pid, plan.joining());
+        self.requests.predict(pid, target.told.predict.as_deref());
         let watched = Watched {
             target,
             plan,
@@ -393,7 +394,8 @@ impl Session {
     fn give_name(&mut self, pid: u32) {
         let Some(watched) = self.watched.get(&pid) else { return };
         let target = &watched.target;
-        let listener = target.listeners.first().map(ToString::to_string);
+        // What tells apart stands behind a `#`: none in the path of a socket.
+        let listener = target.listeners.first().map(|listener| listener.to_string().replace('#', "%23"));
         let unseen = listener.is_none();
         let address =
             listener.or_else(|| target.told.endpoint.clone()).unwrap_or_else(|| format!("pid:{pid}"));
