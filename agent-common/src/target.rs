@@ -40,6 +40,8 @@ impl TargetConfig {
     pub const MAIN_SEEN: u32 = 256;
     /// Each decode call that checks guesses is told.
     pub const DRAFT_STEPS: u32 = 128;
+    /// Threads that it starts while it serves a request work on that request.
+    pub const PREDICTS: u32 = 1 << 16;
 }
 
 /// Token counters, a partition: computed prompt tokens, reused prompt tokens, generated tokens.

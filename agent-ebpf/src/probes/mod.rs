@@ -3,6 +3,7 @@
 mod batch;
 mod cache;
 mod calibration;
+mod offspring;
 mod process;
 mod slot;
 mod socket;

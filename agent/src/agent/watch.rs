@@ -120,6 +120,10 @@ impl Agent {
             self.attach_failures += 1;
             error!(%error, "HTTP requests cannot be followed; tokens and steps are");
         }
+        let predicts = http && self.session.targets().any(|target| target.told.predict.is_some());
+        if let Err(error) = self.kernel.follow_offspring(predicts) {
+            warn!(%error, "tokens of predictions are nobody's");
+        }
     }
 
     fn watch(&mut self, target: Target, mut plan: Plan) {
@@ -129,6 +133,9 @@ impl Agent {
         }
         if self.trace_drafts {
             plan.flags |= TargetConfig::DRAFT_STEPS;
+        }
+        if target.told.predict.is_some() {
+            plan.flags |= TargetConfig::PREDICTS;
         }
         let pid = target.pid;
         // First who, then where: what fires in between is counted, not reported as a stranger's.

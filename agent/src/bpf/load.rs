@@ -121,6 +121,7 @@ pub struct Kernel {
     pub(super) attachments: Attachments,
     pub(super) sockets: SocketLinks,
     pub(super) sessions: Option<TracePointLink>,
+    pub(super) offspring: Option<TracePointLink>,
     /// Keeps the program of the tail call alive.
     _follow: ProgramArray<MapData>,
     /// Maps the programs read only; held so that they are not closed.
@@ -171,6 +172,7 @@ impl Kernel {
             attachments: Attachments::default(),
             sockets: SocketLinks::new(),
             sessions: None,
+            offspring: None,
             _follow: follow,
             _blank: (take(&mut ebpf, "BLANK_CONTEXT")?, take(&mut ebpf, "BLANK_CONNECTION")?),
             late_loads,

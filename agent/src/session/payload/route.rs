@@ -152,9 +152,9 @@ impl Route {
             return SlotAction;
         }
         // A spelling begins with its slash, so what fits are whole segments. Two slashes in a row are no prefix.
-        let fits = SPELLINGS.iter().filter(|(spelling, _)| {
-            path.strip_suffix(spelling).is_some_and(|prefix| !prefix.ends_with('/'))
-        });
+        let fits = SPELLINGS
+            .iter()
+            .filter(|(spelling, _)| path.strip_suffix(spelling).is_some_and(|prefix| !prefix.ends_with('/')));
         fits.max_by_key(|(spelling, _)| spelling.len()).map_or(Other, |(_, route)| *route)
     }
 
