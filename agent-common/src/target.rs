@@ -65,6 +65,8 @@ impl TargetConfig {
     pub const fn is_undecided(flags: u32) -> bool {
         flags & (Self::EITHER | Self::STARTED) == Self::EITHER
     }
+    /// Threads that it starts while it serves a request work on that request.
+    pub const PREDICTS: u32 = 1 << 16;
 }
 
 /// Token counters, a partition: computed prompt tokens, reused prompt tokens, generated tokens.
@@ -121,20 +123,47 @@ pub struct TargetStats {
 
 plain!(TargetConfig = 16, TargetStats = (ProbeId::COUNT + Loss::COUNT + 3 + 4 + 3 * 33) * 8);
 
+// All of it is counters of 64 bits: what is added or subtracted is so element by element, whatever fields there are.
+const _: () = assert!(size_of::<TargetStats>().is_multiple_of(8) && align_of::<TargetStats>() == 8);
+
 impl TargetStats {
     /// Adds what another CPU, or another process, counted.
     pub fn add(&mut self, other: &Self) {
-        let mine = self.hits.iter_mut().chain(&mut self.losses).chain(&mut self.tokens);
-        let theirs = other.hits.iter().chain(&other.losses).chain(&other.tokens);
-        for (mine, theirs) in mine.zip(theirs) {
-            *mine += theirs;
-        }
-        self.accepted += other.accepted;
-        self.rejected += other.rejected;
-        self.shifts += other.shifts;
-        self.engine_ns += other.engine_ns;
-        self.inter_token.add(&other.inter_token);
-        self.step.add(&other.step);
-        self.batch.add(&other.batch);
+        self.words_mut().iter_mut().zip(other.words()).for_each(|(mine, more)| *mine += more);
+    }
+
+    /// What was counted since `before`. Counters of one process never go back: where one did, nothing.
+    pub fn since(&self, before: &Self) -> Self {
+        let mut rest = *self;
+        let words = rest.words_mut().iter_mut().zip(before.words());
+        words.for_each(|(mine, less)| *mine = mine.saturating_sub(*less));
+        rest
+    }
+
+    fn words(&self) -> &[u64] {
+        // SAFETY: `repr(C)` with nothing but `u64` in it, without padding (`plain!` asserts the size).
+        unsafe { core::slice::from_raw_parts(core::ptr::from_ref(self).cast(), size_of::<Self>() / 8) }
+    }
+
+    fn words_mut(&mut self) -> &mut [u64] {
+        // SAFETY: as above, and any value is a counter.
+        unsafe { core::slice::from_raw_parts_mut(core::ptr::from_mut(self).cast(), size_of::<Self>() / 8) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_field_is_added_and_subtracted() {
+        let mut one = TargetStats::default();
+        one.words_mut().iter_mut().zip(1..).for_each(|(word, n)| *word = n);
+        assert_eq!((one.hits[0], one.tokens[0]), (1, 1 + (ProbeId::COUNT + Loss::COUNT) as u64));
+        assert_eq!(one.words().last(), Some(&one.batch.sum), "the last field");
+        let mut two = one;
+        two.add(&one);
+        assert!(two.words().iter().zip(one.words()).all(|(two, one)| *two == 2 * one));
+        assert_eq!((two.since(&one), one.since(&two)), (one, TargetStats::default()));
     }
 }

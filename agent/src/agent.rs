@@ -95,6 +95,7 @@ struct Agent {
     /// What the engine room was told last of what else to follow.
     follows_sockets: bool,
     follows_sessions: bool,
+    follows_offspring: bool,
     /// The sockets could not be followed, which was said.
     deaf: bool,
     /// When the agent started, by the kernel's clock.
@@ -316,6 +317,7 @@ impl Agent {
             reload_failures: 0,
             follows_sockets: false,
             follows_sessions: false,
+            follows_offspring: false,
             deaf: false,
             started: Duration::from_nanos(monotonic_ns()),
             health: Arc::default(),

@@ -4,6 +4,7 @@ mod batch;
 mod cache;
 mod calibration;
 mod layout;
+mod offspring;
 mod process;
 mod slot;
 mod socket;

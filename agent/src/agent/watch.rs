@@ -180,6 +180,11 @@ impl Agent {
             self.follows_sockets = http;
             self.room.order(Order::Sockets(http));
         }
+        let predicts = http && self.session.targets().any(|target| target.told.predict.is_some());
+        if predicts != self.follows_offspring {
+            self.follows_offspring = predicts;
+            self.room.order(Order::Offspring(predicts));
+        }
     }
 
     fn watch(&mut self, target: Target, mut plan: Plan) {
@@ -192,6 +197,9 @@ impl Agent {
         }
         if self.trace_drafts {
             plan.flags |= TargetConfig::DRAFT_STEPS;
+        }
+        if target.told.predict.is_some() {
+            plan.flags |= TargetConfig::PREDICTS;
         }
         let pid = target.pid;
         if self.seats.get(&pid).is_some_and(|seat| seat.attaching.is_some()) {
@@ -278,6 +286,7 @@ impl Agent {
                     error!(%error, "HTTP requests cannot be followed; tokens and steps are");
                 }
             }
+            Done::NoOffspring(error) => warn!(%error, "tokens of predictions are nobody's"),
             Done::NoSessions(error) => {
                 warn!(%error, "requests over TLS on connections that were open before are not followed");
             }

@@ -131,6 +131,7 @@ pub struct Attacher {
     pub(super) attachments: Attachments,
     pub(super) sockets: SocketLinks,
     pub(super) sessions: Option<TracePointLink>,
+    pub(super) offspring: Option<TracePointLink>,
     /// Keeps the programs of the tail calls alive.
     _follow: Vec<ProgramArray<MapData>>,
 }
@@ -187,6 +188,7 @@ impl Kernel {
             attachments: Attachments::default(),
             sockets: SocketLinks::new(),
             sessions: None,
+            offspring: None,
             _follow: follow,
             ebpf,
         };

@@ -34,6 +34,9 @@ const CALLS: [(&str, &str, &str); 9] = [
 /// The same for what tells the descriptor of a TLS session.
 const SESSION_CALL: (&str, &str, &str) = ("lp_tls_socket", "syscalls", "sys_enter_read");
 
+/// The same for what tells the threads that a server starts.
+const FORK: (&str, &str, &str) = ("lp_fork", "sched", "sched_process_fork");
+
 /// `BPF_NOEXIST` of linux/bpf.h.
 const NOT_YET_THERE: u64 = 1;
 
@@ -73,7 +76,7 @@ fn peer(address: SocketAddr) -> Peer {
 impl Attacher {
     /// Loads the programs of the system calls.
     pub(super) fn load_sockets(&mut self) -> Result<(), LoadError> {
-        for (name, ..) in CALLS.into_iter().chain([SESSION_CALL]) {
+        for (name, ..) in CALLS.into_iter().chain([SESSION_CALL, FORK]) {
             let program = self.tracepoint(name)?;
             program.load().map_err(|source| LoadError::program("load", name, source))?;
         }
@@ -108,6 +111,20 @@ impl Attacher {
             self.sessions = None;
         } else if self.sessions.is_none() {
             self.sessions = Some(self.attach_call(SESSION_CALL)?);
+        }
+        Ok(())
+    }
+
+    /// Starts or stops to follow the threads that servers start for a request.
+    ///
+    /// # Errors
+    ///
+    /// As [`Kernel::follow_sockets`].
+    pub fn follow_offspring(&mut self, follow: bool) -> Result<(), LoadError> {
+        if !follow {
+            self.offspring = None;
+        } else if self.offspring.is_none() {
+            self.offspring = Some(self.attach_call(FORK)?);
         }
         Ok(())
     }

@@ -265,8 +265,8 @@ fn the_python_binding_has_only_libllama() {
         images: vec![],
         listeners: vec![],
         model: None,
-        alias: None,
-        slots: None,
+        told: Default::default(),
+        place: Default::default(),
         seccomp: 0,
         router: None,
     };

@@ -1,6 +1,9 @@
 //! Who pays: what requests and processes have used is booked under the user's name, and priced.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
 
 use llamaprobe_common::{batch::Context, sequence::Sequence, target::TargetConfig};
 
@@ -12,7 +15,6 @@ use super::{
     identity::Naming,
     ledger::Totals,
     payload::text::Phrases,
-    users::Users,
 };
 use crate::bpf::read::Reading;
 
@@ -21,7 +23,7 @@ use crate::bpf::read::Reading;
 pub struct Billing {
     /// How requests get their users' names.
     pub naming: Naming,
-    /// Users told apart.
+    /// Users told apart of each server.
     pub users: usize,
     /// What use costs.
     pub rates: Rates,
@@ -32,15 +34,13 @@ pub struct Billing {
 /// The books.
 #[derive(Debug)]
 pub(super) struct Books {
-    pub(super) users: Users,
     pub(super) rates: Rates,
     pub(super) host: HostTime,
 }
 
 impl Books {
     pub(super) fn new(now: Instant, billing: &Billing) -> Self {
-        let (users, rates) = (Users::new(billing.users), billing.rates.clone());
-        Self { users, rates, host: HostTime::new(now) }
+        Self { rates: billing.rates.clone(), host: HostTime::new(now) }
     }
 }
 
@@ -56,12 +56,8 @@ impl Session {
         if charge.is_empty() {
             return;
         }
-        let label = self.books.users.label(user, charge.all_tokens());
-        if let Some(displaced) = label.displaced {
-            self.ledger.usages().for_each(|usage| usage.fold(&displaced));
-        }
         let prices = self.books.rates.of(&labels.model);
-        self.ledger.account(now, labels).usage.charge(&label.name, charge, prices);
+        self.ledger.account(now, labels).usage.charge(user, charge, prices);
     }
 
     /// Charges what a finished request has not been charged with before. Returns its cost by [`Basis`].
@@ -144,7 +140,8 @@ impl Session {
 
     /// How many users are told apart.
     pub fn users(&self) -> usize {
-        self.books.users.seated()
+        let users = self.ledger.accounts().flat_map(|(_, account)| account.usage.told_apart());
+        users.collect::<BTreeSet<_>>().len()
     }
 
     /// Whether costs on a basis are known for a model.

@@ -67,7 +67,7 @@ pub(super) fn live(watched: &Watched, requests: &Requests) -> Live {
         seats: if is_server { seats.collect() } else { Vec::new() },
         seat_size: newest.map_or(0, |(_, context)| u64::from(context.n_ctx_seq)),
         slots_busy: watched.sequences.iter().filter(|(_, sequence)| is_busy(sequence)).count() as u64,
-        slots: watched.target.slots.filter(|_| !watched.routes),
+        slots: watched.target.told.slots.filter(|_| !watched.routes),
         http: watched.plan.flags & TargetConfig::HTTP != 0
             && !(undecided && watched.target.listeners.is_empty()),
         payload: watched.plan.flags & TargetConfig::NO_PAYLOAD == 0,

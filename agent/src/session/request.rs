@@ -179,6 +179,13 @@ impl Request {
         }
     }
 
+    /// Its server serves Vertex AI's predictions at `path`.
+    pub fn predicts_at(&mut self, path: &str) {
+        if let Some(head) = &mut self.head {
+            head.predicts_at(path);
+        }
+    }
+
     /// It came in the same bytes as the request before it.
     pub fn continues(&mut self, bytes: Vec<u8>, options: &HeadOptions) {
         self.bytes = bytes;

@@ -40,6 +40,8 @@ pub struct Requests {
     joins: BTreeMap<u32, Joins>,
     /// Processes of which only the sockets are followed.
     unprobed: BTreeSet<u32>,
+    /// Where servers serve Vertex AI's predictions.
+    predict: BTreeMap<u32, String>,
 }
 
 impl Requests {
@@ -55,6 +57,7 @@ impl Requests {
             unmatched: Vec::new(),
             joins: BTreeMap::new(),
             unprobed: BTreeSet::new(),
+            predict: BTreeMap::new(),
         }
     }
 
@@ -96,6 +99,14 @@ impl Requests {
         } else {
             self.unprobed.remove(&pid);
         }
+    }
+
+    /// A process serves Vertex AI's predictions at this path, or nowhere.
+    pub fn predict(&mut self, pid: u32, path: Option<&str>) {
+        match path {
+            Some(path) => self.predict.insert(pid, path.to_owned()),
+            None => self.predict.remove(&pid),
+        };
     }
 
     /// Joins what can be joined by inference at `now_ns`. Returns the requests that are over by it.
@@ -167,6 +178,9 @@ impl Requests {
             RequestEvent::SlotEnd(event) => request.slot_end(event),
             RequestEvent::Draft(event) => request.draft(event),
         }
+        if let Some(path) = self.predict.get(&key.tgid) {
+            request.predicts_at(path);
+        }
         if !request.is_over() {
             return None;
         }
@@ -212,6 +226,7 @@ impl Requests {
         self.behind.retain(|(tgid, _), _| *tgid != pid);
         self.joins.remove(&pid);
         self.unprobed.remove(&pid);
+        self.predict.remove(&pid);
         self.take(|key, _| key.tgid == pid, now_ns)
     }
 
@@ -246,6 +261,11 @@ impl Requests {
     /// Requests under way of all processes.
     pub fn open(&self) -> usize {
         self.open.len()
+    }
+
+    /// Whether a process has any under way.
+    pub fn has_any(&self, pid: u32) -> bool {
+        self.of(pid).next().is_some()
     }
 
     /// Requests given up because too many were open.

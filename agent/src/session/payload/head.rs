@@ -13,7 +13,7 @@ use httparse::{EMPTY_HEADER, Header, Request, Status};
 pub use super::{key::KeyHash, trace::TraceParent};
 use super::{
     lines::{MAX_HEADERS, block_end, length, reason, shortened},
-    route::Route,
+    route::{self, Route},
     trace::is_state,
 };
 
@@ -96,6 +96,13 @@ impl Head {
     pub fn is_inference(&self) -> bool {
         self.method == Method::Post && self.route.is_inference()
     }
+
+    /// The server serves Vertex AI's predictions at `path`.
+    pub fn predicts_at(&mut self, path: &str) {
+        if self.route == Route::Other && self.path.ends_with(path) {
+            self.route = Route::Predict;
+        }
+    }
 }
 
 /// Reads a head that is whole. Beyond 64 headers it takes the first 64.
@@ -135,7 +142,7 @@ fn parse_lines(bytes: &[u8], body: usize, options: &HeadOptions) -> Result<Head,
 fn read(request: &Request<'_, '_>, body: usize, options: &HeadOptions) -> Head {
     let headers = &*request.headers;
     let first = |name| first(headers, name);
-    let path = path(request.path.unwrap_or_default());
+    let path = &route::path(request.path.unwrap_or_default().as_bytes());
 
     let parents = all(headers, "traceparent").count();
     let traceparent = first("traceparent").filter(|_| parents == 1).and_then(TraceParent::parse);
@@ -182,13 +189,6 @@ fn secret(name: &str) -> bool {
 
 fn first<'a>(headers: &'a [Header<'a>], name: &str) -> Option<&'a [u8]> {
     all(headers, name).next()
-}
-
-/// The path of a request target, which may be a whole address.
-fn path(target: &str) -> &str {
-    let path = target.find(['?', '#']).map_or(target, |end| &target[..end]);
-    let address = path.strip_prefix("http://").or_else(|| path.strip_prefix("https://"));
-    address.map_or(path, |address| address.find('/').map_or("/", |start| &address[start..]))
 }
 
 /// The key in an `Authorization`; schemes are written in any case.
