@@ -100,7 +100,7 @@ fn count_missed(target: &Target) {
 
 /// How many decode calls of the process could not be read so far.
 #[inline(always)]
-pub fn missed(target: &Target) -> u32 {
+pub fn unread(target: &Target) -> u32 {
     // SAFETY: one integer.
     unsafe { LAYOUTS.get(all_files(target)) }.map_or(0, |state| state.unread)
 }

@@ -2,6 +2,7 @@
 //! on the host make the same calls and each costs them a look-up.
 
 use std::{
+    collections::BTreeSet,
     io::ErrorKind,
     net::{IpAddr, SocketAddr},
 };
@@ -19,8 +20,10 @@ use llamaprobe_common::{
 use super::{Kernel, LoadError};
 
 /// Program, category and name of the tracepoint of each system call that is followed, and of the end of connections.
-const CALLS: [(&str, &str, &str); 9] = [
+const CALLS: [(&str, &str, &str); 10] = [
     ("lp_accept", "syscalls", "sys_exit_accept4"),
+    // Servers up to ~b3848 call the older one, and the kernel tells the two apart.
+    ("lp_accept", "syscalls", "sys_exit_accept"),
     ("lp_take_up", "syscalls", "sys_enter_getpeername"),
     ("lp_taken_up", "syscalls", "sys_exit_getpeername"),
     ("lp_recv", "syscalls", "sys_enter_recvfrom"),
@@ -73,7 +76,9 @@ fn peer(address: SocketAddr) -> Peer {
 impl Kernel {
     /// Loads the programs of the system calls.
     pub(super) fn load_sockets(&mut self) -> Result<(), LoadError> {
-        for (name, ..) in CALLS.into_iter().chain([SESSION_CALL]) {
+        // A program may serve two calls.
+        let names: BTreeSet<_> = CALLS.into_iter().chain([SESSION_CALL]).map(|(name, ..)| name).collect();
+        for name in names {
             let program = self.tracepoint(name)?;
             program.load().map_err(|source| LoadError::program("load", name, source))?;
         }

@@ -76,6 +76,7 @@ fn probe(role: Role, probe: ProbeId, stepping: Stepping) -> Probe {
         site,
         program: Program::Batch,
         cookie: Cookie::plain(probe),
+        until_slot: false,
     }
 }
 
