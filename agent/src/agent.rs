@@ -15,7 +15,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use aya::maps::{MapData, RingBuf};
-use llamaprobe_common::target::TargetConfig;
+use llamaprobe_common::{layout::ExtLayout, target::TargetConfig};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::mpsc,
@@ -96,6 +96,8 @@ struct Seat {
     config: TargetConfig,
     /// A slot has started: it is a server.
     has_started: bool,
+    /// What was said of the layout of its batches, by file.
+    layouts: BTreeMap<u32, Option<ExtLayout>>,
 }
 
 /// Observes until SIGTERM or SIGINT.
@@ -365,6 +367,7 @@ impl Agent {
         }
         drain(requests, |entry| self.request_event(entry));
         for (pid, reading) in &readings {
+            self.tell_layouts(*pid, reading);
             self.session.read(now, *pid, reading, self.prices);
             self.session.unread(*pid, self.kernel.unread(*pid));
         }

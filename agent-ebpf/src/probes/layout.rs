@@ -9,13 +9,7 @@ use llamaprobe_common::{
 };
 
 use super::resume;
-use crate::{
-    arguments::read,
-    layouts,
-    maps::EVENTS,
-    source::ext_batch,
-    target::Target,
-};
+use crate::{arguments::read, layouts, maps::EVENTS, source::ext_batch, target::Target};
 
 /// The first word of a batch behind which there may be a vector: numbers come first.
 const FIRST: u32 = 2;
@@ -73,7 +67,8 @@ fn show(target: &Target, cookie: Cookie, at: u32, bounds: [u64; 3]) -> Result<()
     let [begin, end, _] = bounds;
     for at in 0..BODY {
         let address = begin.wrapping_add(8 * at as u64);
-        let word = if address < end { read::<u64>(address).map_or(Word::Unread, Word::of) } else { Word::Unread };
+        let word =
+            if address < end { read::<u64>(address).map_or(Word::Unread, Word::of) } else { Word::Unread };
         // SAFETY: as above; the index is below the array's length.
         unsafe { (&raw mut (*shown).body).cast::<u8>().add(at).write(word as u8) };
     }

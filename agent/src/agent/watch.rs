@@ -7,6 +7,7 @@ use std::{
 
 use llamaprobe_common::{
     event::ProcessEventKind,
+    layout::ExtLayout,
     probe::ProbeId,
     request::{TEXT_WRITES, WRITES},
     target::{MAX_TARGETS, TargetConfig},
@@ -28,6 +29,9 @@ const LATER: [Duration; 3] = [Duration::from_millis(200), Duration::from_millis(
 
 impl Agent {
     pub(super) fn process_event(&mut self, entry: &[u8]) {
+        if let Some(shown) = events::shown(entry) {
+            return self.kernel.learn(&shown);
+        }
         let known = events::process(entry);
         let Some((event, kind)) =
             known.and_then(|event| Some((event, ProcessEventKind::from_wire(event.kind)?)))
@@ -109,6 +113,26 @@ impl Agent {
         }
     }
 
+    /// Says how the batches of a process lie in its memory as soon as that is known, or that it is not.
+    pub(super) fn tell_layouts(&mut self, pid: u32, reading: &Reading) {
+        let Some(seat) = self.seats.get_mut(&pid) else { return };
+        for (image, state) in &reading.layouts {
+            let layout = state.proved();
+            if (layout.is_none() && state.shown == 0) || seat.layouts.get(image) == Some(&layout) {
+                continue;
+            }
+            seat.layouts.insert(*image, layout);
+            match layout {
+                Some(ExtLayout { tokens, stride, .. }) => {
+                    info!(pid, tokens, stride, "the layout of its batches is proved")
+                }
+                None => {
+                    warn!(pid, "its batches lie in memory in no way that is known: prompt tokens are not")
+                }
+            }
+        }
+    }
+
     /// Looks anew at processes that have turned out to be servers.
     pub(super) fn settle_servers(&mut self) {
         let turned = |(pid, seat): (&u32, &mut Seat)| {
@@ -170,7 +194,8 @@ impl Agent {
             return error!(pid, %error, "cannot observe");
         }
         let has_started = self.kernel.noted(pid) & TargetConfig::STARTED != 0;
-        self.seats.insert(pid, Seat { start_time: target.start_time, config, has_started });
+        let layouts = self.seats.remove(&pid).map(|seat| seat.layouts).unwrap_or_default();
+        self.seats.insert(pid, Seat { start_time: target.start_time, config, has_started, layouts });
         let has_tls = |plan: &Plan| plan.probes.iter().any(|probe| probe.role == Role::Tls);
         if self.session.plan(pid).is_some_and(has_tls) && !has_tls(&plan) {
             // It is under a seccomp filter by now: no return probe may stay.

@@ -8,9 +8,9 @@ use aya::{
     programs::{ProgramError, RawTracePoint, TracePoint, UProbe, trace_point::TracePointLink},
 };
 use llamaprobe_common::{
-    layout::{LayoutKey, LayoutState},
     batch::{Context, ContextKey},
     call::Call,
+    layout::{LayoutKey, LayoutState},
     request::{Connection, ConnectionKey, Peer, RequestKey},
     sequence::{Sequence, SequenceKey},
     target::{TargetConfig, TargetStats},

@@ -2,6 +2,7 @@
 
 pub mod catalog;
 pub mod getter;
+pub mod layout;
 pub mod report;
 pub mod site;
 

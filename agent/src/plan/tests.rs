@@ -419,7 +419,10 @@ fn a_server_has_every_way_to_a_token_until_a_slot_starts() {
     let flags = undecided(&images).flags;
     let now = TargetConfig::effective(flags);
     assert_eq!(now & (TargetConfig::SLOTS | TargetConfig::SLOT_TOKENS), 0);
-    assert_eq!(TargetConfig::effective(flags | TargetConfig::STARTED) & TargetConfig::SLOTS, TargetConfig::SLOTS);
+    assert_eq!(
+        TargetConfig::effective(flags | TargetConfig::STARTED) & TargetConfig::SLOTS,
+        TargetConfig::SLOTS
+    );
     assert!(!undecided(&[image(1, "libllama.so", &[LIBLLAMA])]).is_undecided(), "it can be nothing else");
 }
 

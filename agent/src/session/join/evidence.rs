@@ -97,8 +97,7 @@ fn agrees(says: &Closing, run: &Run) -> bool {
     let unknown = first.unread > 0;
     (unknown || same(says.prompt_n, first.prompt_tokens))
         && same(says.cache_n.or(says.usage_cached), first.cached_tokens)
-        && (unknown
-            || same(says.usage_prompt.or(says.evaluated), first.prompt_tokens + first.cached_tokens))
+        && (unknown || same(says.usage_prompt.or(says.evaluated), first.prompt_tokens + first.cached_tokens))
         && generated(says.predicted_n.or(says.usage_completion))
         && says.slot.is_none_or(|slot| run.slots.iter().any(|own| u64::try_from(own.slot) == Ok(slot)))
 }
