@@ -17,19 +17,14 @@ pub enum BatchLayout {
     Value,
 }
 
-/// Where the context size stands in `llama_context`, as the functions of the file that return it say. Offsets in bytes;
-/// 0, which is the model's place, for one that is not known.
+/// Where the context size stands in `llama_context`, as the functions of the file that return it say: offsets in bytes, each
+/// a multiple of 4 and below 16 KiB. Without `total` no context size is read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ContextLayout {
     /// Of `n_ctx`: all sequences together.
-    pub total: u16,
+    pub total: Option<u16>,
     /// Of `n_ctx_seq`: one sequence (from ~b6900).
-    pub sequence: u16,
-}
-
-impl ContextLayout {
-    /// Not known: no context size is read.
-    pub const UNKNOWN: Self = Self { total: 0, sequence: 0 };
+    pub sequence: Option<u16>,
 }
 
 /// How a token event names its sequence.
@@ -50,7 +45,7 @@ pub struct Cookie(u64);
 
 const PROBE: u32 = 0;
 const LAYOUT: u32 = 8;
-/// Of a decode call: 12 bits of the offset of each size in words of 4 bytes, 24 bits of the file.
+/// Of a decode call: 12 bits of the offset of each size in words of 4 bytes, plus 1; 24 bits of the file.
 const TOTAL: u32 = 16;
 const SEQUENCE: u32 = 28;
 const IMAGE: u32 = 40;
@@ -59,13 +54,15 @@ const CONTEXT_ARGUMENT: u32 = 24;
 const INDEX_ARGUMENT: u32 = 32;
 const PRIORITY: u32 = 40;
 
-/// The largest offset that a cookie can hold, in words of 4 bytes.
+/// The bits of an offset in a cookie.
 const WORDS: u64 = 0xfff;
 
-/// An offset in words of 4 bytes; 0 when it has no place in a cookie.
-const fn words(offset: u16) -> u64 {
-    let words = offset as u64 / 4;
-    if offset % 4 == 0 && words <= WORDS { words } else { 0 }
+/// An offset in words of 4 bytes, plus 1; 0 for none, and for one that has no place in a cookie.
+const fn words(offset: Option<u16>) -> u64 {
+    match offset {
+        Some(offset) if offset % 4 == 0 && (offset as u64) / 4 < WORDS => offset as u64 / 4 + 1,
+        _ => 0,
+    }
 }
 
 impl Cookie {
@@ -131,8 +128,11 @@ impl Cookie {
         ContextLayout { total: self.offset(TOTAL), sequence: self.offset(SEQUENCE) }
     }
 
-    const fn offset(self, shift: u32) -> u16 {
-        ((self.0 >> shift & WORDS) * 4) as u16
+    const fn offset(self, shift: u32) -> Option<u16> {
+        match self.0 >> shift & WORDS {
+            0 => None,
+            words => Some((words as u16 - 1) * 4),
+        }
     }
 
     /// The file of a decode call.
@@ -172,14 +172,14 @@ mod tests {
 
     #[test]
     fn what_goes_in_comes_out() {
-        let context = ContextLayout { total: 2040, sequence: 16380 };
+        let context = ContextLayout { total: Some(0), sequence: Some(16376) };
         let batch = Cookie::batch(ProbeId::LlamaDecode, BatchLayout::Value, context, 0xff12_3456);
         assert_eq!(ProbeId::from_wire(batch.probe()), Some(ProbeId::LlamaDecode));
         assert_eq!(batch.batch_layout(), Some(BatchLayout::Value));
         assert_eq!((batch.context_layout(), batch.image()), (context, 0x12_3456));
-        let too_far = ContextLayout { total: 16384, sequence: 6 };
+        let too_far = ContextLayout { total: Some(16380), sequence: Some(6) };
         let unknown = Cookie::batch(ProbeId::LlamaDecode, BatchLayout::Value, too_far, 0);
-        assert_eq!(unknown.context_layout(), ContextLayout::UNKNOWN);
+        assert_eq!(unknown.context_layout(), ContextLayout::default());
 
         let token = Cookie::token(ProbeId::SamplingSample, TokenLayout::ContextIndex, 1, 3, 7);
         assert_eq!(ProbeId::from_wire(token.probe()), Some(ProbeId::SamplingSample));

@@ -10,11 +10,14 @@ use crate::{
     plain,
 };
 
-/// Layouts that are tried for one file: the known ones, and one that was found in the memory of this process.
+/// Layouts that are tried for one file: the known ones, and what was found in the memory of this process.
 pub const CANDIDATES: usize = 4;
 
-/// Which of the candidates is for the layout that was found.
-pub const FOUND: usize = CANDIDATES - 1;
+/// From which of the candidates on they were found: one for each standard library.
+pub const FOUND: usize = 2;
+
+/// Calls that must bear out a layout that was found.
+pub const AGREED: u32 = 3;
 
 /// Calls whose memory is shown to the agent for each file of a process, until one can be made sense of.
 pub const SHOWN: u32 = 32;
@@ -67,6 +70,8 @@ pub struct LayoutState {
     pub unread: u32,
     /// How many of them were shown to the agent.
     pub shown: u32,
+    /// Calls that bear out those that were found.
+    pub agreed: [u32; CANDIDATES - FOUND],
     /// Up to which word of a batch was looked when the last was shown.
     pub looked: u32,
 }
@@ -93,6 +98,7 @@ impl LayoutState {
         chosen: 0,
         unread: 0,
         shown: 0,
+        agreed: [0; CANDIDATES - FOUND],
         looked: 0,
     };
 
@@ -127,6 +133,31 @@ pub fn fits(layout: ExtLayout, batch: u64, memory: &impl Memory) -> bool {
         return false;
     }
     is_token(layout, begin, memory) && is_token(layout, end - stride, memory)
+}
+
+/// Whether the batch is several tokens of one sequence in a row: where the positions are is then beyond doubt.
+#[inline(always)]
+pub fn is_run(layout: ExtLayout, batch: u64, memory: &impl Memory) -> bool {
+    let Some([begin, end]) = memory.words(batch + u64::from(layout.tokens)) else { return false };
+    let stride = u64::from(layout.stride);
+    if stride == 0 || end.wrapping_sub(begin) <= stride {
+        return false;
+    }
+    let last = end - stride;
+    let (Some(first), Some(second)) = (place(layout, begin, memory), place(layout, last, memory)) else {
+        return false;
+    };
+    let distance = u64::from(second.1.wrapping_sub(first.1));
+    first.0 == second.0 && distance * stride == last - begin
+}
+
+/// Sequence and position of a token.
+#[inline(always)]
+fn place(layout: ExtLayout, address: u64, memory: &impl Memory) -> Option<(u32, u32)> {
+    let [node] = memory.words(address + u64::from(layout.sequences) + SET_NODE)?;
+    let [sequence] = memory.words(node + NODE_VALUE)?;
+    let [position] = memory.words(address + u64::from(layout.positions))?;
+    Some((sequence as u32, position as u32))
 }
 
 /// Whether a token of the layout is at `address`.
@@ -179,6 +210,6 @@ impl Word {
     }
 }
 
-plain!(ExtLayout = 8, LayoutState = 8 * CANDIDATES + 16, LayoutKey = 8);
+plain!(ExtLayout = 8, LayoutState = 12 * CANDIDATES + 16 - 4 * FOUND, LayoutKey = 8);
 
 const _: () = assert!(SET_COUNT == SET_NODE + 8 && SET_FACTOR == SET_NODE + 16, "read as three words");

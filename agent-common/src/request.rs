@@ -312,8 +312,8 @@ pub struct SlotEndEvent {
     pub drafted_tokens: u32,
     /// Drafted tokens that were accepted.
     pub accepted_tokens: u32,
-    /// Always 0.
-    pub reserved: u32,
+    /// Decode calls of the process that could not be read while it ran: its prompt tokens are not known then.
+    pub unread: u32,
 }
 
 /// A decode call that checked guesses is over. Sent only where it was asked for: it comes once a step.

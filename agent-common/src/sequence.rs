@@ -63,8 +63,8 @@ pub struct Sequence {
     /// Tokens generated until the client closed its connection, plus 1; 0 while it is there. Not a flag beside others:
     /// it is written where the client's last packet arrives, on any processor.
     pub wanted: u32,
-    /// Always 0.
-    pub reserved: u32,
+    /// Decode calls of the process that could not be read when it took the slot.
+    pub unread: u32,
 }
 
 impl Sequence {

@@ -3,7 +3,7 @@
 use aya_ebpf::programs::ProbeContext;
 use llamaprobe_common::{
     cookie::Cookie,
-    layout::{CANDIDATES, ExtLayout, LayoutKey, LayoutState, Memory, SHOWN, fits},
+    layout::{AGREED, CANDIDATES, ExtLayout, FOUND, LayoutKey, LayoutState, Memory, SHOWN, fits, is_run},
     loss::Loss,
 };
 
@@ -52,14 +52,22 @@ pub fn of(target: &Target, cookie: Cookie, batch: u64) -> Result<ExtLayout, Loss
     }
 }
 
-/// The one candidate that fits, plus 1. Two that fit prove nothing.
+/// The one candidate that fits, plus 1. Two that fit prove nothing; one that was found must fit to several calls.
 #[inline(always)]
-fn prove(state: &LayoutState, batch: u64) -> u32 {
+fn prove(state: &mut LayoutState, batch: u64) -> u32 {
     let (mut chosen, mut fitting) = (0, 0);
     for at in 0..CANDIDATES {
-        if fits(state.candidates[at], batch, &Own) {
-            chosen = at as u32 + 1;
-            fitting += 1;
+        let layout = state.candidates[at];
+        if !fits(layout, batch, &Own) || (at >= FOUND && !is_run(layout, batch, &Own)) {
+            continue;
+        }
+        fitting += 1;
+        chosen = at as u32 + 1;
+        if at >= FOUND {
+            state.agreed[at - FOUND] += 1;
+            if state.agreed[at - FOUND] < AGREED {
+                chosen = 0;
+            }
         }
     }
     if fitting == 1 { chosen } else { 0 }
@@ -100,7 +108,7 @@ fn count_missed(target: &Target) {
 
 /// How many decode calls of the process could not be read so far.
 #[inline(always)]
-pub fn missed(target: &Target) -> u32 {
+pub fn unread(target: &Target) -> u32 {
     // SAFETY: one integer.
     unsafe { LAYOUTS.get(all_files(target)) }.map_or(0, |state| state.unread)
 }

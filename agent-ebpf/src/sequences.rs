@@ -9,6 +9,7 @@ use llamaprobe_common::{
 };
 
 use crate::{
+    layouts,
     maps::{REQUEST_EVENTS, SEQUENCES},
     target::Target,
 };
@@ -37,7 +38,7 @@ const BLANK: Sequence = Sequence {
     drafted: 0,
     accepted: 0,
     wanted: 0,
-    reserved: 0,
+    unread: 0,
 };
 
 /// The key of a sequence decoded on `context`.
@@ -74,7 +75,7 @@ pub fn find_or_make(key: &SequenceKey) -> Result<&'static mut Sequence, Loss> {
 
 /// A request takes the sequence. What the KV cache holds stays: the request may reuse it.
 #[inline(always)]
-pub fn launch(state: &mut Sequence, task: i32, request: RequestKey, now: u64) {
+pub fn launch(target: &Target, state: &mut Sequence, task: i32, request: RequestKey, now: u64) {
     let n_past = state.n_past;
     *state = BLANK;
     state.n_past = n_past;
@@ -82,6 +83,7 @@ pub fn launch(state: &mut Sequence, task: i32, request: RequestKey, now: u64) {
     state.task = task;
     state.request = request;
     state.launched_ns = now;
+    state.unread = layouts::unread(target);
 }
 
 /// Takes part in the decode call under way, with `tokens` of its batch, of which `drafted` are guesses.

@@ -20,7 +20,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use aya::maps::{MapData, RingBuf};
-use llamaprobe_common::target::TargetConfig;
+use llamaprobe_common::{layout::ExtLayout, target::TargetConfig};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::mpsc,
@@ -113,6 +113,8 @@ struct Seat {
     attaching: Option<Box<(Target, Plan)>>,
     /// A slot has started: it is a server.
     has_started: bool,
+    /// What was said of the layout of its batches, by file.
+    layouts: BTreeMap<u32, Option<ExtLayout>>,
 }
 
 /// Observes until SIGTERM or SIGINT.
@@ -401,7 +403,10 @@ impl Agent {
         let unread = self.kernel.unread();
         for (pid, reading) in readings {
             match reading {
-                Ok(reading) => self.session.read(now, pid, &reading, self.prices),
+                Ok(reading) => {
+                    self.tell_layouts(pid, &reading);
+                    self.session.read(now, pid, &reading, self.prices);
+                }
                 Err(error) => error!(pid, %error, "cannot read the counts"),
             }
             self.session.unread(pid, unread.get(&pid).copied().unwrap_or(0));

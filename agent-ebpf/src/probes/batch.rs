@@ -238,9 +238,9 @@ fn turns_server(target: &Target, context: &Context, sequence: i32, position: u32
 #[inline(always)]
 fn read_size(target: &Target, context: &mut Context, cookie: Cookie, address: u64) {
     let layout = cookie.context_layout();
-    let field = |offset: u16| match offset {
-        0 => Ok(0),
-        _ => read::<u32>(address + u64::from(offset)),
+    let field = |offset: Option<u16>| match offset {
+        None => Ok(0),
+        Some(offset) => read::<u32>(address + u64::from(offset)),
     };
     let (all, one) = match (field(layout.total), field(layout.sequence)) {
         (Ok(all), Ok(one)) if all <= MAX_PLAUSIBLE && one <= all => (all, one),

@@ -18,7 +18,7 @@ use llamaprobe_common::{
 use super::{now, observe};
 use crate::{
     arguments::read,
-    connections, contexts,
+    connections, contexts, layouts,
     maps::{REQUEST_EVENTS, TASKS},
     sequences,
     target::Target,
@@ -41,7 +41,7 @@ fn start(target: &Target, slot: u64, task: u64) -> Result<(), Loss> {
     // SAFETY: the entry is replaced only by the server making a task of the same id anew.
     let request = unsafe { TASKS.get(key) }.copied();
     let request = request.unwrap_or(nobody(target));
-    sequences::launch(state, task, request, now);
+    sequences::launch(target, state, task, request, now);
     let sequence = sequences::key_of_slot(target, slot).sequence;
     if request.arrived_ns != 0 && connections::take_slot(&request, sequence) {
         // The client went before there was a token.
@@ -132,7 +132,7 @@ fn leave(target: &Target, state: &mut Sequence, slot: i32) -> Result<(), Loss> {
         },
         drafted_tokens: state.drafted,
         accepted_tokens: state.accepted,
-        reserved: 0,
+        unread: layouts::unread(target).wrapping_sub(state.unread),
     });
     entry.submit(0);
     Ok(())
@@ -178,7 +178,7 @@ fn fork(target: &Target, from: i32, to: i32) -> Result<(), Loss> {
     let active = state.flags & Sequence::ACTIVE != 0;
     if target.has(TargetConfig::INFERRED_SLOTS) && !active {
         let launched = if state.flags & Sequence::LAUNCHED != 0 { state.launched_ns } else { now() };
-        sequences::launch(state, -1, nobody(target), launched);
+        sequences::launch(target, state, -1, nobody(target), launched);
         state.flags |= Sequence::CACHE_COUNTED;
         state.context = origin.context;
         state.n_past = origin.n_past;
@@ -226,7 +226,7 @@ pub fn prove(target: &Target, state: &mut Sequence, slot: i32, position: u32) ->
     }
     let (cached, prefill) = (state.cached_tokens, state.prefill_ns);
     let launched = if state.flags & Sequence::LAUNCHED != 0 { state.launched_ns } else { prefill };
-    sequences::launch(state, -1, nobody(target), launched);
+    sequences::launch(target, state, -1, nobody(target), launched);
     state.flags |= Sequence::CACHE_COUNTED;
     state.cached_tokens = cached;
     state.prefill_ns = prefill;

@@ -70,6 +70,7 @@ pub(super) fn settle(target: &Target, done: Result<(), Loss>) -> u32 {
     0
 }
 
+// Attached to `sys_exit_accept`, too: the records are alike.
 #[tracepoint(category = "syscalls", name = "sys_exit_accept4")]
 fn lp_accept(call: TracePointContext) -> u32 {
     let Some(target) = server() else { return 0 };

@@ -1,12 +1,13 @@
 //! Processes come and go: who is looked at when, and what is attached for whom.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     time::{Duration, Instant},
 };
 
 use llamaprobe_common::{
     event::ProcessEventKind,
+    layout::ExtLayout,
     probe::ProbeId,
     request::{TEXT_WRITES, WRITES},
     target::{MAX_TARGETS, TargetConfig},
@@ -36,6 +37,9 @@ const SPREAD: Duration = Duration::from_secs(10);
 
 impl Agent {
     pub(super) fn process_event(&mut self, entry: &[u8]) {
+        if let Some(shown) = events::shown(entry) {
+            return self.kernel.learn(&shown);
+        }
         let known = events::process(entry);
         let Some((event, kind)) =
             known.and_then(|event| Some((event, ProcessEventKind::from_wire(event.kind)?)))
@@ -160,6 +164,26 @@ impl Agent {
         }
     }
 
+    /// Says how the batches of a process lie in its memory as soon as that is known, or that it is not.
+    pub(super) fn tell_layouts(&mut self, pid: u32, reading: &Reading) {
+        let Some(seat) = self.seats.get_mut(&pid) else { return };
+        for (image, state) in &reading.layouts {
+            let layout = state.proved();
+            if (layout.is_none() && state.shown == 0) || seat.layouts.get(image) == Some(&layout) {
+                continue;
+            }
+            seat.layouts.insert(*image, layout);
+            match layout {
+                Some(ExtLayout { tokens, stride, .. }) => {
+                    info!(pid, tokens, stride, "the layout of its batches is proved")
+                }
+                None => {
+                    warn!(pid, "its batches lie in memory in no way that is known: prompt tokens are not")
+                }
+            }
+        }
+    }
+
     /// Looks anew at processes that have turned out to be servers.
     pub(super) fn settle_servers(&mut self) {
         let turned = |(pid, seat): (&u32, &mut Seat)| {
@@ -240,6 +264,7 @@ impl Agent {
             live: false,
             attaching: None,
             has_started: false,
+            layouts: BTreeMap::new(),
         });
         seat.attaching = Some(Box::new((target, plan)));
         // Sockets first: a request whose beginning was not seen is not told.

@@ -8,13 +8,15 @@ use aya::{
 };
 use llamaprobe_common::{
     batch::Context,
-    layout::{LayoutKey, LayoutState},
+    event::ShownEvent,
+    layout::{CANDIDATES, ExtLayout, FOUND, LayoutKey, LayoutState},
     request::Peer,
     sequence::Sequence,
     target::{MAX_TARGETS, TargetConfig, TargetStats},
 };
 
 use super::{Kernel, LoadError};
+use crate::plan::layout;
 
 /// What the kernel knows of one process at this moment.
 #[derive(Clone, Debug, Default)]
@@ -56,6 +58,23 @@ impl Kernel {
     /// What the programs have noted in the flags of a process.
     pub fn noted(&self, pid: u32) -> u32 {
         self.targets.get(&pid, 0).map_or(0, |config| config.flags & TargetConfig::NOTED)
+    }
+
+    /// Takes up what was found in the memory that an event shows: the next calls prove it or do not.
+    pub fn learn(&mut self, shown: &ShownEvent) {
+        let key = LayoutKey { tgid: shown.tgid, image: shown.image };
+        let Some(found) = layout::find(shown) else { return };
+        let Ok(mut state) = self.layouts.get(&key, 0) else { return };
+        if state.chosen != 0
+            || state.candidates[FOUND..] == found
+            || found.iter().any(|it| ExtLayout::KNOWN.contains(it))
+        {
+            return;
+        }
+        state.candidates[FOUND..].copy_from_slice(&found);
+        state.agreed = [0; CANDIDATES - FOUND];
+        // Gone with its process, if it is.
+        let _ = self.layouts.insert(key, state, 0);
     }
 
     /// Stops to observe a process and forgets its sequences and contexts. What cannot be removed is gone already.

@@ -2,6 +2,7 @@
 //! on the host make the same calls and each costs them a look-up.
 
 use std::{
+    collections::BTreeSet,
     io::ErrorKind,
     net::{IpAddr, SocketAddr},
 };
@@ -19,8 +20,10 @@ use llamaprobe_common::{
 use super::{Attacher, Kernel, LoadError};
 
 /// Program, category and name of the tracepoint of each system call that is followed, and of the end of connections.
-const CALLS: [(&str, &str, &str); 9] = [
+const CALLS: [(&str, &str, &str); 10] = [
     ("lp_accept", "syscalls", "sys_exit_accept4"),
+    // Servers up to ~b3848 call the older one, and the kernel tells the two apart.
+    ("lp_accept", "syscalls", "sys_exit_accept"),
     ("lp_take_up", "syscalls", "sys_enter_getpeername"),
     ("lp_taken_up", "syscalls", "sys_exit_getpeername"),
     ("lp_recv", "syscalls", "sys_enter_recvfrom"),
@@ -76,7 +79,10 @@ fn peer(address: SocketAddr) -> Peer {
 impl Attacher {
     /// Loads the programs of the system calls.
     pub(super) fn load_sockets(&mut self) -> Result<(), LoadError> {
-        for (name, ..) in CALLS.into_iter().chain([SESSION_CALL, FORK]) {
+        // A program may serve two calls.
+        let all = CALLS.into_iter().chain([SESSION_CALL, FORK]);
+        let names: BTreeSet<_> = all.map(|(name, ..)| name).collect();
+        for name in names {
             let program = self.tracepoint(name)?;
             program.load().map_err(|source| LoadError::program("load", name, source))?;
         }

@@ -112,6 +112,7 @@ fn busy() -> Server {
             queue_depth: 2,
             model: Some(Arc::new(model)),
             probes: served.map(|(_, probe)| probe).to_vec(),
+            layouts: vec![("batch", "llama_batch".to_owned()), ("context", "unknown".to_owned())],
             missing: vec![Role::SlotEnd],
             overhead: 0.0015,
         }),

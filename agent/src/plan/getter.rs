@@ -67,6 +67,8 @@ mod tests {
         // b11548, xllamacpp 11549, and what a frame pointer or a far member makes of it.
         assert_eq!(x86(&[0xf3, 0x0f, 0x1e, 0xfa, 0x8b, 0x47, 0x08, 0xc3]), Some(8));
         assert_eq!(x86(&[0x8b, 0x47, 0x0c, 0xc3]), Some(12));
+        // gpt4all 2.8.2, of August 2024.
+        assert_eq!(x86(&[0xf3, 0x0f, 0x1e, 0xfa, 0x8b, 0x07, 0xc3]), Some(0));
         assert_eq!(x86(&[0x55, 0x8b, 0x87, 0x80, 0x01, 0, 0, 0x48, 0x89, 0xe5, 0x5d, 0xc3]), Some(0x180));
         let arm = |words: &[u32]| {
             member(Machine::Aarch64, &words.iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<_>>())

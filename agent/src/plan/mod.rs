@@ -2,6 +2,7 @@
 
 pub mod catalog;
 pub mod getter;
+pub mod layout;
 pub mod report;
 pub mod site;
 
@@ -343,13 +344,10 @@ fn place(image: &Arc<Image>, row: &Row, symbol: &Symbol, role: Role) -> Probe {
 pub fn context_layout(image: &Image) -> ContextLayout {
     let offset = |names: [&str; 2]| {
         let symbols = image.symbols.iter().filter(|symbol| names.contains(&symbol.name.as_str()));
-        symbols.filter_map(|symbol| getter::member(image.machine, &symbol.code)).next().unwrap_or(0)
+        symbols.filter_map(|symbol| getter::member(image.machine, &symbol.code)).next()
     };
-    let layout = ContextLayout {
-        total: offset(catalog::CONTEXT_SIZE),
-        sequence: offset(catalog::CONTEXT_SIZE_PER_SEQUENCE),
-    };
-    if layout.total == 0 { ContextLayout::UNKNOWN } else { layout }
+    let total = offset(catalog::CONTEXT_SIZE);
+    ContextLayout { total, sequence: total.and_then(|_| offset(catalog::CONTEXT_SIZE_PER_SEQUENCE)) }
 }
 
 /// A number that tells a file from the few others that one process maps.

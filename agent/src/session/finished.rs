@@ -133,6 +133,8 @@ pub struct Finished {
     pub worst_gap_ns: u64,
     /// Prompt tokens computed.
     pub prompt_tokens: u64,
+    /// Not all decode calls could be read while it ran: how many prompt tokens were computed is not known.
+    pub prompt_unknown: bool,
     /// Prompt tokens reused.
     pub cached_tokens: u64,
     /// Tokens generated.
@@ -173,6 +175,11 @@ impl Finished {
     /// Whether it asked the engine for something; a preflight of the same path does not.
     pub fn is_inference(&self) -> bool {
         self.head.as_ref().is_some_and(Head::is_inference)
+    }
+
+    /// Its input, as the API's `usage` says it: what was computed and what was reused.
+    pub fn input_tokens(&self) -> Option<u64> {
+        (!self.prompt_unknown).then_some(self.prompt_tokens + self.cached_tokens)
     }
 
     /// The tokens it is told with, as a charge.

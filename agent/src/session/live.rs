@@ -5,12 +5,12 @@ use std::time::Instant;
 use llamaprobe_common::{batch::Context, probe::ProbeId, sequence::Sequence, target::TargetConfig};
 
 use super::{
-    Watched,
+    Watched, batch_layout,
     ledger::Account,
     requests::Requests,
     snapshot::{Live, Recent, Seat},
 };
-use crate::plan::{Joining, catalog::Role};
+use crate::plan::{Joining, catalog::Role, layout};
 
 /// Tokens that a server decodes to warm up.
 const WARM_UP: u32 = 2;
@@ -30,6 +30,22 @@ pub(super) fn recent(account: &Account, now: Instant) -> Option<Recent> {
     recent.tokens.iter_mut().zip(start.tokens).for_each(|(tokens, before)| *tokens -= before);
     recent.dollars.iter_mut().zip(start.dollars).for_each(|(dollars, before)| *dollars -= before);
     Some(recent)
+}
+
+/// Where batches and contexts are read, as far as it is known: part and layout.
+fn layouts(watched: &Watched) -> Vec<(&'static str, String)> {
+    let unknown = || "unknown".to_owned();
+    let mut layouts = Vec::new();
+    for probe in watched.plan.probes.iter().filter(|probe| probe.role == Role::Batch) {
+        let tried = watched.layouts.iter().any(|(image, _)| *image == probe.cookie.image());
+        let batch = batch_layout(probe, &watched.layouts).or_else(|| tried.then(unknown));
+        layouts.extend(batch.map(|batch| ("batch", batch)));
+        let context = layout::context_name(probe.cookie.context_layout());
+        layouts.push(("context", context.unwrap_or_else(unknown)));
+    }
+    layouts.sort();
+    layouts.dedup();
+    layouts
 }
 
 /// A process as of its last reading.
@@ -76,6 +92,7 @@ pub(super) fn live(watched: &Watched, requests: &Requests) -> Live {
         queue_depth: (own_requests(requests.queued(watched.target.pid)) + watched.unread) as u64,
         model: watched.target.model.clone(),
         probes,
+        layouts: layouts(watched),
         missing: watched.plan.missing.iter().map(|missing| missing.role).collect(),
         overhead: watched.overhead.ratio,
     }

@@ -39,6 +39,7 @@ use std::{
 
 use llamaprobe_common::{
     batch::Context,
+    layout::LayoutState,
     probe::ProbeId,
     request::{EndEvent, RequestKey},
     sequence::Sequence,
@@ -67,7 +68,7 @@ use self::{
 use crate::{
     bpf::{calibrate::Prices, events::RequestEvent, read::Reading},
     discovery::{Target, model::Model},
-    plan::{Plan, catalog::Role},
+    plan::{Plan, Probe, catalog::Role, layout},
 };
 
 /// How long a process may go without listening before it is taken for one that never will (a binding).
@@ -87,6 +88,7 @@ struct Watched {
     credited: TargetStats,
     sequences: Vec<(i32, Sequence)>,
     contexts: Vec<(u64, Context)>,
+    layouts: Vec<(u32, LayoutState)>,
     overhead: Overhead,
     /// Connections that wait for a thread, in and behind `accept`.
     unread: usize,
@@ -263,6 +265,7 @@ impl Session {
             credited: TargetStats::default(),
             sequences: Vec::new(),
             contexts: Vec::new(),
+            layouts: Vec::new(),
             overhead: Overhead::default(),
             unread: 0,
             unbooked: Vec::new(),
@@ -324,11 +327,17 @@ impl Session {
         let Some(watched) = self.watched.get_mut(&pid) else { return };
         watched.sequences.clone_from(&reading.sequences);
         watched.contexts.clone_from(&reading.contexts);
+        watched.layouts.clone_from(&reading.layouts);
         if let Some(prices) = prices {
             watched.overhead.update(now, spent(&watched.plan, &reading.stats, prices));
         }
         let Some(labels) = watched.labels.clone() else { return };
-        self.ledger.book(now, &labels, &watched.served, &reading.stats, &mut watched.credited);
+        let mut served = watched.served.clone();
+        if !reads_batches(&watched.plan, reading) {
+            // What hangs on it is absent, not zero.
+            served.retain(|(role, _)| *role != Role::Batch);
+        }
+        self.ledger.book(now, &labels, &served, &reading.stats, &mut watched.credited);
         self.charge_running(now, pid, &labels, reading);
     }
 
@@ -410,6 +419,20 @@ impl Session {
             (watched.labels, watched.unseen) = (Some(labels), unseen);
         }
     }
+}
+
+/// Whether the decode calls that fire can be read.
+fn reads_batches(plan: &Plan, reading: &Reading) -> bool {
+    let fired =
+        plan.probes.iter().filter(|it| it.role == Role::Batch && reading.stats.hits[it.probe as usize] > 0);
+    let mut layouts = fired.map(|probe| batch_layout(probe, &reading.layouts));
+    layouts.any(|layout| layout.is_some())
+}
+
+/// The layout of what a decode probe reads, as far as it is known.
+fn batch_layout(probe: &Probe, layouts: &[(u32, LayoutState)]) -> Option<String> {
+    let state = layouts.iter().find(|(image, _)| *image == probe.cookie.image());
+    layout::batch_name(probe.cookie.batch_layout()?, state.and_then(|(_, state)| state.proved()))
 }
 
 fn served(plan: &Plan) -> BTreeSet<(Role, ProbeId)> {

@@ -452,6 +452,7 @@ impl Request {
             answered_ns: self.end.as_ref().map_or(now_ns, |end| end.answered_ns),
             worst_gap_ns: latest(|task| task.worst_gap_ns),
             prompt_tokens: total(|task| task.prompt_tokens),
+            prompt_unknown: ended().any(|task| task.unread > 0),
             cached_tokens: total(|task| task.cached_tokens),
             generated_tokens: total(|task| task.generated_tokens),
             slot: started().map(|start| start.slot),

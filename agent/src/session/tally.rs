@@ -237,7 +237,7 @@ impl Tally {
             observe(phase, &FIRST_TOKEN_NS, value);
         }
         if request.join.is_joined() {
-            self.prompt_tokens.observe(&REQUEST_TOKENS, request.prompt_tokens + request.cached_tokens);
+            observe(&mut self.prompt_tokens, &REQUEST_TOKENS, request.input_tokens());
             self.generated_tokens.observe(&REQUEST_TOKENS, request.generated_tokens);
         }
     }

@@ -21,6 +21,7 @@ use crate::{
 use llamaprobe_common::{
     batch::{MAX_RUNS, Pick, Run, STEPS, Step, Walk},
     cookie::Cookie,
+    layout::LayoutState,
     request::{RequestKey, SlotEndEvent},
     target::TargetConfig,
 };
@@ -77,6 +78,7 @@ fn probe(role: Role, probe: ProbeId, stepping: Stepping) -> Probe {
         site,
         program: Program::Batch,
         cookie: Cookie::plain(probe),
+        until_slot: false,
     }
 }
 
@@ -108,7 +110,8 @@ fn binding_plan() -> Plan {
 
 /// A reading after `hits` decode calls, each of one token and a step of a millisecond.
 fn after(hits: u64) -> Reading {
-    let mut reading = Reading::default();
+    let proved = LayoutState { chosen: 1, ..LayoutState::BLANK };
+    let mut reading = Reading { layouts: vec![(0, proved)], ..Reading::default() };
     reading.stats.hits[ProbeId::DecodeExt as usize] = hits;
     reading.stats.tokens[0] = hits;
     reading.stats.losses[0] = hits;
@@ -378,6 +381,26 @@ fn a_role_is_live_when_one_of_its_probes_has_fired() {
     reading.stats.hits[ProbeId::SamplerSample as usize] = 1;
     session.read(start, 1, &reading, NO_PRICES);
     assert_eq!(live(&session), [Role::StepEnd, Role::Token], "one probe may serve two roles");
+}
+
+#[test]
+fn without_a_layout_what_hangs_on_it_is_absent() {
+    let (mut session, start) = session();
+    session.begin(start, target(1, Some(80), None), server_plan());
+    let mut reading = after(3);
+    reading.stats.hits[ProbeId::ProcessToken as usize] = 3;
+    reading.layouts[0].1.chosen = 0;
+    session.read(start, 1, &reading, NO_PRICES);
+    let server = |session: &Session| session.servers(Instant::now()).remove(0);
+    let first = server(&session);
+    assert!(!first.is_live(Role::Batch) && first.is_live(Role::Token), "tokens have a probe of their own");
+    assert_eq!(first.live.unwrap().layouts[0], ("batch", "unknown".to_owned()));
+    reading.layouts[0].1.chosen = 2;
+    session.read(start, 1, &reading, NO_PRICES);
+    let second = server(&session);
+    assert!(second.is_live(Role::Batch));
+    let name = "llama_batch_ext: tokens at 72, 112 bytes each";
+    assert_eq!(second.live.unwrap().layouts[0], ("batch", name.to_owned()));
 }
 
 #[test]

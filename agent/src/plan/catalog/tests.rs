@@ -65,7 +65,7 @@ fn a_row_needs_the_arguments_its_program_reads() {
 #[test]
 fn a_row_says_the_same_in_its_cookie() {
     for row in ROWS {
-        let context = ContextLayout { total: 8, sequence: 12 };
+        let context = ContextLayout { total: Some(8), sequence: Some(12) };
         let cookie = row.cookie(context, 7);
         assert_eq!(ProbeId::from_wire(cookie.probe()), Some(row.probe));
         match row.layout {
