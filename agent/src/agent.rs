@@ -2,12 +2,16 @@
 //! threads that look at processes and attach probes. Whatever can take its time is theirs; no branch of the loop waits,
 //! and none goes before another.
 //!
-//! Order of shutdown: the endpoint first (no half-read answers), then the targets are forgotten (programs that still
-//! fire find no target), then the links are dropped (the kernel detaches), then maps and programs go.
+//! Order of shutdown: the endpoint first (no half-read answers, and its address is free), then the counts are read, then
+//! the targets are forgotten (programs that still fire find no target), then what is known is told, then a child takes
+//! the links over (the kernel detaches when it ends), then maps and programs go.
 
+mod ending;
+pub mod heir;
 mod looks;
 mod own;
 mod room;
+mod signals;
 mod watch;
 
 use std::{
@@ -22,16 +26,18 @@ use anyhow::{Context as _, Result, bail};
 use aya::maps::{MapData, RingBuf};
 use llamaprobe_common::{layout::ExtLayout, target::TargetConfig};
 use tokio::{
-    signal::unix::{SignalKind, signal},
     sync::mpsc,
+    task::{JoinHandle, spawn_blocking},
     time::{Interval, MissedTickBehavior, interval, sleep_until},
 };
 use tracing::{error, info, warn};
 
+pub use self::signals::Signals;
 use self::{
     looks::{Looks, Rank},
     own::{Clock, cpu_time, monotonic_ns, resident_bytes, secret},
     room::Room,
+    signals::Order,
 };
 use crate::{
     bpf::{self, Attacher, Kernel, calibrate::Prices, events},
@@ -54,10 +60,6 @@ const TICK: Duration = Duration::from_secs(1);
 const STOCKTAKING: Duration = Duration::from_secs(5);
 /// The safety net: all processes are looked at anew.
 const RESCAN: Duration = Duration::from_secs(30);
-/// How long the request log and the export may take at the end.
-const FLUSH: Duration = Duration::from_millis(500);
-/// How long detaching may take at the end; what has not gone by then goes with the process.
-const DETACH: Duration = Duration::from_millis(500);
 /// Entries of a ring buffer that are taken at a time, before it is the others' turn.
 const MOST_EVENTS: usize = 1024;
 /// How long process events gather: whoever starts one process starts many.
@@ -122,10 +124,7 @@ struct Seat {
 /// # Errors
 ///
 /// When the endpoint cannot be opened, a named process does not exist, or the kernel refuses the programs.
-pub async fn run(options: Options) -> Result<()> {
-    let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
-    let mut hangup = signal(SignalKind::hangup()).context("cannot handle SIGHUP")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;
+pub async fn run(options: Options, mut signals: Signals) -> Result<()> {
     for pid in &options.only {
         if !Path::new("/proc").join(pid.to_string()).exists() {
             bail!("there is no process {pid}: --pid takes the id of a running process");
@@ -134,19 +133,25 @@ pub async fn run(options: Options) -> Result<()> {
     // Before anything is loaded: an address in use is the commonest mistake.
     let listener = http::listen(options.listen).await?;
     let address = listener.local_addr().context("the endpoint has no address")?;
-    let log = RequestLog::open(options.requests.clone())
-        .with_context(|| format!("cannot open the request log {:?}", options.requests.file))?;
-    let billing = options.billing.load()?;
-    let clock = Clock::now();
+    let (log, billing) = (options.requests.clone(), options.billing.clone());
+    let files = move || {
+        let open = || format!("cannot open the request log {:?}", log.file);
+        Ok((RequestLog::open(log.clone()).with_context(open)?, billing.load()?))
+    };
+    let Some((log, billing)) = signals.or_end(files).await? else { return Ok(()) };
+    let load = || {
+        let (kernel, mut attacher, rings) = Kernel::load().map_err(explain)?;
+        let prices = calibrate(&mut attacher);
+        Ok((kernel, attacher, rings, prices))
+    };
+    let Some((kernel, attacher, rings, prices)) = signals.or_end(load).await? else { return Ok(()) };
     let otlp = Otlp::start(&options.otlp)?;
-    let (kernel, mut attacher, rings) = Kernel::load().map_err(explain)?;
-    let prices = calibrate(&mut attacher);
     let (telling, mut looked) = mpsc::unbounded_channel();
     let looks =
         Looks::start(telling, doctor::kernel_version(&Roots::default())).context("cannot start a thread")?;
     let (telling, mut done) = mpsc::unbounded_channel();
     let room = Room::open(attacher, telling).context("cannot start a thread")?;
-    let mut agent = Agent::new(looks, room, kernel, log, otlp, clock, billing, &options)?;
+    let mut agent = Agent::new(looks, room, kernel, log, otlp, billing, &options)?;
     agent.prices = prices;
 
     let (sender, mut questions) = mpsc::channel(QUESTIONS);
@@ -158,16 +163,26 @@ pub async fn run(options: Options) -> Result<()> {
     let mut requests = bpf::waitable(rings.requests).context("cannot wait for the ring buffer")?;
     let (mut tick, mut rescan) = (ticks(TICK), ticks(RESCAN));
     let mut gathering: Option<Instant> = None;
+    let mut reloading: Option<JoinHandle<Result<Billing>>> = None;
     loop {
         tokio::select! {
-            _ = terminate.recv() => break info!("SIGTERM"),
-            _ = interrupt.recv() => break info!("SIGINT"),
+            order = signals.next() => match order {
+                Order::End(signal) => break info!("{signal}"),
+                Order::Reload => {
+                    agent.log.reopen();
+                    let billing = agent.billing.clone();
+                    reloading = Some(spawn_blocking(move || billing.load()));
+                }
+            },
+            Some(loaded) = loaded(&mut reloading), if reloading.is_some() => {
+                reloading = None;
+                agent.reload(loaded);
+            }
             Some(question) = questions.recv() => {
                 agent.take_stock(requests.get_mut());
                 // Whoever asked may have gone meanwhile.
                 let _ = question.send(agent.snapshot());
             }
-            _ = hangup.recv() => agent.reload(),
             ready = requests.readable_mut() => {
                 let mut ready = ready.context("the ring buffer failed")?;
                 if drain(ready.get_inner_mut(), |entry| agent.request_event(entry)) {
@@ -200,18 +215,14 @@ pub async fn run(options: Options) -> Result<()> {
         }
     }
     endpoint.close();
-    agent.collect();
-    agent.detach_all();
-    // What has ended meanwhile is still told.
-    while !drain(requests.get_mut(), |entry| agent.request_event(entry)) {}
-    agent.otlp.finish();
-    agent.log.finish();
-    let deadline = Instant::now() + FLUSH;
-    agent.log.close(deadline);
-    agent.otlp.close(deadline);
-    let all = agent.room.close(DETACH);
-    info!(all, "detached");
+    agent.end_all(requests.get_mut());
     Ok(())
+}
+
+/// What a file of names and prices holds by now; never, when none is read.
+async fn loaded(reloading: &mut Option<JoinHandle<Result<Billing>>>) -> Option<Result<Billing>> {
+    let loaded = reloading.as_mut()?.await;
+    Some(loaded.context("reading them panicked").flatten())
 }
 
 fn calibrate(attacher: &mut Attacher) -> Option<Prices> {
@@ -269,17 +280,12 @@ fn drain(ring: &mut RingBuf<MapData>, mut each: impl FnMut(&[u8])) -> bool {
 }
 
 impl Agent {
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "each is a part that is made before, and owned from here on"
-    )]
     fn new(
         looks: Looks,
         room: Room,
         kernel: Kernel,
         log: RequestLog,
         otlp: Otlp,
-        clock: Clock,
         billing: Billing,
         options: &Options,
     ) -> Result<Self> {
@@ -308,7 +314,7 @@ impl Agent {
             only: options.only.clone(),
             log,
             otlp,
-            clock,
+            clock: Clock::now(),
             payload: options.payload,
             trace_drafts: options.trace_drafts && options.otlp.of(Signal::Traces).is_some(),
             seats: BTreeMap::new(),
@@ -372,10 +378,9 @@ impl Agent {
         self.follow_sessions();
     }
 
-    /// SIGHUP: the log was rotated, or names and prices have changed. A bad file changes nothing.
-    fn reload(&mut self) {
-        self.log.reopen();
-        match self.billing.load() {
+    /// Names and prices were read again. A bad file changes nothing.
+    fn reload(&mut self, loaded: Result<Billing>) {
+        match loaded {
             Ok(billing) => self.session.rebill(billing),
             Err(error) => {
                 self.reload_failures += 1;
@@ -436,13 +441,6 @@ impl Agent {
             started: (epoch + self.started).as_secs_f64(),
             epoch,
             otlp: self.otlp.counts(),
-        }
-    }
-
-    fn detach_all(&mut self) {
-        let pids: Vec<u32> = self.seats.keys().copied().collect();
-        for pid in pids {
-            self.kernel.forget(pid);
         }
     }
 }

@@ -10,6 +10,7 @@ use serde::Deserialize;
 
 use self::billing::{BillingOptions, DEFAULT_USERS, Secret};
 use crate::{
+    agent::heir,
     export::{
         compat::Dialect,
         log::{LogOptions, Logged},
@@ -55,6 +56,12 @@ pub enum Command {
     Snapshot(SnapshotArguments),
     /// Print the hash that stands for an API key, which is read from standard input: for the file of aliases
     KeyHash(KeyHashArguments),
+    /// Hold what an ending agent leaves until it has ended; it starts this itself
+    #[command(name = heir::COMMAND, hide = true)]
+    Outlive {
+        /// The agent
+        parent: u32,
+    },
 }
 
 /// The options of `key-hash`.

@@ -5,9 +5,11 @@ use std::{io::IsTerminal as _, path::Path, process::ExitCode, time::Duration};
 use anyhow::{Context as _, Result};
 use clap::Parser as _;
 use llamaprobe::{
-    agent,
+    agent::{self, Signals, heir},
     bpf::tracefs,
-    cli::{Cli, Command, KeyHashArguments, Options, ReportArguments, SnapshotArguments, billing},
+    cli::{
+        Cli, Command, KeyHashArguments, Options, ReportArguments, RunArguments, SnapshotArguments, billing,
+    },
     doctor::Roots,
     export::snapshot,
     output::{self, Messages},
@@ -23,7 +25,7 @@ const LAST_WORDS: Duration = Duration::from_millis(100);
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let done = match cli.command.unwrap_or_else(|| Command::Run(Box::new(cli.run))) {
-        Command::Run(arguments) => arguments.resolve().and_then(run),
+        Command::Run(arguments) => run(*arguments),
         Command::Doctor(arguments) => show(&arguments, |pids| {
             let report = survey::health(&Roots::default(), pids);
             (report.to_string(), serde_json::to_string_pretty(&report), report.exit_code())
@@ -34,6 +36,10 @@ fn main() -> ExitCode {
         }),
         Command::Snapshot(arguments) => snapshot(&arguments),
         Command::KeyHash(arguments) => key_hash(&arguments),
+        Command::Outlive { parent } => {
+            heir::outlive(parent);
+            Ok(ExitCode::SUCCESS)
+        }
     };
     match done {
         Ok(code) => code,
@@ -44,27 +50,37 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(options: Options) -> Result<ExitCode> {
-    let filter = EnvFilter::try_new(&options.log)
-        .with_context(|| format!("--log does not understand {:?}", options.log))?;
-    let messages = Messages::start().context("no thread for messages")?;
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(messages.clone())
-        // It would print of what cannot be printed, and panic.
-        .log_internal_errors(false)
-        .with_ansi(std::io::stderr().is_terminal())
-        .init();
-    // Before there is a thread that opens files: the mount stays private to this process.
-    if let Err(error) = tracefs::ensure() {
-        warn!(%error, "tracefs is not mounted and cannot be: `mount -t tracefs nodev /sys/kernel/tracing` helps");
-    }
+fn run(arguments: RunArguments) -> Result<ExitCode> {
+    // Before there is another thread: the mount stays private to this process.
+    let tracefs = tracefs::ensure();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("no runtime")?;
-    let done = runtime.block_on(agent::run(options));
+    let messages = Messages::start().context("no thread for messages")?;
+    let done = runtime.block_on(async {
+        let mut signals = Signals::new().context("cannot handle signals")?;
+        let Some(options) = signals.or_end(|| arguments.resolve()).await? else { return Ok(()) };
+        speak(&options, messages.clone())?;
+        if let Err(error) = tracefs {
+            warn!(%error, "tracefs is not mounted and cannot be: `mount -t tracefs nodev /sys/kernel/tracing` helps");
+        }
+        agent::run(options, signals).await
+    });
     // What waits for a file system that hangs ends with the process.
     runtime.shutdown_background();
     messages.flush(LAST_WORDS);
     done.map(|()| ExitCode::SUCCESS)
+}
+
+fn speak(options: &Options, messages: Messages) -> Result<()> {
+    let filter = EnvFilter::try_new(&options.log)
+        .with_context(|| format!("--log does not understand {:?}", options.log))?;
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(messages)
+        // It would print of what cannot be printed, and panic.
+        .log_internal_errors(false)
+        .with_ansi(std::io::stderr().is_terminal())
+        .init();
+    Ok(())
 }
 
 fn snapshot(arguments: &SnapshotArguments) -> Result<ExitCode> {

@@ -14,4 +14,4 @@ pub mod sockets;
 pub mod tracefs;
 
 pub use load::{Attacher, Kernel, LoadError};
-pub use raw::waitable;
+pub use raw::{bequeath_links, waitable};

@@ -77,9 +77,15 @@ impl Kernel {
         let _ = self.layouts.insert(key, state, 0);
     }
 
+    /// The programs do not know a process any more; what they know of it stays.
+    pub fn observe_no_more(&mut self, pid: u32) {
+        // It may have ended.
+        let _ = self.targets.remove(&pid);
+    }
+
     /// Stops to observe a process and forgets its sequences and contexts. What cannot be removed is gone already.
     pub fn forget(&mut self, pid: u32) {
-        let _ = self.targets.remove(&pid);
+        self.observe_no_more(pid);
         remove(&mut self.sequences, |key| key.tgid == pid);
         remove(&mut self.contexts, |key| key.tgid == pid);
         remove(&mut self.layouts, |key| key.tgid == pid);

@@ -28,6 +28,8 @@ pub enum Outcome {
     Error,
     /// The client went before the end.
     Cancelled,
+    /// The agent ended before it did: what is told of it is what was known by then.
+    Interrupted,
     /// The answer has no such reason, or it was not seen.
     None,
 }
@@ -41,6 +43,7 @@ impl Outcome {
             Self::ToolCalls => "tool_calls",
             Self::Error => "error",
             Self::Cancelled => "cancelled",
+            Self::Interrupted => "interrupted",
             Self::None => "none",
         }
     }

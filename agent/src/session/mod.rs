@@ -321,6 +321,19 @@ impl Session {
         records
     }
 
+    /// The agent ends. Returns the requests under way, with what was known of them at the last reading.
+    pub fn interrupt(&mut self, now: Instant, now_ns: u64) -> Vec<Record> {
+        for watched in self.watched.values_mut() {
+            // It will not be seen to listen any more.
+            watched.labels.get_or_insert_with(|| labels_of_pid(&watched.target));
+        }
+        let finished = self.requests.interrupt(now_ns);
+        let records = self.book(now, finished);
+        let pids: Vec<u32> = self.watched.keys().copied().collect();
+        pids.into_iter().for_each(|pid| self.settle_accounts(now, pid));
+        records
+    }
+
     /// Books a reading of a process.
     pub fn read(&mut self, now: Instant, pid: u32, reading: &Reading, prices: Option<Prices>) {
         self.name(now, pid);

@@ -101,6 +101,8 @@ pub struct Request {
     tls: bool,
     /// It was found to be gone from its connection.
     vanished: bool,
+    /// The agent ends before it does.
+    interrupted: bool,
 }
 
 /// A client as an address; none over a Unix socket.
@@ -136,6 +138,7 @@ impl Request {
             draft_steps: Vec::new(),
             tls: false,
             vanished: false,
+            interrupted: false,
         }
     }
 
@@ -297,6 +300,14 @@ impl Request {
         used
     }
 
+    /// What its slots have used that are not left yet.
+    fn running(&self) -> Charge {
+        let mut running = Charge::default();
+        let tasks = self.tasks.iter().filter(|task| task.ended.is_none());
+        tasks.for_each(|task| running.add(task.so_far));
+        running
+    }
+
     /// What it has used since the last call, and who pays for it.
     pub fn take_due(&mut self, naming: &Naming) -> (Option<String>, Charge) {
         let used = self.used();
@@ -326,6 +337,11 @@ impl Request {
             return true;
         }
         false
+    }
+
+    /// The agent ends before it does.
+    pub fn interrupt(&mut self) {
+        self.interrupted = self.end.is_none();
     }
 
     /// Whether it is over: the answer is written and every slot it took is left.
@@ -373,6 +389,9 @@ impl Request {
         // The server of a stream whose client has gone writes the last chunk all the same, but no reason of the end.
         let unreasoned = inference && code == 200 && self.closing.finish.is_none();
         let cut = stream && (reason == Some(EndReason::Closed) || unreasoned);
+        if self.interrupted {
+            return Outcome::Interrupted;
+        }
         if self.end.is_none() || self.closing.error_type.is_some() {
             return Outcome::Error;
         }
@@ -428,12 +447,15 @@ impl Request {
             |of: fn(&SlotEndEvent) -> u64| ended().map(of).filter(|ns| *ns != 0).min().unwrap_or(0);
         let latest = |of: fn(&SlotEndEvent) -> u64| ended().map(of).max().unwrap_or(0);
         let total = |of: fn(&SlotEndEvent) -> u32| ended().map(|task| u64::from(of(task))).sum();
-        let started =
-            || self.tasks.iter().filter_map(|task| task.started.as_ref()).min_by_key(|start| start.at_ns);
+        let starts = || self.tasks.iter().filter_map(|task| task.started.as_ref());
+        let started = || starts().min_by_key(|start| start.at_ns);
         // An answer without figures tells nothing.
         let said = (self.believed && self.is_inference() && self.closing.tells_tokens())
             .then(|| self.closing.clone());
         let token_ns = self.token_ns;
+        // What its slots have not told, since they are not left, was asked of the kernel a moment ago.
+        let running = if self.interrupted { self.running().tokens } else { [0; 3] };
+        let begun = ended().next().is_some() || (self.interrupted && started().is_some());
         let stale_tasks = self.tasks.iter().filter(|task| task.ended.is_none()).map(|task| task.id).collect();
         let finished = Finished {
             key: self.key,
@@ -451,14 +473,14 @@ impl Request {
             last_token_ns: latest(|task| task.last_token_ns),
             answered_ns: self.end.as_ref().map_or(now_ns, |end| end.answered_ns),
             worst_gap_ns: latest(|task| task.worst_gap_ns),
-            prompt_tokens: total(|task| task.prompt_tokens),
+            prompt_tokens: total(|task| task.prompt_tokens) + running[0],
             prompt_unknown: ended().any(|task| task.unread > 0),
-            cached_tokens: total(|task| task.cached_tokens),
-            generated_tokens: total(|task| task.generated_tokens),
+            cached_tokens: total(|task| task.cached_tokens) + running[1],
+            generated_tokens: total(|task| task.generated_tokens) + running[2],
             slot: started().map(|start| start.slot),
             task: started().map(|start| start.task).filter(|task| *task >= 0),
             context_used: total(|task| task.n_past),
-            join: self.joined.unwrap_or(if ended().next().is_some() { Join::Exact } else { Join::None }),
+            join: self.joined.unwrap_or(if begun { Join::Exact } else { Join::None }),
             stale_tasks,
             client: self.client,
             user,

@@ -230,6 +230,12 @@ impl Requests {
         self.take(|key, _| key.tgid == pid, now_ns)
     }
 
+    /// The agent ends: so do all requests for it.
+    pub fn interrupt(&mut self, now_ns: u64) -> Vec<Finished> {
+        self.open.values_mut().for_each(Request::interrupt);
+        self.take(|_, _| true, now_ns)
+    }
+
     fn take(&mut self, which: impl Fn(&RequestKey, &Request) -> bool, now_ns: u64) -> Vec<Finished> {
         let keys: Vec<RequestKey> =
             self.open.iter().filter(|(key, request)| which(key, request)).map(|(key, _)| *key).collect();
