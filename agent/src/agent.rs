@@ -304,6 +304,9 @@ impl Agent {
         self.kernel.detach_idle();
         self.follow_sockets();
         self.follow_sessions();
+        for model in self.session.take_unpriced() {
+            warn!(model, "the price list has no entry for a model that is served: its tokens cost nothing");
+        }
         for (path, fault) in self.scanner.take_faults() {
             warn!(path = %path.display(), fault, "a file that processes map cannot be read");
         }
