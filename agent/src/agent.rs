@@ -376,6 +376,9 @@ impl Agent {
         self.session.forget_ended(now);
         self.follow_sockets();
         self.follow_sessions();
+        for model in self.session.take_unpriced() {
+            warn!(model, "the price list has no entry for a model that is served: its tokens cost nothing");
+        }
     }
 
     /// Names and prices were read again. A bad file changes nothing.

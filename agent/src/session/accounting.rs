@@ -36,11 +36,13 @@ pub struct Billing {
 pub(super) struct Books {
     pub(super) rates: Rates,
     pub(super) host: HostTime,
+    /// Models of which it was said that they have no price.
+    unpriced: BTreeSet<String>,
 }
 
 impl Books {
     pub(super) fn new(now: Instant, billing: &Billing) -> Self {
-        Self { rates: billing.rates.clone(), host: HostTime::new(now) }
+        Self { rates: billing.rates.clone(), host: HostTime::new(now), unpriced: BTreeSet::new() }
     }
 }
 
@@ -49,6 +51,16 @@ impl Session {
     pub fn rebill(&mut self, billing: Billing) {
         self.requests.rename(billing.naming, billing.phrases);
         self.books.rates = billing.rates;
+        self.books.unpriced.clear();
+    }
+
+    /// Models that are served and have no price, though there is a price list. Each is told once.
+    pub fn take_unpriced(&mut self) -> Vec<String> {
+        let Books { rates, unpriced, .. } = &mut self.books;
+        let served = self.watched.values().filter_map(|watched| watched.labels.as_ref());
+        let models = served.map(|labels| &labels.model).filter(|model| !model.is_empty());
+        let without = models.filter(|model| !rates.tokens.is_empty() && rates.of(model).is_none());
+        without.filter(|model| unpriced.insert((*model).clone())).cloned().collect()
     }
 
     /// Charges a user of a server.

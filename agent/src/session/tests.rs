@@ -343,6 +343,25 @@ fn a_process_that_was_not_seen_to_listen_is_named_by_its_arguments() {
 }
 
 #[test]
+fn a_model_without_a_price_is_told_once() {
+    let prices = cost::TokenPrices { prompt: 1.0, cached: 0.0, generated: 1.0 };
+    let rates =
+        |model: &str| cost::Rates { tokens: [(model.to_owned(), prices)].into(), ..Default::default() };
+    let billing = |rates| Billing { naming: naming(), rates, users: 2, ..Billing::default() };
+    let (mut session, start) = session();
+    session.begin(start, target(1, Some(80), Some("a")), server_plan());
+    session.begin(start, target(2, Some(81), None), server_plan());
+    for pid in [1, 2] {
+        session.read(start, pid, &after(1), NO_PRICES);
+    }
+    assert!(session.take_unpriced().is_empty(), "there is no list");
+    session.rebill(billing(rates("b")));
+    assert_eq!((session.take_unpriced(), session.take_unpriced()), (vec!["a".to_owned()], vec![]));
+    session.rebill(billing(rates("a")));
+    assert!(session.take_unpriced().is_empty());
+}
+
+#[test]
 fn what_cannot_be_booked_is_counted() {
     let (mut session, start) = session();
     session.begin(start, target(PID, None, None), http_plan());
