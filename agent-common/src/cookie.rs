@@ -51,6 +51,7 @@ const CONTEXT: u32 = 16;
 const CONTEXT_ARGUMENT: u32 = 24;
 const INDEX_ARGUMENT: u32 = 32;
 const PRIORITY: u32 = 40;
+const MEMORY: u32 = 48;
 
 impl Cookie {
     /// A probe that needs no more than its id.
@@ -72,6 +73,16 @@ impl Cookie {
                 | (index as u64) << INDEX_ARGUMENT
                 | (priority as u64) << PRIORITY,
         )
+    }
+
+    /// The same, and where in `llama_context` the pointer to its `llama_memory` stands, bytes.
+    pub const fn with_memory(self, offset: u16) -> Self {
+        Self(self.0 | (offset as u64) << MEMORY)
+    }
+
+    /// A call that changes what a context holds; its first argument is the context's memory, or the context itself.
+    pub const fn cut(probe: ProbeId, by_memory: bool) -> Self {
+        Self(Self::plain(probe).0 | (by_memory as u64) << LAYOUT)
     }
 
     /// The cookie from what the kernel hands to a program.
@@ -111,6 +122,16 @@ impl Cookie {
             2 => ContextLayout::TotalAndSequence,
             _ => ContextLayout::Unknown,
         }
+    }
+
+    /// Where in `llama_context` the pointer to its memory stands, bytes; 0 when that is not known.
+    pub const fn memory_offset(self) -> u64 {
+        self.0 >> MEMORY
+    }
+
+    /// Whether the first argument is a memory rather than a context.
+    pub const fn by_memory(self) -> bool {
+        self.byte(LAYOUT) != 0
     }
 
     /// The layout of a token event.
@@ -154,6 +175,12 @@ mod tests {
         assert_eq!(ProbeId::from_wire(token.probe()), Some(ProbeId::SamplingSample));
         assert_eq!(token.token_layout(), Some(TokenLayout::ContextIndex));
         assert_eq!((token.context_argument(), token.index_argument(), token.priority()), (1, 3, 7));
+
+        let of_memory = batch.with_memory(0x118);
+        assert_eq!((of_memory.memory_offset(), batch.memory_offset()), (0x118, 0));
+        assert_eq!((of_memory.batch_layout(), of_memory.probe()), (batch.batch_layout(), batch.probe()));
+        let cuts = [true, false].map(|by_memory| Cookie::cut(ProbeId::MemorySeqRm, by_memory).by_memory());
+        assert_eq!(cuts, [true, false]);
 
         let unknown = Cookie::from_raw(u64::MAX);
         assert_eq!(ProbeId::from_wire(unknown.probe()), None);

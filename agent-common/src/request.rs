@@ -312,8 +312,9 @@ pub struct SlotEndEvent {
     pub drafted_tokens: u32,
     /// Drafted tokens that were accepted.
     pub accepted_tokens: u32,
-    /// Always 0.
-    pub reserved: u32,
+    /// 1 when tokens of its prompt may be missing: while it was computed there was a batch that could not be read to its
+    /// end.
+    pub incomplete: u32,
 }
 
 /// A decode call that checked guesses is over. Sent only where it was asked for: it comes once a step.

@@ -12,13 +12,16 @@ use llamaprobe_common::{
     call::Call,
     request::{Connection, ConnectionKey, Peer, RequestKey},
     sequence::{Sequence, SequenceKey},
-    target::{TargetConfig, TargetStats},
+    target::{Notes, TargetConfig, TargetStats},
     task::TaskKey,
 };
 use tracing::warn;
 
 use super::{attach::Attachments, sockets::SocketLinks};
 use crate::plan::catalog::Program;
+
+/// Programs that others go on with by a tail call, by their place in the map `FOLLOW`.
+const FOLLOW: [&str; 3] = ["lp_walk", "lp_follow", "lp_tasks_on"];
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/llamaprobe-ebpf"));
 
@@ -113,6 +116,8 @@ pub struct Kernel {
     pub(super) stats: PerCpuArray<MapData, TargetStats>,
     pub(super) sequences: HashMap<MapData, SequenceKey, Sequence>,
     pub(super) contexts: HashMap<MapData, ContextKey, Context>,
+    pub(super) memories: HashMap<MapData, ContextKey, u64>,
+    pub(super) notes: Array<MapData, Notes>,
     pub(super) connections: HashMap<MapData, ConnectionKey, Connection>,
     pub(super) peers: HashMap<MapData, Peer, ConnectionKey>,
     pub(super) threads: HashMap<MapData, u64, ConnectionKey>,
@@ -144,14 +149,16 @@ impl Kernel {
         let at_return = Program::ALL.into_iter().filter_map(Program::at_return);
         let at_end = Program::ALL.into_iter().filter_map(Program::at_end);
         let names = Program::ALL.into_iter().map(Program::name).chain(at_return).chain(at_end);
-        for name in names.chain(["lp_follow", "lp_calibration"]) {
+        for name in names.chain(FOLLOW).chain(["lp_calibration"]) {
             let program = uprobe(&mut ebpf, name)?;
             program.load().map_err(|source| LoadError::program("load", name, source))?;
         }
         let mut follow: ProgramArray<MapData> = take(&mut ebpf, "FOLLOW")?;
-        let fd = uprobe(&mut ebpf, "lp_follow")?;
-        let fd = fd.fd().map_err(|source| LoadError::program("open", "lp_follow", source))?;
-        follow.set(0, fd, 0).map_err(|source| LoadError::map("fill", "FOLLOW", source))?;
+        for (place, name) in (0..).zip(FOLLOW) {
+            let fd = uprobe(&mut ebpf, name)?;
+            let fd = fd.fd().map_err(|source| LoadError::program("open", name, source))?;
+            follow.set(place, fd, 0).map_err(|source| LoadError::map("fill", "FOLLOW", source))?;
+        }
 
         watch(&mut ebpf, "lp_exec", "sched_process_exec")?;
         watch(&mut ebpf, "lp_exit", "sched_process_exit")?;
@@ -163,6 +170,8 @@ impl Kernel {
             stats: take(&mut ebpf, "STATS")?,
             sequences: take(&mut ebpf, "SEQUENCES")?,
             contexts: take(&mut ebpf, "CONTEXTS")?,
+            memories: take(&mut ebpf, "MEMORIES")?,
+            notes: take(&mut ebpf, "NOTES")?,
             connections: take(&mut ebpf, "CONNECTIONS")?,
             peers: take(&mut ebpf, "PEERS")?,
             threads: take(&mut ebpf, "THREADS")?,

@@ -8,7 +8,7 @@ use llamaprobe_common::{
     batch::Context,
     request::Peer,
     sequence::Sequence,
-    target::{MAX_TARGETS, TargetConfig, TargetStats},
+    target::{MAX_TARGETS, Notes, TargetConfig, TargetStats},
 };
 
 use super::{Kernel, LoadError};
@@ -35,6 +35,9 @@ impl Kernel {
         let blank = PerCpuValues::try_from(vec![TargetStats::default(); cpus])
             .map_err(|source| LoadError::map("clear", "STATS", MapError::from(source)))?;
         self.stats.set(config.index, blank, 0).map_err(|source| LoadError::map("clear", "STATS", source))?;
+        self.notes
+            .set(config.index, Notes::default(), 0)
+            .map_err(|source| LoadError::map("clear", "NOTES", source))?;
         self.update(pid, config)
     }
 
@@ -52,6 +55,7 @@ impl Kernel {
         let _ = self.targets.remove(&pid);
         remove(&mut self.sequences, |key| key.tgid == pid);
         remove(&mut self.contexts, |key| key.tgid == pid);
+        remove(&mut self.memories, |key| key.tgid == pid);
         let peers = self.peers.iter().flatten().filter(|(_, key)| key.tgid == pid);
         let peers: Vec<Peer> = peers.map(|(peer, _)| peer).collect();
         remove(&mut self.peers, |peer| peers.contains(peer));

@@ -16,7 +16,7 @@ use llamaprobe_common::{
 };
 
 use crate::discovery::image::{Image, Machine, Symbol};
-use catalog::{Program, ROWS, Role, Row};
+use catalog::{Layout, Program, ROWS, Role, Row};
 use site::{Needs, Site, SiteMachine};
 
 /// A probe to attach.
@@ -169,7 +169,10 @@ pub fn plan(images: &[Arc<Image>]) -> Verdict {
     } else {
         relabelled(&token, Role::StepEnd)
     };
-    let cache = if slots { cache } else { Vec::new() };
+    let step_end = if slots { step_end } else { step_end.into_iter().chain(all(Role::StepEnd)).collect() };
+    // What only a server does, or not every build.
+    let beside = |role| if visible { all(role) } else { Vec::new() };
+    let cache = if slots { cache } else { cuts(images) };
     let tls = if slots { tls(images) } else { Vec::new() };
     let old_server = images.iter().flat_map(|image| &image.symbols).any(|symbol| {
         ROWS.iter().any(|row| {
@@ -191,6 +194,8 @@ pub fn plan(images: &[Arc<Image>]) -> Verdict {
     let mut missing = Vec::new();
     // Most servers map no TLS library: nothing is missing then.
     let mut probes = tls;
+    probes.extend(beside(Role::Draft));
+    probes.extend(beside(Role::Failure));
     for (role, found) in [
         (Role::Task, task),
         (Role::SlotStart, start),
@@ -199,6 +204,7 @@ pub fn plan(images: &[Arc<Image>]) -> Verdict {
         (Role::StepEnd, step_end),
         (Role::Token, token),
         (Role::SlotEnd, end),
+        (Role::ContextEnd, all(Role::ContextEnd)),
     ] {
         if found.is_empty() {
             missing.push(Missing { role, why: why_missing(role, slots) });
@@ -234,6 +240,13 @@ impl Plan {
 fn tls(images: &[Arc<Image>]) -> Vec<Probe> {
     let of = |image| select(std::slice::from_ref(image), Role::Tls, Role::Tls, |_| true);
     images.iter().map(of).filter(|probes| probes.len() == 3).flatten().collect()
+}
+
+/// What cuts sequences of a program without slots: the library's functions, since a server's own name no context.
+fn cuts(images: &[Arc<Image>]) -> Vec<Probe> {
+    let groups = [ProbeId::MemorySeqRm, ProbeId::KvSelfSeqRm, ProbeId::KvCacheSeqRm];
+    let found = groups.map(|id| select(images, Role::CacheHit, Role::CacheHit, |row| row.probe == id));
+    found.into_iter().find(|probes| !probes.is_empty()).unwrap_or_default()
 }
 
 /// The plan of a server that shows no symbol: only its sockets are followed.
@@ -307,8 +320,17 @@ fn place(image: &Arc<Image>, row: &Row, symbol: &Symbol, role: Role) -> Probe {
         site,
         end,
         program: row.program,
-        cookie: row.cookie(context_layout(image)),
+        cookie: match row.layout {
+            Layout::Batch(_) => row.cookie(context_layout(image)).with_memory(memory_offset(image, machine)),
+            _ => row.cookie(context_layout(image)),
+        },
     }
+}
+
+/// Where `llama_context` has its memory, as the code says that returns it; 0 when it does not say.
+fn memory_offset(image: &Image, machine: SiteMachine) -> u16 {
+    let getter = image.symbols.iter().find(|symbol| symbol.name == catalog::HAS_MEMORY);
+    getter.and_then(|getter| site::loaded_member(machine, &getter.code)).unwrap_or(0)
 }
 
 fn context_layout(image: &Image) -> ContextLayout {

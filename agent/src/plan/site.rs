@@ -97,6 +97,30 @@ pub fn pick_end(machine: SiteMachine, code: &[u8], function_size: u64) -> Option
     }
 }
 
+/// The offset of the member that a function returns, if loading it is all the function does: the layout of a class from
+/// its own code. Bytes from the beginning of the object in the first argument.
+#[must_use]
+pub fn loaded_member(machine: SiteMachine, code: &[u8]) -> Option<u16> {
+    match machine {
+        SiteMachine::X86_64 => match code.strip_prefix(&[0xf3, 0x0f, 0x1e, 0xfa]).unwrap_or(code) {
+            // mov rax, [rdi + disp]; ret
+            [0x48, 0x8b, 0x47, short, 0xc3, ..] if *short < 0x80 => Some(u16::from(*short)),
+            [0x48, 0x8b, 0x87, low, high, 0, 0, 0xc3, ..] => Some(u16::from_le_bytes([*low, *high])),
+            _ => None,
+        },
+        SiteMachine::Aarch64 => {
+            let mut words =
+                code.chunks_exact(4).map(|word| u32::from_le_bytes([word[0], word[1], word[2], word[3]]));
+            let first = words.next()?;
+            // bti c
+            let load = if first == 0xd503_245f { words.next()? } else { first };
+            // ldr x0, [x0, #offset]; ret
+            let is_it = load & 0xffc0_03ff == 0xf940_0000 && words.next() == Some(0xd65f_03c0);
+            is_it.then_some((load >> 10 & 0xfff) as u16 * 8)
+        }
+    }
+}
+
 /// Estimated cost of one hit at a site, in nanoseconds, the probe's own program included.
 ///
 /// Measured on a virtual machine (0.4 to 0.8 us emulated, 9.9 to 11 us stepped: each trap of a step leaves the

@@ -102,6 +102,7 @@ fn difference(now: &TargetStats, before: &TargetStats) -> TargetStats {
     difference.hits.iter_mut().zip(&before.hits).for_each(|(a, b)| minus(a, b));
     difference.losses.iter_mut().zip(&before.losses).for_each(|(a, b)| minus(a, b));
     difference.tokens.iter_mut().zip(&before.tokens).for_each(|(a, b)| minus(a, b));
+    difference.unattributed.iter_mut().zip(&before.unattributed).for_each(|(a, b)| minus(a, b));
     for (mine, theirs) in [
         (&mut difference.inter_token, &before.inter_token),
         (&mut difference.step, &before.step),

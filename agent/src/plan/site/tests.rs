@@ -216,3 +216,18 @@ fn the_end_is_the_guard_of_the_stack_before_the_only_return() {
     assert_eq!(pick_end(SiteMachine::X86_64, &bytes("c3"), 2), None, "not all of it is known");
     assert_eq!(pick_end(SiteMachine::X86_64, &bytes("c3"), 0), None, "its size is not known");
 }
+
+#[test]
+fn a_member_is_where_the_function_that_returns_it_loads_it_from() {
+    use SiteMachine::{Aarch64, X86_64};
+    // llama_context::get_memory of mineru 0.2.0 and of b9093.
+    assert_eq!(loaded_member(X86_64, &[0x48, 0x8b, 0x87, 0x18, 0x01, 0, 0, 0xc3, 0xcc]), Some(0x118));
+    assert_eq!(loaded_member(X86_64, &[0xf3, 0x0f, 0x1e, 0xfa, 0x48, 0x8b, 0x47, 0x40, 0xc3]), Some(0x40));
+    // ldr x0, [x0, #280]; ret, without and with bti c before it.
+    let load = [0x00, 0x8c, 0x40, 0xf9, 0xc0, 0x03, 0x5f, 0xd6];
+    assert_eq!(loaded_member(Aarch64, &load), Some(280));
+    assert_eq!(loaded_member(Aarch64, &[&[0x5f, 0x24, 0x03, 0xd5], load.as_slice()].concat()), Some(280));
+    for other in [&[][..], &[0xc3], &[0x48, 0x8b, 0x87, 0x18], &[0x48, 0x8b, 0x86, 0x18, 1, 0, 0, 0xc3]] {
+        assert_eq!((loaded_member(X86_64, other), loaded_member(Aarch64, other)), (None, None));
+    }
+}
