@@ -167,12 +167,7 @@ fn lp_gone(change: TracePointContext) -> u32 {
         return 0;
     }
     let sequence = SequenceKey { context: 0, tgid: key.tgid, sequence: connection.sequence };
-    if let Some(state) = sequences::find(&sequence)
-        && state.request.arrived_ns == connection.arrived_ns
-        && state.wanted == 0
-    {
-        state.wanted = state.generated_tokens + 1;
-    }
+    sequences::abandon(&sequence, connection.arrived_ns);
     0
 }
 

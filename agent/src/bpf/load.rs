@@ -13,13 +13,16 @@ use llamaprobe_common::{
     layout::{LayoutKey, LayoutState},
     request::{Connection, ConnectionKey, Peer, RequestKey},
     sequence::{Sequence, SequenceKey},
-    target::{TargetConfig, TargetStats},
+    target::{Notes, TargetConfig, TargetStats},
     task::TaskKey,
 };
 use tracing::warn;
 
 use super::{attach::Attachments, sockets::SocketLinks};
 use crate::plan::catalog::Program;
+
+/// Programs that others go on with by a tail call, by their place in the map `FOLLOW`.
+const FOLLOW: [&str; 3] = ["lp_walk", "lp_follow", "lp_tasks_on"];
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/llamaprobe-ebpf"));
 
@@ -113,6 +116,8 @@ pub struct Kernel {
     pub(super) stats: PerCpuArray<MapData, TargetStats>,
     pub(super) sequences: HashMap<MapData, SequenceKey, Sequence>,
     pub(super) contexts: HashMap<MapData, ContextKey, Context>,
+    pub(super) memories: HashMap<MapData, ContextKey, u64>,
+    pub(super) notes: Array<MapData, Notes>,
     pub(super) connections: HashMap<MapData, ConnectionKey, Connection>,
     pub(super) peers: HashMap<MapData, Peer, ConnectionKey>,
     pub(super) threads: HashMap<MapData, u64, ConnectionKey>,
@@ -152,18 +157,11 @@ impl Kernel {
         let at_return = Program::ALL.into_iter().filter_map(Program::at_return);
         let at_end = Program::ALL.into_iter().filter_map(Program::at_end);
         let names = Program::ALL.into_iter().map(Program::name).chain(at_return).chain(at_end);
-        for name in names.chain(["lp_follow", "lp_show", "lp_calibration"]) {
+        for name in names.chain(FOLLOW).chain(["lp_show", "lp_calibration"]) {
             let program = uprobe(&mut ebpf, name)?;
             program.load().map_err(|source| LoadError::program("load", name, source))?;
         }
-        let follow = [("FOLLOW", "lp_follow"), ("SHOW", "lp_show")].map(|(map, program)| {
-            let mut array: ProgramArray<MapData> = take(&mut ebpf, map)?;
-            let fd = uprobe(&mut ebpf, program)?;
-            let fd = fd.fd().map_err(|source| LoadError::program("open", program, source))?;
-            array.set(0, fd, 0).map_err(|source| LoadError::map("fill", map, source))?;
-            Ok(array)
-        });
-        let follow = follow.into_iter().collect::<Result<Vec<_>, LoadError>>()?;
+        let follow = vec![fill(&mut ebpf, "FOLLOW", &FOLLOW)?, fill(&mut ebpf, "SHOW", &["lp_show"])?];
 
         watch(&mut ebpf, "lp_exec", "sched_process_exec")?;
         watch(&mut ebpf, "lp_exit", "sched_process_exit")?;
@@ -176,6 +174,8 @@ impl Kernel {
             sequences: take(&mut ebpf, "SEQUENCES")?,
             contexts: take(&mut ebpf, "CONTEXTS")?,
             layouts: take(&mut ebpf, "LAYOUTS")?,
+            memories: take(&mut ebpf, "MEMORIES")?,
+            notes: take(&mut ebpf, "NOTES")?,
             connections: take(&mut ebpf, "CONNECTIONS")?,
             peers: take(&mut ebpf, "PEERS")?,
             threads: take(&mut ebpf, "THREADS")?,
@@ -200,6 +200,17 @@ impl Kernel {
     pub const fn sees_late_loads(&self) -> bool {
         self.late_loads
     }
+}
+
+/// Puts the programs of tail calls where others look for them.
+fn fill(ebpf: &mut Ebpf, map: &'static str, programs: &[&str]) -> Result<ProgramArray<MapData>, LoadError> {
+    let mut array: ProgramArray<MapData> = take(ebpf, map)?;
+    for (place, name) in (0..).zip(programs) {
+        let fd = uprobe(ebpf, name)?;
+        let fd = fd.fd().map_err(|source| LoadError::program("open", name, source))?;
+        array.set(place, fd, 0).map_err(|source| LoadError::map("fill", map, source))?;
+    }
+    Ok(array)
 }
 
 /// Takes a map out of the object under its type.

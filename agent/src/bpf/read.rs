@@ -12,7 +12,7 @@ use llamaprobe_common::{
     layout::{CANDIDATES, ExtLayout, FOUND, LayoutKey, LayoutState},
     request::Peer,
     sequence::Sequence,
-    target::{MAX_TARGETS, TargetConfig, TargetStats},
+    target::{MAX_TARGETS, Notes, TargetConfig, TargetStats},
 };
 
 use super::{Kernel, LoadError};
@@ -42,6 +42,9 @@ impl Kernel {
         let blank = PerCpuValues::try_from(vec![TargetStats::default(); cpus])
             .map_err(|source| LoadError::map("clear", "STATS", MapError::from(source)))?;
         self.stats.set(config.index, blank, 0).map_err(|source| LoadError::map("clear", "STATS", source))?;
+        self.notes
+            .set(config.index, Notes::default(), 0)
+            .map_err(|source| LoadError::map("clear", "NOTES", source))?;
         self.update(pid, config)
     }
 
@@ -89,6 +92,7 @@ impl Kernel {
         remove(&mut self.sequences, |key| key.tgid == pid);
         remove(&mut self.contexts, |key| key.tgid == pid);
         remove(&mut self.layouts, |key| key.tgid == pid);
+        remove(&mut self.memories, |key| key.tgid == pid);
         let peers = self.peers.iter().flatten().filter(|(_, key)| key.tgid == pid);
         let peers: Vec<Peer> = peers.map(|(peer, _)| peer).collect();
         remove(&mut self.peers, |peer| peers.contains(peer));

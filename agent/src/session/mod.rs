@@ -323,10 +323,10 @@ impl Session {
 
     /// The agent ends. Returns the requests under way, with what was known of them at the last reading.
     pub fn interrupt(&mut self, now: Instant, now_ns: u64) -> Vec<Record> {
-        for watched in self.watched.values_mut() {
-            // It will not be seen to listen any more.
-            watched.labels.get_or_insert_with(|| labels_of_pid(&watched.target));
-        }
+        // They will not be seen to listen any more.
+        let unnamed = |(pid, watched): (&u32, &Watched)| watched.labels.is_none().then_some(*pid);
+        let unnamed: Vec<u32> = self.watched.iter().filter_map(unnamed).collect();
+        unnamed.into_iter().for_each(|pid| self.give_name(pid));
         let finished = self.requests.interrupt(now_ns);
         let records = self.book(now, finished);
         let pids: Vec<u32> = self.watched.keys().copied().collect();
