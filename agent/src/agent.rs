@@ -25,7 +25,11 @@ use tracing::{error, info, warn};
 
 use self::own::{Clock, cpu_time, monotonic_ns, resident_bytes, secret};
 use crate::{
-    bpf::{self, Kernel, calibrate::Prices, events},
+    bpf::{
+        self, Kernel,
+        calibrate::Prices,
+        events::{self, RequestEvent},
+    },
     cli::{Options, billing::BillingOptions},
     discovery::Scanner,
     doctor::{self, KernelVersion, NEEDED, Roots},
@@ -51,6 +55,13 @@ const RESCAN: Duration = Duration::from_secs(30);
 const LOG_FLUSH: Duration = Duration::from_secs(2);
 /// How long the export may take at the end.
 const EXPORT_FLUSH: Duration = Duration::from_secs(2);
+/// Events of requests that are taken before the bytes that belong to them.
+const BATCH: usize = 1024;
+/// Such batches without a look at anything else.
+const BATCHES: usize = 16;
+/// How much later than an event bytes that came before it may stand in their ring, nanoseconds: a program that writes one
+/// may be held up.
+const SLACK_NS: u64 = 50_000_000;
 /// Questions that may wait.
 const QUESTIONS: usize = 16;
 
@@ -59,6 +70,8 @@ struct Agent {
     scanner: Scanner,
     kernel: Kernel,
     session: Session,
+    /// Bytes of a request that came before the events before them.
+    held: Option<RequestEvent>,
     only: Vec<u32>,
     /// Row of the counters, start time and attached probes of each observed process.
     seats: BTreeMap<u32, Seat>,
@@ -128,6 +141,7 @@ pub async fn run(options: Options) -> Result<()> {
 
     let mut processes = bpf::waitable(rings.processes).context("cannot wait for the ring buffer")?;
     let mut requests = bpf::waitable(rings.requests).context("cannot wait for the ring buffer")?;
+    let mut payload = bpf::waitable(rings.payload).context("cannot wait for the ring buffer")?;
     let (mut tick, mut rescan) = (ticks(TICK), ticks(RESCAN));
     loop {
         let next = agent.due.first().map(|(when, _)| *when);
@@ -136,13 +150,19 @@ pub async fn run(options: Options) -> Result<()> {
             _ = terminate.recv() => break info!("SIGTERM"),
             _ = interrupt.recv() => break info!("SIGINT"),
             Some(question) = questions.recv() => {
-                agent.take_stock(requests.get_mut());
+                agent.take_stock(requests.get_mut(), payload.get_mut());
                 agent.answer(question);
             }
             _ = hangup.recv() => agent.reload(),
             ready = requests.readable_mut() => {
                 let mut ready = ready.context("the ring buffer failed")?;
-                drain(ready.get_inner_mut(), |entry| agent.request_event(entry));
+                if agent.drain_requests(ready.get_inner_mut(), payload.get_mut()) {
+                    ready.clear_ready();
+                }
+            }
+            ready = payload.readable_mut() => {
+                let mut ready = ready.context("the ring buffer failed")?;
+                agent.drain_requests(requests.get_mut(), ready.get_inner_mut());
                 ready.clear_ready();
             }
             ready = processes.readable_mut() => {
@@ -157,7 +177,7 @@ pub async fn run(options: Options) -> Result<()> {
             _ = tick.tick() => {
                 let exports = agent.otlp.wants_metrics(Instant::now());
                 if exports || agent.stock_taken.elapsed() >= agent.stocktaking {
-                    agent.take_stock(requests.get_mut());
+                    agent.take_stock(requests.get_mut(), payload.get_mut());
                 }
                 if exports {
                     agent.collect();
@@ -170,7 +190,7 @@ pub async fn run(options: Options) -> Result<()> {
     agent.collect();
     agent.detach_all();
     // What has ended meanwhile is still told.
-    drain(requests.get_mut(), |entry| agent.request_event(entry));
+    while !agent.drain_requests(requests.get_mut(), payload.get_mut()) {}
     agent.otlp.close(EXPORT_FLUSH);
     agent.log.close(LOG_FLUSH);
     info!("detached");
@@ -227,6 +247,7 @@ impl Agent {
             scanner: Scanner::new(Path::new("/proc"), WANTED),
             kernel,
             session,
+            held: None,
             billing: options.billing.clone(),
             stocktaking: if timed { TICK } else { STOCKTAKING },
             stock_taken: now,
@@ -265,11 +286,57 @@ impl Agent {
         }
     }
 
-    fn request_event(&mut self, entry: &[u8]) {
-        let Some(event) = events::request(entry) else {
-            return warn!(len = entry.len(), "unknown request event");
-        };
-        let records = self.session.on(Instant::now(), &event);
+    /// Takes what happened to requests, bounded. Returns whether that was all.
+    ///
+    /// Events and bytes come by rings of their own. Events first, then the bytes, then the events are applied: each finds
+    /// the bytes that came before it. Where there are many, of the bytes only those are taken that are due.
+    fn drain_requests(&mut self, events: &mut RingBuf<MapData>, payload: &mut RingBuf<MapData>) -> bool {
+        for _ in 0..BATCHES {
+            let mut batch = Vec::new();
+            while batch.len() < BATCH
+                && let Some(entry) = events.next()
+            {
+                match events::request(&entry) {
+                    Some(event) => batch.push(event),
+                    None => warn!(len = entry.len(), "unknown request event"),
+                }
+            }
+            let all = batch.len() < BATCH;
+            let latest = batch.iter().map(RequestEvent::at_ns).max().unwrap_or(0);
+            self.drain_payload(payload, if all { u64::MAX } else { latest.saturating_add(SLACK_NS) });
+            for event in &batch {
+                self.request_event(event);
+            }
+            if all {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Takes bytes of requests and answers up to a time; the first that is later is held back.
+    fn drain_payload(&mut self, payload: &mut RingBuf<MapData>, until_ns: u64) {
+        if self.held.as_ref().is_some_and(|held| held.at_ns() > until_ns) {
+            return;
+        }
+        if let Some(held) = self.held.take() {
+            self.request_event(&held);
+        }
+        while let Some(entry) = payload.next() {
+            let Some(piece) = events::piece(&entry) else {
+                warn!(len = entry.len(), "unknown bytes of a request");
+                continue;
+            };
+            if piece.at_ns() > until_ns {
+                self.held = Some(piece);
+                return;
+            }
+            self.request_event(&piece);
+        }
+    }
+
+    fn request_event(&mut self, event: &RequestEvent) {
+        let records = self.session.on(Instant::now(), event);
         self.tell(&records);
     }
 
@@ -351,7 +418,7 @@ impl Agent {
     ///
     /// Counters first, then what happened to requests: a task that ended in between is known to have ended, and what it
     /// used is never charged to nobody.
-    fn take_stock(&mut self, requests: &mut RingBuf<MapData>) {
+    fn take_stock(&mut self, requests: &mut RingBuf<MapData>, payload: &mut RingBuf<MapData>) {
         let now = Instant::now();
         let mut readings = Vec::new();
         for (&pid, seat) in &self.seats {
@@ -360,10 +427,11 @@ impl Agent {
                 Err(error) => error!(pid, %error, "cannot read the counts"),
             }
         }
-        drain(requests, |entry| self.request_event(entry));
+        while !self.drain_requests(requests, payload) {}
+        let unread = self.kernel.unread();
         for (pid, reading) in &readings {
             self.session.read(now, *pid, reading, self.prices);
-            self.session.unread(*pid, self.kernel.unread(*pid));
+            self.session.unread(*pid, unread.get(pid).copied().unwrap_or(0));
         }
         self.session.share_host(now, monotonic_ns());
         self.stock_taken = now;

@@ -11,7 +11,7 @@ use llamaprobe_common::{
 use super::{now, observe};
 use crate::{
     arguments::read,
-    connections::served,
+    connections::{lost_event, served},
     maps::{REQUEST_EVENTS, TASKS},
     target::Target,
 };
@@ -51,7 +51,10 @@ fn wait(target: &Target, task: i32, now: u64) -> Result<(), Loss> {
     let Some(request) = served(target, now) else { return Ok(()) };
     let key = TaskKey { tgid: target.tgid, task };
     TASKS.insert(key, request, 0).map_err(|_| Loss::TasksFull)?;
-    let Some(mut entry) = REQUEST_EVENTS.reserve::<TaskEvent>(0) else { return Err(Loss::RingFull) };
+    let Some(mut entry) = REQUEST_EVENTS.reserve::<TaskEvent>(0) else {
+        lost_event(target, &request);
+        return Ok(());
+    };
     entry.write(TaskEvent { kind: RequestEventKind::Task as u32, task, request, at_ns: now });
     entry.submit(0);
     Ok(())

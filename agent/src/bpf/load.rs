@@ -10,7 +10,7 @@ use aya::{
 use llamaprobe_common::{
     batch::{Context, ContextKey},
     call::Call,
-    request::{Connection, ConnectionKey, Peer, RequestKey},
+    request::{Connection, ConnectionKey, Peer, RequestKey, Talk},
     sequence::{Sequence, SequenceKey},
     target::{TargetConfig, TargetStats},
     task::TaskKey,
@@ -104,6 +104,8 @@ pub struct Rings {
     pub processes: RingBuf<MapData>,
     /// Request events.
     pub requests: RingBuf<MapData>,
+    /// Bytes of requests and answers.
+    pub payload: RingBuf<MapData>,
 }
 
 /// The loaded programs and their maps.
@@ -114,6 +116,7 @@ pub struct Kernel {
     pub(super) sequences: HashMap<MapData, SequenceKey, Sequence>,
     pub(super) contexts: HashMap<MapData, ContextKey, Context>,
     pub(super) connections: HashMap<MapData, ConnectionKey, Connection>,
+    pub(super) talks: HashMap<MapData, ConnectionKey, Talk>,
     pub(super) peers: HashMap<MapData, Peer, ConnectionKey>,
     pub(super) threads: HashMap<MapData, u64, ConnectionKey>,
     pub(super) tasks: HashMap<MapData, TaskKey, RequestKey>,
@@ -124,7 +127,7 @@ pub struct Kernel {
     /// Keeps the program of the tail call alive.
     _follow: ProgramArray<MapData>,
     /// Maps the programs read only; held so that they are not closed.
-    _blank: (Array<MapData, Context>, Array<MapData, Connection>),
+    _blank: (Array<MapData, Context>, Array<MapData, Talk>),
     late_loads: bool,
 }
 
@@ -156,14 +159,18 @@ impl Kernel {
         watch(&mut ebpf, "lp_exec", "sched_process_exec")?;
         watch(&mut ebpf, "lp_exit", "sched_process_exit")?;
         let late_loads = watch_maps(&mut ebpf)?;
-        let rings =
-            Rings { processes: take(&mut ebpf, "EVENTS")?, requests: take(&mut ebpf, "REQUEST_EVENTS")? };
+        let rings = Rings {
+            processes: take(&mut ebpf, "EVENTS")?,
+            requests: take(&mut ebpf, "REQUEST_EVENTS")?,
+            payload: take(&mut ebpf, "PAYLOAD")?,
+        };
         let mut kernel = Self {
             targets: take(&mut ebpf, "TARGETS")?,
             stats: take(&mut ebpf, "STATS")?,
             sequences: take(&mut ebpf, "SEQUENCES")?,
             contexts: take(&mut ebpf, "CONTEXTS")?,
             connections: take(&mut ebpf, "CONNECTIONS")?,
+            talks: take(&mut ebpf, "TALKS")?,
             peers: take(&mut ebpf, "PEERS")?,
             threads: take(&mut ebpf, "THREADS")?,
             tasks: take(&mut ebpf, "TASKS")?,
@@ -172,7 +179,7 @@ impl Kernel {
             sockets: SocketLinks::new(),
             sessions: None,
             _follow: follow,
-            _blank: (take(&mut ebpf, "BLANK_CONTEXT")?, take(&mut ebpf, "BLANK_CONNECTION")?),
+            _blank: (take(&mut ebpf, "BLANK_CONTEXT")?, take(&mut ebpf, "BLANK_TALK")?),
             late_loads,
             ebpf,
         };

@@ -19,6 +19,7 @@ pub mod request;
 mod requests;
 mod runs;
 pub mod snapshot;
+mod streams;
 pub mod tally;
 pub mod tracer;
 pub mod usage;
@@ -102,6 +103,8 @@ pub struct Session {
     requests: Requests,
     books: Books,
     tracer: Option<Tracer>,
+    /// Requests that were told to nobody: too many waited for the labels of their server.
+    unbooked: u64,
 }
 
 /// A finished request with what its process adds to it.
@@ -138,6 +141,7 @@ impl Session {
             books: Books::new(now, &billing),
             requests: Requests::new(options, billing.naming, billing.phrases),
             tracer: None,
+            unbooked: 0,
         }
     }
 
@@ -194,10 +198,9 @@ impl Session {
             }
         }
         for request in finished {
-            if let Some(watched) = self.watched.get_mut(&request.key.tgid)
-                && watched.unbooked.len() < MAX_UNBOOKED
-            {
-                watched.unbooked.push(request);
+            match self.watched.get_mut(&request.key.tgid) {
+                Some(watched) if watched.unbooked.len() < MAX_UNBOOKED => watched.unbooked.push(request),
+                _ => self.unbooked += 1,
             }
         }
         let mut booked = Vec::new();
@@ -234,7 +237,7 @@ impl Session {
 
     /// Requests under way that were given up because too many were.
     pub fn given_up(&self) -> u64 {
-        self.requests.given_up()
+        self.requests.given_up() + self.unbooked
     }
 
     /// A process is observed from now on.
