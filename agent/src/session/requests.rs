@@ -12,7 +12,10 @@ use super::{
     finished::Finished,
     identity::Naming,
     join::Joins,
-    payload::{head::HeadOptions, route::Route, text::Phrases},
+    payload::{
+        head::{Head, HeadOptions, Method},
+        text::Phrases,
+    },
     request::Request,
     streams::Streams,
 };
@@ -175,13 +178,12 @@ impl Requests {
         match event {
             RequestEvent::Piece(piece) if !piece.is_answer() => {
                 let (open, options) = (&mut self.open, &self.options);
-                let mut resumed = None;
+                let mut resumed: Option<String> = None;
                 let doubtful = self.streams.feed(piece, options, |key, message| {
                     if let Some(request) = open.get_mut(&key) {
                         request.tell(message);
                     }
-                    let head = message.head().filter(|head| head.route == Route::Other);
-                    resumed = resumed.take().or(head.and_then(|head| head.conversation.clone()));
+                    resumed = resumed.take().or_else(|| resumes(message.head()?));
                 });
                 if let Some(request) = open.get_mut(&piece.head.request) {
                     request.read(piece, doubtful);
@@ -302,4 +304,10 @@ impl Requests {
     fn of(&self, pid: u32) -> impl Iterator<Item = &Request> {
         self.open.iter().filter(move |(key, _)| key.tgid == pid).map(|(_, request)| request)
     }
+}
+
+/// The conversation whose answer a request asks for once more: `GET /v1/stream/<id>`.
+fn resumes(head: &Head) -> Option<String> {
+    let (_, id) = head.path.rsplit_once("/v1/stream/").filter(|_| head.method == Method::Get)?;
+    Some(id.to_owned())
 }

@@ -46,6 +46,8 @@ pub struct Answer {
     line: Line,
     object: ObjectState,
     closing: Closing,
+    /// Its end was read from behind: what that says is final.
+    ended: bool,
     /// When the first token was written into a stream.
     token_ns: u64,
     /// The begin of its text, where phrases are looked for.
@@ -143,6 +145,7 @@ impl Answer {
             }
         }
         self.leave();
+        self.ended = true;
         self.line = Line::Other;
         &bytes[end..]
     }
@@ -274,7 +277,9 @@ impl Answer {
     pub fn close(&mut self) {
         self.leave();
         self.line = Line::Other;
-        self.closing.settle();
+        if !self.ended {
+            self.closing.settle();
+        }
     }
 
     /// What it says of itself so far.

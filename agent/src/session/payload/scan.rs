@@ -171,8 +171,8 @@ impl Scanner {
                     let bit = 1 << self.depth;
                     self.objects = if byte == b'{' { self.objects | bit } else { self.objects & !bit };
                 }
+                self.expects_key = byte == b'{' && self.depth < MAX_DEPTH;
                 self.depth += 1;
-                self.expects_key = byte == b'{';
             }
             b'}' | b']' => {
                 self.depth = self.depth.saturating_sub(1);
