@@ -8,7 +8,7 @@ use llamaprobe_common::{
     batch::{Context, ContextKey},
     call::Call,
     layout::{LayoutKey, LayoutState},
-    request::{Connection, ConnectionKey, Peer, RequestKey},
+    request::{Connection, ConnectionKey, Peer, RequestKey, Talk},
     sequence::{Sequence, SequenceKey},
     target::{MAX_TARGETS, Notes, TargetConfig, TargetStats},
     task::TaskKey,
@@ -74,15 +74,19 @@ pub static SHOW: ProgramArray = ProgramArray::with_max_entries(1, 0);
 
 /// Connections that observed servers accepted. Entries go with the connection.
 #[map]
-pub static CONNECTIONS: HashMap<ConnectionKey, Connection> = HashMap::with_max_entries(2048, 0);
+pub static CONNECTIONS: HashMap<ConnectionKey, Connection> = HashMap::with_max_entries(32768, 0);
 
-/// One zeroed connection.
+/// What is kept of the bytes of requests under way. Entries go with the request.
 #[map]
-pub static BLANK_CONNECTION: Array<Connection> = Array::with_max_entries(1, 0);
+pub static TALKS: HashMap<ConnectionKey, Talk> = HashMap::with_max_entries(1024, 0);
+
+/// One that holds nothing: a value this large does not fit on the stack of a program.
+#[map]
+pub static BLANK_TALK: Array<Talk> = Array::with_max_entries(1, 0);
 
 /// The connections of clients, to find the one that a client closes. Entries go with the connection.
 #[map]
-pub static PEERS: HashMap<Peer, ConnectionKey> = HashMap::with_max_entries(2048, 0);
+pub static PEERS: HashMap<Peer, ConnectionKey> = HashMap::with_max_entries(32768, 0);
 
 /// The connection that a thread serves, by process and thread id. Entries go with the connection or the thread.
 #[map]
@@ -96,6 +100,13 @@ pub static CALLS: HashMap<u64, Call> = HashMap::with_max_entries(4096, 0);
 #[map]
 pub static TASKS: HashMap<TaskKey, RequestKey> = HashMap::with_max_entries(16_384, 0);
 
-/// What happens to requests.
+/// What happens to requests: some 450 bytes each, thousands of requests.
 #[map]
 pub static REQUEST_EVENTS: RingBuf = RingBuf::with_byte_size(2 * 1024 * 1024, 0);
+
+/// Bytes of [`PAYLOAD`].
+pub const PAYLOAD_BYTES: u64 = 2 * 1024 * 1024;
+
+/// Bytes of requests and answers, in pieces.
+#[map]
+pub static PAYLOAD: RingBuf = RingBuf::with_byte_size(PAYLOAD_BYTES as u32, 0);

@@ -9,7 +9,7 @@ use llamaprobe_common::{
 };
 
 use crate::{
-    contexts, layouts,
+    connections, contexts, layouts,
     maps::{REQUEST_EVENTS, SEQUENCES},
     target::Target,
 };
@@ -177,7 +177,7 @@ pub fn judge_draft(target: &Target, state: &mut Sequence) {
     target.draft(u64::from(accepted), u64::from(drafted - accepted));
     if target.has(TargetConfig::DRAFT_STEPS) && state.request.arrived_ns != 0 {
         let Some(mut entry) = REQUEST_EVENTS.reserve::<DraftEvent>(0) else {
-            return target.lose(Loss::RingFull);
+            return connections::lost_event(target, &state.request);
         };
         let (kind, request, at_ns) = (RequestEventKind::Draft as u32, state.request, state.last_token_ns);
         entry.write(DraftEvent { kind, drafted, request, at_ns, accepted, reserved: 0 });

@@ -173,6 +173,14 @@ impl Target {
         add(unsafe { (&raw mut (*self.stats).losses).cast::<u64>().add(loss as usize) }, 1);
     }
 
+    /// Counts tokens of a slot whose end could not be told.
+    #[inline(always)]
+    pub fn lose_tokens(&self, tokens: u32) {
+        let at = Loss::TokensUntold as usize;
+        // SAFETY: as above.
+        add(unsafe { (&raw mut (*self.stats).losses).cast::<u64>().add(at) }, u64::from(tokens));
+    }
+
     /// Counts tokens.
     #[inline(always)]
     pub fn tokens(&self, kind: TokenType, n: u64) {

@@ -62,7 +62,10 @@ fn tell_start(target: &Target, state: &Sequence, slot: i32, origin: i32) -> Resu
     if !target.has(TargetConfig::HTTP) {
         return Ok(());
     }
-    let mut entry = REQUEST_EVENTS.reserve::<SlotStartEvent>(0).ok_or(Loss::RingFull)?;
+    let Some(mut entry) = REQUEST_EVENTS.reserve::<SlotStartEvent>(0) else {
+        connections::lost_event(target, &state.request);
+        return Ok(());
+    };
     entry.write(SlotStartEvent {
         kind: RequestEventKind::SlotStart as u32,
         task: state.task,
@@ -108,7 +111,11 @@ fn leave(target: &Target, state: &mut Sequence, slot: i32) -> Result<(), Loss> {
     if !target.has(TargetConfig::HTTP) || state.launched_ns == 0 {
         return Ok(());
     }
-    let mut entry = REQUEST_EVENTS.reserve::<SlotEndEvent>(0).ok_or(Loss::RingFull)?;
+    let Some(mut entry) = REQUEST_EVENTS.reserve::<SlotEndEvent>(0) else {
+        connections::lost_event(target, &state.request);
+        target.lose_tokens(state.prompt_tokens + state.cached_tokens + state.generated_tokens);
+        return Ok(());
+    };
     entry.write(SlotEndEvent {
         kind: RequestEventKind::SlotEnd as u32,
         task,

@@ -11,7 +11,7 @@ use llamaprobe_common::{
 use super::{now, observe, resume};
 use crate::{
     arguments::read,
-    connections::served,
+    connections::{lost_event, served},
     maps::{FOLLOW, FOLLOW_TASKS, REQUEST_EVENTS, TASK_WALKS, TASKS},
     target::Target,
 };
@@ -86,7 +86,10 @@ fn wait(target: &Target, task: i32, now: u64) -> Result<(), Loss> {
 fn note(target: &Target, task: i32, request: &RequestKey, now: u64) -> Result<(), Loss> {
     let key = TaskKey { tgid: target.tgid, task };
     TASKS.insert(key, request, 0).map_err(|_| Loss::TasksFull)?;
-    let Some(mut entry) = REQUEST_EVENTS.reserve::<TaskEvent>(0) else { return Err(Loss::RingFull) };
+    let Some(mut entry) = REQUEST_EVENTS.reserve::<TaskEvent>(0) else {
+        lost_event(target, request);
+        return Ok(());
+    };
     entry.write(TaskEvent { kind: RequestEventKind::Task as u32, task, request: *request, at_ns: now });
     entry.submit(0);
     Ok(())

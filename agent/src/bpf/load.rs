@@ -11,7 +11,7 @@ use llamaprobe_common::{
     batch::{Context, ContextKey},
     call::Call,
     layout::{LayoutKey, LayoutState},
-    request::{Connection, ConnectionKey, Peer, RequestKey},
+    request::{Connection, ConnectionKey, Peer, RequestKey, Talk},
     sequence::{Sequence, SequenceKey},
     target::{Notes, TargetConfig, TargetStats},
     task::TaskKey,
@@ -108,6 +108,8 @@ pub struct Rings {
     pub processes: RingBuf<MapData>,
     /// Request events.
     pub requests: RingBuf<MapData>,
+    /// Bytes of requests and answers.
+    pub payload: RingBuf<MapData>,
 }
 
 /// The maps of the loaded programs.
@@ -119,13 +121,14 @@ pub struct Kernel {
     pub(super) memories: HashMap<MapData, ContextKey, u64>,
     pub(super) notes: Array<MapData, Notes>,
     pub(super) connections: HashMap<MapData, ConnectionKey, Connection>,
+    pub(super) talks: HashMap<MapData, ConnectionKey, Talk>,
     pub(super) peers: HashMap<MapData, Peer, ConnectionKey>,
     pub(super) threads: HashMap<MapData, u64, ConnectionKey>,
     pub(super) tasks: HashMap<MapData, TaskKey, RequestKey>,
     pub(super) calls: HashMap<MapData, u64, Call>,
     pub(super) layouts: HashMap<MapData, LayoutKey, LayoutState>,
     /// Maps the programs read only; held so that they are not closed.
-    _blank: (Array<MapData, Context>, Array<MapData, Connection>),
+    _blank: (Array<MapData, Context>, Array<MapData, Talk>),
     late_loads: bool,
 }
 
@@ -166,8 +169,11 @@ impl Kernel {
         watch(&mut ebpf, "lp_exec", "sched_process_exec")?;
         watch(&mut ebpf, "lp_exit", "sched_process_exit")?;
         let late_loads = watch_maps(&mut ebpf)?;
-        let rings =
-            Rings { processes: take(&mut ebpf, "EVENTS")?, requests: take(&mut ebpf, "REQUEST_EVENTS")? };
+        let rings = Rings {
+            processes: take(&mut ebpf, "EVENTS")?,
+            requests: take(&mut ebpf, "REQUEST_EVENTS")?,
+            payload: take(&mut ebpf, "PAYLOAD")?,
+        };
         let kernel = Self {
             targets: take(&mut ebpf, "TARGETS")?,
             stats: take(&mut ebpf, "STATS")?,
@@ -177,11 +183,12 @@ impl Kernel {
             memories: take(&mut ebpf, "MEMORIES")?,
             notes: take(&mut ebpf, "NOTES")?,
             connections: take(&mut ebpf, "CONNECTIONS")?,
+            talks: take(&mut ebpf, "TALKS")?,
             peers: take(&mut ebpf, "PEERS")?,
             threads: take(&mut ebpf, "THREADS")?,
             tasks: take(&mut ebpf, "TASKS")?,
             calls: take(&mut ebpf, "CALLS")?,
-            _blank: (take(&mut ebpf, "BLANK_CONTEXT")?, take(&mut ebpf, "BLANK_CONNECTION")?),
+            _blank: (take(&mut ebpf, "BLANK_CONTEXT")?, take(&mut ebpf, "BLANK_TALK")?),
             late_loads,
         };
         let mut attacher = Attacher {

@@ -1,6 +1,9 @@
 //! Reading and writing the maps: targets in, aggregates out.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashSet},
+    hash::Hash,
+};
 
 use aya::{
     Pod,
@@ -97,15 +100,16 @@ impl Kernel {
         let peers: Vec<Peer> = peers.map(|(peer, _)| peer).collect();
         remove(&mut self.peers, |peer| peers.contains(peer));
         remove(&mut self.connections, |key| key.tgid == pid);
+        remove(&mut self.talks, |key| key.tgid == pid);
         remove(&mut self.threads, |key| key >> 32 == u64::from(pid));
         remove(&mut self.tasks, |key| key.tgid == pid);
         remove(&mut self.calls, |key| key >> 32 == u64::from(pid));
     }
 
-    /// Connections of each process on which nothing has been read yet: accepted, waiting for a thread or for the client.
+    /// Connections on which nothing has been read yet, accepted and waiting for a thread or for the client, by process.
     pub fn unread(&self) -> BTreeMap<u32, usize> {
         let mut unread = BTreeMap::new();
-        for (key, connection) in self.connections.iter().flatten() {
+        for (key, connection) in walk(&self.connections) {
             if connection.accepted_ns != 0 {
                 *unread.entry(key.tgid).or_default() += 1;
             }
@@ -114,15 +118,16 @@ impl Kernel {
     }
 
     /// How many entries each map that grows with the work holds, by name.
-    pub fn occupancy(&self) -> [(&'static str, usize); 7] {
+    pub fn occupancy(&self) -> [(&'static str, usize); 8] {
         [
-            ("sequences", self.sequences.keys().count()),
-            ("contexts", self.contexts.keys().count()),
-            ("connections", self.connections.keys().count()),
-            ("peers", self.peers.keys().count()),
-            ("threads", self.threads.keys().count()),
-            ("tasks", self.tasks.keys().count()),
-            ("calls", self.calls.keys().count()),
+            ("sequences", count(&self.sequences)),
+            ("contexts", count(&self.contexts)),
+            ("connections", count(&self.connections)),
+            ("talks", count(&self.talks)),
+            ("peers", count(&self.peers)),
+            ("threads", count(&self.threads)),
+            ("tasks", count(&self.tasks)),
+            ("calls", count(&self.calls)),
         ]
     }
 
@@ -191,6 +196,37 @@ impl Kernel {
     pub fn reading(&self, pid: u32, index: u32) -> Result<Reading, LoadError> {
         self.readings(&[(pid, index)]).remove(&pid).unwrap_or_else(|| Ok(Reading::default()))
     }
+}
+
+/// Steps of a walk, as a multiple of what was found: where entries go faster than that it ends early.
+const STEPS: usize = 4;
+
+/// The entries of a hash. A walk over one starts anew where its entry has gone meanwhile, so what is met again is the
+/// same entry, not one more.
+pub(super) fn walk<K: Pod + Ord, V: Pod>(map: &HashMap<MapData, K, V>) -> BTreeMap<K, V> {
+    let mut all = BTreeMap::new();
+    for (step, entry) in map.iter().enumerate() {
+        // An entry that has gone between its key and its value is none.
+        if let Ok((key, value)) = entry {
+            all.insert(key, value);
+        }
+        if step > STEPS * (all.len() + 1024) {
+            break;
+        }
+    }
+    all
+}
+
+/// How many entries a hash holds, as [`walk`] finds them.
+fn count<K: Pod + Eq + Hash, V: Pod>(map: &HashMap<MapData, K, V>) -> usize {
+    let mut all = HashSet::new();
+    for (step, key) in map.keys().enumerate() {
+        all.extend(key);
+        if step > STEPS * (all.len() + 1024) {
+            break;
+        }
+    }
+    all.len()
 }
 
 /// Removes the entries whose key is meant. All keys are read first: a walk over a hash starts anew where its entry goes.

@@ -20,6 +20,7 @@ pub mod request;
 mod requests;
 mod runs;
 pub mod snapshot;
+mod streams;
 pub mod tally;
 pub mod tracer;
 pub mod usage;
@@ -107,10 +108,10 @@ pub struct Session {
     places: Places,
     ledger: Ledger,
     requests: Requests,
-    /// Requests of which it is not known where they ran: too many ended before their server had a name, or it is unknown.
-    unbooked_lost: u64,
     books: Books,
     tracer: Option<Tracer>,
+    /// Requests that were told to nobody: too many waited for the labels of their server, or it was gone already.
+    unbooked: u64,
 }
 
 /// A finished request with what its process adds to it.
@@ -145,10 +146,10 @@ impl Session {
             watched: BTreeMap::new(),
             places: Places::default(),
             ledger: Ledger::new(billing.users),
-            unbooked_lost: 0,
             books: Books::new(now, &billing),
             requests: Requests::new(options, billing.naming, billing.phrases),
             tracer: None,
+            unbooked: 0,
         }
     }
 
@@ -161,7 +162,7 @@ impl Session {
     pub fn on(&mut self, now: Instant, event: &RequestEvent) -> Vec<Record> {
         // What comes late for a process that has ended would begin requests that nothing ends.
         if !self.watched.contains_key(&event.request().tgid) {
-            self.unbooked_lost += u64::from(matches!(event, RequestEvent::Read(read) if read.index == 0));
+            self.unbooked += u64::from(matches!(event, RequestEvent::Begin(_)));
             return Vec::new();
         }
         let mut finished = Vec::from_iter(self.requests.on(event));
@@ -208,7 +209,7 @@ impl Session {
         for request in finished {
             match self.watched.get_mut(&request.key.tgid) {
                 Some(watched) if watched.unbooked.len() < MAX_UNBOOKED => watched.unbooked.push(request),
-                _ => self.unbooked_lost += 1,
+                _ => self.unbooked += 1,
             }
         }
         let mut booked = Vec::new();
@@ -246,7 +247,7 @@ impl Session {
     /// Requests that were given up because too many were under way, or had ended before their server had a name. Their
     /// tokens are nobody's.
     pub fn given_up(&self) -> u64 {
-        self.requests.given_up() + self.unbooked_lost
+        self.requests.given_up() + self.unbooked
     }
 
     /// A process is observed from now on.

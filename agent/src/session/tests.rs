@@ -3,7 +3,7 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 use super::{
     finished::{Join, Outcome},
     payload::head::HeadOptions,
-    staged::{MS, PID, answer, chat_events, get, key, naming, read, worked, write},
+    staged::{MS, PID, answer, chat_events, get, key, naming, read, told, worked, write},
     *,
 };
 use crate::{
@@ -482,7 +482,12 @@ fn http_plan() -> Plan {
 
 /// Gives the session events; what is over by them, by label and outcome.
 fn over(session: &mut Session, now: Instant, events: &[RequestEvent]) -> Vec<(String, Outcome)> {
-    let records = events.iter().flat_map(|event| session.on(now, event));
+    let mut both = |event: &RequestEvent| {
+        let mut records = session.on(now, event);
+        records.extend(told(event).iter().flat_map(|event| session.on(now, event)));
+        records
+    };
+    let records = events.iter().flat_map(|event| both(event));
     records.map(|record| (record.labels.server, record.request.outcome)).collect()
 }
 
