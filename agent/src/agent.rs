@@ -138,11 +138,11 @@ pub async fn run(options: Options) -> Result<()> {
     let billing = options.billing.load()?;
     let clock = Clock::now();
     let otlp = Otlp::start(&options.otlp, clock.epoch())?;
-    let (kernel, mut attacher, rings) = Kernel::load().map_err(explain)?;
+    let (kernel, mut attacher, rings) = Kernel::load(&options.only).map_err(explain)?;
     let prices = calibrate(&mut attacher);
     let (telling, mut looked) = mpsc::unbounded_channel();
     let looks =
-        Looks::start(telling, doctor::kernel_version(&Roots::default())).context("cannot start a thread")?;
+        Looks::start(&telling, rings.told, doctor::kernel_version(&Roots::default())).context("cannot start a thread")?;
     let (telling, mut done) = mpsc::unbounded_channel();
     let room = Room::open(attacher, telling).context("cannot start a thread")?;
     let mut agent = Agent::new(looks, room, kernel, log, otlp, clock, billing, &options);
@@ -331,7 +331,7 @@ impl Agent {
 
     fn tick(&mut self) {
         let now = Instant::now();
-        self.session.unsettled(now).into_iter().for_each(|pid| self.look(pid, Rank::Likely, &[now]));
+        self.session.unsettled(now).into_iter().for_each(|pid| self.look(pid, 0, Rank::Likely, &[now]));
         for request in self.session.half_answered() {
             let answer = self.kernel.answer_so_far(request);
             let records = answer.map(|answer| self.session.answered(now, answer)).unwrap_or_default();

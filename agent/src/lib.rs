@@ -19,4 +19,5 @@ pub mod agent;
 pub mod cli;
 pub mod doctor;
 pub mod judge;
+pub mod scout;
 pub mod survey;

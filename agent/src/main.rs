@@ -14,6 +14,7 @@ use llamaprobe::{
     cli::{Cli, Command, KeyHashArguments, Options, ReportArguments, SnapshotArguments, billing},
     doctor::Roots,
     export::snapshot,
+    scout,
     session::payload::head::KeyHash,
     survey,
 };
@@ -21,6 +22,10 @@ use tracing::warn;
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
+    // Not a command for people: what the agent starts to look at processes.
+    if std::env::args_os().nth(1).is_some_and(|command| command == scout::COMMAND) {
+        return ended(scout::serve().map(|()| ExitCode::SUCCESS));
+    }
     let cli = Cli::parse();
     let done = match cli.command.unwrap_or_else(|| Command::Run(Box::new(cli.run))) {
         Command::Run(arguments) => arguments.resolve().and_then(run),
@@ -35,6 +40,10 @@ fn main() -> ExitCode {
         Command::Snapshot(arguments) => snapshot(&arguments),
         Command::KeyHash(arguments) => key_hash(&arguments),
     };
+    ended(done)
+}
+
+fn ended(done: Result<ExitCode>) -> ExitCode {
     match done {
         Ok(code) => code,
         Err(error) => {
