@@ -13,5 +13,5 @@ pub mod read;
 pub mod sockets;
 pub mod tracefs;
 
-pub use load::{Attacher, Kernel, LoadError};
+pub use load::{Attacher, Kernel, LoadError, Told};
 pub use raw::{bequeath_links, waitable};

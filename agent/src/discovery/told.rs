@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use super::model::Model;
 
 /// What a program was told.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Told {
     /// Under which name it serves its model, as it answers itself where it has been given one.
     pub name: Option<String>,
