@@ -33,7 +33,7 @@ pub fn processes(roots: &Roots, only: &[u32]) -> Report {
                 let verdict = plan::Verdict::Observable(plan::sockets_only());
                 report.processes.extend(ProcessReport::of(&target, &verdict, virtual_machine));
             }
-            Look::Opaque(target) => report.processes.push(ProcessReport::opaque(pid, target.comm)),
+            Look::Opaque(target) => report.processes.push(ProcessReport::opaque(&target)),
             Look::Closed => report.closed += 1,
             Look::Nothing => {}
         }

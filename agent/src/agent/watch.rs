@@ -96,9 +96,7 @@ impl Agent {
                 }
             }
             Look::Opaque(target) if target.is_listening_server() => self.watch(*target, plan::sockets_only()),
-            Look::Opaque(target) => {
-                self.refuse(pid, &target.comm, "no file it maps shows a symbol of llama.cpp")
-            }
+            Look::Opaque(target) => self.refuse(pid, &target.comm, target.why_opaque()),
             Look::Nothing | Look::Closed => self.end(pid),
         }
     }

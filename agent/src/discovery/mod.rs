@@ -54,12 +54,23 @@ pub struct Target {
     pub seccomp: u8,
     /// The server that routes requests to it: one without a model starts one server for each model as its children.
     pub router: Option<u32>,
+    /// It is called llama-server and was given no model: as far as that goes it routes requests to servers of its own.
+    pub may_route: bool,
 }
 
 impl Target {
     /// Whether it is llama-server by its name, and listens: without symbols its sockets may be followed all the same.
     pub fn is_listening_server(&self) -> bool {
         self.comm == SERVER_NAMES[0] && !self.listeners.is_empty()
+    }
+
+    /// What is there and cannot be seen, of a process that shows no symbol.
+    pub fn why_opaque(&self) -> &'static str {
+        if SERVER_NAMES.contains(&self.comm.as_str()) {
+            "no file it maps shows a symbol of llama.cpp"
+        } else {
+            "it maps a model (GGUF), and no file it maps shows a symbol of llama.cpp"
+        }
     }
 
     /// Only the images, for the plan.
@@ -81,7 +92,7 @@ impl Target {
 pub enum Look {
     /// It maps llama.cpp.
     Found(Box<Target>),
-    /// It looks like a llama.cpp server by its name, but shows no symbol: no images.
+    /// It looks like llama.cpp by its name, or by the model that it maps, but shows no symbol: no images.
     Opaque(Box<Target>),
     /// It may not be looked at.
     Closed,
@@ -115,6 +126,14 @@ pub struct Scanner {
 
 /// The variable by which a server that routes requests tells its children its port.
 const ROUTED_BY: &str = "LLAMA_SERVER_ROUTER_PORT";
+
+/// Other ways to name a model than by its file.
+const MODEL_OPTIONS: [(&[&str], &str); 4] = [
+    (&["-mu", "--model-url"], "LLAMA_ARG_MODEL_URL"),
+    (&["-hf", "-hfr", "--hf-repo"], "LLAMA_ARG_HF_REPO"),
+    (&["-hff", "--hf-file"], "LLAMA_ARG_HF_FILE"),
+    (&["-dr", "--docker-repo"], "LLAMA_ARG_DOCKER_REPO"),
+];
 
 /// Names that say "this is a server of llama.cpp" where symbols do not.
 const SERVER_NAMES: [&str; 2] = ["llama-server", "ollama"];
@@ -172,7 +191,8 @@ impl Scanner {
             mapped.image.symbols.iter().all(|symbol| (self.wanted.beside)(&symbol.name))
         };
         let opaque = images.iter().all(beside);
-        if opaque && !SERVER_NAMES.contains(&comm.as_str()) {
+        let called_so = SERVER_NAMES.contains(&comm.as_str());
+        if opaque && !called_so && !mappings.iter().any(may_be_model) {
             return Look::Nothing;
         }
         let arguments = process.command_line().unwrap_or_default();
@@ -183,13 +203,36 @@ impl Scanner {
         listeners.sort();
         let named = option(&["-m", "--model"], "LLAMA_ARG_MODEL");
         let model = self.model(&process, &mappings, named.as_deref());
+        if opaque && !called_so && model.is_none() {
+            return Look::Nothing;
+        }
         let alias = option(&["-a", "--alias"], "LLAMA_ARG_ALIAS");
         let slots = option(&["-np", "--parallel"], "LLAMA_ARG_N_PARALLEL").and_then(|n| n.parse().ok());
         let seccomp = process.seccomp().unwrap_or_default();
         let routed = process.environment(ROUTED_BY).is_some();
         let router = routed.then(|| process.parent().ok()).flatten();
-        let target =
-            Target { pid, start_time, comm, images, listeners, model, alias, slots, seccomp, router };
+        let named_elsewhere = MODEL_OPTIONS.iter().any(|(flags, variable)| option(flags, variable).is_some());
+        let preset =
+            arguments.iter().any(|argument| argument.starts_with("--") && argument.ends_with("-default"));
+        let may_route = SERVER_NAMES[0] == comm
+            && router.is_none()
+            && model.is_none()
+            && named.is_none()
+            && !named_elsewhere
+            && !preset;
+        let target = Target {
+            pid,
+            start_time,
+            comm,
+            images,
+            listeners,
+            model,
+            alias,
+            slots,
+            seccomp,
+            router,
+            may_route,
+        };
         if opaque { Look::Opaque(Box::new(target)) } else { Look::Found(Box::new(target)) }
     }
 
@@ -286,6 +329,16 @@ impl Scanner {
         self.models.insert(id, model.clone(), |_| true);
         model
     }
+}
+
+/// Whether a mapped file can be a model by its name: by its extension, or as the caches of Ollama and of Hugging Face
+/// name what they hold. Whoever maps one runs it, even where no symbol says with what.
+fn may_be_model(mapping: &process::Mapping) -> bool {
+    let Some(name) = mapping.path.file_name().and_then(|name| name.to_str()) else { return false };
+    let blob = name.strip_prefix("sha256-").unwrap_or(name);
+    let hash = blob.len() == 64 && blob.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let extension = Path::new(name).extension();
+    !mapping.executable && (hash || extension.is_some_and(|it| it.eq_ignore_ascii_case("gguf")))
 }
 
 /// The value of a command-line option, given as the next argument or after `=`. The last one counts.

@@ -285,6 +285,7 @@ fn the_python_binding_has_only_libllama() {
         slots: None,
         seccomp: 0,
         router: None,
+        may_route: false,
     };
     let report = ProcessReport::of(&target, &Verdict::Observable(plan), false).unwrap();
     assert!(!report.is_complete());

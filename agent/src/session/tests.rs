@@ -47,6 +47,7 @@ fn target(pid: u32, port: Option<u16>, alias: Option<&str>) -> Target {
         slots: None,
         seccomp: 0,
         router: None,
+        may_route: false,
     }
 }
 
