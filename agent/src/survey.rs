@@ -28,7 +28,7 @@ pub fn processes(roots: &Roots, only: &[u32]) -> Report {
             Judged::Llama(target, verdict) => {
                 report.processes.extend(ProcessReport::of(&target, &verdict, virtual_machine));
             }
-            Judged::Opaque(target) => report.processes.push(ProcessReport::opaque(pid, target.comm)),
+            Judged::Opaque(target) => report.processes.push(ProcessReport::opaque(&target)),
             Judged::Closed => report.closed += 1,
             // TODO
             Judged::Costly | Judged::Nothing(_) => {}

@@ -24,7 +24,7 @@ use crate::{
     bpf::{attach::AttachError, events, read::Reading},
     discovery::{Target, image::ImageId, process::Listener},
     doctor::NEEDED,
-    judge::{Judged, NO_SYMBOL},
+    judge::Judged,
     plan::{Joining, Plan, Verdict, catalog::Role},
 };
 
@@ -173,7 +173,7 @@ impl Agent {
                     Verdict::Foreign => self.end(pid),
                 }
             }
-            Judged::Opaque(target) => self.refuse(pid, &target.comm, NO_SYMBOL),
+            Judged::Opaque(target) => self.refuse(pid, &target.comm, target.why_opaque()),
             Judged::Closed | Judged::Nothing(_) => self.end(pid),
             // What it was it may still be.
             Judged::Costly => {}

@@ -87,6 +87,20 @@ impl Target {
         self.comm == SERVER_NAMES[0] && !self.listeners.is_empty()
     }
 
+    /// What is there and cannot be seen, of a process that shows no symbol.
+    pub fn why_opaque(&self) -> &'static str {
+        if SERVER_NAMES.contains(&self.comm.as_str()) {
+            "no file it maps shows a symbol of llama.cpp"
+        } else {
+            "it maps a model (GGUF), and no file it maps shows a symbol of llama.cpp"
+        }
+    }
+
+    /// Whether it routes requests to servers of its own, as far as its start says: it is a server and was given no model.
+    pub fn may_route(&self) -> bool {
+        self.told.no_model && self.router.is_none() && self.model.is_none()
+    }
+
     /// Only the images, for the plan.
     pub fn plain_images(&self) -> Vec<Arc<Image>> {
         self.images.iter().map(|mapped| mapped.image.clone()).collect()
@@ -105,7 +119,7 @@ impl Target {
 pub enum Look {
     /// It maps llama.cpp.
     Found(Box<Target>),
-    /// It looks like a llama.cpp server by its name, but shows no symbol: no images.
+    /// It looks like llama.cpp by its name, or by the model that it maps, but shows no symbol: no images.
     Opaque(Box<Target>),
     /// It may not be looked at.
     Closed,
@@ -253,7 +267,8 @@ impl Scanner {
             mapped.image.symbols.iter().all(|symbol| (self.wanted.beside)(&symbol.name))
         };
         let opaque = images.iter().all(beside);
-        if opaque && !SERVER_NAMES.contains(&comm.as_str()) {
+        let called_so = SERVER_NAMES.contains(&comm.as_str());
+        if opaque && !called_so && !mappings.iter().any(may_be_model) {
             return Look::Nothing(true);
         }
         self.announce(LOOK);
@@ -262,6 +277,9 @@ impl Scanner {
         let mut listeners = process.listeners().unwrap_or_default();
         listeners.sort();
         let model = self.model(&process, &mappings, &told, &budget);
+        if opaque && !called_so && model.is_none() {
+            return Look::Nothing(true);
+        }
         let place = process.place();
         let seccomp = process.seccomp().unwrap_or_default();
         let owner = process.owner().unwrap_or_default();
@@ -383,6 +401,16 @@ impl Scanner {
 fn is_same(process: &ProcessRoot, mapped: &Path, named: &Path) -> bool {
     let id = |name: &Path| Some(ImageId::from(&process.named_file(name).ok()?.metadata().ok()?));
     mapped.file_name() == named.file_name() || id(named).is_some_and(|named| id(mapped) == Some(named))
+}
+
+/// Whether a mapped file can be a model by its name: by its extension, or as the caches of Ollama and of Hugging Face
+/// name what they hold. Whoever maps one runs it, even where no symbol says with what.
+fn may_be_model(mapping: &process::Mapping) -> bool {
+    let Some(name) = mapping.path.file_name().and_then(|name| name.to_str()) else { return false };
+    let blob = name.strip_prefix("sha256-").unwrap_or(name);
+    let hash = blob.len() == 64 && blob.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let extension = Path::new(name).extension();
+    !mapping.executable && (hash || extension.is_some_and(|it| it.eq_ignore_ascii_case("gguf")))
 }
 
 /// What a thread is called that looks at a process, and at no file of it.
