@@ -1,6 +1,6 @@
 //! What crosses the ring buffer: facts about processes, never about tokens.
 
-use crate::plain;
+use crate::{layout::BODY, plain};
 
 /// Why a process deserves a look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,3 +40,29 @@ pub struct ProcessEvent {
 }
 
 plain!(ProcessEvent = 8);
+
+/// The memory of a decode call that could not be read, without what it holds: of one of the vectors in the batch only
+/// what its words can be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct ShownEvent {
+    /// [`ShownEvent::KIND`].
+    pub kind: u32,
+    /// The process.
+    pub tgid: u32,
+    /// The file; see [`LayoutKey`](crate::layout::LayoutKey).
+    pub image: u32,
+    /// Of which word of the batch the memory behind is in `body`.
+    pub vector: u32,
+    /// Where that vector begins, ends, and its room ends.
+    pub bounds: [u64; 3],
+    /// What its words can be, as [`Word`](crate::layout::Word).
+    pub body: [u8; BODY],
+}
+
+impl ShownEvent {
+    /// Its kind, beside those of [`ProcessEventKind`].
+    pub const KIND: u32 = 5;
+}
+
+plain!(ShownEvent = 40 + BODY);

@@ -24,7 +24,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use aya::maps::{MapData, RingBuf};
-use llamaprobe_common::target::TargetConfig;
+use llamaprobe_common::{layout::ExtLayout, target::TargetConfig};
 use tokio::{
     sync::mpsc,
     task::{JoinHandle, spawn_blocking},
@@ -40,10 +40,14 @@ use self::{
     signals::Order,
 };
 use crate::{
-    bpf::{self, Attacher, Kernel, calibrate::Prices, events},
+    bpf::{
+        self, Attacher, Kernel,
+        calibrate::Prices,
+        events::{self, RequestEvent},
+    },
     cli::{Options, billing::BillingOptions},
     discovery::Target,
-    doctor::{self, NEEDED, Roots},
+    doctor::{self, Check, NEEDED, Roots},
     export::{
         http::{self, Endpoint, Health},
         log::RequestLog,
@@ -64,6 +68,13 @@ const RESCAN: Duration = Duration::from_secs(30);
 const MOST_EVENTS: usize = 1024;
 /// How long process events gather: whoever starts one process starts many.
 const GATHER: Duration = Duration::from_millis(5);
+/// Events of requests that are taken before the bytes that belong to them.
+const BATCH: usize = 1024;
+/// Such batches without a look at anything else.
+const BATCHES: usize = 16;
+/// How much later than an event bytes that came before it may stand in their ring, nanoseconds: a program that writes one
+/// may be held up.
+const SLACK_NS: u64 = 50_000_000;
 /// Questions that may wait.
 const QUESTIONS: usize = 16;
 
@@ -73,6 +84,8 @@ struct Agent {
     room: Room,
     kernel: Kernel,
     session: Session,
+    /// Bytes of a request that came before the events before them.
+    held: Option<RequestEvent>,
     only: Vec<u32>,
     /// Row of the counters and start time of each process that is observed, or will be when its probes are attached.
     seats: BTreeMap<u32, Seat>,
@@ -97,6 +110,7 @@ struct Agent {
     /// What the engine room was told last of what else to follow.
     follows_sockets: bool,
     follows_sessions: bool,
+    follows_offspring: bool,
     /// The sockets could not be followed, which was said.
     deaf: bool,
     /// When the agent started, by the kernel's clock.
@@ -112,6 +126,10 @@ struct Seat {
     live: bool,
     /// What it will be when its probes are attached.
     attaching: Option<Box<(Target, Plan)>>,
+    /// A slot has started: it is a server.
+    has_started: bool,
+    /// What was said of the layout of its batches, by file.
+    layouts: BTreeMap<u32, Option<ExtLayout>>,
 }
 
 /// Observes until SIGTERM or SIGINT.
@@ -156,6 +174,7 @@ pub async fn run(options: Options, mut signals: Signals) -> Result<()> {
 
     let mut processes = bpf::waitable(rings.processes).context("cannot wait for the ring buffer")?;
     let mut requests = bpf::waitable(rings.requests).context("cannot wait for the ring buffer")?;
+    let mut payload = bpf::waitable(rings.payload).context("cannot wait for the ring buffer")?;
     let (mut tick, mut rescan) = (ticks(TICK), ticks(RESCAN));
     let mut gathering: Option<Instant> = None;
     let mut reloading: Option<JoinHandle<Result<Billing>>> = None;
@@ -174,15 +193,20 @@ pub async fn run(options: Options, mut signals: Signals) -> Result<()> {
                 agent.reload(loaded);
             }
             Some(question) = questions.recv() => {
-                agent.take_stock(requests.get_mut());
+                agent.take_stock(requests.get_mut(), payload.get_mut());
                 // Whoever asked may have gone meanwhile.
                 let _ = question.send(agent.snapshot());
             }
             ready = requests.readable_mut() => {
                 let mut ready = ready.context("the ring buffer failed")?;
-                if drain(ready.get_inner_mut(), |entry| agent.request_event(entry)) {
+                if agent.drain_requests(ready.get_inner_mut(), payload.get_mut()) {
                     ready.clear_ready();
                 }
+            }
+            ready = payload.readable_mut() => {
+                let mut ready = ready.context("the ring buffer failed")?;
+                agent.drain_requests(requests.get_mut(), ready.get_inner_mut());
+                ready.clear_ready();
             }
             ready = processes.readable_mut(), if gathering.is_none() => {
                 let mut ready = ready.context("the ring buffer failed")?;
@@ -200,7 +224,7 @@ pub async fn run(options: Options, mut signals: Signals) -> Result<()> {
             _ = tick.tick() => {
                 let exports = agent.otlp.wants_metrics(Instant::now());
                 if exports || agent.stock_taken.elapsed() >= agent.stocktaking {
-                    agent.take_stock(requests.get_mut());
+                    agent.take_stock(requests.get_mut(), payload.get_mut());
                 }
                 if exports {
                     agent.collect();
@@ -210,7 +234,7 @@ pub async fn run(options: Options, mut signals: Signals) -> Result<()> {
         }
     }
     endpoint.close();
-    agent.end_all(requests.get_mut());
+    agent.end_all(requests.get_mut(), payload.get_mut());
     Ok(())
 }
 
@@ -250,11 +274,15 @@ fn announce(address: SocketAddr) {
     }
 }
 
-/// Adds what to do to the kernel's refusals.
+/// Adds to the kernel's refusals what `doctor` finds fatal here: the kernel's own words seldom say what to do.
 fn explain(error: bpf::LoadError) -> anyhow::Error {
+    let fatal = doctor::host(&Roots::default()).into_iter().filter(Check::is_fatal);
+    let found: Vec<String> = fatal.map(|check| check.to_string()).collect();
     let denied = error.is_permission();
     let error = anyhow::Error::new(error);
-    if denied {
+    if !found.is_empty() {
+        error.context(format!("it cannot work here: {}", found.join("; ")))
+    } else if denied {
         error.context(format!("the kernel refuses: {NEEDED}; `llamaprobe doctor` says what is missing"))
     } else {
         error.context("`llamaprobe doctor` says what this host lacks")
@@ -299,6 +327,7 @@ impl Agent {
             room,
             kernel,
             session,
+            held: None,
             billing: options.billing.clone(),
             stocktaking: if timed { TICK } else { STOCKTAKING },
             stock_taken: now,
@@ -316,17 +345,64 @@ impl Agent {
             reload_failures: 0,
             follows_sockets: false,
             follows_sessions: false,
+            follows_offspring: false,
             deaf: false,
             started: Duration::from_nanos(monotonic_ns()),
             health: Arc::default(),
         })
     }
 
-    fn request_event(&mut self, entry: &[u8]) {
-        let Some(event) = events::request(entry) else {
-            return warn!(len = entry.len(), "unknown request event");
-        };
-        let records = self.session.on(Instant::now(), &event);
+    /// Takes what happened to requests, bounded. Returns whether that was all.
+    ///
+    /// Events and bytes come by rings of their own. Events first, then the bytes, then the events are applied: each finds
+    /// the bytes that came before it. Where there are many, of the bytes only those are taken that are due.
+    fn drain_requests(&mut self, events: &mut RingBuf<MapData>, payload: &mut RingBuf<MapData>) -> bool {
+        for _ in 0..BATCHES {
+            let mut batch = Vec::new();
+            while batch.len() < BATCH
+                && let Some(entry) = events.next()
+            {
+                match events::request(&entry) {
+                    Some(event) => batch.push(event),
+                    None => warn!(len = entry.len(), "unknown request event"),
+                }
+            }
+            let all = batch.len() < BATCH;
+            let latest = batch.iter().map(RequestEvent::at_ns).max().unwrap_or(0);
+            self.drain_payload(payload, if all { u64::MAX } else { latest.saturating_add(SLACK_NS) });
+            for event in &batch {
+                self.request_event(event);
+            }
+            if all {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Takes bytes of requests and answers up to a time; the first that is later is held back.
+    fn drain_payload(&mut self, payload: &mut RingBuf<MapData>, until_ns: u64) {
+        if self.held.as_ref().is_some_and(|held| held.at_ns() > until_ns) {
+            return;
+        }
+        if let Some(held) = self.held.take() {
+            self.request_event(&held);
+        }
+        while let Some(entry) = payload.next() {
+            let Some(piece) = events::piece(&entry) else {
+                warn!(len = entry.len(), "unknown bytes of a request");
+                continue;
+            };
+            if piece.at_ns() > until_ns {
+                self.held = Some(piece);
+                return;
+            }
+            self.request_event(&piece);
+        }
+    }
+
+    fn request_event(&mut self, event: &RequestEvent) {
+        let records = self.session.on(Instant::now(), event);
         self.tell(&records);
     }
 
@@ -348,6 +424,7 @@ impl Agent {
     fn tick(&mut self) {
         let now = Instant::now();
         self.health.turn();
+        self.settle_servers();
         self.session.unsettled(now).into_iter().for_each(|pid| self.look(pid, Rank::Likely, &[now]));
         for request in self.session.half_answered() {
             let answer = self.kernel.answer_so_far(request);
@@ -365,6 +442,9 @@ impl Agent {
         self.session.forget_ended(now);
         self.follow_sockets();
         self.follow_sessions();
+        for model in self.session.take_unpriced() {
+            warn!(model, "the price list has no entry for a model that is served: its tokens cost nothing");
+        }
     }
 
     /// Names and prices were read again. A bad file changes nothing.
@@ -388,16 +468,19 @@ impl Agent {
     ///
     /// Counters first, then what happened to requests: a task that ended in between is known to have ended, and what it
     /// used is never charged to nobody.
-    fn take_stock(&mut self, requests: &mut RingBuf<MapData>) {
+    fn take_stock(&mut self, requests: &mut RingBuf<MapData>, payload: &mut RingBuf<MapData>) {
         let now = Instant::now();
         let live = self.seats.iter().filter(|(_, seat)| seat.live);
         let rows: Vec<_> = live.map(|(pid, seat)| (*pid, seat.config.index)).collect();
         let readings = self.kernel.readings(&rows);
-        while !drain(requests, |entry| self.request_event(entry)) {}
+        while !self.drain_requests(requests, payload) {}
         let unread = self.kernel.unread();
         for (pid, reading) in readings {
             match reading {
-                Ok(reading) => self.session.read(now, pid, &reading, self.prices),
+                Ok(reading) => {
+                    self.tell_layouts(pid, &reading);
+                    self.session.read(now, pid, &reading, self.prices);
+                }
                 Err(error) => error!(pid, %error, "cannot read the counts"),
             }
             self.session.unread(pid, unread.get(&pid).copied().unwrap_or(0));

@@ -26,9 +26,11 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let done = match cli.command.unwrap_or_else(|| Command::Run(Box::new(cli.run))) {
         Command::Run(arguments) => run(*arguments),
-        Command::Doctor(arguments) => show(&arguments, |pids| {
-            let report = survey::health(&Roots::default(), pids);
-            (report.to_string(), serde_json::to_string_pretty(&report), report.exit_code())
+        Command::Doctor(arguments) => arguments.rates().and_then(|rates| {
+            show(&arguments.report, |pids| {
+                let report = survey::health(&Roots::default(), pids, rates.as_ref());
+                (report.to_string(), serde_json::to_string_pretty(&report), report.exit_code())
+            })
         }),
         Command::Plan(arguments) => show(&arguments, |pids| {
             let report = survey::processes(&Roots::default(), pids);

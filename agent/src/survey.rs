@@ -10,6 +10,7 @@ use crate::{
         catalog::WANTED,
         report::{ProcessReport, Report},
     },
+    session::cost::Rates,
 };
 
 /// The plans of the processes `only`, or of all when it is empty.
@@ -35,13 +36,16 @@ pub fn processes(roots: &Roots, only: &[u32]) -> Report {
     report
 }
 
-/// What `doctor` says: the host, our rights, and each llama.cpp process.
+/// What `doctor` says: the host, our rights, and each llama.cpp process; with `rates` whether its model has a price.
 #[must_use]
-pub fn health(roots: &Roots, only: &[u32]) -> doctor::Report {
+pub fn health(roots: &Roots, only: &[u32], rates: Option<&Rates>) -> doctor::Report {
     let mut checks = doctor::host(roots);
     checks.extend(files(&roots.proc, only));
     for process in processes(roots, only).processes {
         checks.push(symbols(&process));
+        checks.extend(
+            rates.zip(process.model.as_deref()).map(|(rates, model)| doctor::target_prices(model, rates)),
+        );
         let seccomp = crate::discovery::process::ProcessRoot::new(&roots.proc, process.pid).seccomp();
         if let (Ok(seccomp), Some(kernel)) = (seccomp, doctor::kernel_version(roots)) {
             checks.push(doctor::target_seccomp(process.pid, &process.comm, seccomp, kernel));

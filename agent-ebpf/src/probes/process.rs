@@ -31,7 +31,7 @@ pub fn report(kind: ProcessEventKind, tgid: u32) {
             entry.write(ProcessEvent { kind: kind as u32, tgid });
             entry.submit(0);
         }
-        None => lose_unowned(Loss::RingFull),
+        None => lose_unowned(Loss::ProcessRingFull),
     }
 }
 

@@ -13,12 +13,12 @@ const LIMIT: Duration = Duration::from_millis(600);
 impl Agent {
     /// Ends everything. The order: counts are read while they are complete, then the programs know nobody any more, then
     /// the last lines, spans and figures go out, and last the programs are detached.
-    pub(super) fn end_all(mut self, requests: &mut RingBuf<MapData>) {
+    pub(super) fn end_all(mut self, requests: &mut RingBuf<MapData>, payload: &mut RingBuf<MapData>) {
         let deadline = Instant::now() + LIMIT;
-        self.take_stock(requests);
+        self.take_stock(requests, payload);
         let pids: Vec<u32> = self.seats.keys().copied().collect();
         pids.iter().for_each(|pid| self.kernel.observe_no_more(*pid));
-        while !super::drain(requests, |entry| self.request_event(entry)) {}
+        while !self.drain_requests(requests, payload) {}
         let under_way = self.session.interrupt(Instant::now(), monotonic_ns());
         self.tell(&under_way);
         self.collect();

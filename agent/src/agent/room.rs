@@ -39,6 +39,8 @@ pub(super) enum Order {
     Sockets(bool),
     /// Look for the descriptors of TLS sessions, or do so no more.
     Sessions(bool),
+    /// Follow the threads that servers start for a request, or do so no more.
+    Offspring(bool),
     /// Attach the probes of a process.
     Attach(Box<Attach>),
     /// Detach everything and end.
@@ -65,6 +67,8 @@ pub(super) enum Done {
     NoSockets(LoadError),
     /// Descriptors of TLS sessions cannot be found.
     NoSessions(LoadError),
+    /// Threads that servers start for a request cannot be followed.
+    NoOffspring(LoadError),
 }
 
 type Orders = Arc<(Mutex<VecDeque<Order>>, Condvar)>;
@@ -127,6 +131,11 @@ impl Inside {
                         self.tell(Done::NoSockets(error));
                     }
                 }
+                Some(Order::Offspring(follow)) => {
+                    if let Err(error) = self.attacher.follow_offspring(follow) {
+                        self.tell(Done::NoOffspring(error));
+                    }
+                }
                 Some(Order::Sessions(follow)) => {
                     if let Err(error) = self.attacher.follow_sessions(follow) {
                         self.tell(Done::NoSessions(error));
@@ -153,6 +162,8 @@ impl Inside {
     }
 
     fn attach(&mut self, Attach { id, probes, files, .. }: Attach) {
+        let gone = self.attacher.keep(id.pid, &probes);
+        self.detach(gone);
         let file = |image| files.iter().find(|(known, _)| *known == image).map(|(_, file)| file.clone());
         let failures = self.attacher.attach(id.pid, &probes, file);
         self.tell(Done::Attached(id, failures));
@@ -174,7 +185,7 @@ fn rank(order: &Order) -> u8 {
         Order::Quit => 0,
         Order::Release(_) => 1,
         Order::DetachOwn(_) => 2,
-        Order::Sockets(_) | Order::Sessions(_) => 3,
+        Order::Sockets(_) | Order::Sessions(_) | Order::Offspring(_) => 3,
         Order::Attach(attach) if attach.urgent => 4,
         Order::Attach(_) => 5,
     }

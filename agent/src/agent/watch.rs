@@ -1,12 +1,13 @@
 //! Processes come and go: who is looked at when, and what is attached for whom.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     time::{Duration, Instant},
 };
 
 use llamaprobe_common::{
     event::ProcessEventKind,
+    layout::ExtLayout,
     probe::ProbeId,
     request::{TEXT_WRITES, WRITES},
     target::{MAX_TARGETS, TargetConfig},
@@ -36,6 +37,9 @@ const SPREAD: Duration = Duration::from_secs(10);
 
 impl Agent {
     pub(super) fn process_event(&mut self, entry: &[u8]) {
+        if let Some(shown) = events::shown(entry) {
+            return self.kernel.learn(&shown);
+        }
         let known = events::process(entry);
         let Some((event, kind)) =
             known.and_then(|event| Some((event, ProcessEventKind::from_wire(event.kind)?)))
@@ -160,6 +164,37 @@ impl Agent {
         }
     }
 
+    /// Says how the batches of a process lie in its memory as soon as that is known, or that it is not.
+    pub(super) fn tell_layouts(&mut self, pid: u32, reading: &Reading) {
+        let Some(seat) = self.seats.get_mut(&pid) else { return };
+        for (image, state) in &reading.layouts {
+            let layout = state.proved();
+            if (layout.is_none() && state.shown == 0) || seat.layouts.get(image) == Some(&layout) {
+                continue;
+            }
+            seat.layouts.insert(*image, layout);
+            match layout {
+                Some(ExtLayout { tokens, stride, .. }) => {
+                    info!(pid, tokens, stride, "the layout of its batches is proved")
+                }
+                None => {
+                    warn!(pid, "its batches lie in memory in no way that is known: prompt tokens are not")
+                }
+            }
+        }
+    }
+
+    /// Looks anew at processes that have turned out to be servers.
+    pub(super) fn settle_servers(&mut self) {
+        let turned = |(pid, seat): (&u32, &mut Seat)| {
+            let undecided = !seat.has_started && seat.config.flags & TargetConfig::EITHER != 0;
+            seat.has_started |= undecided && self.kernel.noted(*pid) & TargetConfig::STARTED != 0;
+            (undecided && seat.has_started).then_some(*pid)
+        };
+        let turned: Vec<u32> = self.seats.iter_mut().filter_map(turned).collect();
+        turned.into_iter().for_each(|pid| self.look(pid, Rank::Likely, &[Instant::now()]));
+    }
+
     /// The sockets are followed as long as there is a server.
     pub(super) fn follow_sockets(&mut self) {
         let observed = self.session.targets().filter_map(|target| self.session.plan(target.pid));
@@ -169,15 +204,26 @@ impl Agent {
             self.follows_sockets = http;
             self.room.order(Order::Sockets(http));
         }
+        let predicts = http && self.session.targets().any(|target| target.told.predict.is_some());
+        if predicts != self.follows_offspring {
+            self.follows_offspring = predicts;
+            self.room.order(Order::Offspring(predicts));
+        }
     }
 
     fn watch(&mut self, target: Target, mut plan: Plan) {
         let now = Instant::now();
+        if self.seats.get(&target.pid).is_some_and(|seat| seat.has_started) {
+            plan.settle_for_server();
+        }
         if !self.payload {
             plan.flags |= TargetConfig::NO_PAYLOAD;
         }
         if self.trace_drafts {
             plan.flags |= TargetConfig::DRAFT_STEPS;
+        }
+        if target.told.predict.is_some() {
+            plan.flags |= TargetConfig::PREDICTS;
         }
         let pid = target.pid;
         if self.seats.get(&pid).is_some_and(|seat| seat.attaching.is_some()) {
@@ -217,6 +263,8 @@ impl Agent {
             config,
             live: false,
             attaching: None,
+            has_started: false,
+            layouts: BTreeMap::new(),
         });
         seat.attaching = Some(Box::new((target, plan)));
         // Sockets first: a request whose beginning was not seen is not told.
@@ -241,6 +289,7 @@ impl Agent {
             error!(pid = target.pid, %error, "cannot observe");
         }
         (seat.config, seat.live) = (config, seated.is_ok());
+        seat.has_started = self.kernel.noted(target.pid) & TargetConfig::STARTED != 0;
         seated.is_ok()
     }
 
@@ -262,6 +311,7 @@ impl Agent {
                     error!(%error, "HTTP requests cannot be followed; tokens and steps are");
                 }
             }
+            Done::NoOffspring(error) => warn!(%error, "tokens of predictions are nobody's"),
             Done::NoSessions(error) => {
                 warn!(%error, "requests over TLS on connections that were open before are not followed");
             }

@@ -131,6 +131,19 @@ impl Attacher {
             .collect()
     }
 
+    /// Gives up what is attached for a process and is not among `probes`; what has no other user is returned, and is
+    /// detached where the links are dropped.
+    pub fn keep(&mut self, pid: u32, probes: &[Probe]) -> Vec<Links> {
+        self.take(|(image, offset, ..), attached| {
+            let kept = probes.iter().any(|probe| probe.image.id == *image && probe.offset() == *offset);
+            if kept || !attached.users.contains(&pid) {
+                return false;
+            }
+            attached.users.retain(|user| *user != pid);
+            attached.users.is_empty()
+        })
+    }
+
     /// Gives up what is attached for a process alone; it is detached where the links are dropped.
     pub fn detach_own(&mut self, pid: u32) -> Vec<Links> {
         self.take(|(_, _, _, only), _| only.map(NonZeroU32::get) == Some(pid))
@@ -158,7 +171,7 @@ impl Attacher {
         self.take(|_, _| true)
     }
 
-    fn take(&mut self, meant: impl Fn(&Site, &Attached) -> bool) -> Vec<Links> {
+    fn take(&mut self, meant: impl Fn(&Site, &mut Attached) -> bool) -> Vec<Links> {
         let sites = self.attachments.sites.extract_if(|site, attached| meant(site, attached));
         sites.map(|(_, attached)| attached.links).collect()
     }

@@ -10,15 +10,19 @@ use aya::{
 use llamaprobe_common::{
     batch::{Context, ContextKey},
     call::Call,
-    request::{Connection, ConnectionKey, Peer, RequestKey},
+    layout::{LayoutKey, LayoutState},
+    request::{Connection, ConnectionKey, Peer, RequestKey, Talk},
     sequence::{Sequence, SequenceKey},
-    target::{TargetConfig, TargetStats},
+    target::{Notes, TargetConfig, TargetStats},
     task::TaskKey,
 };
 use tracing::warn;
 
 use super::{attach::Attachments, sockets::SocketLinks};
 use crate::plan::catalog::Program;
+
+/// Programs that others go on with by a tail call, by their place in the map `FOLLOW`.
+const FOLLOW: [&str; 3] = ["lp_walk", "lp_follow", "lp_tasks_on"];
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/llamaprobe-ebpf"));
 
@@ -104,6 +108,8 @@ pub struct Rings {
     pub processes: RingBuf<MapData>,
     /// Request events.
     pub requests: RingBuf<MapData>,
+    /// Bytes of requests and answers.
+    pub payload: RingBuf<MapData>,
 }
 
 /// The maps of the loaded programs.
@@ -112,13 +118,17 @@ pub struct Kernel {
     pub(super) stats: PerCpuArray<MapData, TargetStats>,
     pub(super) sequences: HashMap<MapData, SequenceKey, Sequence>,
     pub(super) contexts: HashMap<MapData, ContextKey, Context>,
+    pub(super) memories: HashMap<MapData, ContextKey, u64>,
+    pub(super) notes: Array<MapData, Notes>,
     pub(super) connections: HashMap<MapData, ConnectionKey, Connection>,
+    pub(super) talks: HashMap<MapData, ConnectionKey, Talk>,
     pub(super) peers: HashMap<MapData, Peer, ConnectionKey>,
     pub(super) threads: HashMap<MapData, u64, ConnectionKey>,
     pub(super) tasks: HashMap<MapData, TaskKey, RequestKey>,
     pub(super) calls: HashMap<MapData, u64, Call>,
+    pub(super) layouts: HashMap<MapData, LayoutKey, LayoutState>,
     /// Maps the programs read only; held so that they are not closed.
-    _blank: (Array<MapData, Context>, Array<MapData, Connection>),
+    _blank: (Array<MapData, Context>, Array<MapData, Talk>),
     late_loads: bool,
 }
 
@@ -129,8 +139,9 @@ pub struct Attacher {
     pub(super) attachments: Attachments,
     pub(super) sockets: SocketLinks,
     pub(super) sessions: Option<TracePointLink>,
-    /// Keeps the program of the tail call alive.
-    _follow: ProgramArray<MapData>,
+    pub(super) offspring: Option<TracePointLink>,
+    /// Keeps the programs of the tail calls alive.
+    _follow: Vec<ProgramArray<MapData>>,
 }
 
 impl Kernel {
@@ -149,37 +160,42 @@ impl Kernel {
         let at_return = Program::ALL.into_iter().filter_map(Program::at_return);
         let at_end = Program::ALL.into_iter().filter_map(Program::at_end);
         let names = Program::ALL.into_iter().map(Program::name).chain(at_return).chain(at_end);
-        for name in names.chain(["lp_follow", "lp_calibration"]) {
+        for name in names.chain(FOLLOW).chain(["lp_show", "lp_calibration"]) {
             let program = uprobe(&mut ebpf, name)?;
             program.load().map_err(|source| LoadError::program("load", name, source))?;
         }
-        let mut follow: ProgramArray<MapData> = take(&mut ebpf, "FOLLOW")?;
-        let fd = uprobe(&mut ebpf, "lp_follow")?;
-        let fd = fd.fd().map_err(|source| LoadError::program("open", "lp_follow", source))?;
-        follow.set(0, fd, 0).map_err(|source| LoadError::map("fill", "FOLLOW", source))?;
+        let follow = vec![fill(&mut ebpf, "FOLLOW", &FOLLOW)?, fill(&mut ebpf, "SHOW", &["lp_show"])?];
 
         watch(&mut ebpf, "lp_exec", "sched_process_exec")?;
         watch(&mut ebpf, "lp_exit", "sched_process_exit")?;
         let late_loads = watch_maps(&mut ebpf)?;
-        let rings =
-            Rings { processes: take(&mut ebpf, "EVENTS")?, requests: take(&mut ebpf, "REQUEST_EVENTS")? };
+        let rings = Rings {
+            processes: take(&mut ebpf, "EVENTS")?,
+            requests: take(&mut ebpf, "REQUEST_EVENTS")?,
+            payload: take(&mut ebpf, "PAYLOAD")?,
+        };
         let kernel = Self {
             targets: take(&mut ebpf, "TARGETS")?,
             stats: take(&mut ebpf, "STATS")?,
             sequences: take(&mut ebpf, "SEQUENCES")?,
             contexts: take(&mut ebpf, "CONTEXTS")?,
+            layouts: take(&mut ebpf, "LAYOUTS")?,
+            memories: take(&mut ebpf, "MEMORIES")?,
+            notes: take(&mut ebpf, "NOTES")?,
             connections: take(&mut ebpf, "CONNECTIONS")?,
+            talks: take(&mut ebpf, "TALKS")?,
             peers: take(&mut ebpf, "PEERS")?,
             threads: take(&mut ebpf, "THREADS")?,
             tasks: take(&mut ebpf, "TASKS")?,
             calls: take(&mut ebpf, "CALLS")?,
-            _blank: (take(&mut ebpf, "BLANK_CONTEXT")?, take(&mut ebpf, "BLANK_CONNECTION")?),
+            _blank: (take(&mut ebpf, "BLANK_CONTEXT")?, take(&mut ebpf, "BLANK_TALK")?),
             late_loads,
         };
         let mut attacher = Attacher {
             attachments: Attachments::default(),
             sockets: SocketLinks::new(),
             sessions: None,
+            offspring: None,
             _follow: follow,
             ebpf,
         };
@@ -191,6 +207,17 @@ impl Kernel {
     pub const fn sees_late_loads(&self) -> bool {
         self.late_loads
     }
+}
+
+/// Puts the programs of tail calls where others look for them.
+fn fill(ebpf: &mut Ebpf, map: &'static str, programs: &[&str]) -> Result<ProgramArray<MapData>, LoadError> {
+    let mut array: ProgramArray<MapData> = take(ebpf, map)?;
+    for (place, name) in (0..).zip(programs) {
+        let fd = uprobe(ebpf, name)?;
+        let fd = fd.fd().map_err(|source| LoadError::program("open", name, source))?;
+        array.set(place, fd, 0).map_err(|source| LoadError::map("fill", map, source))?;
+    }
+    Ok(array)
 }
 
 /// Takes a map out of the object under its type.

@@ -1,6 +1,9 @@
 //! Reading and writing the maps: targets in, aggregates out.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, BTreeSet, HashSet},
+    hash::Hash,
+};
 
 use aya::{
     Pod,
@@ -8,12 +11,15 @@ use aya::{
 };
 use llamaprobe_common::{
     batch::Context,
+    event::ShownEvent,
+    layout::{CANDIDATES, ExtLayout, FOUND, LayoutKey, LayoutState},
     request::Peer,
     sequence::Sequence,
-    target::{MAX_TARGETS, TargetConfig, TargetStats},
+    target::{MAX_TARGETS, Notes, TargetConfig, TargetStats},
 };
 
 use super::{Kernel, LoadError};
+use crate::plan::layout;
 
 /// What the kernel knows of one process at this moment.
 #[derive(Clone, Debug, Default)]
@@ -24,6 +30,8 @@ pub struct Reading {
     pub sequences: Vec<(i32, Sequence)>,
     /// Its contexts, with their pointer.
     pub contexts: Vec<(u64, Context)>,
+    /// How batches lie in its memory, by the number of the file.
+    pub layouts: Vec<(u32, LayoutState)>,
 }
 
 impl Kernel {
@@ -37,6 +45,9 @@ impl Kernel {
         let blank = PerCpuValues::try_from(vec![TargetStats::default(); cpus])
             .map_err(|source| LoadError::map("clear", "STATS", MapError::from(source)))?;
         self.stats.set(config.index, blank, 0).map_err(|source| LoadError::map("clear", "STATS", source))?;
+        self.notes
+            .set(config.index, Notes::default(), 0)
+            .map_err(|source| LoadError::map("clear", "NOTES", source))?;
         self.update(pid, config)
     }
 
@@ -45,8 +56,31 @@ impl Kernel {
     /// # Errors
     ///
     /// When the map cannot be written.
-    pub fn update(&mut self, pid: u32, config: TargetConfig) -> Result<(), LoadError> {
+    pub fn update(&mut self, pid: u32, mut config: TargetConfig) -> Result<(), LoadError> {
+        config.flags |= self.noted(pid);
         self.targets.insert(pid, config, 0).map_err(|source| LoadError::map("fill", "TARGETS", source))
+    }
+
+    /// What the programs have noted in the flags of a process.
+    pub fn noted(&self, pid: u32) -> u32 {
+        self.targets.get(&pid, 0).map_or(0, |config| config.flags & TargetConfig::NOTED)
+    }
+
+    /// Takes up what was found in the memory that an event shows: the next calls prove it or do not.
+    pub fn learn(&mut self, shown: &ShownEvent) {
+        let key = LayoutKey { tgid: shown.tgid, image: shown.image };
+        let Some(found) = layout::find(shown) else { return };
+        let Ok(mut state) = self.layouts.get(&key, 0) else { return };
+        if state.chosen != 0
+            || state.candidates[FOUND..] == found
+            || found.iter().any(|it| ExtLayout::KNOWN.contains(it))
+        {
+            return;
+        }
+        state.candidates[FOUND..].copy_from_slice(&found);
+        state.agreed = [0; CANDIDATES - FOUND];
+        // Gone with its process, if it is.
+        let _ = self.layouts.insert(key, state, 0);
     }
 
     /// The programs do not know a process any more; what they know of it stays.
@@ -60,19 +94,22 @@ impl Kernel {
         self.observe_no_more(pid);
         remove(&mut self.sequences, |key| key.tgid == pid);
         remove(&mut self.contexts, |key| key.tgid == pid);
+        remove(&mut self.layouts, |key| key.tgid == pid);
+        remove(&mut self.memories, |key| key.tgid == pid);
         let peers = self.peers.iter().flatten().filter(|(_, key)| key.tgid == pid);
         let peers: Vec<Peer> = peers.map(|(peer, _)| peer).collect();
         remove(&mut self.peers, |peer| peers.contains(peer));
         remove(&mut self.connections, |key| key.tgid == pid);
+        remove(&mut self.talks, |key| key.tgid == pid);
         remove(&mut self.threads, |key| key >> 32 == u64::from(pid));
         remove(&mut self.tasks, |key| key.tgid == pid);
         remove(&mut self.calls, |key| key >> 32 == u64::from(pid));
     }
 
-    /// Connections of each process on which nothing has been read yet: accepted, waiting for a thread or for the client.
+    /// Connections on which nothing has been read yet, accepted and waiting for a thread or for the client, by process.
     pub fn unread(&self) -> BTreeMap<u32, usize> {
         let mut unread = BTreeMap::new();
-        for (key, connection) in self.connections.iter().flatten() {
+        for (key, connection) in walk(&self.connections) {
             if connection.accepted_ns != 0 {
                 *unread.entry(key.tgid).or_default() += 1;
             }
@@ -81,15 +118,16 @@ impl Kernel {
     }
 
     /// How many entries each map that grows with the work holds, by name.
-    pub fn occupancy(&self) -> [(&'static str, usize); 7] {
+    pub fn occupancy(&self) -> [(&'static str, usize); 8] {
         [
-            ("sequences", self.sequences.keys().count()),
-            ("contexts", self.contexts.keys().count()),
-            ("connections", self.connections.keys().count()),
-            ("peers", self.peers.keys().count()),
-            ("threads", self.threads.keys().count()),
-            ("tasks", self.tasks.keys().count()),
-            ("calls", self.calls.keys().count()),
+            ("sequences", count(&self.sequences)),
+            ("contexts", count(&self.contexts)),
+            ("connections", count(&self.connections)),
+            ("talks", count(&self.talks)),
+            ("peers", count(&self.peers)),
+            ("threads", count(&self.threads)),
+            ("tasks", count(&self.tasks)),
+            ("calls", count(&self.calls)),
         ]
     }
 
@@ -123,7 +161,16 @@ impl Kernel {
         if readings.is_empty() {
             return readings;
         }
+        let is_server = |pid: u32| {
+            let config = self.targets.get(&pid, 0);
+            config.is_ok_and(|it| TargetConfig::effective(it.flags) & TargetConfig::SLOTS != 0)
+        };
+        let servers: BTreeSet<u32> = readings.keys().copied().filter(|pid| is_server(*pid)).collect();
         for (key, state) in self.sequences.iter().flatten() {
+            // What a server decoded before it was known to be one is on no slot.
+            if key.context != 0 && servers.contains(&key.tgid) {
+                continue;
+            }
             if let Some(Ok(reading)) = readings.get_mut(&key.tgid) {
                 reading.sequences.push((key.sequence, state));
             }
@@ -131,6 +178,11 @@ impl Kernel {
         for (key, state) in self.contexts.iter().flatten() {
             if let Some(Ok(reading)) = readings.get_mut(&key.tgid) {
                 reading.contexts.push((key.context, state));
+            }
+        }
+        for (key, state) in self.layouts.iter().flatten().filter(|(key, _)| key.image != LayoutKey::ALL) {
+            if let Some(Ok(reading)) = readings.get_mut(&key.tgid) {
+                reading.layouts.push((key.image, state));
             }
         }
         readings
@@ -144,6 +196,37 @@ impl Kernel {
     pub fn reading(&self, pid: u32, index: u32) -> Result<Reading, LoadError> {
         self.readings(&[(pid, index)]).remove(&pid).unwrap_or_else(|| Ok(Reading::default()))
     }
+}
+
+/// Steps of a walk, as a multiple of what was found: where entries go faster than that it ends early.
+const STEPS: usize = 4;
+
+/// The entries of a hash. A walk over one starts anew where its entry has gone meanwhile, so what is met again is the
+/// same entry, not one more.
+pub(super) fn walk<K: Pod + Ord, V: Pod>(map: &HashMap<MapData, K, V>) -> BTreeMap<K, V> {
+    let mut all = BTreeMap::new();
+    for (step, entry) in map.iter().enumerate() {
+        // An entry that has gone between its key and its value is none.
+        if let Ok((key, value)) = entry {
+            all.insert(key, value);
+        }
+        if step > STEPS * (all.len() + 1024) {
+            break;
+        }
+    }
+    all
+}
+
+/// How many entries a hash holds, as [`walk`] finds them.
+fn count<K: Pod + Eq + Hash, V: Pod>(map: &HashMap<MapData, K, V>) -> usize {
+    let mut all = HashSet::new();
+    for (step, key) in map.keys().enumerate() {
+        all.extend(key);
+        if step > STEPS * (all.len() + 1024) {
+            break;
+        }
+    }
+    all.len()
 }
 
 /// Removes the entries whose key is meant. All keys are read first: a walk over a hash starts anew where its entry goes.

@@ -2,6 +2,7 @@
 //! on the host make the same calls and each costs them a look-up.
 
 use std::{
+    collections::BTreeSet,
     io::ErrorKind,
     net::{IpAddr, SocketAddr},
 };
@@ -9,23 +10,23 @@ use std::{
 use aya::maps::MapError;
 use aya::programs::{TracePoint, trace_point::TracePointLink};
 use llamaprobe_common::{
-    request::{
-        Connection, ConnectionKey, EndEvent, EndReason, GATHERED, PIECE_BYTES, Peer, RequestEventKind,
-        RequestKey, TAIL_BYTES,
-    },
+    request::{Connection, ConnectionKey, EndEvent, EndReason, Gap, Peer, RequestEventKind, RequestKey},
     task::TaskKey,
 };
 
-use super::{Attacher, Kernel, LoadError};
+use super::{Attacher, Kernel, LoadError, read::walk};
 
 /// Program, category and name of the tracepoint of each system call that is followed, and of the end of connections.
-const CALLS: [(&str, &str, &str); 9] = [
+const CALLS: &[(&str, &str, &str)] = &[
     ("lp_accept", "syscalls", "sys_exit_accept4"),
+    // Servers up to ~b3848 call the older one, and the kernel tells the two apart.
+    ("lp_accept", "syscalls", "sys_exit_accept"),
     ("lp_take_up", "syscalls", "sys_enter_getpeername"),
     ("lp_taken_up", "syscalls", "sys_exit_getpeername"),
     ("lp_recv", "syscalls", "sys_enter_recvfrom"),
     ("lp_received", "syscalls", "sys_exit_recvfrom"),
     ("lp_send", "syscalls", "sys_enter_sendto"),
+    ("lp_sent", "syscalls", "sys_exit_sendto"),
     ("lp_shutdown", "syscalls", "sys_enter_shutdown"),
     ("lp_close", "syscalls", "sys_enter_close"),
     ("lp_gone", "sock", "inet_sock_set_state"),
@@ -34,32 +35,14 @@ const CALLS: [(&str, &str, &str); 9] = [
 /// The same for what tells the descriptor of a TLS session.
 const SESSION_CALL: (&str, &str, &str) = ("lp_tls_socket", "syscalls", "sys_enter_read");
 
+/// The same for what tells the threads that a server starts.
+const FORK: (&str, &str, &str) = ("lp_fork", "sched", "sched_process_fork");
+
 /// `BPF_NOEXIST` of linux/bpf.h.
 const NOT_YET_THERE: u64 = 1;
 
 /// The attached tracepoints; dropping them detaches.
 pub(super) type SocketLinks = Vec<TracePointLink>;
-
-const OPEN: Connection = Connection {
-    accepted_ns: 0,
-    unread_ns: 0,
-    arrived_ns: 0,
-    last_write_ns: 0,
-    bytes_out: 0,
-    bytes_in: 0,
-    reads: 0,
-    writes: 0,
-    tail_len: [0; 2],
-    tail: 0,
-    sequence: -1,
-    peer: Peer { address: [0; 16], port: 0 },
-    gone: 0,
-    flags: Connection::ADOPTED,
-    gathered_len: 0,
-    session: 0,
-    gathered: [0; GATHERED as usize + PIECE_BYTES],
-    tails: [[0; TAIL_BYTES]; 2],
-};
 
 /// An address as the kernel programs note it.
 fn peer(address: SocketAddr) -> Peer {
@@ -73,7 +56,10 @@ fn peer(address: SocketAddr) -> Peer {
 impl Attacher {
     /// Loads the programs of the system calls.
     pub(super) fn load_sockets(&mut self) -> Result<(), LoadError> {
-        for (name, ..) in CALLS.into_iter().chain([SESSION_CALL]) {
+        // A program may serve two calls.
+        let all = CALLS.iter().chain([&SESSION_CALL, &FORK]);
+        let names: BTreeSet<_> = all.map(|(name, ..)| *name).collect();
+        for name in names {
             let program = self.tracepoint(name)?;
             program.load().map_err(|source| LoadError::program("load", name, source))?;
         }
@@ -91,7 +77,7 @@ impl Attacher {
         } else if self.sockets.is_empty() {
             let mut links = SocketLinks::new();
             for call in CALLS {
-                links.push(self.attach_call(call)?);
+                links.push(self.attach_call(*call)?);
             }
             self.sockets = links;
         }
@@ -108,6 +94,20 @@ impl Attacher {
             self.sessions = None;
         } else if self.sessions.is_none() {
             self.sessions = Some(self.attach_call(SESSION_CALL)?);
+        }
+        Ok(())
+    }
+
+    /// Starts or stops to follow the threads that servers start for a request.
+    ///
+    /// # Errors
+    ///
+    /// As [`Kernel::follow_sockets`].
+    pub fn follow_offspring(&mut self, follow: bool) -> Result<(), LoadError> {
+        if !follow {
+            self.offspring = None;
+        } else if self.offspring.is_none() {
+            self.offspring = Some(self.attach_call(FORK)?);
         }
         Ok(())
     }
@@ -131,8 +131,8 @@ impl Attacher {
 impl Kernel {
     /// Whether a process has a connection that was open before and of which no thread was seen since.
     pub fn has_adopted(&self, pid: u32) -> bool {
-        let own = self.connections.iter().flatten().filter(|(key, _)| key.tgid == pid);
-        own.into_iter().any(|(_, connection)| connection.flags & Connection::ADOPTED != 0)
+        let all = walk(&self.connections);
+        all.iter().any(|(key, it)| key.tgid == pid && it.flags & Connection::ADOPTED != 0)
     }
 
     /// Takes up connections that a server had open before it was observed.
@@ -144,7 +144,8 @@ impl Kernel {
         for &(fd, client) in open {
             let key = ConnectionKey { tgid: pid, fd };
             let peer = client.map(peer).unwrap_or_default();
-            match self.connections.insert(key, Connection { peer, ..OPEN }, NOT_YET_THERE) {
+            let open = Connection { peer, sequence: -1, flags: Connection::ADOPTED, ..Connection::default() };
+            match self.connections.insert(key, open, NOT_YET_THERE) {
                 Ok(()) => {}
                 // It was accepted meanwhile, and more is known of it than here.
                 Err(MapError::SyscallError(error)) if error.io_error.kind() == ErrorKind::AlreadyExists => {
@@ -175,11 +176,13 @@ impl Kernel {
             request,
             at_ns: state.last_write_ns,
             last_write_ns: state.last_write_ns,
+            gone_ns: state.gone_ns,
+            bytes_in: state.bytes_in,
             bytes_out: state.bytes_out,
             writes: state.writes,
-            tail: state.tail,
-            tail_len: state.tail_len,
-            tails: state.tails,
+            code: state.code,
+            gaps: state.flags & Gap::ANY,
+            reserved: 0,
         })
     }
 

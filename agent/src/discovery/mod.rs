@@ -7,6 +7,7 @@ mod cache;
 pub mod image;
 pub mod model;
 pub mod process;
+mod told;
 
 use std::{
     collections::BTreeMap,
@@ -19,7 +20,9 @@ use std::{
 use cache::Cache;
 use image::{Image, ImageError, ImageId};
 use model::{Model, ModelError};
-use process::{Listener, ProcessId, ProcessRoot};
+use process::{Listener, Place, ProcessId, ProcessRoot};
+pub use told::Told;
+use told::{is_hash, name_of_file};
 use tracing::debug;
 
 /// A file that a process has mapped.
@@ -46,10 +49,10 @@ pub struct Target {
     pub listeners: Vec<Listener>,
     /// The model it serves, if its file is mapped or named.
     pub model: Option<Arc<Model>>,
-    /// The alias it gives the model.
-    pub alias: Option<String>,
-    /// How many slots it was told to have; `None` when it was left to choose.
-    pub slots: Option<u64>,
+    /// What it was told at its start.
+    pub told: Told,
+    /// Where it runs: an address means something only there.
+    pub place: Place,
     /// Seccomp mode of its main thread: 0 none, 1 strict, 2 filter.
     pub seccomp: u8,
     /// The server that routes requests to it: one without a model starts one server for each model as its children.
@@ -72,12 +75,11 @@ impl Target {
         self.images.iter().map(|mapped| mapped.image.clone()).collect()
     }
 
-    /// The name of the model: its alias, else the name of its file.
+    /// The name of the model: as the server was told to call it, else by its file.
     pub fn model_name(&self) -> Option<String> {
-        self.alias.clone().or_else(|| {
-            let model = self.model.as_ref()?;
-            Some(model.path.file_name()?.to_string_lossy().into_owned())
-        })
+        let told = self.told.name.clone().filter(|name| !is_hash(name));
+        let file = || self.model.as_deref().and_then(name_of_file);
+        told.or_else(file).or_else(|| self.told.name.clone())
     }
 }
 
@@ -180,21 +182,16 @@ impl Scanner {
         if opaque && !SERVER_NAMES.contains(&comm.as_str()) {
             return Look::Nothing;
         }
-        let arguments = process.command_line().unwrap_or_default();
-        let option = |flags: &[&str], variable: &str| {
-            option(&arguments, flags).or_else(|| process.environment(variable))
-        };
+        let environment = process.environment();
+        let told = Told::read(&process.command_line().unwrap_or_default(), |name| environment.get(name));
         let mut listeners = process.listeners().unwrap_or_default();
         listeners.sort();
-        let named = option(&["-m", "--model"], "LLAMA_ARG_MODEL");
-        let model = self.model(&process, &mappings, named.as_deref());
-        let alias = option(&["-a", "--alias"], "LLAMA_ARG_ALIAS");
-        let slots = option(&["-np", "--parallel"], "LLAMA_ARG_N_PARALLEL").and_then(|n| n.parse().ok());
+        let model = self.model(&process, &mappings, &told);
+        let place = process.place();
         let seccomp = process.seccomp().unwrap_or_default();
-        let routed = process.environment(ROUTED_BY).is_some();
+        let routed = environment.get(ROUTED_BY).is_some();
         let router = routed.then(|| process.parent().ok()).flatten();
-        let target =
-            Target { pid, start_time, comm, images, listeners, model, alias, slots, seccomp, router };
+        let target = Target { pid, start_time, comm, images, listeners, model, told, place, seccomp, router };
         if opaque { Look::Opaque(Box::new(target)) } else { Look::Found(Box::new(target)) }
     }
 
@@ -242,12 +239,12 @@ impl Scanner {
     }
 
     /// The model a process serves: of the model files it maps the one it names, else the largest that is no adapter
-    /// or projector; where nothing is mapped (`--no-mmap`), the file it names.
+    /// or projector and only guesses for no other; where nothing is mapped (`--no-mmap`), the file it names.
     fn model(
         &mut self,
         process: &ProcessRoot,
         mappings: &[process::Mapping],
-        named: Option<&str>,
+        told: &Told,
     ) -> Option<Arc<Model>> {
         let mut mapped: Vec<Arc<Model>> = Vec::new();
         let mut seen: Vec<&Path> = Vec::new();
@@ -258,16 +255,21 @@ impl Scanner {
             seen.push(&mapping.path);
             mapped.extend(self.model_file(&process.file(mapping), &mapping.path));
         }
-        let wanted = named.and_then(|name| Path::new(name).file_name());
-        let by_name = mapped.iter().find(|model| wanted.is_some() && model.path.file_name() == wanted);
-        let by_size = || {
-            let whole = |model: &&Arc<Model>| model.kind.as_deref().is_none_or(|kind| kind == "model");
-            mapped.iter().filter(whole).max_by_key(|model| model.file_bytes)
-        };
-        if let Some(model) = by_name.or_else(by_size) {
+        if mapped.len() > 1 {
+            mapped.sort_by_key(|model| std::cmp::Reverse(model.file_bytes));
+            let is_whole = |model: &Arc<Model>| model.kind.as_deref().is_none_or(|kind| kind == "model");
+            let is = |model: &Arc<Model>, named: &PathBuf| is_same(process, &model.path, named);
+            let main = mapped.iter().find(|model| told.model.as_ref().is_some_and(|named| is(model, named)));
+            let drafts = |model: &Arc<Model>| told.drafts.iter().any(|named| is(model, named));
+            let other = || mapped.iter().find(|model| is_whole(model) && !drafts(model));
+            if let Some(model) = main.or_else(other) {
+                return Some(model.clone());
+            }
+        }
+        if let Some(model) = mapped.first() {
             return Some(model.clone());
         }
-        let name = Path::new(named?);
+        let name = told.model.as_deref()?;
         self.model_file(&process.named_file(name), name)
     }
 
@@ -293,31 +295,8 @@ impl Scanner {
     }
 }
 
-/// The value of a command-line option, given as the next argument or after `=`. The last one counts.
-fn option(arguments: &[String], flags: &[&str]) -> Option<String> {
-    let mut found = None;
-    for (i, argument) in arguments.iter().enumerate() {
-        if flags.contains(&argument.as_str()) {
-            found = arguments.get(i + 1).cloned();
-        } else if let Some((flag, value)) = argument.split_once('=')
-            && flags.contains(&flag)
-        {
-            found = Some(value.to_owned());
-        }
-    }
-    found
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_last_option_counts() {
-        let arguments = |line: &str| line.split(' ').map(str::to_owned).collect::<Vec<_>>();
-        let model = |line| option(&arguments(line), &["-m", "--model"]);
-        assert_eq!(model("llama-server -m a.gguf --port 1").as_deref(), Some("a.gguf"));
-        assert_eq!(model("llama-server -m a.gguf --model=b.gguf").as_deref(), Some("b.gguf"));
-        assert_eq!(model("llama-server -m").as_deref(), None);
-    }
+/// Whether a file that a process maps is the one it was told of, which may be a link to it.
+fn is_same(process: &ProcessRoot, mapped: &Path, named: &Path) -> bool {
+    let id = |name: &Path| ImageId::of(&process.named_file(name)).ok();
+    mapped.file_name() == named.file_name() || id(named).is_some_and(|named| id(mapped) == Some(named))
 }

@@ -5,6 +5,7 @@
 
 mod listener;
 mod mapping;
+mod place;
 
 #[cfg(test)]
 mod tests;
@@ -21,7 +22,11 @@ use std::{
 
 use rustix::{fs::OFlags, io::Errno};
 
-pub use self::{listener::Listener, mapping::Mapping};
+pub use self::{
+    listener::Listener,
+    mapping::Mapping,
+    place::{Place, container},
+};
 use self::{
     listener::{Parse, Socket, State, tcp, unix},
     mapping::{DELETED, mapping},
@@ -48,6 +53,18 @@ pub struct ProcessId {
     pub pid: u32,
     /// When it started, clock ticks since boot.
     pub start_time: u64,
+}
+
+/// The environment of a process.
+#[derive(Clone, Debug, Default)]
+pub struct Environment(Vec<u8>);
+
+impl Environment {
+    /// The value of a variable.
+    pub fn get(&self, key: &str) -> Option<String> {
+        let mut entries = self.0.split(|byte| *byte == 0);
+        entries.find_map(|entry| entry.strip_prefix(key.as_bytes())?.strip_prefix(b"=")).map(lossy)
+    }
 }
 
 /// The directory of one process.
@@ -136,12 +153,14 @@ impl ProcessRoot {
         Ok(matches!(self.stat(0)?.as_str(), "Z" | "X" | "x"))
     }
 
-    /// Value of an environment variable as it was at exec.
-    pub fn environment(&self, key: &str) -> Option<String> {
-        let text = self.text("environ").ok()?;
-        text.split(|byte| *byte == 0)
-            .find_map(|entry| entry.strip_prefix(key.as_bytes())?.strip_prefix(b"="))
-            .map(lossy)
+    /// The environment as it was at exec; empty where it cannot be read.
+    pub fn environment(&self) -> Environment {
+        Environment(self.text("environ").unwrap_or_default())
+    }
+
+    /// Where the process runs.
+    pub fn place(&self) -> Place {
+        Place::read(&self.directory)
     }
 
     /// Seccomp mode of the main thread: 0 none, 1 strict, 2 filter; 0 where the kernel has no seccomp.

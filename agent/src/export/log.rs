@@ -63,7 +63,8 @@ pub struct Line<'a> {
     finish_reason: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     error_type: Option<&'a str>,
-    prompt_tokens: u64,
+    /// `null` where it is not known.
+    prompt_tokens: Option<u64>,
     cached_tokens: u64,
     completion_tokens: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -121,7 +122,7 @@ impl<'a> Line<'a> {
             stream: request.stream,
             finish_reason: request.outcome.name(),
             error_type: request.error_type.as_deref(),
-            prompt_tokens: request.prompt_tokens + request.cached_tokens,
+            prompt_tokens: request.input_tokens(),
             cached_tokens: request.cached_tokens,
             completion_tokens: request.generated_tokens,
             queue_ms: request.queue_ns().map(ms),

@@ -351,6 +351,20 @@ pub static METRICS: &[Metric] = &[
         attached,
     ),
     metric(
+        Gauge,
+        "llamaprobe_layout_info",
+        "Where a build keeps what is read: the tokens of a batch as the first calls have proved it, the sizes of a context as its own code says. `unknown`: what hangs on it is absent; the value is 1.",
+        |all| {
+            per_server(all, |server| {
+                let layouts = server.live.iter().flat_map(|live| &live.layouts);
+                let labels = layouts.map(|(part, layout)| {
+                    vec![("part", (*part).to_owned()), ("layout", layout.clone())]
+                });
+                labels.map(|labels| (labels, Value::Number(1.0))).collect()
+            })
+        },
+    ),
+    metric(
         Counter,
         "llamaprobe_probe_hits_total",
         "Hits of a probe. Attached without hits while the server works: the build does not call that function.",

@@ -1,6 +1,8 @@
 //! From the symbols of a process's files to what is attached where. In: images. Out: a [`Plan`]. Pure.
 
 pub mod catalog;
+pub mod getter;
+pub mod layout;
 pub mod report;
 pub mod site;
 
@@ -15,8 +17,8 @@ use llamaprobe_common::{
     target::TargetConfig,
 };
 
-use crate::discovery::image::{Image, Machine, Symbol};
-use catalog::{Program, ROWS, Role, Row};
+use crate::discovery::image::{Image, ImageId, Machine, Symbol};
+use catalog::{Layout, Program, ROWS, Role, Row};
 use site::{Needs, Site, SiteMachine};
 
 /// A probe to attach.
@@ -40,6 +42,8 @@ pub struct Probe {
     pub program: Program,
     /// What it is told.
     pub cookie: Cookie,
+    /// Only as long as no slot has started: a server has no use for it.
+    pub until_slot: bool,
 }
 
 impl Probe {
@@ -162,6 +166,9 @@ pub fn plan(images: &[Arc<Image>]) -> Verdict {
         // A server has no other way to a token.
         token.retain(|probe| sampler(probe.probe));
     }
+    // What fires decides: a process with a server's functions that starts no slot is a program that uses the library.
+    let plain = |probe: Probe| Probe { until_slot: true, ..probe };
+    let plain = all_tokens(images).into_iter().filter(|_| slots).map(plain);
     let slot_tokens = token.iter().any(|probe| probe.probe == ProbeId::ProcessToken);
     // Where tokens are told by slot the sampler ends the step; elsewhere the token's own event does.
     let step_end = if slot_tokens {
@@ -169,7 +176,13 @@ pub fn plan(images: &[Arc<Image>]) -> Verdict {
     } else {
         relabelled(&token, Role::StepEnd)
     };
-    let cache = if slots { cache } else { Vec::new() };
+    let known = token.iter().chain(&step_end).map(|probe| (probe.image.id, probe.offset()));
+    let known: Vec<_> = known.collect();
+    token.extend(plain.filter(|probe| !(inferred && known.contains(&(probe.image.id, probe.offset())))));
+    let step_end = if slots { step_end } else { step_end.into_iter().chain(all(Role::StepEnd)).collect() };
+    // What only a server does, or not every build.
+    let beside = |role| if visible { all(role) } else { Vec::new() };
+    let cache = if slots { cache } else { cuts(images) };
     let tls = if slots { tls(images) } else { Vec::new() };
     let old_server = images.iter().flat_map(|image| &image.symbols).any(|symbol| {
         ROWS.iter().any(|row| {
@@ -185,12 +198,15 @@ pub fn plan(images: &[Arc<Image>]) -> Verdict {
         (slots && old_server, TargetConfig::SEQUENCE_SHIFT),
         (slots, TargetConfig::HTTP),
         (inferred, TargetConfig::INFERRED_SLOTS),
+        (slots, TargetConfig::EITHER),
     ] {
         flags |= if set { flag } else { 0 };
     }
     let mut missing = Vec::new();
     // Most servers map no TLS library: nothing is missing then.
     let mut probes = tls;
+    probes.extend(beside(Role::Draft));
+    probes.extend(beside(Role::Failure));
     for (role, found) in [
         (Role::Task, task),
         (Role::SlotStart, start),
@@ -199,6 +215,7 @@ pub fn plan(images: &[Arc<Image>]) -> Verdict {
         (Role::StepEnd, step_end),
         (Role::Token, token),
         (Role::SlotEnd, end),
+        (Role::ContextEnd, all(Role::ContextEnd)),
     ] {
         if found.is_empty() {
             missing.push(Missing { role, why: why_missing(role, slots) });
@@ -221,6 +238,17 @@ impl Verdict {
 }
 
 impl Plan {
+    /// A slot has started: it is a server.
+    pub fn settle_for_server(&mut self) {
+        self.flags &= !TargetConfig::EITHER;
+        self.probes.retain(|probe| !probe.until_slot);
+    }
+
+    /// Whether it may turn out to be no server.
+    pub fn is_undecided(&self) -> bool {
+        self.flags & TargetConfig::EITHER != 0
+    }
+
     /// TLS is not looked into, and why.
     pub fn drop_tls(&mut self, why: &'static str) {
         if self.probes.iter().any(|probe| probe.role == Role::Tls) {
@@ -230,10 +258,22 @@ impl Plan {
     }
 }
 
+/// Every way to a token by the interface of the library.
+fn all_tokens(images: &[Arc<Image>]) -> Vec<Probe> {
+    select(images, Role::Token, Role::Token, |row| row.probe != ProbeId::ProcessToken)
+}
+
 /// The functions of each library that has them: half of a conversation would be worse than none.
 fn tls(images: &[Arc<Image>]) -> Vec<Probe> {
     let of = |image| select(std::slice::from_ref(image), Role::Tls, Role::Tls, |_| true);
     images.iter().map(of).filter(|probes| probes.len() == 3).flatten().collect()
+}
+
+/// What cuts sequences of a program without slots: the library's functions, since a server's own name no context.
+fn cuts(images: &[Arc<Image>]) -> Vec<Probe> {
+    let groups = [ProbeId::MemorySeqRm, ProbeId::KvSelfSeqRm, ProbeId::KvCacheSeqRm];
+    let found = groups.map(|id| select(images, Role::CacheHit, Role::CacheHit, |row| row.probe == id));
+    found.into_iter().find(|probes| !probes.is_empty()).unwrap_or_default()
 }
 
 /// The plan of a server that shows no symbol: only its sockets are followed.
@@ -307,17 +347,35 @@ fn place(image: &Arc<Image>, row: &Row, symbol: &Symbol, role: Role) -> Probe {
         site,
         end,
         program: row.program,
-        cookie: row.cookie(context_layout(image)),
+        cookie: match row.layout {
+            Layout::Batch(_) => row
+                .cookie(context_layout(image), image_number(image.id))
+                .with_memory(member(image, &catalog::CONTEXT_MEMORY, 8)),
+            _ => row.cookie(ContextLayout::default(), 0),
+        },
+        until_slot: false,
     }
 }
 
-fn context_layout(image: &Image) -> ContextLayout {
-    let has = |name: &str| image.symbols.iter().any(|symbol| symbol.name == name);
-    if has(catalog::HAS_CONTEXT_PER_SEQUENCE) {
-        ContextLayout::TotalAndSequence
-    } else if has(catalog::HAS_CONTEXT_SIZE) {
-        ContextLayout::Total
-    } else {
-        ContextLayout::Unknown
+/// Where the sizes of a context are, as far as the file's own functions tell. In newer builds the functions of the
+/// interface only jump to methods.
+pub fn context_layout(image: &Image) -> ContextLayout {
+    let total = member(image, &catalog::CONTEXT_SIZE, 4);
+    let sequence = total.and_then(|_| member(image, &catalog::CONTEXT_SIZE_PER_SEQUENCE, 4));
+    ContextLayout { total, sequence }
+}
+
+/// Where the member of so many bytes is that one of these functions returns.
+fn member(image: &Image, names: &[&str], bytes: u16) -> Option<u16> {
+    let symbols = image.symbols.iter().filter(|symbol| names.contains(&symbol.name.as_str()));
+    symbols.filter_map(|symbol| getter::member(image.machine, &symbol.code, bytes)).next()
+}
+
+/// A number that tells a file from the few others that one process maps.
+pub fn image_number(id: ImageId) -> u32 {
+    let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
+    for byte in [id.device, id.inode, id.size].into_iter().flat_map(u64::to_le_bytes) {
+        hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
     }
+    (hash >> 52) as u32
 }

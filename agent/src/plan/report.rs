@@ -5,8 +5,9 @@ use std::fmt;
 use serde::Serialize;
 
 use super::{
-    Verdict,
+    Plan, Verdict,
     catalog::Role,
+    layout,
     site::{Stepping, price_ns},
 };
 use crate::discovery::Target;
@@ -32,6 +33,20 @@ pub struct ProbeReport {
     pub entry_stepping: Stepping,
     /// Estimated price of a hit, nanoseconds.
     pub price_ns: u32,
+    /// It is given up once a slot has started: a server has no use for it.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub until_slot: bool,
+}
+
+/// Where something that is read lies in the memory of the process.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct LayoutReport {
+    /// `batch` or `context`.
+    pub part: &'static str,
+    /// The file that decides it.
+    pub file: String,
+    /// What it can be. Of several the first calls prove one; without any it is not known, and what hangs on it is absent.
+    pub candidates: Vec<String>,
 }
 
 /// A role without probe.
@@ -64,6 +79,8 @@ pub struct ProcessReport {
     pub join: Option<&'static str>,
     /// Probes.
     pub probes: Vec<ProbeReport>,
+    /// Layouts.
+    pub layouts: Vec<LayoutReport>,
     /// Roles without probe.
     pub missing: Vec<MissingReport>,
 }
@@ -79,6 +96,7 @@ impl ProcessReport {
             unsupported: None,
             join: None,
             probes: Vec::new(),
+            layouts: Vec::new(),
             missing: Vec::new(),
         };
         match verdict {
@@ -96,7 +114,9 @@ impl ProcessReport {
                     stepping: probe.site.stepping,
                     entry_stepping: probe.site.entry_stepping,
                     price_ns: price_ns(probe.site.stepping, virtual_machine),
+                    until_slot: probe.until_slot,
                 }));
+                report.layouts = layouts(plan);
                 report.missing.extend(plan.missing.iter().map(|missing| MissingReport {
                     role: missing.role,
                     lost: missing.role.lost(),
@@ -121,6 +141,7 @@ impl ProcessReport {
             ),
             join: None,
             probes: Vec::new(),
+            layouts: Vec::new(),
             missing: Vec::new(),
         }
     }
@@ -129,6 +150,23 @@ impl ProcessReport {
     pub fn is_complete(&self) -> bool {
         self.unsupported.is_none() && self.missing.is_empty()
     }
+}
+
+/// Where batches and contexts are read, by file.
+fn layouts(plan: &Plan) -> Vec<LayoutReport> {
+    let mut reports = Vec::new();
+    for probe in plan.probes.iter().filter(|probe| probe.role == Role::Batch) {
+        let file = || probe.image.path.display().to_string();
+        let plain = probe.cookie.batch_layout().and_then(|layout| layout::batch_name(layout, None));
+        let batch = plain.map_or_else(|| layout::candidates(&probe.image), |name| vec![name]);
+        let context = layout::context_name(probe.cookie.context_layout()).into_iter().collect();
+        for (part, candidates) in [("batch", batch), ("context", context)] {
+            reports.push(LayoutReport { part, file: file(), candidates });
+        }
+    }
+    reports.sort();
+    reports.dedup();
+    reports
 }
 
 /// The plans of all processes.
@@ -178,14 +216,24 @@ impl fmt::Display for Report {
                 };
                 writeln!(
                     f,
-                    "  {:<10}  {:<28}  {:#010x}  {:<16}  {stepping}, ~{:.1} us a hit",
+                    "  {:<10}  {:<28}  {:#010x}  {:<16}  {stepping}, ~{:.1} us a hit{}",
                     probe.role.name(),
                     probe.probe,
                     probe.offset,
                     probe.instruction,
                     f64::from(probe.price_ns) / 1e3,
+                    if probe.until_slot { ", until a slot starts" } else { "" },
                 )?;
                 writeln!(f, "              {} in {}", probe.symbol, probe.file)?;
+            }
+            for layout in &process.layouts {
+                let proof = if layout.candidates.len() > 1 { "; the first calls prove which" } else { "" };
+                let candidates = match layout.candidates.as_slice() {
+                    [] => "not known: what hangs on it is absent".to_owned(),
+                    candidates => candidates.join(", or "),
+                };
+                writeln!(f, "  {:<10}  {:<28}  {candidates}{proof}", "layout", layout.part)?;
+                writeln!(f, "              in {}", layout.file)?;
             }
             for missing in &process.missing {
                 writeln!(f, "  {:<10}  none: {}", missing.role.name(), missing.why)?;

@@ -30,8 +30,10 @@ pub enum Outcome {
     Cancelled,
     /// The agent ended before it did: what is told of it is what was known by then.
     Interrupted,
-    /// The answer has no such reason, or it was not seen.
+    /// The answer has no such reason, or it was not looked at.
     None,
+    /// What would say so was lost.
+    Unknown,
 }
 
 impl Outcome {
@@ -45,6 +47,7 @@ impl Outcome {
             Self::Cancelled => "cancelled",
             Self::Interrupted => "interrupted",
             Self::None => "none",
+            Self::Unknown => "unknown",
         }
     }
 }
@@ -64,14 +67,23 @@ pub enum Join {
     Ambiguous,
     /// It must have run on a slot, and none was seen that can be it; of a slot, the same of its request.
     Unmatched,
+    /// What would say so was lost.
+    Uncertain,
     /// It ran on no slot.
     None,
 }
 
 impl Join {
     /// Those that are counted.
-    pub const COUNTED: [Self; 6] =
-        [Self::Exact, Self::Order, Self::Timings, Self::Answer, Self::Ambiguous, Self::Unmatched];
+    pub const COUNTED: [Self; 7] = [
+        Self::Exact,
+        Self::Order,
+        Self::Timings,
+        Self::Answer,
+        Self::Ambiguous,
+        Self::Unmatched,
+        Self::Uncertain,
+    ];
 
     /// Whether it tells the tokens of a request.
     pub const fn is_joined(self) -> bool {
@@ -87,6 +99,7 @@ impl Join {
             Self::Answer => "answer",
             Self::Ambiguous => "ambiguous",
             Self::Unmatched => "unmatched",
+            Self::Uncertain => "uncertain",
             Self::None => "none",
         }
     }
@@ -130,12 +143,14 @@ pub struct Finished {
     pub first_token_ns: u64,
     /// When its last token was ready.
     pub last_token_ns: u64,
-    /// When the last byte of the answer was written, or the client went.
+    /// When the server had handed over the last byte of the answer, or the client went.
     pub answered_ns: u64,
     /// The longest gap between two of its tokens.
     pub worst_gap_ns: u64,
     /// Prompt tokens computed.
     pub prompt_tokens: u64,
+    /// Not all decode calls could be read while it ran: how many prompt tokens were computed is not known.
+    pub prompt_unknown: bool,
     /// Prompt tokens reused.
     pub cached_tokens: u64,
     /// Tokens generated.
@@ -168,6 +183,8 @@ pub struct Finished {
     pub tls: bool,
     /// The server says that it cut the prompt or the answer for want of context.
     pub truncated: bool,
+    /// There was text in its answer, as far as that was seen.
+    pub has_text: bool,
     /// Whether its answer begins with a phrase of the operator's list; `None` without such a list.
     pub refused: Option<bool>,
 }
@@ -176,6 +193,11 @@ impl Finished {
     /// Whether it asked the engine for something; a preflight of the same path does not.
     pub fn is_inference(&self) -> bool {
         self.head.as_ref().is_some_and(Head::is_inference)
+    }
+
+    /// Its input, as the API's `usage` says it: what was computed and what was reused.
+    pub fn input_tokens(&self) -> Option<u64> {
+        (!self.prompt_unknown).then_some(self.prompt_tokens + self.cached_tokens)
     }
 
     /// The tokens it is told with, as a charge.

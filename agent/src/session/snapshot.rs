@@ -97,6 +97,8 @@ pub struct Live {
     pub model: Option<Arc<Model>>,
     /// Probes attached for it.
     pub probes: Vec<ProbeId>,
+    /// Where batches and contexts are read: part and layout, `unknown` where that is not known.
+    pub layouts: Vec<(&'static str, String)>,
     /// Roles that no probe serves.
     pub missing: Vec<Role>,
     /// Share of wall time it spends in probes.

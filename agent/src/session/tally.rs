@@ -218,7 +218,8 @@ impl Tally {
         }
         self.overflows += u64::from(request.error_type.as_deref() == Some(OVERFLOW));
         self.truncations += u64::from(request.truncated);
-        self.empty_answers += u64::from(request.outcome == Outcome::Stop && request.generated_tokens == 1);
+        let empty = request.outcome == Outcome::Stop && request.generated_tokens == 1 && !request.has_text;
+        self.empty_answers += u64::from(empty);
         if let Some(refused) = request.refused {
             *self.refusals.get_or_insert(0) += u64::from(refused);
         }
@@ -237,7 +238,7 @@ impl Tally {
             observe(phase, &FIRST_TOKEN_NS, value);
         }
         if request.join.is_joined() {
-            self.prompt_tokens.observe(&REQUEST_TOKENS, request.prompt_tokens + request.cached_tokens);
+            observe(&mut self.prompt_tokens, &REQUEST_TOKENS, request.input_tokens());
             self.generated_tokens.observe(&REQUEST_TOKENS, request.generated_tokens);
         }
     }

@@ -699,8 +699,14 @@ pub static GROUPS: &[Group] = &[
                 12,
                 "short",
                 "Probes",
-                "1 for an attached probe; 0 with the role's name where none serves it, and what it measures is absent.",
-                Each(&[("min by (server, probe) (llamaprobe_probe_attached{@server})", "{{probe}} {{server}}")]),
+                "1 for an attached probe; 0 with the role's name where none serves it, and what it measures is absent. And where the build keeps what is read.",
+                Each(&[
+                    ("min by (server, probe) (llamaprobe_probe_attached{@server})", "{{probe}} {{server}}"),
+                    (
+                        "max by (server, part, layout) (llamaprobe_layout_info{@server})",
+                        "{{part}}: {{layout}} {{server}}",
+                    ),
+                ]),
             ),
             panel(
                 Lines,

@@ -86,9 +86,9 @@ fn identity() {
     assert_eq!(process.parent().unwrap(), 1);
     assert_eq!(process.comm().unwrap(), "llama-server");
     assert_eq!(process.command_line().unwrap(), ["llama-server", "-m", ""]);
-    assert_eq!(process.environment("PATH").as_deref(), Some("/bin"));
-    assert_eq!(process.environment("EMPTY").as_deref(), Some(""));
-    assert_eq!(process.environment("PAT"), None);
+    assert_eq!(process.environment().get("PATH").as_deref(), Some("/bin"));
+    assert_eq!(process.environment().get("EMPTY").as_deref(), Some(""));
+    assert_eq!(process.environment().get("PAT"), None);
     assert_eq!(process.seccomp().unwrap(), 2);
     std::fs::write(fake.path("stat"), stat.replace(" S ", " Z ")).unwrap();
     assert!(process.is_zombie().unwrap());

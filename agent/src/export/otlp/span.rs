@@ -167,7 +167,7 @@ fn attributes(record: &Record) -> Attributes {
     it.put_some("llamaprobe.wasted_tokens", Some(request.wasted_tokens).filter(|n| *n > 0));
     it.put_some("llamaprobe.cost_dollars", record.cost.into_iter().flatten().next());
     if request.join.is_joined() {
-        it.put("gen_ai.usage.input_tokens", request.prompt_tokens + request.cached_tokens);
+        it.put_some("gen_ai.usage.input_tokens", request.input_tokens());
         it.put("gen_ai.usage.cache_read.input_tokens", request.cached_tokens);
         it.put("gen_ai.usage.output_tokens", request.generated_tokens);
         it.put("llama_cpp.context_used", request.context_used);
@@ -180,7 +180,8 @@ fn phase_attributes(request: &Finished, phase: Phase) -> Attributes {
     match phase {
         Phase::Queue => {}
         Phase::Prefill => {
-            it.put("llama_cpp.prompt_tokens.computed", request.prompt_tokens);
+            let computed = request.input_tokens().map(|_| request.prompt_tokens);
+            it.put_some("llama_cpp.prompt_tokens.computed", computed);
             it.put("llama_cpp.prompt_tokens.cached", request.cached_tokens);
         }
         Phase::Decode => it.put("llama_cpp.generated_tokens", request.generated_tokens),

@@ -65,13 +65,14 @@ fn a_row_needs_the_arguments_its_program_reads() {
 #[test]
 fn a_row_says_the_same_in_its_cookie() {
     for row in ROWS {
-        let cookie = row.cookie(ContextLayout::Total);
+        let context = ContextLayout { total: Some(8), sequence: Some(12) };
+        let cookie = row.cookie(context, 7);
         assert_eq!(ProbeId::from_wire(cookie.probe()), Some(row.probe));
         match row.layout {
             Layout::Plain => assert_eq!(cookie, Cookie::plain(row.probe)),
             Layout::Batch(layout) => {
                 assert_eq!(cookie.batch_layout(), Some(layout));
-                assert_eq!(cookie.context_layout(), ContextLayout::Total);
+                assert_eq!((cookie.context_layout(), cookie.image()), (context, 7));
             }
             Layout::Token(layout, context, index, priority) => {
                 assert_eq!(cookie.token_layout(), Some(layout));
@@ -119,5 +120,6 @@ fn other_symbols_are_nobodys() {
     ] {
         assert!(!wanted(symbol), "{symbol}");
     }
-    assert!([HAS_CONTEXT_PER_SEQUENCE, HAS_CONTEXT_SIZE, TOO_OLD].into_iter().all(wanted));
+    let facts = CONTEXT_SIZE.into_iter().chain(CONTEXT_SIZE_PER_SEQUENCE);
+    assert!(facts.chain([HAS_TOKEN_STATE, TOO_OLD]).all(wanted));
 }

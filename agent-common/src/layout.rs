@@ -1,0 +1,215 @@
+//! How a `llama_batch_ext` lies in memory: a C++ class that is free to change with every refactoring of llama.cpp.
+//!
+//! It is not declared by a version but proved by the memory: whatever its offsets, a batch holds a vector of tokens,
+//! and each token a hash set of sequence ids with its positions right behind. A hash set is told by its load factor,
+//! which is 1.0 in every standard library, at a fixed place; that it stands in the first token and in the last, and
+//! that both the length and the room of the vector are whole numbers of tokens, is no accident.
+
+use crate::{
+    batch::{MAX_PLAUSIBLE, MAX_SEQUENCE},
+    plain,
+};
+
+/// Layouts that are tried for one file: the known ones, and what was found in the memory of this process.
+pub const CANDIDATES: usize = 4;
+
+/// From which of the candidates on they were found: one for each standard library.
+pub const FOUND: usize = 2;
+
+/// Calls that must bear out a layout that was found.
+pub const AGREED: u32 = 3;
+
+/// Calls whose memory is shown to the agent for each file of a process, until one can be made sense of.
+pub const SHOWN: u32 = 32;
+
+/// `std::unordered_set`: buckets 0, number of them 8, first node 16, number of elements 24, load factor 32.
+/// So in libstdc++ and in libc++.
+const SET_COUNT: u64 = 24;
+const SET_FACTOR: u64 = 32;
+/// From the set to its first node.
+pub const SET_NODE: u64 = 16;
+/// From a node to its value. libc++ keeps the hash there, which is the value.
+pub const NODE_VALUE: u64 = 8;
+/// The load factor of a set that nobody changed, as `float`.
+const ONE: u32 = 0x3f80_0000;
+
+/// Where the tokens of a batch are. Offsets in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct ExtLayout {
+    /// Of the vector of tokens in the batch.
+    pub tokens: u16,
+    /// Bytes of a token; 0 for no layout.
+    pub stride: u16,
+    /// Of the set of sequence ids in a token.
+    pub sequences: u16,
+    /// Of the first position in a token.
+    pub positions: u16,
+}
+
+impl ExtLayout {
+    /// None.
+    pub const NONE: Self = Self { tokens: 0, stride: 0, sequences: 0, positions: 0 };
+
+    /// The known ones: b11181 to ~b11434; ~b11500 (`set_token_state`) to b11739.
+    pub const KNOWN: [Self; 2] = [
+        Self { tokens: 64, stride: 96, sequences: 24, positions: 80 },
+        Self { tokens: 72, stride: 112, sequences: 40, positions: 96 },
+    ];
+}
+
+/// What is known of the layout in one file of one process.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct LayoutState {
+    /// What is tried; [`ExtLayout::NONE`] in the place of one that is not there.
+    pub candidates: [ExtLayout; CANDIDATES],
+    /// Which is true, plus 1; 0 until that is proved.
+    pub chosen: u32,
+    /// Decode calls that could not be read.
+    pub unread: u32,
+    /// How many of them were shown to the agent.
+    pub shown: u32,
+    /// Calls that bear out those that were found.
+    pub agreed: [u32; CANDIDATES - FOUND],
+    /// Up to which word of a batch was looked when the last was shown.
+    pub looked: u32,
+}
+
+/// Names the file of a process that a layout is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct LayoutKey {
+    /// The process.
+    pub tgid: u32,
+    /// The file: [`Cookie::image`](crate::cookie::Cookie::image).
+    pub image: u32,
+}
+
+impl LayoutKey {
+    /// In the place of a file: the row in which all unread calls of a process are counted.
+    pub const ALL: u32 = u32::MAX;
+}
+
+impl LayoutState {
+    /// Nothing was seen yet.
+    pub const BLANK: Self = Self {
+        candidates: [ExtLayout::KNOWN[0], ExtLayout::KNOWN[1], ExtLayout::NONE, ExtLayout::NONE],
+        chosen: 0,
+        unread: 0,
+        shown: 0,
+        agreed: [0; CANDIDATES - FOUND],
+        looked: 0,
+    };
+
+    /// The layout that was proved.
+    pub fn proved(&self) -> Option<ExtLayout> {
+        self.candidates.get((self.chosen as usize).checked_sub(1)?).copied()
+    }
+}
+
+/// What reads the observed process.
+pub trait Memory {
+    /// Three words from `address` on, if they can be read.
+    fn words<const N: usize>(&self, address: u64) -> Option<[u64; N]>;
+}
+
+/// Whether a batch fits a layout: whole numbers of tokens in the vector's length and room, and in its first and its
+/// last token a set with at least one sequence id that can be one, and a position.
+///
+/// An empty batch fits none.
+#[inline(always)]
+pub fn fits(layout: ExtLayout, batch: u64, memory: &impl Memory) -> bool {
+    let stride = u64::from(layout.stride);
+    if stride == 0 {
+        return false;
+    }
+    let Some([begin, end, room]) = memory.words(batch + u64::from(layout.tokens)) else { return false };
+    if begin == 0 || begin % 8 != 0 || end <= begin || room < end {
+        return false;
+    }
+    let (length, room) = (end - begin, room - begin);
+    if length % stride != 0 || room % stride != 0 || room / stride > MAX_PLAUSIBLE as u64 {
+        return false;
+    }
+    is_token(layout, begin, memory) && is_token(layout, end - stride, memory)
+}
+
+/// Whether the batch is several tokens of one sequence in a row: where the positions are is then beyond doubt.
+#[inline(always)]
+pub fn is_run(layout: ExtLayout, batch: u64, memory: &impl Memory) -> bool {
+    let Some([begin, end]) = memory.words(batch + u64::from(layout.tokens)) else { return false };
+    let stride = u64::from(layout.stride);
+    if stride == 0 || end.wrapping_sub(begin) <= stride {
+        return false;
+    }
+    let last = end - stride;
+    let (Some(first), Some(second)) = (place(layout, begin, memory), place(layout, last, memory)) else {
+        return false;
+    };
+    let distance = u64::from(second.1.wrapping_sub(first.1));
+    first.0 == second.0 && distance * stride == last - begin
+}
+
+/// Sequence and position of a token.
+#[inline(always)]
+fn place(layout: ExtLayout, address: u64, memory: &impl Memory) -> Option<(u32, u32)> {
+    let [node] = memory.words(address + u64::from(layout.sequences) + SET_NODE)?;
+    let [sequence] = memory.words(node + NODE_VALUE)?;
+    let [position] = memory.words(address + u64::from(layout.positions))?;
+    Some((sequence as u32, position as u32))
+}
+
+/// Whether a token of the layout is at `address`.
+#[inline(always)]
+fn is_token(layout: ExtLayout, address: u64, memory: &impl Memory) -> bool {
+    let set = address + u64::from(layout.sequences);
+    let Some([node, count, factor]) = memory.words(set + SET_NODE) else { return false };
+    if factor as u32 != ONE || count == 0 || count > MAX_SEQUENCE as u64 || node == 0 {
+        return false;
+    }
+    let Some([sequence]) = memory.words(node + NODE_VALUE) else { return false };
+    let Some([position]) = memory.words(address + u64::from(layout.positions)) else { return false };
+    (sequence as u32) < MAX_SEQUENCE as u32 && position as i32 >= 0
+}
+
+/// Words of a batch among which its vectors are looked for.
+pub const HEAD: usize = 24;
+/// Words that are shown of what may be the tokens.
+pub const BODY: usize = 64;
+
+/// What a word of the observed process's memory can be. What it is stays there: it may be a token of a prompt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Word {
+    /// Could not be read, or lies beyond the vector.
+    Unread,
+    /// 0.
+    Zero,
+    /// Its lower half is 1.0 as a `float`.
+    One,
+    /// 1 to [`MAX_SEQUENCE`].
+    Small,
+    /// An address that can be one.
+    Address,
+    /// Anything else.
+    Other,
+}
+
+impl Word {
+    /// What a word can be.
+    #[inline(always)]
+    pub const fn of(word: u64) -> Self {
+        match word {
+            0 => Self::Zero,
+            _ if word as u32 == ONE => Self::One,
+            _ if word <= MAX_SEQUENCE as u64 => Self::Small,
+            0x1000..=0x00ff_ffff_ffff_ffff if word % 8 == 0 => Self::Address,
+            _ => Self::Other,
+        }
+    }
+}
+
+plain!(ExtLayout = 8, LayoutState = 12 * CANDIDATES + 16 - 4 * FOUND, LayoutKey = 8);
+
+const _: () = assert!(SET_COUNT == SET_NODE + 8 && SET_FACTOR == SET_NODE + 16, "read as three words");
