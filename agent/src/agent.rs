@@ -44,6 +44,7 @@ use crate::{
         self, Attacher, Kernel,
         calibrate::Prices,
         events::{self, RequestEvent},
+        run_time::RunTimes,
     },
     cli::{Options, billing::BillingOptions},
     discovery::Target,
@@ -94,6 +95,8 @@ struct Agent {
     /// Processes that are llama.cpp and cannot be observed, with the reason that was logged.
     unobservable: BTreeMap<u32, String>,
     prices: Option<Prices>,
+    /// Absent where no thread could be started for it.
+    run_times: Option<RunTimes>,
     log: RequestLog,
     billing: BillingOptions,
     /// What is charged live is charged every second when the host's time costs, since idle time costs too.
@@ -163,10 +166,12 @@ pub async fn run(options: Options, mut signals: Signals) -> Result<()> {
     let (telling, mut looked) = mpsc::unbounded_channel();
     let looks = Looks::start(&telling, rings.told, doctor::kernel_version(&Roots::default()))
         .context("cannot start a thread")?;
+    let run_times =
+        RunTimes::start(&attacher).inspect_err(|error| warn!(%error, "no thread for run times")).ok();
     let (telling, mut done) = mpsc::unbounded_channel();
     let room = Room::open(attacher, telling).context("cannot start a thread")?;
     let mut agent = Agent::new(looks, room, kernel, log, otlp, billing, &options)?;
-    agent.prices = prices;
+    (agent.prices, agent.run_times) = (prices, run_times);
 
     let (sender, mut questions) = mpsc::channel(QUESTIONS);
     let endpoint = Endpoint::start(listener, sender, agent.health.clone(), options.compat.clone())
@@ -342,6 +347,7 @@ impl Agent {
             first: None,
             unobservable: BTreeMap::new(),
             prices: None,
+            run_times: None,
             attach_failures: 0,
             reload_failures: 0,
             follows_sockets: false,
@@ -471,6 +477,9 @@ impl Agent {
     /// used is never charged to nobody.
     fn take_stock(&mut self, requests: &mut RingBuf<MapData>, payload: &mut RingBuf<MapData>) {
         let now = Instant::now();
+        if let (Some(prices), Some(times)) = (&mut self.prices, &self.run_times) {
+            prices.bodies = times.last().bodies;
+        }
         let live = self.seats.iter().filter(|(_, seat)| seat.live);
         let rows: Vec<_> = live.map(|(pid, seat)| (*pid, seat.config.index)).collect();
         let readings = self.kernel.readings(&rows);
@@ -499,6 +508,7 @@ impl Agent {
             users: self.session.users(),
             own: self.kernel.own_stats().unwrap_or_default(),
             prices: self.prices,
+            programs_cpu: self.run_times.as_ref().and_then(|times| times.last().cpu_ratio),
             targets: self.seats.values().filter(|seat| seat.live).count(),
             unobservable: self.unobservable.len(),
             occupancy: self.kernel.occupancy().to_vec(),

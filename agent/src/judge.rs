@@ -22,7 +22,6 @@ pub enum Judged {
 }
 
 /// Why a process that shows no symbol cannot be observed.
-pub const NO_SYMBOL: &str = "no file it maps shows a symbol of llama.cpp";
 
 /// Judges what was found, on a kernel of this release.
 pub fn judge(look: Look, release: Option<KernelVersion>) -> Judged {

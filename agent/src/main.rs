@@ -62,12 +62,12 @@ fn ended(done: Result<ExitCode>) -> ExitCode {
 }
 
 fn run(arguments: RunArguments) -> Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("no runtime")?;
+    let mut signals = runtime.block_on(async { Signals::new() }).context("cannot handle signals")?;
     // Before there is another thread: the mount stays private to this process.
     let tracefs = tracefs::ensure();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("no runtime")?;
     let messages = Messages::start().context("no thread for messages")?;
     let done = runtime.block_on(async {
-        let mut signals = Signals::new().context("cannot handle signals")?;
         let Some(options) = signals.or_end(|| arguments.resolve()).await? else { return Ok(()) };
         speak(&options, messages.clone())?;
         if let Err(error) = tracefs {

@@ -10,6 +10,7 @@ pub mod events;
 pub mod load;
 mod raw;
 pub mod read;
+pub mod run_time;
 pub mod sockets;
 pub mod tracefs;
 

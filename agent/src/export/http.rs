@@ -27,7 +27,8 @@ use hyper::{
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     net::{TcpSocket, TcpStream},
-    sync::{mpsc, oneshot},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
+    task::yield_now,
     time::{interval, sleep},
 };
 use tracing::{debug, warn};
@@ -41,10 +42,15 @@ use crate::session::Snapshot;
 
 /// Connections served at the same time; for one more somebody goes.
 const MAX_CONNECTIONS: usize = 128;
+/// Of those that had to go so many may still be on their way out; then no more are accepted for the moment.
+const LEAVING: usize = 64;
 /// Connections that may wait to be accepted, as far as the kernel allows (`net.core.somaxconn`).
 const BACKLOG: u32 = 4096;
 /// What one connection may keep of heads and of answers that are not taken, bytes each.
 const BUFFER: usize = 16 * 1024;
+/// What the kernel may keep of answers that are not taken, bytes each (it takes twice of it). Without a bound it is
+/// megabytes, and copying them takes the time of others.
+const SEND_BUFFER: u32 = 64 * 1024;
 /// How often it is looked for connections that are over their time.
 const REVIEW: Duration = Duration::from_millis(500);
 /// How long the task that measures may be away until it counts as hung: it turns every second.
@@ -136,6 +142,8 @@ pub async fn listen(address: SocketAddr) -> Result<TcpListener, ListenError> {
         let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
         // Connections of the agent before that are still being closed hold nobody up.
         socket.set_reuseaddr(true)?;
+        // Connections have it from their listener.
+        socket.set_send_buffer_size(SEND_BUFFER)?;
         socket.bind(address)?;
         socket.listen(BACKLOG)?.into_std()
     };
@@ -198,17 +206,26 @@ struct Service {
 /// Serves until dropped.
 async fn serve(listener: tokio::net::TcpListener, service: Service) {
     let seats = Arc::new(Seats::new(MAX_CONNECTIONS));
+    let open = Arc::new(Semaphore::new(MAX_CONNECTIONS + LEAVING));
+    let accept = async || {
+        let permit = open.clone().acquire_owned().await.map_err(io::Error::other)?;
+        Ok((permit, listener.accept().await?))
+    };
     let mut review = interval(REVIEW);
     loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
+        let accepted: io::Result<_> = tokio::select! {
+            accepted = accept() => accepted,
             _ = review.tick() => {
                 seats.end_overdue(Instant::now());
                 continue;
             }
         };
         match accepted {
-            Ok((stream, peer)) => seat(&seats, stream, peer.ip().to_canonical(), service.clone()),
+            Ok((permit, (stream, peer))) => {
+                seat(&seats, permit, stream, peer.ip().to_canonical(), service.clone());
+                // However fast others come: who is here is served.
+                yield_now().await;
+            }
             Err(error) => {
                 // Out of descriptors: one connection less, and again.
                 warn!(%error, "cannot accept a connection");
@@ -219,7 +236,7 @@ async fn serve(listener: tokio::net::TcpListener, service: Service) {
     }
 }
 
-fn seat(seats: &Arc<Seats>, stream: TcpStream, peer: IpAddr, service: Service) {
+fn seat(seats: &Arc<Seats>, permit: OwnedSemaphorePermit, stream: TcpStream, peer: IpAddr, service: Service) {
     let (id, progress) = seats.take(peer, Instant::now());
     let (left, watched) = (seats.clone(), Watched::new(stream, progress.clone()));
     let task = tokio::spawn(async move {
@@ -240,6 +257,7 @@ fn seat(seats: &Arc<Seats>, stream: TcpStream, peer: IpAddr, service: Service) {
             debug!(%error, "connection ended");
         }
         left.leave(id);
+        drop(permit);
     });
     seats.serve(id, task.abort_handle());
 }

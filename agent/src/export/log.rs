@@ -130,7 +130,7 @@ impl<'a> Line<'a> {
             prefill_ms: request.prefill_ns().map(ms),
             decode_ms: request.decode_ns().map(ms),
             latency_ms: ms(request.latency_ns()),
-            worst_gap_ms: (request.generated_tokens > 1).then(|| ms(request.worst_gap_ns)),
+            worst_gap_ms: request.worst_gap().map(ms),
             tokens_per_second: seconds
                 .map(|seconds| request.generated_tokens.saturating_sub(1) as f64 / seconds)
                 .map(|rate| (rate * 10.0).round() / 10.0),

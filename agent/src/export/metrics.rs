@@ -423,12 +423,18 @@ pub static METRICS: &[Metric] = &[
     metric(
         Gauge,
         "llamaprobe_overhead_ratio",
-        "Share of wall time that a server's threads spend in probes: hits times the calibrated price, over the last 10 seconds or more.",
+        "Share of wall time that a server's threads spend in probes: hits times the calibrated price of one and the measured run time of its program, over the last 10 seconds or more. System calls are not in it: see llamaprobe_programs_cpu_ratio.",
         |all| {
             per_server(all, |server| {
                 server.live.iter().map(|live| (vec![], Value::Number(live.overhead))).collect()
             })
         },
+    ),
+    metric(
+        Gauge,
+        "llamaprobe_programs_cpu_ratio",
+        "Time that all kernel programs of the agent ran, at probes and system calls of whichever process, per time of one processor: measured by the kernel for a second of every half minute.",
+        |all| all.programs_cpu.map_or(vec![], number),
     ),
     metric(
         Gauge,

@@ -145,7 +145,7 @@ fn snapshot(servers: Vec<Server>) -> Snapshot {
     Snapshot {
         servers,
         own,
-        prices: Some(Prices { emulated_ns: 1_500, single_stepped_ns: 10_000 }),
+        prices: Some(Prices { emulated_ns: 1_500, single_stepped_ns: 10_000, ..Prices::default() }),
         host: Some((1.2, 0.25)),
         users: 1,
         targets: 1,

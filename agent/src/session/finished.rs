@@ -235,6 +235,12 @@ impl Finished {
         self.answered_ns.saturating_sub(self.arrived_ns)
     }
 
+    /// The longest gap between two of its tokens, if there were two and they were told.
+    pub fn worst_gap(&self) -> Option<u64> {
+        let told = self.generated_tokens > 1 && self.outcome != Outcome::Interrupted;
+        told.then_some(self.worst_gap_ns)
+    }
+
     /// Time per output token after the first.
     pub fn time_per_token_ns(&self) -> Option<u64> {
         let gaps = self.generated_tokens.checked_sub(1).filter(|gaps| *gaps > 0)?;

@@ -127,6 +127,8 @@ pub struct Snapshot {
     pub own: TargetStats,
     /// Prices of a probe hit, when measured.
     pub prices: Option<Prices>,
+    /// Time of all programs in the kernel per time of one processor, when measured.
+    pub programs_cpu: Option<f64>,
     /// What the host costs an hour and what of that nobody has used so far, dollars.
     pub host: Option<(f64, f64)>,
     /// Users told apart.

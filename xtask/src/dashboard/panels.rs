@@ -647,8 +647,11 @@ pub static GROUPS: &[Group] = &[
                 8,
                 "percentunit",
                 "Overhead",
-                "Share of wall time that a server's threads spend in probes: hits times the measured price of one.",
-                Each(&[("max by (server, model) (llamaprobe_overhead_ratio{@server})", SERVER)]),
+                "Share of wall time that a server's threads spend in probes; and the run time of all kernel programs of the agent as share of one processor, those at system calls of other processes included.",
+                Each(&[
+                    ("max by (server, model) (llamaprobe_overhead_ratio{@server})", SERVER),
+                    ("max(llamaprobe_programs_cpu_ratio{@host})", "all kernel programs"),
+                ]),
             )
             .red_from(0.02),
             panel(

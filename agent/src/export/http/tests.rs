@@ -32,10 +32,12 @@ fn ask(address: SocketAddr, request: &str) -> String {
     let mut stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
     stream.write_all(request.as_bytes()).unwrap();
-    stream.shutdown(Shutdown::Write).unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    answer
+    // It may have had enough already.
+    let _ = stream.shutdown(Shutdown::Write);
+    let mut answer = Vec::new();
+    // Where more was sent than was read the end is a reset.
+    let _ = stream.read_to_end(&mut answer);
+    String::from_utf8(answer).unwrap()
 }
 
 fn get(address: SocketAddr, path: &str) -> String {

@@ -1,9 +1,13 @@
 //! What scrapes are answered with: a snapshot that was taken after they came, shared by all that came by then.
 //!
 //! However many ask, and however often: the agent is asked at most every [`PACE`], and each format is rendered once.
+//! Only where more than [`CROWD`] wait is one that is up to [`STALE`] old given out.
 
 use std::{
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, OnceLock, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -12,7 +16,7 @@ use tokio::{
     sync::{Mutex, mpsc, oneshot},
     time::{sleep_until, timeout},
 };
-use tracing::error;
+use tracing::{debug, error};
 
 use super::{Format, Question};
 use crate::{
@@ -22,6 +26,10 @@ use crate::{
 
 /// From one snapshot to the next.
 const PACE: Duration = Duration::from_millis(200);
+/// Where more than so many wait, those who come get the last snapshot,
+const CROWD: usize = 64;
+/// as long as it is not older than this: they would take each other's seats otherwise.
+const STALE: Duration = Duration::from_secs(1);
 /// How long the agent may take for one.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -66,6 +74,9 @@ pub(super) struct Views {
     questions: mpsc::Sender<Question>,
     dialects: Arc<[Dialect]>,
     last: Mutex<Last>,
+    waiting: AtomicUsize,
+    /// The last view, and when it was asked for.
+    recent: std::sync::Mutex<Option<(Instant, Arc<View>)>>,
 }
 
 /// The last question, and its answer.
@@ -77,13 +88,35 @@ struct Last {
 
 impl Views {
     pub(super) fn new(questions: mpsc::Sender<Question>, dialects: Vec<Dialect>) -> Self {
-        Self { questions, dialects: dialects.into(), last: Mutex::default() }
+        Self {
+            questions,
+            dialects: dialects.into(),
+            last: Mutex::default(),
+            waiting: AtomicUsize::new(0),
+            recent: std::sync::Mutex::default(),
+        }
     }
 
-    /// A view no older than this call; `None` when the agent does not answer in time, or ends.
+    /// A view no older than this call, but in a crowd; `None` when the agent does not answer in time, or ends.
     pub(super) async fn fresh(self: Arc<Self>) -> Option<Arc<View>> {
+        let came = Instant::now();
+        if self.waiting.load(Ordering::Relaxed) >= CROWD {
+            let recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some((asked, view)) = recent.as_ref().filter(|(asked, _)| *asked + STALE > came) {
+                debug!(age = ?came.duration_since(*asked), "a crowd asks");
+                return Some(view.clone());
+            }
+        }
         // On a task of its own: whoever asks may go, others wait for the same view.
-        tokio::spawn(self.share(Instant::now())).await.ok().flatten()
+        tokio::spawn(async move {
+            self.waiting.fetch_add(1, Ordering::Relaxed);
+            let view = self.clone().share(came).await;
+            self.waiting.fetch_sub(1, Ordering::Relaxed);
+            view
+        })
+        .await
+        .ok()
+        .flatten()
     }
 
     async fn share(self: Arc<Self>, came: Instant) -> Option<Arc<View>> {
@@ -95,10 +128,11 @@ impl Views {
         if let Some(asked) = last.asked {
             sleep_until((asked + PACE).into()).await;
         }
-        // A view that nobody reads any more goes before the next is made.
-        *last = Last { asked: Some(Instant::now()), view: None };
-        last.view = timeout(PATIENCE, self.ask()).await.ok().flatten();
-        last.view.clone()
+        let asked = Instant::now();
+        let view = timeout(PATIENCE, self.ask()).await.ok().flatten();
+        *self.recent.lock().unwrap_or_else(PoisonError::into_inner) = view.clone().map(|view| (asked, view));
+        *last = Last { asked: Some(asked), view: view.clone() };
+        view
     }
 
     async fn ask(&self) -> Option<Arc<View>> {
@@ -142,7 +176,7 @@ mod tests {
         let first = ask();
         tokio::time::sleep(Duration::from_millis(20)).await;
         // The one under way was begun before these came.
-        let crowd: Vec<_> = (0..100).map(|_| ask()).collect();
+        let crowd: Vec<_> = (1..CROWD).map(|_| ask()).collect();
         assert_eq!(first.await.unwrap(), 1);
         for one in crowd {
             assert_eq!(one.await.unwrap(), 2);
@@ -150,6 +184,21 @@ mod tests {
         assert_eq!(ask().await.unwrap(), 3);
         drop(views);
         assert_eq!(agent.await.unwrap(), 3);
+    }
+
+    #[tokio::test]
+    async fn in_a_larger_crowd_the_last_one_has_to_do() {
+        let (sender, receiver) = mpsc::channel(1);
+        let _agent = tokio::spawn(agent(receiver, Duration::from_millis(50)));
+        let views = Arc::new(Views::new(sender, Vec::new()));
+        let ask = || tokio::spawn(views.clone().fresh());
+        assert_eq!(ask().await.unwrap().unwrap().snapshot.targets, 1);
+        let waiting: Vec<_> = (0..CROWD).map(|_| ask()).collect();
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        assert_eq!(ask().await.unwrap().unwrap().snapshot.targets, 1);
+        for one in waiting {
+            assert_eq!(one.await.unwrap().unwrap().snapshot.targets, 2);
+        }
     }
 
     #[tokio::test]

@@ -156,7 +156,7 @@ fn attributes(record: &Record) -> Attributes {
         ("llamaprobe.prefill_ms", request.prefill_ns()),
         ("llamaprobe.decode_ms", request.decode_ns()),
         ("llamaprobe.ttft_ms", request.ttft_ns()),
-        ("llamaprobe.worst_gap_ms", (request.generated_tokens > 1).then_some(request.worst_gap_ns)),
+        ("llamaprobe.worst_gap_ms", request.worst_gap()),
     ] {
         it.put_some(key, ns.map(ms));
     }
