@@ -65,6 +65,11 @@ impl Target {
         self.comm == SERVER_NAMES[0] && !self.listeners.is_empty()
     }
 
+    /// Whether it only passes requests on, as far as is known of it: a server that was told of no model and has none.
+    pub fn is_router(&self) -> bool {
+        self.told.no_model && self.model.is_none()
+    }
+
     /// Only the images, for the plan.
     pub fn plain_images(&self) -> Vec<Arc<Image>> {
         self.images.iter().map(|mapped| mapped.image.clone()).collect()

@@ -68,6 +68,9 @@ pub struct ProcessReport {
     pub missing: Vec<MissingReport>,
 }
 
+/// What is said of a server without a model instead of how its requests are joined.
+const ROUTED: &str = "none: it passes requests on to servers of its own, where they count";
+
 impl ProcessReport {
     /// The report of a process with symbols; `None` when they are not those of llama.cpp.
     pub fn of(target: &Target, verdict: &Verdict, virtual_machine: bool) -> Option<Self> {
@@ -85,7 +88,7 @@ impl ProcessReport {
             Verdict::Foreign => return None,
             Verdict::Unsupported(why) => report.unsupported = Some((*why).to_owned()),
             Verdict::Observable(plan) => {
-                report.join = Some(plan.joining().name());
+                report.join = Some(if target.is_router() { ROUTED } else { plan.joining().name() });
                 report.probes.extend(plan.probes.iter().map(|probe| ProbeReport {
                     role: probe.role,
                     probe: probe.probe.name(),

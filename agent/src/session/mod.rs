@@ -92,8 +92,17 @@ struct Watched {
     unread: usize,
     /// Requests that ended before the labels were known.
     unbooked: Vec<Finished>,
-    /// It passes requests on to servers of its own, which are where they count.
+    /// It has started servers of its own and passes requests on to them, which are where they count.
     routes: bool,
+}
+
+impl Watched {
+    /// Whether its requests count elsewhere: it has started servers, or will, since it has no model and never decoded.
+    fn is_router(&self) -> bool {
+        let decodes = || self.served.iter().filter(|(role, _)| *role == Role::Batch);
+        let idle = || decodes().all(|(_, probe)| self.credited.hits[*probe as usize] == 0);
+        self.routes || (self.target.is_router() && idle())
+    }
 }
 
 /// Requests that may wait for labels.
@@ -212,7 +221,8 @@ impl Session {
         let mut booked = Vec::new();
         for watched in self.watched.values_mut() {
             let Some(labels) = &watched.labels else { continue };
-            let own = |request: &Finished| !(watched.routes && request.is_inference());
+            let routes = watched.is_router();
+            let own = |request: &Finished| !(routes && request.is_inference());
             let whose = |request| (request, labels.clone(), watched.target.model.clone());
             booked.extend(watched.unbooked.drain(..).filter(own).map(whose));
         }
