@@ -7,7 +7,7 @@ use std::process::Command;
 
 use anyhow::{Result, ensure};
 
-use crate::assets::{Assets, Build};
+use crate::assets::{Assets, Build, workspace_root};
 use crate::http::Endpoint;
 use crate::process::tied;
 use crate::server::{LlamaServer, free_address};
@@ -37,6 +37,13 @@ impl Launch {
             endpoint: free_address()?.into(),
             beside: None,
         })
+    }
+
+    /// The server inside Python, [`Build::Embedded`].
+    pub fn embedded(model: &Path, arguments: &[&str]) -> Result<Self> {
+        let script = workspace_root().join("tests/assets/serve_xllamacpp.py");
+        let python = Assets::locate()?.python();
+        Ok(Self::new(Build::Embedded, model, arguments)?.through([python, script]))
     }
 
     /// Another executable.
