@@ -436,11 +436,7 @@ impl Agent {
         self.health.turn();
         self.settle_servers();
         self.session.unsettled(now).into_iter().for_each(|pid| self.look(pid, 0, Rank::Likely, &[now]));
-        for request in self.session.half_answered() {
-            let answer = self.kernel.answer_so_far(request);
-            let records = answer.map(|answer| self.session.answered(now, answer)).unwrap_or_default();
-            self.tell(&records);
-        }
+        self.settle_answers(now);
         for request in self.session.unended() {
             if !self.kernel.is_under_way(request) {
                 let lost = self.session.vanished(now, monotonic_ns(), request);
@@ -454,6 +450,15 @@ impl Agent {
         self.follow_sessions();
         for model in self.session.take_unpriced() {
             warn!(model, "the price list has no entry for a model that is served: its tokens cost nothing");
+        }
+    }
+
+    /// Of answers with a length only the first writes are told: the kernel knows whether they are whole by now.
+    fn settle_answers(&mut self, now: Instant) {
+        for request in self.session.half_answered() {
+            let answer = self.kernel.answer_so_far(request);
+            let records = answer.map(|answer| self.session.answered(now, answer)).unwrap_or_default();
+            self.tell(&records);
         }
     }
 

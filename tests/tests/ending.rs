@@ -25,6 +25,7 @@ const LATE: [(&str, &str); 3] = [
     ("OTEL_BLRP_SCHEDULE_DELAY", "3600000"),
     ("OTEL_METRIC_EXPORT_INTERVAL", "3600000"),
 ];
+const PATIENCE: Duration = Duration::from_secs(30);
 /// How long the end may take: a second, and what this machine does beside.
 const SOON: Duration = Duration::from_secs(4);
 
@@ -78,20 +79,32 @@ fn what_is_known_is_told_at_the_end() -> Result<()> {
     Ok(())
 }
 
+/// Whether a process has a handler for a signal.
+fn catches(pid: u32, signal: Signal) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let mask =
+        status.lines().find_map(|line| u64::from_str_radix(line.strip_prefix("SigCgt:")?.trim(), 16).ok());
+    mask.is_some_and(|mask| mask >> (signal.as_raw() - 1) & 1 == 1)
+}
+
 #[test]
 fn it_can_be_ended_at_any_moment() -> Result<()> {
     let Some(_assets) = privileged() else { return Ok(()) };
     let (address, own) = (free_address()?.to_string(), std::process::id().to_string());
-    // From reading the command line over loading programs to serving; each finds the address free.
-    for after in [20, 60, 150, 300, 500, 800, 1_200] {
+    // From reading the files over loading programs to serving; each finds the address free.
+    for after in [0, 10, 40, 100, 250, 500, 800, 1_200] {
         let mut command = tied(agent::executable()?);
         command.args(["run", "--listen", &address, "--pid", &own]);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         let mut process = Process::start("llamaprobe", &mut command)?;
+        // Before that it is the kernel that ends it.
+        wait_for("the agent to take up SIGTERM", PATIENCE, || {
+            catches(process.pid(), Signal::TERM).then_some(())
+        })?;
         thread::sleep(Duration::from_millis(after));
         let start = Instant::now();
         process.signal(Signal::TERM)?;
-        let status = wait_for("the agent's end", Duration::from_secs(30), || process.ended())?;
+        let status = wait_for("the agent's end", PATIENCE, || process.ended())?;
         let (took, mut said) = (start.elapsed(), String::new());
         let stderr = process.child().stderr.as_mut().context("no standard error")?;
         std::io::Read::read_to_string(stderr, &mut said)?;

@@ -19,6 +19,7 @@ impl Agent {
         let pids: Vec<u32> = self.seats.keys().copied().collect();
         pids.iter().for_each(|pid| self.kernel.observe_no_more(*pid));
         while !self.drain_requests(requests, payload) {}
+        self.settle_answers(Instant::now());
         let under_way = self.session.interrupt(Instant::now(), monotonic_ns());
         self.tell(&under_way);
         self.collect();
