@@ -36,6 +36,8 @@ pub enum Route {
     Models,
     /// Anything else.
     Other,
+    /// What would say so was lost.
+    Unknown,
 }
 
 use Route::{
@@ -100,6 +102,7 @@ impl Route {
             Props => "/props",
             Models => "/v1/models",
             Other => "other",
+            Route::Unknown => "unknown",
         }
     }
 
@@ -116,7 +119,7 @@ impl Route {
             Completion | Completions | Infill => Some("text_completion"),
             Embeddings => Some("embeddings"),
             Rerank => Some("rerank"),
-            Tokenize | Health | Metrics | Slots | Props | Models | Other => None,
+            Tokenize | Health | Metrics | Slots | Props | Models | Other | Route::Unknown => None,
         }
     }
 }
