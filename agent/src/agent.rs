@@ -3,23 +3,25 @@
 //! and none goes before another.
 //!
 //! Order of shutdown: the endpoint first (no half-read answers), then the targets are forgotten (programs that still
-//! fire find no target), then the links are dropped (the kernel detaches), then maps and programs go.
+//! fire find no target), then a scout is given the links, which drops them when this process has ended (the kernel
+//! detaches, and takes seconds for it), then maps and programs go.
 
 mod looks;
 mod own;
 mod room;
+mod seats;
 mod watch;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    io::{Write as _, stderr},
     net::SocketAddr,
-    path::Path,
     time::{Duration, Instant, SystemTime},
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use aya::maps::{MapData, RingBuf};
-use llamaprobe_common::target::TargetConfig;
+use llamaprobe_common::{event::MAX_ONLY, target::TargetConfig};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::mpsc,
@@ -31,11 +33,12 @@ use self::{
     looks::{Looks, Rank},
     own::{Clock, cpu_time, monotonic_ns, resident_bytes, secret},
     room::Room,
+    seats::Seats,
 };
 use crate::{
     bpf::{self, Attacher, Kernel, calibrate::Prices, events},
     cli::{Options, billing::BillingOptions},
-    discovery::Target,
+    discovery::{Target, image::ImageId, process::process_of},
     doctor::{self, NEEDED, Roots},
     export::{
         compat::Dialect,
@@ -46,6 +49,7 @@ use crate::{
         prometheus, snapshot,
     },
     plan::Plan,
+    scout::{self, NoAnswer, Scout},
     session::{Billing, Record, Session, Snapshot, payload::head::HeadOptions, tracer::Tracer},
 };
 
@@ -59,8 +63,6 @@ const RESCAN: Duration = Duration::from_secs(30);
 const LOG_FLUSH: Duration = Duration::from_secs(2);
 /// How long the export may take at the end.
 const EXPORT_FLUSH: Duration = Duration::from_secs(2);
-/// How long detaching may take at the end; what has not gone by then goes with the process.
-const DETACH: Duration = Duration::from_millis(500);
 /// Entries of a ring buffer that are taken at a time, before it is the others' turn.
 const MOST_EVENTS: usize = 1024;
 /// How long process events gather: whoever starts one process starts many.
@@ -75,8 +77,13 @@ struct Agent {
     kernel: Kernel,
     session: Session,
     only: Vec<u32>,
-    /// Row of the counters and start time of each process that is observed, or will be when its probes are attached.
-    seats: BTreeMap<u32, Seat>,
+    /// The processes that map llama.cpp, and who of them has a row of counters.
+    processes: BTreeMap<u32, Process>,
+    seats: Seats,
+    /// Processes that ran a probed function without a seat.
+    strangers: BTreeSet<u32>,
+    /// How often something was to be attached.
+    orders: u64,
     /// Processes that were there at the start and have not been looked at; `None` before it is known who was there.
     first: Option<BTreeSet<u32>>,
     /// Processes that are llama.cpp and cannot be observed, with the reason that was logged.
@@ -106,14 +113,39 @@ struct Agent {
     ready: bool,
 }
 
-/// The place of an observed process.
-struct Seat {
+/// A process that maps llama.cpp.
+struct Process {
     start_time: u64,
-    config: TargetConfig,
-    /// The programs know of it.
-    live: bool,
+    /// What the programs know of it, when it is observed.
+    live: Option<TargetConfig>,
     /// What it will be when its probes are attached.
-    attaching: Option<Box<(Target, Plan)>>,
+    attaching: Option<Box<Attaching>>,
+    /// The orders by which its probes were attached, and the sites of the last one.
+    orders: Vec<u64>,
+    sites: BTreeSet<(ImageId, u64)>,
+    /// The sites that could not be attached, and when they were tried.
+    failed: BTreeSet<(ImageId, u64)>,
+    tried: Instant,
+}
+
+struct Attaching {
+    number: u64,
+    target: Target,
+    plan: Plan,
+}
+
+impl Process {
+    fn new(target: &Target) -> Self {
+        Self {
+            start_time: target.start_time,
+            live: None,
+            attaching: None,
+            orders: Vec::new(),
+            sites: BTreeSet::new(),
+            failed: BTreeSet::new(),
+            tried: Instant::now(),
+        }
+    }
 }
 
 /// Observes until SIGTERM or SIGINT.
@@ -121,15 +153,11 @@ struct Seat {
 /// # Errors
 ///
 /// When the endpoint cannot be opened, a named process does not exist, or the kernel refuses the programs.
-pub async fn run(options: Options) -> Result<()> {
+pub async fn run(mut options: Options) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
     let mut hangup = signal(SignalKind::hangup()).context("cannot handle SIGHUP")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;
-    for pid in &options.only {
-        if !Path::new("/proc").join(pid.to_string()).exists() {
-            bail!("there is no process {pid}: --pid takes the id of a running process");
-        }
-    }
+    options.only = named(&options.only)?;
     // Before anything is loaded: an address in use is the commonest mistake.
     let listener = http::listen(options.listen).await?;
     let address = listener.local_addr().context("the endpoint has no address")?;
@@ -138,11 +166,12 @@ pub async fn run(options: Options) -> Result<()> {
     let billing = options.billing.load()?;
     let clock = Clock::now();
     let otlp = Otlp::start(&options.otlp, clock.epoch())?;
+    scout::raise_files();
     let (kernel, mut attacher, rings) = Kernel::load(&options.only).map_err(explain)?;
     let prices = calibrate(&mut attacher);
     let (telling, mut looked) = mpsc::unbounded_channel();
-    let looks =
-        Looks::start(&telling, rings.told, doctor::kernel_version(&Roots::default())).context("cannot start a thread")?;
+    let looks = Looks::start(&telling, rings.told, doctor::kernel_version(&Roots::default()))
+        .context("cannot start a thread")?;
     let (telling, mut done) = mpsc::unbounded_channel();
     let room = Room::open(attacher, telling).context("cannot start a thread")?;
     let mut agent = Agent::new(looks, room, kernel, log, otlp, clock, billing, &options);
@@ -205,9 +234,16 @@ pub async fn run(options: Options) -> Result<()> {
     while !drain(requests.get_mut(), |entry| agent.request_event(entry)) {}
     agent.otlp.close(EXPORT_FLUSH);
     agent.log.close(LOG_FLUSH);
-    let all = agent.room.close(DETACH);
-    info!(all, "detached");
+    leave();
     Ok(())
+}
+
+/// The probes go when this process has ended, in a process of its own: the kernel takes seconds for them.
+fn leave() {
+    match Scout::start().map_err(NoAnswer::Ended).and_then(Scout::bequeath) {
+        Ok(probes) => info!(probes, "detached"),
+        Err(error) => info!(?error, "the kernel detaches, and this process ends when it has"),
+    }
 }
 
 fn calibrate(attacher: &mut Attacher) -> Option<Prices> {
@@ -224,6 +260,31 @@ fn calibrate(attacher: &mut Attacher) -> Option<Prices> {
         Err(error) => warn!(%error, "the price of a probe hit could not be measured"),
     }
     None
+}
+
+/// The processes that were named; a thread stands for its process.
+///
+/// # Errors
+///
+/// When there is no such process, or there are too many.
+pub fn named(pids: &[u32]) -> Result<Vec<u32>> {
+    let mut processes = Vec::new();
+    for pid in pids {
+        let Ok(process) = process_of(*pid) else {
+            bail!("there is no process {pid}: --pid takes the id of a running process");
+        };
+        if process != *pid {
+            let _ = writeln!(
+                stderr(),
+                "llamaprobe: {pid} is a thread of the process {process}, which is taken for it"
+            );
+        }
+        processes.push(process);
+    }
+    ensure!(processes.len() < MAX_ONLY as usize, "--pid takes up to {} processes", MAX_ONLY - 1);
+    processes.sort_unstable();
+    processes.dedup();
+    Ok(processes)
 }
 
 /// Missed ticks are not made up for: a machine that slept has nothing to catch up with.
@@ -296,7 +357,10 @@ impl Agent {
             payload: options.payload,
             trace_drafts: options.trace_drafts && options.otlp.of(Signal::Traces).is_some(),
             compat: options.compat.clone(),
-            seats: BTreeMap::new(),
+            processes: BTreeMap::new(),
+            seats: Seats::default(),
+            strangers: BTreeSet::new(),
+            orders: 0,
             first: None,
             unobservable: BTreeMap::new(),
             prices: None,
@@ -394,14 +458,17 @@ impl Agent {
     /// used is never charged to nobody.
     fn take_stock(&mut self, requests: &mut RingBuf<MapData>) {
         let now = Instant::now();
-        let live = self.seats.iter().filter(|(_, seat)| seat.live);
-        let rows: Vec<_> = live.map(|(pid, seat)| (*pid, seat.config.index)).collect();
+        let live = self.processes.iter().filter_map(|(pid, process)| Some((*pid, process.live?.index)));
+        let rows: Vec<_> = live.collect();
         let readings = self.kernel.readings(&rows);
         while !drain(requests, |entry| self.request_event(entry)) {}
         let unread = self.kernel.unread();
         for (pid, reading) in readings {
             match reading {
-                Ok(reading) => self.session.read(now, pid, &reading, self.prices),
+                Ok(reading) => {
+                    self.seats.hits(now, pid, reading.stats.hits.iter().sum());
+                    self.session.read(now, pid, &reading, self.prices);
+                }
                 Err(error) => error!(pid, %error, "cannot read the counts"),
             }
             self.session.unread(pid, unread.get(&pid).copied().unwrap_or(0));
@@ -412,21 +479,27 @@ impl Agent {
 
     /// What is known now.
     fn snapshot(&self) -> Snapshot {
+        let (looks, scouts) = self.looks.counts();
         Snapshot {
             servers: self.session.servers(Instant::now()),
             host: self.session.host(),
             users: self.session.users(),
             own: self.kernel.own_stats().unwrap_or_default(),
             prices: self.prices,
-            targets: self.seats.values().filter(|seat| seat.live).count(),
+            targets: self.seats.len(),
             unobservable: self.unobservable.len(),
+            waiting: self.processes.values().filter(|it| it.live.is_none() && it.attaching.is_none()).count(),
+            looks_abandoned: looks.abandoned,
+            looks_cut: looks.costly,
+            looks_waiting: looks.waiting,
             occupancy: self.kernel.occupancy().to_vec(),
             given_up: self.session.given_up(),
             log_lost: self.log.lost(),
             attach_failures: self.attach_failures,
             reload_failures: self.reload_failures,
-            cpu: cpu_time(),
-            resident_bytes: resident_bytes(),
+            cpu: cpu_time() + looks.cpu,
+            resident_bytes: resident_bytes("self")
+                + scouts.iter().map(|pid| resident_bytes(&pid.to_string())).sum::<u64>(),
             started: self.started.duration_since(SystemTime::UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64()),
             epoch: self.clock.epoch(),
             otlp: self.otlp.counts(),
@@ -434,8 +507,7 @@ impl Agent {
     }
 
     fn detach_all(&mut self) {
-        let pids: Vec<u32> = self.seats.keys().copied().collect();
-        for pid in pids {
+        for (pid, _) in self.seats.rows() {
             self.kernel.forget(pid);
         }
     }

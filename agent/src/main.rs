@@ -2,7 +2,6 @@
 
 use std::{
     io::{IsTerminal as _, Write as _},
-    path::Path,
     process::ExitCode,
 };
 
@@ -105,10 +104,7 @@ fn print(text: &str) -> Result<()> {
 type Shown = (String, serde_json::Result<String>, u8);
 
 fn show(arguments: &ReportArguments, report: impl FnOnce(&[u32]) -> Shown) -> Result<ExitCode> {
-    for pid in &arguments.pid {
-        anyhow::ensure!(Path::new("/proc").join(pid.to_string()).exists(), "there is no process {pid}");
-    }
-    let (text, json, code) = report(&arguments.pid);
+    let (text, json, code) = report(&agent::named(&arguments.pid)?);
     let shown = if arguments.json { json? + "\n" } else { text };
     print(&shown)?;
     Ok(ExitCode::from(code))

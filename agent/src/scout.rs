@@ -19,7 +19,9 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use rustix::{
-    process::{Resource, Rlimit, setrlimit},
+    process::{
+        Pid, PidfdFlags, PidfdGetfdFlags, Resource, Rlimit, getrlimit, pidfd_getfd, pidfd_open, setrlimit,
+    },
     thread::set_name,
 };
 use serde::{Deserialize, Serialize};
@@ -50,6 +52,9 @@ pub enum Question {
     All,
     /// What a process has open on its listeners.
     Connections(ProcessId, Vec<Listener>),
+    /// To hold what the agent, which is this process, has attached, and to let it go when the agent has ended: the kernel
+    /// takes its time, which would be the agent's.
+    Inherit(u32),
 }
 
 /// What a scout says.
@@ -72,6 +77,8 @@ pub enum Seen {
     All(Vec<(u32, u32)>),
     /// Open connections: descriptor and, over TCP, the client's address.
     Connections(Vec<(i32, Option<SocketAddr>)>),
+    /// So many links.
+    Inherited(usize),
 }
 
 /// Answers questions until nobody asks any more.
@@ -85,15 +92,15 @@ pub fn serve() -> Result<()> {
     let _ = std::fs::write("/proc/self/oom_score_adj", "1000");
     let most = Some(MOST_MEMORY);
     let _ = setrlimit(Resource::Data, Rlimit { current: most, maximum: most });
-    let mut scout = Serving {
-        scanner: Scanner::new(Path::new("/proc"), WANTED).announcing(),
-        sent: HashSet::new(),
-    };
+    let scanner = Scanner::new(Path::new("/proc"), WANTED).announcing();
+    let mut scout = Serving { scanner, sent: HashSet::new(), inherited: Vec::new() };
+    // What it took to start is charged to the first look.
+    let mut until = Duration::ZERO;
     while let Some((question, _)) = receive(&socket).context("no question")? {
-        let start = thread_time();
         let (seen, files) = scout.answer(question);
         let faults = scout.scanner.take_faults().into_iter().collect();
-        let cost = thread_time().saturating_sub(start);
+        let now = thread_time();
+        let cost = now.saturating_sub(std::mem::replace(&mut until, now));
         send(&socket, &Reply { seen, faults, cost }, &files)?;
         let _ = set_name(c"scout");
     }
@@ -104,6 +111,8 @@ struct Serving {
     scanner: Scanner,
     /// Images that the agent knows.
     sent: HashSet<ImageId>,
+    /// What goes when this process does.
+    inherited: Vec<OwnedFd>,
 }
 
 impl Serving {
@@ -123,6 +132,10 @@ impl Serving {
             Question::Connections(id, listeners) => {
                 (Seen::Connections(self.scanner.connections(id, &listeners)), Vec::new())
             }
+            Question::Inherit(agent) => {
+                self.inherited = links(agent).unwrap_or_default();
+                (Seen::Inherited(self.inherited.len()), Vec::new())
+            }
         }
     }
 
@@ -139,6 +152,35 @@ impl Serving {
         }
         files
     }
+}
+
+/// What holds probes in place, of a process.
+fn links(pid: u32) -> std::io::Result<Vec<OwnedFd>> {
+    raise_files();
+    let process = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(std::io::ErrorKind::InvalidInput)?;
+    let process = pidfd_open(process, PidfdFlags::empty())?;
+    let mut links = Vec::new();
+    for entry in std::fs::read_dir(format!("/proc/{pid}/fd"))? {
+        let path = entry?.path();
+        let what = std::fs::read_link(&path).unwrap_or_default();
+        let what = what.to_string_lossy();
+        let fd = path.file_name().and_then(|fd| fd.to_str()?.parse().ok());
+        if let Some(fd) = fd.filter(|_| HOLDERS.iter().any(|holder| what.contains(holder))) {
+            // Closed meanwhile.
+            links.extend(pidfd_getfd(&process, fd, PidfdGetfdFlags::empty()));
+        }
+    }
+    Ok(links)
+}
+
+/// What the kernel calls descriptors that hold a probe.
+const HOLDERS: [&str; 3] = ["bpf_link", "perf_event", "raw-tracepoint"];
+
+/// Lets this process open as many files as it may: there is a descriptor for each probe and for each file of a target.
+pub fn raise_files() {
+    let limit = getrlimit(Resource::Nofile);
+    // It stays as it is then.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
 }
 
 /// Puts the files of a target back that were taken out.

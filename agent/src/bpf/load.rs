@@ -243,8 +243,7 @@ fn watch(ebpf: &mut Ebpf, name: &str, event: &str) -> Result<(), LoadError> {
 /// The tracepoints of system calls need tracefs for their numbers; without it the agent does with less.
 fn watch_calls(ebpf: &mut Ebpf) -> Result<bool, LoadError> {
     for (name, event) in [("lp_mmap", "sys_enter_mmap"), ("lp_listen", "sys_exit_listen")] {
-        let program =
-            ebpf.program_mut(name).ok_or_else(|| LoadError::Absent(format!("program {name}")))?;
+        let program = ebpf.program_mut(name).ok_or_else(|| LoadError::Absent(format!("program {name}")))?;
         let program: &mut TracePoint =
             program.try_into().map_err(|source| LoadError::program("open", name, source))?;
         program.load().map_err(|source| LoadError::program("load", name, source))?;

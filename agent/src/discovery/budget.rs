@@ -85,7 +85,11 @@ mod tests {
     fn bytes_and_time_are_bounded() {
         let budget = Budget::new(1000, Duration::from_secs(60));
         assert_eq!((budget.spend(600), budget.is_spent()), (Ok(()), false));
-        assert_eq!((budget.spend(600), budget.spend(1)), (Err(Spent), Err(Spent)), "what is spent stays spent");
+        assert_eq!(
+            (budget.spend(600), budget.spend(1)),
+            (Err(Spent), Err(Spent)),
+            "what is spent stays spent"
+        );
         let pieces = Budget::new(PIECE * 10, Duration::from_secs(60));
         assert_eq!((0..100).filter(|_| pieces.spend(0).is_ok()).count(), 10);
         let short = Budget::new(u64::MAX, Duration::ZERO);

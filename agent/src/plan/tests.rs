@@ -268,6 +268,7 @@ fn the_python_binding_has_only_libllama() {
         alias: None,
         slots: None,
         seccomp: 0,
+        owner: 0,
         router: None,
     };
     let report = ProcessReport::of(&target, &Verdict::Observable(plan), false).unwrap();

@@ -14,11 +14,9 @@ use std::{
 };
 
 use super::{COMMAND, Question, Reply, Seen, receive, send, unpack};
-use crate::{
-    discovery::{
-        Look,
-        image::{Image, ImageId},
-    },
+use crate::discovery::{
+    Look,
+    image::{Image, ImageId},
 };
 
 /// How long an answer may take. What a scout may spend takes less on an idle machine.
@@ -60,6 +58,8 @@ impl Scout {
             .arg(COMMAND)
             .stdin(OwnedFd::from(theirs))
             .stdout(Stdio::null())
+            // Who reads what the agent says waits for nobody else to close it.
+            .stderr(Stdio::null())
             // A signal from the terminal is for the agent, which lets it end.
             .process_group(0)
             .spawn()?;
@@ -109,6 +109,21 @@ impl Scout {
             } else {
                 self.known.insert(mapped.image.id, mapped.image.clone());
             }
+        }
+    }
+
+    /// Has it hold the probes of this process until it has ended, and detach them then. Returns how many.
+    ///
+    /// # Errors
+    ///
+    /// When it does not answer, or was refused.
+    pub fn bequeath(mut self) -> Result<usize, NoAnswer> {
+        let answer = self.ask(&Question::Inherit(std::process::id()))?;
+        // Its socket closes with this process, and not before.
+        std::mem::forget(self.socket);
+        match answer.seen {
+            Seen::Inherited(links) if links > 0 => Ok(links),
+            _ => Err(NoAnswer::Ended(std::io::ErrorKind::PermissionDenied.into())),
         }
     }
 

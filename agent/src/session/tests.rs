@@ -45,6 +45,7 @@ fn target(pid: u32, port: Option<u16>, alias: Option<&str>) -> Target {
         alias: alias.map(str::to_owned),
         slots: None,
         seccomp: 0,
+        owner: 0,
         router: None,
     }
 }

@@ -19,5 +19,9 @@ pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<
         let pair = std::str::from_utf8(pair).ok()?;
         u8::from_str_radix(pair, 16).ok().filter(|_| pair.len() == 2)
     };
-    text.as_bytes().chunks(2).map(byte).collect::<Option<_>>().ok_or_else(|| D::Error::custom("no hexadecimal"))
+    text.as_bytes()
+        .chunks(2)
+        .map(byte)
+        .collect::<Option<_>>()
+        .ok_or_else(|| D::Error::custom("no hexadecimal"))
 }

@@ -77,11 +77,7 @@ impl Names {
 impl Elf<'_> {
     /// The names in a table that are marked. The table is read in pieces, so that a large library that is none of ours
     /// costs little memory.
-    pub(super) fn marked(
-        &self,
-        table: &Table,
-        marker: &dyn Fn(&[u8]) -> bool,
-    ) -> Result<Names, ImageError> {
+    pub(super) fn marked(&self, table: &Table, marker: &dyn Fn(&[u8]) -> bool) -> Result<Names, ImageError> {
         let mut names = Names::default();
         // The beginning of a string that goes on in the next piece.
         let mut begun: Vec<u8> = Vec::new();
