@@ -54,6 +54,8 @@ pub struct Target {
     pub images: Vec<MappedImage>,
     /// Where it listens, sorted.
     pub listeners: Vec<Listener>,
+    /// Where a server is told to listen, whether or not it does already.
+    pub told: Option<Listener>,
     /// The model it serves, if its file is mapped or named.
     pub model: Option<Arc<Model>>,
     /// The alias it gives the model.
@@ -255,6 +257,10 @@ impl Scanner {
         };
         let mut listeners = process.listeners().unwrap_or_default();
         listeners.sort();
+        let told = comm.starts_with(SERVER_NAMES[0]).then(|| {
+            let host = option(&["--host"], "LLAMA_ARG_HOST");
+            told(host.as_deref(), option(&["--port"], "LLAMA_ARG_PORT").as_deref())
+        });
         let named = option(&["-m", "--model"], "LLAMA_ARG_MODEL");
         let model = self.model(&process, &mappings, named.as_deref(), &budget);
         let alias = option(&["-a", "--alias"], "LLAMA_ARG_ALIAS");
@@ -263,8 +269,20 @@ impl Scanner {
         let owner = process.owner().unwrap_or_default();
         let routed = process.environment(ROUTED_BY).is_some();
         let router = routed.then(|| process.parent().ok()).flatten();
-        let target =
-            Target { pid, start_time, comm, images, listeners, model, alias, slots, seccomp, owner, router };
+        let target = Target {
+            pid,
+            start_time,
+            comm,
+            images,
+            listeners,
+            told: told.flatten(),
+            model,
+            alias,
+            slots,
+            seccomp,
+            owner,
+            router,
+        };
         if opaque { Look::Opaque(Box::new(target)) } else { Look::Found(Box::new(target)) }
     }
 
@@ -378,6 +396,17 @@ fn dull_key(mapping: &process::Mapping) -> u64 {
     hasher.finish()
 }
 
+/// Where llama-server listens that is told so.
+fn told(host: Option<&str>, port: Option<&str>) -> Option<Listener> {
+    let host = host.unwrap_or("127.0.0.1").split(',').next().unwrap_or_default();
+    if host.ends_with(".sock") {
+        return Some(Listener::Unix(host.into()));
+    }
+    let host = if host == "localhost" { "127.0.0.1" } else { host };
+    let port = port.map_or(Ok(8080), str::parse).ok().filter(|port| *port != 0)?;
+    Some(Listener::Tcp(SocketAddr::new(host.parse().ok()?, port)))
+}
+
 /// The value of a command-line option, given as the next argument or after `=`. The last one counts.
 fn option(arguments: &[String], flags: &[&str]) -> Option<String> {
     let mut found = None;
@@ -396,6 +425,17 @@ fn option(arguments: &[String], flags: &[&str]) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn where_a_server_is_told_to_listen() {
+        let shown = |host, port| told(host, port).map(|listener| listener.to_string());
+        assert_eq!(shown(None, None).as_deref(), Some("127.0.0.1:8080"));
+        assert_eq!(shown(Some("0.0.0.0"), Some("81")).as_deref(), Some("0.0.0.0:81"));
+        assert_eq!(shown(Some("::1"), Some("81")).as_deref(), Some("[::1]:81"));
+        assert_eq!(shown(Some("/run/a.sock,127.0.0.1"), None).as_deref(), Some("unix:/run/a.sock"));
+        assert_eq!(shown(Some("localhost"), Some("x")), None);
+        assert_eq!((shown(Some("a.example"), Some("81")), shown(None, Some("0"))), (None, None));
+    }
 
     #[test]
     fn the_last_option_counts() {

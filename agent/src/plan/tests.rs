@@ -269,6 +269,7 @@ fn the_python_binding_has_only_libllama() {
         slots: None,
         seccomp: 0,
         owner: 0,
+        told: None,
         router: None,
     };
     let report = ProcessReport::of(&target, &Verdict::Observable(plan), false).unwrap();

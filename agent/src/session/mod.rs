@@ -292,9 +292,14 @@ impl Session {
         prices: Option<Prices>,
     ) -> Vec<Record> {
         if let Some(watched) = self.watched.get_mut(&pid) {
-            // It will not listen any more.
-            let labels = watched.labels.clone().unwrap_or_else(|| labels_of_pid(&watched.target));
-            watched.labels = Some(labels);
+            // It will not listen any more. It may have done so, and ended before that was seen.
+            if watched.labels.is_none() && watched.target.listeners.is_empty() {
+                watched.target.listeners.extend(watched.target.told.clone());
+            }
+        }
+        self.name(now, pid);
+        if let Some(watched) = self.watched.get_mut(&pid) {
+            watched.labels.get_or_insert_with(|| labels_of_pid(&watched.target));
         }
         self.read(now, pid, last, prices);
         let finished = self.requests.end(pid, now_ns);

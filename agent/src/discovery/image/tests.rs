@@ -147,7 +147,7 @@ fn holes_cost_nothing() {
     assert!(disk < 1 << 20, "{disk} bytes on the disk: no sparse files here");
     let budget = Budget::new(4 << 20, std::time::Duration::from_secs(60));
     let marker = |piece: &[u8]| memchr::memmem::find(piece, b"llama_").is_some();
-    let open = std::fs::File::open(file.path()).unwrap();
+    let open = File::open(file.path()).unwrap();
     let image = read(open, Path::new("/x"), &|name| name == "llama_decode", &marker, &budget).unwrap();
     assert_eq!(image.symbols.iter().map(|symbol| symbol.offset).collect::<Vec<_>>(), [0x1010]);
 }
@@ -160,7 +160,7 @@ fn a_file_is_read_as_far_as_the_budget_goes() {
         file.as_file().write_all_at(&vec![b'x'; 1 << 20], (0x2000 + (4 << 20) * 24) + (piece << 20)).unwrap();
     }
     let budget = Budget::new(32 << 20, std::time::Duration::from_secs(60));
-    let open = std::fs::File::open(file.path()).unwrap();
+    let open = File::open(file.path()).unwrap();
     let costly = read(open, Path::new("/x"), &|_| true, ANY, &budget).unwrap_err();
     assert_eq!(costly.to_string(), "/x would take too long to read");
 }
