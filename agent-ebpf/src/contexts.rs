@@ -116,6 +116,13 @@ pub fn has_failed(context: &Context, step: u32) -> bool {
     false
 }
 
+/// Whether the decode call under way repeats part of one that failed.
+#[inline(always)]
+pub fn is_retry(context: &Context) -> bool {
+    let last = context.failures[context.failed.wrapping_sub(1) as usize & (FAILURES - 1)];
+    context.failed != 0 && last.wrapping_add(1) == context.step
+}
+
 /// The batch under way is walked as far as possible. If that was not to its end the decode call counts all the same, if
 /// the context is one whose calls do.
 #[inline(always)]

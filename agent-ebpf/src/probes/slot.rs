@@ -97,6 +97,10 @@ fn leave(target: &Target, state: &mut Sequence, slot: i32) -> Result<(), Loss> {
     let mut n_ctx = 0;
     // Embeddings and requests cancelled within their prompt have no token that proves the batch.
     if let Some(context) = contexts::find(target, state.context) {
+        // The last try of a server that gives up: with one token, and no look at what came of it.
+        if context.flags & Context::PENDING != 0 && context.tokens == 1 && contexts::is_retry(context) {
+            contexts::fail(context);
+        }
         contexts::count_pending(target, context, now);
         sequences::undo(state, context);
         sequences::settle(state, context);
