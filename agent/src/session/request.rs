@@ -450,7 +450,12 @@ impl Request {
             slot: started().map(|start| start.slot),
             task: started().map(|start| start.task).filter(|task| *task >= 0),
             context_used: total(|task| task.n_past),
-            join: self.joined.unwrap_or(if ended().next().is_some() { Join::Exact } else { Join::None }),
+            join: match self.joined {
+                _ if ended().any(|ended| ended.incomplete != 0) => Join::Partial,
+                Some(join) => join,
+                None if ended().next().is_some() => Join::Exact,
+                None => Join::None,
+            },
             stale_tasks,
             client: self.client,
             user,

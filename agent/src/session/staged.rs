@@ -217,7 +217,7 @@ pub(crate) fn worked(request: RequestKey, task: i32) -> SlotEndEvent {
         wasted_tokens: 0,
         drafted_tokens: 0,
         accepted_tokens: 0,
-        reserved: 0,
+        incomplete: 0,
     }
 }
 
