@@ -11,7 +11,7 @@ use llamaprobe_common::{
 };
 
 use crate::{
-    maps::{BLANK_CONTEXT, CONTEXTS, MEMORIES},
+    maps::{BLANK_CONTEXT, CONTEXTS, MEMORIES, SEQUENCES},
     sequences,
     target::Target,
 };
@@ -138,8 +138,7 @@ pub fn walked(target: &Target, context: &mut Context) {
     }
 }
 
-/// Forgets all that a context holds; with `freed` the context, too. Of sequences without slots the agent removes the
-/// entries.
+/// Forgets all that a context holds; with `freed` the context, too, and sequences that are no slots.
 #[inline(always)]
 pub fn forget(target: &Target, address: u64, freed: bool, now: u64) {
     let Some(context) = find(target, address) else { return };
@@ -162,6 +161,11 @@ pub fn forget(target: &Target, address: u64, freed: bool, now: u64) {
             state.n_past = 0;
             state.flags &= kept_flags;
             state.context = kept_address;
+            if freed {
+                // Slots are under no context: of them none is removed. Without a branch, which would be one more for
+                // the verifier in every turn.
+                let _ = SEQUENCES.remove(SequenceKey { context: address, ..key });
+            }
         }
     }
     if freed {
