@@ -74,10 +74,12 @@ pub fn count_pending(target: &Target, context: &mut Context, now: u64) -> bool {
     context.flags &= !Context::PENDING;
     context.flags |= Context::COUNTED;
     target.batch(u64::from(context.tokens));
-    // Of tokens that could not be read it is known that they are prompt: a server puts what generates first.
-    target.tokens(TokenType::Prompt, u64::from(context.prompt_tokens + context.rest));
-    if context.rest != 0 {
-        target.unattributed(TokenType::Prompt, u64::from(context.rest));
+    // Of tokens that could not be read those are no prompt that slots go on with which generate.
+    let unmet = context.decoding.saturating_sub(context.met);
+    let rest = context.rest.saturating_sub(unmet);
+    target.tokens(TokenType::Prompt, u64::from(context.prompt_tokens + rest));
+    if rest != 0 {
+        target.unattributed(TokenType::Prompt, u64::from(rest));
     }
     let duration_ns = now.saturating_sub(context.entered_ns);
     target.engine(duration_ns);

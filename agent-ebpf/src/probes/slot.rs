@@ -92,6 +92,7 @@ fn end(target: &Target, slot: u64) -> Result<(), Loss> {
 fn leave(target: &Target, state: &mut Sequence, slot: i32) -> Result<(), Loss> {
     let task = state.task;
     let now = now();
+    let decoded = state.flags & Sequence::DECODING != 0;
     state.flags = 0;
     state.task = -1;
     let mut n_ctx = 0;
@@ -105,6 +106,9 @@ fn leave(target: &Target, state: &mut Sequence, slot: i32) -> Result<(), Loss> {
         sequences::undo(state, context);
         sequences::settle(state, context);
         n_ctx = if context.n_ctx_seq != 0 { context.n_ctx_seq } else { context.n_ctx };
+    }
+    if decoded && let Some(context) = contexts::find(target, sequences::decoder(target, state)) {
+        context.decoding = context.decoding.saturating_sub(1);
     }
     sequences::judge_draft(target, state);
     let _ = TASKS.remove(TaskKey { tgid: target.tgid, task });

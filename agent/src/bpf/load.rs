@@ -15,13 +15,15 @@ use llamaprobe_common::{
     target::{Notes, TargetConfig, TargetStats},
     task::TaskKey,
 };
-use tracing::warn;
+use tracing::{debug, warn};
 
 use super::{attach::Attachments, sockets::SocketLinks};
 use crate::plan::catalog::Program;
 
-/// Programs that others go on with by a tail call, by their place in the map `FOLLOW`.
-const FOLLOW: [&str; 3] = ["lp_walk", "lp_follow", "lp_tasks_on"];
+/// Programs that others go on with by a tail call, by their place in the map `FOLLOW`; with each one that does less at
+/// once, for a kernel that refuses it.
+const FOLLOW: [(&str, Option<&str>); 3] =
+    [("lp_walk", Some("lp_walk_few")), ("lp_follow", Some("lp_follow_few")), ("lp_tasks_on", None)];
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/llamaprobe-ebpf"));
 
@@ -149,14 +151,22 @@ impl Kernel {
         let at_return = Program::ALL.into_iter().filter_map(Program::at_return);
         let at_end = Program::ALL.into_iter().filter_map(Program::at_end);
         let names = Program::ALL.into_iter().map(Program::name).chain(at_return).chain(at_end);
-        for name in names.chain(FOLLOW).chain(["lp_calibration"]) {
+        for name in names.chain(["lp_calibration"]) {
             let program = uprobe(&mut ebpf, name)?;
             program.load().map_err(|source| LoadError::program("load", name, source))?;
         }
         let mut follow: ProgramArray<MapData> = take(&mut ebpf, "FOLLOW")?;
-        for (place, name) in (0..).zip(FOLLOW) {
-            let fd = uprobe(&mut ebpf, name)?;
-            let fd = fd.fd().map_err(|source| LoadError::program("open", name, source))?;
+        for (place, (name, instead)) in (0..).zip(FOLLOW) {
+            let mut name = name;
+            if let (Err(error), Some(instead)) = (uprobe(&mut ebpf, name)?.load(), instead) {
+                debug!(name, instead, error = chain(&error), "this kernel refuses a program");
+                name = instead;
+            }
+            let program = uprobe(&mut ebpf, name)?;
+            if program.fd().is_err() {
+                program.load().map_err(|source| LoadError::program("load", name, source))?;
+            }
+            let fd = program.fd().map_err(|source| LoadError::program("open", name, source))?;
             follow.set(place, fd, 0).map_err(|source| LoadError::map("fill", "FOLLOW", source))?;
         }
 

@@ -136,6 +136,8 @@ fn context(entered_ns: u64, n_ctx: u32, flags: u32) -> Context {
         sequences: 0,
         memory: 0,
         failed: 0,
+        decoding: 0,
+        met: 0,
         reserved: 0,
         walk: Walk {
             start: 0,
