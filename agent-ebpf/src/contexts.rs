@@ -11,7 +11,7 @@ use llamaprobe_common::{
 };
 
 use crate::{
-    maps::{BLANK_CONTEXT, CONTEXTS, MEMORIES},
+    maps::{BLANK_CONTEXT, CONTEXTS, MEMORIES, SEQUENCES},
     sequences,
     target::Target,
 };
@@ -74,10 +74,12 @@ pub fn count_pending(target: &Target, context: &mut Context, now: u64) -> bool {
     context.flags &= !Context::PENDING;
     context.flags |= Context::COUNTED;
     target.batch(u64::from(context.tokens));
-    // Of tokens that could not be read it is known that they are prompt: a server puts what generates first.
-    target.tokens(TokenType::Prompt, u64::from(context.prompt_tokens + context.rest));
-    if context.rest != 0 {
-        target.unattributed(TokenType::Prompt, u64::from(context.rest));
+    // Of tokens that could not be read those are no prompt that slots go on with which generate.
+    let unmet = context.decoding.saturating_sub(context.met);
+    let rest = context.rest.saturating_sub(unmet);
+    target.tokens(TokenType::Prompt, u64::from(context.prompt_tokens + rest));
+    if rest != 0 {
+        target.unattributed(TokenType::Prompt, u64::from(rest));
     }
     let duration_ns = now.saturating_sub(context.entered_ns);
     target.engine(duration_ns);
@@ -116,6 +118,13 @@ pub fn has_failed(context: &Context, step: u32) -> bool {
     false
 }
 
+/// Whether the decode call under way repeats part of one that failed.
+#[inline(always)]
+pub fn is_retry(context: &Context) -> bool {
+    let last = context.failures[context.failed.wrapping_sub(1) as usize & (FAILURES - 1)];
+    context.failed != 0 && last.wrapping_add(1) == context.step
+}
+
 /// The batch under way is walked as far as possible. If that was not to its end the decode call counts all the same, if
 /// the context is one whose calls do.
 #[inline(always)]
@@ -131,8 +140,7 @@ pub fn walked(target: &Target, context: &mut Context) {
     }
 }
 
-/// Forgets all that a context holds; with `freed` the context, too. Of sequences without slots the agent removes the
-/// entries.
+/// Forgets all that a context holds; with `freed` the context, too, and sequences that are no slots.
 #[inline(always)]
 pub fn forget(target: &Target, address: u64, freed: bool, now: u64) {
     let Some(context) = find(target, address) else { return };
@@ -155,6 +163,11 @@ pub fn forget(target: &Target, address: u64, freed: bool, now: u64) {
             state.n_past = 0;
             state.flags &= kept_flags;
             state.context = kept_address;
+            if freed {
+                // Slots are under no context: of them none is removed. Without a branch, which would be one more for
+                // the verifier in every turn.
+                let _ = SEQUENCES.remove(SequenceKey { context: address, ..key });
+            }
         }
     }
     if freed {

@@ -30,6 +30,15 @@ impl Binding {
         Self::start(command)
     }
 
+    /// Python that makes, uses and frees contexts as it is told; see `use_contexts.py`.
+    pub fn contexts(assets: &Assets, build: Build) -> Result<Self> {
+        let mut command = tied(assets.python());
+        command.arg(workspace_root().join("tests/assets/use_contexts.py"));
+        command.arg(assets.libllama(build)).arg(assets.tiny());
+        command.arg("--backends").arg(assets.backends(build));
+        Self::start(command)
+    }
+
     /// node-llama-cpp; none if it is not installed.
     pub fn node(assets: &Assets) -> Result<Option<Self>> {
         if !assets.node().join("node_modules/node-llama-cpp").is_dir() {
@@ -96,6 +105,13 @@ impl Binding {
         writeln!(self.input, "{word}")?;
         let tokens = self.answer("OUT")?;
         Ok(serde_json::from_str::<Vec<u32>>(&tokens).with_context(|| format!("not tokens: {tokens}"))?.len())
+    }
+
+    /// Does what `command` says, and returns the prompt and generated tokens of it.
+    pub fn command(&mut self, command: &str) -> Result<[u64; 2]> {
+        writeln!(self.input, "{command}")?;
+        let tokens = self.answer("OUT")?;
+        serde_json::from_str(&tokens).with_context(|| format!("{command}: {tokens}"))
     }
 
     fn answer(&mut self, word: &str) -> Result<String> {

@@ -493,6 +493,7 @@ impl Request {
             && !self.interrupted
             && (unended && code < 400 || self.gaps & Gap::EVENT != 0 && ended().next().is_none());
         let join = match self.joined {
+            _ if ended().any(|ended| ended.incomplete != 0) => Join::Partial,
             Some(join) => join,
             None if lost && self.is_inference_or_unknown() => Join::Uncertain,
             None if begun => Join::Exact,

@@ -19,7 +19,7 @@ use crate::{
     },
 };
 use llamaprobe_common::{
-    batch::{MAX_RUNS, Pick, Run, STEPS, Step, Walk},
+    batch::{FAILURES, MAX_RUNS, Pick, Run, STEPS, Step, Walk},
     cookie::Cookie,
     layout::LayoutState,
     request::{RequestKey, SlotEndEvent},
@@ -136,6 +136,14 @@ fn context(entered_ns: u64, n_ctx: u32, flags: u32) -> Context {
         sampled: 0,
         runs_len: 0,
         step: 0,
+        shares_len: 0,
+        mark: 0,
+        rest: 0,
+        sequences: 0,
+        memory: 0,
+        failed: 0,
+        decoding: 0,
+        met: 0,
         reserved: 0,
         walk: Walk {
             start: 0,
@@ -143,12 +151,13 @@ fn context(entered_ns: u64, n_ctx: u32, flags: u32) -> Context {
             position: 0,
             inside: 0,
             beyond: 0,
-            beyond_sequence: 0,
-            beyond_position: 0,
             stride: 0,
+            programs: 0,
+            closed: 0,
         },
         steps: [Step { duration_ns: 0, number: 0, tokens: 0 }; STEPS],
-        pick: Pick { own: 0, next: 0, sequence: 0, reserved: 0 },
+        pick: Pick { own: 0, end: 0, next: 0, sequence: 0 },
+        failures: [0; FAILURES],
         runs: [Run { start: 0, sequence: 0, sampled: 0 }; MAX_RUNS],
     }
 }
