@@ -16,6 +16,9 @@ use crate::{
     target::Target,
 };
 
+/// Tokens that a server decodes to warm up or to try its cache.
+const WARM_UP: u32 = 2;
+
 /// Sequences of a context that are forgotten with it: llama.cpp's `LLAMA_MAX_SEQ`.
 const FORGOTTEN: u32 = 256;
 
@@ -96,6 +99,13 @@ pub fn end_step(target: &Target, context: &mut Context, now: u64) {
     }
 }
 
+/// Whether a decode call of which nothing came may be one by which a server to be warms up or tries its cache: a few
+/// tokens at the beginning.
+#[inline(always)]
+pub fn is_warm_up(context: &Context) -> bool {
+    context.first_position == 0 && context.tokens <= WARM_UP
+}
+
 /// The decode call under way has failed. Its sequences take back what they took from it when they are met again.
 #[inline(always)]
 pub fn fail(context: &mut Context) {
@@ -147,6 +157,9 @@ pub fn forget(target: &Target, address: u64, freed: bool, now: u64) {
     // Whatever was decoded before is decoded.
     let slots = target.has(TargetConfig::SLOTS);
     let ended = if slots { now } else { context.entered_ns };
+    if target.is_undecided() && is_warm_up(context) {
+        context.flags &= !Context::PENDING;
+    }
     count_pending(target, context, ended);
     let (count, memory) = (context.sequences, context.memory);
     let kept_flags = if slots { u32::MAX } else { !Sequence::DECODING };

@@ -34,9 +34,6 @@ const RUNS: usize = 24;
 /// before 6.0 on aarch64); 64 in the 16 that are left.
 const FEW_RUNS: usize = 4;
 
-/// Tokens that a server decodes to warm up or to try its cache.
-const WARM_UP: u32 = 2;
-
 #[uprobe]
 fn lp_batch(probe: ProbeContext) -> u32 {
     observe(&probe, |target, cookie, call| {
@@ -155,9 +152,10 @@ fn enter(
         first.position = state.n_past as i32;
     }
     if target.is_undecided() {
-        // Nothing came of a few tokens at the beginning before others came there: the warm-up of a server to be.
-        let tried = first.position == 0 && context.first_position == 0 && context.tokens <= WARM_UP;
-        context.flags &= !if tried { Context::PENDING } else { 0 };
+        // Nothing came of them before others came there.
+        if first.position == 0 && contexts::is_warm_up(context) {
+            context.flags &= !Context::PENDING;
+        }
         context.flags |= Context::UNDECIDED;
     } else if context.flags & Context::UNDECIDED != 0 {
         // What a server did before its first slot is its warm-up.
