@@ -241,6 +241,8 @@ pub struct WriteEvent {
     pub request: RequestKey,
     /// When.
     pub at_ns: u64,
+    /// Bytes of the request up to here.
+    pub bytes_in: u64,
     /// Bytes of the answer up to here.
     pub bytes_out: u64,
     /// Its status code; 0 when it is not known.
@@ -407,7 +409,7 @@ plain!(
     Talk = 48 + 3 * PAGE_BYTES,
     PieceHead = 40,
     BeginEvent = 64,
-    WriteEvent = 48,
+    WriteEvent = 56,
     EndEvent = 80,
     TaskEvent = 32,
     DraftEvent = 40,

@@ -9,9 +9,7 @@ use std::{
 use aya::maps::MapError;
 use aya::programs::{TracePoint, trace_point::TracePointLink};
 use llamaprobe_common::{
-    request::{
-        Connection, ConnectionKey, EndEvent, EndReason, Gap, Peer, RequestEventKind, RequestKey,
-    },
+    request::{Connection, ConnectionKey, EndEvent, EndReason, Gap, Peer, RequestEventKind, RequestKey},
     task::TaskKey,
 };
 
@@ -115,8 +113,7 @@ impl Kernel {
         for &(fd, client) in open {
             let key = ConnectionKey { tgid: pid, fd };
             let peer = client.map(peer).unwrap_or_default();
-            let open =
-                Connection { peer, sequence: -1, flags: Connection::ADOPTED, ..Connection::default() };
+            let open = Connection { peer, sequence: -1, flags: Connection::ADOPTED, ..Connection::default() };
             match self.connections.insert(key, open, NOT_YET_THERE) {
                 Ok(()) => {}
                 // It was accepted meanwhile, and more is known of it than here.

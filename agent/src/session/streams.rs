@@ -66,14 +66,8 @@ impl Streams {
         if stream.current.is_some_and(|(current, _)| current == key) {
             return None;
         }
-        while let Some((from, message)) = stream.ready.pop_front() {
-            if from < key.arrived_ns {
-                return Some(message);
-            }
-            stream.ready.push_front((from, message));
-            return None;
-        }
-        None
+        let due = stream.ready.front().is_some_and(|(from, _)| *from < key.arrived_ns);
+        due.then(|| stream.ready.pop_front()).flatten().map(|(_, message)| message)
     }
 
     /// A request begins with bytes of its own: what came before them will not begin any more.
@@ -86,9 +80,8 @@ impl Streams {
     /// A connection is closed after this request.
     pub fn close(&mut self, key: RequestKey) {
         let at = (key.tgid, key.fd);
-        let old = |stream: &Stream| {
-            stream.current.is_none_or(|(current, _)| current.arrived_ns <= key.arrived_ns)
-        };
+        let old =
+            |stream: &Stream| stream.current.is_none_or(|(current, _)| current.arrived_ns <= key.arrived_ns);
         if self.0.get(&at).is_some_and(old) {
             self.0.remove(&at);
         }

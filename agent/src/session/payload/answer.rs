@@ -236,7 +236,9 @@ impl Answer {
                 Line::Begin
             }
             begun
-                if [&b"data: "[..], b"error: ", b"event:", b"\r\n"].iter().any(|it| it.starts_with(begun)) =>
+                if [&b"data: "[..], b"error: ", b"event:", b"\r\n"]
+                    .iter()
+                    .any(|it| it.starts_with(begun)) =>
             {
                 Line::Prefix(prefix)
             }

@@ -96,20 +96,22 @@ impl Sink for Fields {
             self.prompts = None;
         }
         match depth {
-            1 => matches!(
-                name,
-                b"model"
-                    | b"user"
-                    | b"safety_identifier"
-                    | b"stream"
-                    | b"temperature"
-                    | b"max_output_tokens"
-                    | b"max_tokens"
-                    | b"max_completion_tokens"
-                    | b"n_predict"
-                    | b"n"
-                    | b"n_cmpl"
-            ) || is_prompt(name),
+            1 => {
+                matches!(
+                    name,
+                    b"model"
+                        | b"user"
+                        | b"safety_identifier"
+                        | b"stream"
+                        | b"temperature"
+                        | b"max_output_tokens"
+                        | b"max_tokens"
+                        | b"max_completion_tokens"
+                        | b"n_predict"
+                        | b"n"
+                        | b"n_cmpl"
+                ) || is_prompt(name)
+            }
             2 => self.metadata && name == b"user_id",
             _ => false,
         }

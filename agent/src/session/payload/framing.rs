@@ -83,7 +83,11 @@ impl Chunk {
         let byte = bytes[0];
         *self = match *self {
             Self::Size { size, .. } if byte == b'\n' => {
-                if size == 0 { Self::Trailer { empty: true } } else { Self::Data(size) }
+                if size == 0 {
+                    Self::Trailer { empty: true }
+                } else {
+                    Self::Data(size)
+                }
             }
             Self::Size { size, digits } => match char::from(byte).to_digit(16).filter(|_| digits) {
                 Some(digit) => {

@@ -292,7 +292,8 @@ fn secret(name: &str) -> bool {
 
 /// The path of a request target, which may be a whole address.
 fn path(target: &[u8]) -> &[u8] {
-    let path = target.iter().position(|byte| matches!(byte, b'?' | b'#')).map_or(target, |end| &target[..end]);
+    let path =
+        target.iter().position(|byte| matches!(byte, b'?' | b'#')).map_or(target, |end| &target[..end]);
     let address = path.strip_prefix(b"http://").or_else(|| path.strip_prefix(b"https://"));
     address.map_or(path, |address| memchr::memchr(b'/', address).map_or(b"/", |start| &address[start..]))
 }

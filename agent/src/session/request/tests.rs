@@ -71,7 +71,12 @@ fn an_answer_is_over_with_the_last_byte_of_its_length() {
     let whole = chat_answer();
     let body = whole.windows(4).position(|four| four == b"\r\n\r\n").unwrap() + 4;
     let (early, late) = (body + 40, body + 90);
-    for cuts in [&[0, whole.len()][..], &[0, body, whole.len()], &[0, early, whole.len()], &[0, 9, early, late, whole.len()]] {
+    for cuts in [
+        &[0, whole.len()][..],
+        &[0, body, whole.len()],
+        &[0, early, whole.len()],
+        &[0, 9, early, late, whole.len()],
+    ] {
         let mut events = vec![read(K, 0, at(0), &chat())];
         for (index, pair) in cuts.windows(2).enumerate() {
             events.push(write(K, pair[0] as u64, at(10 + index as u64), &whole[pair[0]..pair[1]]));
@@ -123,8 +128,11 @@ fn a_stream_that_is_closed_before_its_end_is_cancelled() {
 
 #[test]
 fn a_client_that_goes_before_the_answer_is_gone() {
-    let mut queued =
-        vec![read(K, 0, at(0), &chat()), task(K, 40, at(1)), RequestEvent::End(end(K, EndReason::Closed, at(20), 0, 0))];
+    let mut queued = vec![
+        read(K, 0, at(0), &chat()),
+        task(K, 40, at(1)),
+        RequestEvent::End(end(K, EndReason::Closed, at(20), 0, 0)),
+    ];
     let request = finished(K, &queued);
     assert_eq!((request.code, request.outcome), (CLIENT_GONE, Outcome::Cancelled));
     assert_eq!((request.answered_ns, request.join), (at(20), Join::None));
@@ -249,8 +257,7 @@ fn a_request_may_come_in_pieces() {
 fn a_head_of_any_length_is_read_to_its_end() {
     let long = format!("X-User: ada\r\nCookie: {}\r\nX-Conversation-Id: c\r\n", "a".repeat(30_000));
     let bytes = post("/v1/chat/completions", &long, r#"{"user":"u"}"#);
-    let request =
-        finished(K, &[read(K, 0, at(0), &bytes), write(K, 0, at(9), &answer("200 OK", "{}"))]);
+    let request = finished(K, &[read(K, 0, at(0), &bytes), write(K, 0, at(9), &answer("200 OK", "{}"))]);
     let head = request.head.unwrap();
     assert_eq!((head.user_header.as_deref(), head.conversation.as_deref()), (Some("ada"), Some("c")));
     assert_eq!(request.body.user.as_deref(), Some("u"));
@@ -266,7 +273,8 @@ fn what_stands_behind_a_gap_is_read_from_its_end() {
     let (first, last) = (&bytes[..500], bytes.len() - 300);
     let chunked = format!("{:x}\r\n{body}\r\n0\r\nX: y\r\n\r\n", body.len());
     let chunked =
-        format!("POST /v1/chat/completions HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n{chunked}").into_bytes();
+        format!("POST /v1/chat/completions HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n{chunked}")
+            .into_bytes();
     let late = chunked.len() - 300;
     for (first, last, tail) in [(first, last, &bytes[last..]), (&chunked[..500], late, &chunked[late..])] {
         let request = finished(

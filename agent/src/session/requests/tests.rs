@@ -26,7 +26,9 @@ fn a_connection_carries_one_request_after_the_other() {
     assert_eq!(requests.open(), 0, "it opens nothing");
     let over = all(&mut requests, &chat_events(second));
     assert_eq!(over.iter().map(|request| request.key).collect::<Vec<_>>(), [second]);
-    assert!(requests.on(&RequestEvent::End(end(second, EndReason::Closed, 3_000 * MS, 2_060 * MS, 0))).is_none());
+    assert!(
+        requests.on(&RequestEvent::End(end(second, EndReason::Closed, 3_000 * MS, 2_060 * MS, 0))).is_none()
+    );
     assert_eq!((requests.open(), requests.given_up()), (0, 0));
 }
 
@@ -190,7 +192,8 @@ fn an_answer_of_many_writes_is_over_when_the_kernel_has_written_its_length() {
 #[test]
 fn requests_that_come_in_one_piece_are_told_apart() {
     let mut requests = requests();
-    let bodies = ["ann", "bob", "eve"].map(|user| post("/completion", "", &format!(r#"{{"user":"{user}"}}"#)));
+    let bodies =
+        ["ann", "bob", "eve"].map(|user| post("/completion", "", &format!(r#"{{"user":"{user}"}}"#)));
     let together = [&bodies[0][..], &bodies[1], b"\r\n", &bodies[2][..40]].concat();
     let keys = [key(1_000), key(1_010), key(1_020), key(1_030)];
     let at = |n: usize| keys[n].arrived_ns;
@@ -302,7 +305,8 @@ fn what_the_server_refuses_does_not_wait_for_a_slot() {
     let mut requests = requests();
     requests.join(PID, Joining::Inferred);
     requests.on(&read(key(1_000), 0, 1_000 * MS, &chat()));
-    let refused = on(&mut requests, &write(key(1_000), 0, 1_001 * MS, &answer("400 Bad Request", "{}"))).unwrap();
+    let refused =
+        on(&mut requests, &write(key(1_000), 0, 1_001 * MS, &answer("400 Bad Request", "{}"))).unwrap();
     assert_eq!((refused.code, refused.join), (400, Join::None));
     requests.on(&read(key(2_000), 0, 2_000 * MS, &get("/health")));
     assert!(on(&mut requests, &write(key(2_000), 0, 2_001 * MS, &answer("200 OK", "{}"))).is_some());
@@ -336,7 +340,9 @@ fn without_any_probe_the_answer_is_believed() {
 
     requests.on(&read(key(2_000), 0, 2_000 * MS, &chat()));
     let mut len = 0;
-    for (ms, bytes) in [(2_001, STREAM), (2_030, &text_chunk()), (2_050, &last_chunk("stop")), (2_050, b"0\r\n\r\n")] {
+    for (ms, bytes) in
+        [(2_001, STREAM), (2_030, &text_chunk()), (2_050, &last_chunk("stop")), (2_050, b"0\r\n\r\n")]
+    {
         on(&mut requests, &write(key(2_000), len, ms * MS, bytes));
         len += bytes.len() as u64;
     }
@@ -349,6 +355,7 @@ fn without_any_probe_the_answer_is_believed() {
     assert_eq!((over.ttft_ns(), over.decode_ns()), (Some(30 * MS), None), "when the first token was written");
 
     requests.on(&read(key(3_000), 0, 3_000 * MS, &chat()));
-    let refused = on(&mut requests, &write(key(3_000), 0, 3_001 * MS, &answer("400 Bad Request", "{}"))).unwrap();
+    let refused =
+        on(&mut requests, &write(key(3_000), 0, 3_001 * MS, &answer("400 Bad Request", "{}"))).unwrap();
     assert_eq!((refused.join, refused.generated_tokens), (Join::None, 0));
 }

@@ -1,6 +1,6 @@
 use super::*;
-use crate::session::staged::{get, key, options, piece, post, read};
 use crate::bpf::events::RequestEvent;
+use crate::session::staged::{get, key, options, piece, post, read};
 
 /// Feeds a piece; whose path was told by it, and whether its request may be none.
 fn feed(streams: &mut Streams, event: RequestEvent) -> (Vec<(RequestKey, String)>, bool) {

@@ -36,7 +36,11 @@ fn status_of_a_stream_and_of_a_whole_answer() {
 
 #[test]
 fn a_head_of_any_length_in_pieces() {
-    let many = format!("HTTP/1.1 200 OK\r\nOrigin: {}\r\n{}Content-Length: 1\r\n\r\nx", "o".repeat(40_000), "A: b\r\n".repeat(80));
+    let many = format!(
+        "HTTP/1.1 200 OK\r\nOrigin: {}\r\n{}Content-Length: 1\r\n\r\nx",
+        "o".repeat(40_000),
+        "A: b\r\n".repeat(80)
+    );
     for cut in [1, 9, 12, 17, 20_000, many.len() - 3] {
         let mut answer = Answer::default();
         answer.feed(0, false, &many.as_bytes()[..cut], 1);

@@ -77,7 +77,10 @@ fn who_asks_in_every_spelling() {
     };
     let both = |name: &str| (Some(name.to_owned()), Some(name.to_owned()));
     let long = "x".repeat(200_000);
-    assert_eq!(user(&format!(r#"{{"messages":[{{"content":"{long}"}}],"user":"ann","tools":["{long}"]}}"#)), both("ann"));
+    assert_eq!(
+        user(&format!(r#"{{"messages":[{{"content":"{long}"}}],"user":"ann","tools":["{long}"]}}"#)),
+        both("ann")
+    );
     assert_eq!(user(r#"{"user": 4711, "n":1}"#), both("4711"));
     assert_eq!(user(r#"{"us\u0065r":"ann"}"#), both("ann"), "a key written otherwise");
     assert_eq!(user(r#"{"safety_identifier":"s"}"#), both("s"));
@@ -131,11 +134,7 @@ fn several_prompts_are_a_list_of_more_than_one() {
     ] {
         assert!(!several(one), "{one}");
     }
-    for more in [
-        r#"{"prompt":["a","b"]}"#,
-        r#"{"input":[[1],[2]]}"#,
-        r#"{"documents":[{"text":"a"}]}"#,
-    ] {
+    for more in [r#"{"prompt":["a","b"]}"#, r#"{"input":[[1],[2]]}"#, r#"{"documents":[{"text":"a"}]}"#] {
         assert!(several(more), "{more}");
     }
 }

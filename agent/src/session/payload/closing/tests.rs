@@ -6,7 +6,12 @@ fn closing(head: &[u8], tails: &[&[u8]]) -> Closing {
     let mut answer = Answer::default();
     let line = b"HTTP/1.1 200 OK\r\n\r\n";
     answer.feed(0, false, line, 1);
-    answer.feed(line.len() as u64, false, head.strip_prefix(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n").unwrap_or(head), 1);
+    answer.feed(
+        line.len() as u64,
+        false,
+        head.strip_prefix(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n").unwrap_or(head),
+        1,
+    );
     for tail in tails {
         answer.feed(answer.read_to() + 1, true, tail, 1);
     }

@@ -63,7 +63,8 @@ fn lines_that_are_no_headers_are_stepped_over() {
 
 #[test]
 fn first_lines_as_the_server_takes_them() {
-    let route = |line: &[u8]| parse(&[line, b"\r\n\r\n"].concat(), &options()).map(|head| (head.method, head.route));
+    let route =
+        |line: &[u8]| parse(&[line, b"\r\n\r\n"].concat(), &options()).map(|head| (head.method, head.route));
     let completion = Ok((Method::Post, Route::Completion));
     assert_eq!(route(b"POST  /completion HTTP/1.1"), completion);
     assert_eq!(route(b"POST /completion HTTP/1.0 "), completion);

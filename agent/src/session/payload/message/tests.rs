@@ -9,7 +9,8 @@ const BODY: &str = r#"{"messages":[{"role":"user","content":"a \" b"}],"user":"a
 fn requests() -> [Vec<u8>; 2] {
     let (first, second) = BODY.split_at(30);
     let head = "POST /v1/chat/completions HTTP/1.1\r\nX-User: eve\r\nTransfer-Encoding: chunked\r\n\r\n";
-    let chunks = format!("{:x};e=1\r\n{first}\r\n{:X}\r\n{second}\r\n0\r\nT: 1\r\n\r\n", first.len(), second.len());
+    let chunks =
+        format!("{:x};e=1\r\n{first}\r\n{:X}\r\n{second}\r\n0\r\nT: 1\r\n\r\n", first.len(), second.len());
     [post("/v1/chat/completions", "X-User: eve\r\n", BODY), format!("{head}{chunks}").into_bytes()]
 }
 

@@ -23,7 +23,8 @@ fn found(pieces: &[&[u8]]) -> Vec<(i64, Vec<u8>, Vec<u8>)> {
     all.0
 }
 
-const SAMPLE: &[u8] = br#" {"a": "x\"b\":", "c" : [{"d":{}}, "e:"], "\\f":1, "g":"\\", "h":null, "i":-1.5e3}"#;
+const SAMPLE: &[u8] =
+    br#" {"a": "x\"b\":", "c" : [{"d":{}}, "e:"], "\\f":1, "g":"\\", "h":null, "i":-1.5e3}"#;
 
 #[test]
 fn the_same_keys_as_of_the_whole() {
@@ -54,7 +55,10 @@ fn what_is_kept_is_bounded() {
     let long = "x".repeat(100_000);
     let keys = found(&[format!(r#"{{"{long}":1,"a":"{long}","b":{long},"c":2}}"#).as_bytes()]);
     assert!(keys.iter().all(|(_, name, value)| name.len() <= MAX_KEY && value.len() <= MAX_VALUE));
-    assert_eq!(keys.last().map(|(_, name, value)| (name.as_slice(), value.as_slice())), Some((&b"c"[..], &b"2}"[..])));
+    assert_eq!(
+        keys.last().map(|(_, name, value)| (name.as_slice(), value.as_slice())),
+        Some((&b"c"[..], &b"2}"[..]))
+    );
     let deep = [&b"[".repeat(100_000)[..], br#"{"a":1}"#].concat();
     assert!(found(&[&deep]).is_empty(), "too deep for a key to be one that counts");
 }
