@@ -4,7 +4,7 @@
 use aya_ebpf::{macros::uprobe, programs::ProbeContext};
 use llamaprobe_common::{
     loss::Loss,
-    request::{RequestEventKind, TaskEvent},
+    request::{RequestEventKind, RequestKey, TaskEvent},
     task::TaskKey,
 };
 
@@ -25,7 +25,11 @@ const NODE_VALUE: u64 = 8;
 /// `server_response::add_waiting_task_id(int)`
 #[uprobe]
 fn lp_task(probe: ProbeContext) -> u32 {
-    observe(&probe, |target, _, call| wait(target, call.get(1)? as i32, now()))
+    observe(&probe, |target, _, call| {
+        let now = now();
+        let Some(request) = served(target, now) else { return Ok(()) };
+        wait(target, request, call.get(1)? as i32, now)
+    })
 }
 
 /// `server_response::add_waiting_task_ids(std::unordered_set<int> const &)`
@@ -33,12 +37,14 @@ fn lp_task(probe: ProbeContext) -> u32 {
 fn lp_tasks(probe: ProbeContext) -> u32 {
     observe(&probe, |target, _, call| {
         let now = now();
+        // A thread of the server that serves no connection waits for tasks of its own.
+        let Some(request) = served(target, now) else { return Ok(()) };
         let mut node = read::<u64>(call.get(1)? + FIRST_NODE)?;
         for _ in 0..MAX_TASKS {
             if node == 0 {
                 return Ok(());
             }
-            wait(target, read::<i32>(node + NODE_VALUE)?, now)?;
+            wait(target, request, read::<i32>(node + NODE_VALUE)?, now)?;
             node = read::<u64>(node)?;
         }
         Err(Loss::TasksFull)
@@ -46,9 +52,7 @@ fn lp_tasks(probe: ProbeContext) -> u32 {
 }
 
 #[inline(always)]
-fn wait(target: &Target, task: i32, now: u64) -> Result<(), Loss> {
-    // A thread of the server that serves no connection waits for tasks of its own.
-    let Some(request) = served(target, now) else { return Ok(()) };
+fn wait(target: &Target, request: RequestKey, task: i32, now: u64) -> Result<(), Loss> {
     let key = TaskKey { tgid: target.tgid, task };
     TASKS.insert(key, request, 0).map_err(|_| Loss::TasksFull)?;
     let Some(mut entry) = REQUEST_EVENTS.reserve::<TaskEvent>(0) else {
