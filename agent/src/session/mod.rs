@@ -191,6 +191,11 @@ impl Session {
         self.book(now, finished)
     }
 
+    /// Whether bytes that were handed over before an event are not here yet.
+    pub fn lacks(&self, event: &RequestEvent) -> bool {
+        self.requests.lacks(event)
+    }
+
     /// Books requests that were answered long ago and whose slots were never left.
     pub fn expire(&mut self, now: Instant, now_ns: u64) -> Vec<Record> {
         let finished = self.requests.expire(now_ns);

@@ -134,6 +134,7 @@ pub(crate) fn told(event: &RequestEvent) -> Option<RequestEvent> {
         index: u32::from(offset > 0),
         request,
         at_ns,
+        bytes_in: 0,
         bytes_out: offset + piece.data.len() as u64,
         code,
         gaps: 0,

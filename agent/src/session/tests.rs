@@ -503,7 +503,7 @@ fn over(session: &mut Session, now: Instant, events: &[RequestEvent]) -> Vec<(St
         records.extend(told(event).iter().flat_map(|event| session.on(now, event)));
         records
     };
-    let records = events.iter().flat_map(|event| both(event));
+    let records = events.iter().flat_map(both);
     records.map(|record| (record.labels.server, record.request.outcome)).collect()
 }
 
