@@ -7,6 +7,7 @@ use aya_ebpf::{
 use llamaprobe_common::{
     batch::{Context, ContextKey},
     call::Call,
+    event::MAX_ONLY,
     layout::{LayoutKey, LayoutState},
     request::{Connection, ConnectionKey, Peer, RequestKey, Talk},
     sequence::{Sequence, SequenceKey},
@@ -49,6 +50,14 @@ pub static BLANK_CONTEXT: Array<Context> = Array::with_max_entries(1, 0);
 /// Process events.
 #[map]
 pub static EVENTS: RingBuf = RingBuf::with_byte_size(64 * 1024, 0);
+
+/// How much what was told of each process mattered, until the agent looks at it.
+#[map]
+pub static TOLD: LruHashMap<u32, u32> = LruHashMap::with_max_entries(8192, 0);
+
+/// The processes that are meant; all, unless 0 is among them.
+#[map]
+pub static ONLY: HashMap<u32, u8> = HashMap::with_max_entries(MAX_ONLY, 0);
 
 /// When each unobserved process that ran a probed function was last reported, `CLOCK_MONOTONIC` nanoseconds.
 #[map]

@@ -155,16 +155,17 @@ pub async fn run(options: Options, mut signals: Signals) -> Result<()> {
         Ok((RequestLog::open(log.clone()).with_context(open)?, billing.load()?))
     };
     let Some((log, billing)) = signals.or_end(files).await? else { return Ok(()) };
-    let load = || {
-        let (kernel, mut attacher, rings) = Kernel::load().map_err(explain)?;
+    let only = options.only.clone();
+    let load = move || {
+        let (kernel, mut attacher, rings) = Kernel::load(&only).map_err(explain)?;
         let prices = calibrate(&mut attacher);
         Ok((kernel, attacher, rings, prices))
     };
     let Some((kernel, attacher, rings, prices)) = signals.or_end(load).await? else { return Ok(()) };
     let otlp = Otlp::start(&options.otlp)?;
     let (telling, mut looked) = mpsc::unbounded_channel();
-    let looks =
-        Looks::start(telling, doctor::kernel_version(&Roots::default())).context("cannot start a thread")?;
+    let looks = Looks::start(&telling, rings.told, doctor::kernel_version(&Roots::default()))
+        .context("cannot start a thread")?;
     let run_times =
         RunTimes::start(&attacher).inspect_err(|error| warn!(%error, "no thread for run times")).ok();
     let (telling, mut done) = mpsc::unbounded_channel();
@@ -431,7 +432,7 @@ impl Agent {
         let now = Instant::now();
         self.health.turn();
         self.settle_servers();
-        self.session.unsettled(now).into_iter().for_each(|pid| self.look(pid, Rank::Likely, &[now]));
+        self.session.unsettled(now).into_iter().for_each(|pid| self.look(pid, 0, Rank::Likely, &[now]));
         self.settle_answers(now);
         for request in self.session.unended() {
             if !self.kernel.is_under_way(request) {

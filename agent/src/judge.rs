@@ -15,12 +15,13 @@ pub enum Judged {
     Opaque(Box<Target>),
     /// It may not be looked at.
     Closed,
-    /// It is something else, or gone.
-    Nothing,
+    /// There was more to read than may be spent on one look.
+    Costly,
+    /// It is something else, or gone; and whether it was there.
+    Nothing(bool),
 }
 
 /// Why a process that shows no symbol cannot be observed.
-pub const NO_SYMBOL: &str = "no file it maps shows a symbol of llama.cpp";
 
 /// Judges what was found, on a kernel of this release.
 pub fn judge(look: Look, release: Option<KernelVersion>) -> Judged {
@@ -28,7 +29,7 @@ pub fn judge(look: Look, release: Option<KernelVersion>) -> Judged {
         Look::Found(target) => {
             let no_return = release.and_then(|release| doctor::no_return_probe(target.seccomp, release));
             match plan::plan(&target.plain_images()).without_return_probes(no_return) {
-                Verdict::Foreign => Judged::Nothing,
+                Verdict::Foreign => Judged::Nothing(true),
                 verdict => Judged::Llama(target, verdict),
             }
         }
@@ -37,6 +38,7 @@ pub fn judge(look: Look, release: Option<KernelVersion>) -> Judged {
         }
         Look::Opaque(target) => Judged::Opaque(target),
         Look::Closed => Judged::Closed,
-        Look::Nothing => Judged::Nothing,
+        Look::Costly => Judged::Costly,
+        Look::Nothing(there) => Judged::Nothing(there),
     }
 }

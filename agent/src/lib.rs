@@ -20,4 +20,5 @@ pub mod cli;
 pub mod doctor;
 pub mod judge;
 pub mod output;
+pub mod scout;
 pub mod survey;

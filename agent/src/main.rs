@@ -13,6 +13,7 @@ use llamaprobe::{
     doctor::Roots,
     export::snapshot,
     output::{self, Messages},
+    scout,
     session::payload::head::KeyHash,
     survey,
 };
@@ -23,6 +24,10 @@ use tracing_subscriber::EnvFilter;
 const LAST_WORDS: Duration = Duration::from_millis(100);
 
 fn main() -> ExitCode {
+    // Not a command for people: what the agent starts to look at processes.
+    if std::env::args_os().nth(1).is_some_and(|command| command == scout::COMMAND) {
+        return ended(scout::serve().map(|()| ExitCode::SUCCESS));
+    }
     let cli = Cli::parse();
     let done = match cli.command.unwrap_or_else(|| Command::Run(Box::new(cli.run))) {
         Command::Run(arguments) => run(*arguments),
@@ -43,6 +48,10 @@ fn main() -> ExitCode {
             Ok(ExitCode::SUCCESS)
         }
     };
+    ended(done)
+}
+
+fn ended(done: Result<ExitCode>) -> ExitCode {
     match done {
         Ok(code) => code,
         Err(error) => {

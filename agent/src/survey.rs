@@ -24,13 +24,14 @@ pub fn processes(roots: &Roots, only: &[u32]) -> Report {
     let kernel = doctor::kernel_version(roots);
     let mut report = Report::default();
     for pid in pids {
-        match judge(scanner.look(pid), kernel) {
+        match judge(scanner.look(pid, &[]), kernel) {
             Judged::Llama(target, verdict) => {
                 report.processes.extend(ProcessReport::of(&target, &verdict, virtual_machine));
             }
-            Judged::Opaque(target) => report.processes.push(ProcessReport::opaque(pid, target.comm)),
+            Judged::Opaque(target) => report.processes.push(ProcessReport::opaque(&target)),
             Judged::Closed => report.closed += 1,
-            Judged::Nothing => {}
+            // TODO
+            Judged::Costly | Judged::Nothing(_) => {}
         }
     }
     report

@@ -4,10 +4,11 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;
 use std::process::{ChildStdin, ChildStdout, Command, Stdio};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::assets::{Assets, Build, workspace_root};
 use crate::process::{Log, Process, tied};
+use crate::scratch::Scratch;
 
 /// A running program that generates on demand.
 #[derive(Debug)]
@@ -42,6 +43,19 @@ impl Binding {
         Self::start(command).map(Some)
     }
 
+    /// An engine that computes nothing, built with these definitions of `made_up_engine.cpp`: batches that lie in memory
+    /// as a build of any time might have them.
+    pub fn made_up(scratch: &Scratch, definitions: &[&str]) -> Result<Self> {
+        let program = scratch.path().join("made-up-engine");
+        let mut compiler = Command::new("c++");
+        compiler.args(["-O1", "-o"]).arg(&program);
+        compiler.args(definitions.iter().map(|definition| format!("-D{definition}")));
+        compiler.arg(workspace_root().join("tests/assets/made_up_engine.cpp"));
+        let output = compiler.output().context("a compiler of C++ is needed")?;
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        Self::start(tied(program))
+    }
+
     /// Python that only maps files and waits; each with the option of `map_files.py` that says how.
     pub fn mapping<'a>(
         assets: &Assets,
@@ -74,7 +88,12 @@ impl Binding {
 
     /// Generates once, and returns how many tokens.
     pub fn generate(&mut self) -> Result<usize> {
-        self.input.write_all(b"\n")?;
+        self.generate_as("")
+    }
+
+    /// Generates once, as the word says, and returns how many tokens.
+    pub fn generate_as(&mut self, word: &str) -> Result<usize> {
+        writeln!(self.input, "{word}")?;
         let tokens = self.answer("OUT")?;
         Ok(serde_json::from_str::<Vec<u32>>(&tokens).with_context(|| format!("not tokens: {tokens}"))?.len())
     }

@@ -3,7 +3,7 @@
 
 use std::{
     collections::VecDeque,
-    path::PathBuf,
+    os::fd::OwnedFd,
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
         mpsc::{Receiver, Sender, channel},
@@ -20,7 +20,10 @@ use crate::{
         Attacher, LoadError,
         attach::{AttachError, Links},
     },
-    discovery::{image::ImageId, process::ProcessId},
+    discovery::{
+        image::ImageId,
+        process::{ProcessId, descriptor},
+    },
     plan::Probe,
 };
 
@@ -53,8 +56,8 @@ pub(super) struct Attach {
     pub(super) id: ProcessId,
     /// Its probes.
     pub(super) probes: Vec<Probe>,
-    /// What opens its files.
-    pub(super) files: Vec<(ImageId, PathBuf)>,
+    /// Its files.
+    pub(super) files: Vec<(ImageId, Arc<OwnedFd>)>,
     /// Whether it shows that it is used: those go first.
     pub(super) urgent: bool,
 }
@@ -164,7 +167,7 @@ impl Inside {
     fn attach(&mut self, Attach { id, probes, files, .. }: Attach) {
         let gone = self.attacher.keep(id.pid, &probes);
         self.detach(gone);
-        let file = |image| files.iter().find(|(known, _)| *known == image).map(|(_, file)| file.clone());
+        let file = |image| files.iter().find(|(known, _)| *known == image).map(|(_, file)| descriptor(file));
         let failures = self.attacher.attach(id.pid, &probes, file);
         self.tell(Done::Attached(id, failures));
     }

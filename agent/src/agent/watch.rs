@@ -24,16 +24,26 @@ use crate::{
     bpf::{attach::AttachError, events, read::Reading},
     discovery::{Target, image::ImageId, process::Listener},
     doctor::NEEDED,
-    judge::{Judged, NO_SYMBOL},
+    judge::Judged,
     plan::{Joining, Plan, Verdict, catalog::Role},
 };
 
 /// How long after an event a process is looked at: a starting program maps a dozen files within this time.
 const SETTLE: Duration = Duration::from_millis(20);
-/// Further looks at a program that has just started: for libraries whose mapping was not told.
-const LATER: [Duration; 3] = [Duration::from_millis(200), Duration::from_millis(700), Duration::from_secs(4)];
+/// When a program that has just started is looked at: at last for libraries whose mapping was not told.
+const STARTS: &[Duration] = &[SETTLE, ms(200), ms(700), ms(4000)];
+/// The same for one that is called like a server: it may answer soon.
+const SERVER_STARTS: &[Duration] = &[ms(3), ms(10), ms(20), ms(50), ms(200), ms(700), ms(4000)];
+/// What programs are called that are servers.
+const SERVERS: [&[u8]; 2] = [b"llama", b"ollama"];
+/// When what could not be finished is looked at again.
+const SOON: Duration = ms(200);
 /// Over how long the looks of a rescan are spread.
 const SPREAD: Duration = Duration::from_secs(10);
+
+const fn ms(ms: u64) -> Duration {
+    Duration::from_millis(ms)
+}
 
 impl Agent {
     pub(super) fn process_event(&mut self, entry: &[u8]) {
@@ -47,23 +57,27 @@ impl Agent {
             return warn!(len = entry.len(), "unknown process event");
         };
         let (now, pid) = (Instant::now(), event.tgid);
+        let owner = event.owner;
         match kind {
             ProcessEventKind::Exec => {
                 // Another program in the same process: what was counted before is not its.
                 self.end(pid);
-                let times = [SETTLE].into_iter().chain(LATER).map(|later| now + later);
-                self.look(pid, Rank::Any, &Vec::from_iter(times));
+                let named = SERVERS.iter().any(|name| event.comm.starts_with(name));
+                let (rank, times) = if named { (Rank::Likely, SERVER_STARTS) } else { (Rank::Any, STARTS) };
+                self.look(pid, owner, rank, &Vec::from_iter(times.iter().map(|later| now + *later)));
             }
             ProcessEventKind::Exit => self.end(pid),
-            ProcessEventKind::Stranger => self.look(pid, Rank::Likely, &[now]),
-            ProcessEventKind::Map => self.look(pid, Rank::Any, &[now + SETTLE]),
+            ProcessEventKind::Stranger | ProcessEventKind::Listen => {
+                self.look(pid, owner, Rank::Likely, &[now]);
+            }
+            ProcessEventKind::Map => self.look(pid, owner, Rank::Any, &[now + SETTLE]),
         }
     }
 
-    /// Has a process looked at, if it is one of those that are meant.
-    pub(super) fn look(&self, pid: u32, rank: Rank, times: &[Instant]) {
+    /// Has a process of a user looked at, if it is one of those that are meant.
+    pub(super) fn look(&self, pid: u32, owner: u32, rank: Rank, times: &[Instant]) {
         if self.only.is_empty() || self.only.contains(&pid) {
-            self.looks.at(pid, 0, rank, times);
+            self.looks.at(pid, owner, rank, times);
         }
     }
 
@@ -72,11 +86,13 @@ impl Agent {
         if self.only.is_empty() {
             self.looks.at_all();
         } else {
-            self.listed(&self.only.clone());
+            let only = self.only.iter().map(|pid| (*pid, 0)).collect::<Vec<_>>();
+            self.listed(&only);
         }
     }
 
-    fn listed(&mut self, pids: &[u32]) {
+    fn listed(&mut self, all: &[(u32, u32)]) {
+        let pids: BTreeSet<u32> = all.iter().map(|(pid, _)| *pid).collect();
         if self.only.is_empty() {
             let gone: Vec<u32> = self.seats.keys().copied().filter(|pid| !pids.contains(pid)).collect();
             gone.into_iter().for_each(|pid| self.end(pid));
@@ -87,13 +103,13 @@ impl Agent {
         let step =
             if first { Duration::ZERO } else { SPREAD / u32::try_from(pids.len().max(1)).unwrap_or(1) };
         let mut time = now;
-        for pid in pids {
+        for (pid, owner) in all {
             let rank = if first || self.seats.contains_key(pid) { Rank::Likely } else { Rank::Routine };
-            self.look(*pid, rank, &[time]);
+            self.look(*pid, *owner, rank, &[time]);
             time += step;
         }
         if first {
-            self.first = Some(pids.iter().copied().collect());
+            self.first = Some(pids);
         }
         self.settle_first();
     }
@@ -114,6 +130,14 @@ impl Agent {
             Looked::All(pids) => self.listed(&pids),
             Looked::Process(pid, judged) => {
                 self.judged(pid, judged);
+                if let Some(first) = &mut self.first {
+                    first.remove(&pid);
+                }
+                self.settle_first();
+            }
+            Looked::Abandoned(pid, device, why) => {
+                let device = device.as_deref().unwrap_or("unknown");
+                warn!(pid, device, ?why, "a look at a process did not end; it is left alone for a while");
                 if let Some(first) = &mut self.first {
                     first.remove(&pid);
                 }
@@ -149,8 +173,10 @@ impl Agent {
                     Verdict::Foreign => self.end(pid),
                 }
             }
-            Judged::Opaque(target) => self.refuse(pid, &target.comm, NO_SYMBOL),
-            Judged::Closed | Judged::Nothing => self.end(pid),
+            Judged::Opaque(target) => self.refuse(pid, &target.comm, target.why_opaque()),
+            Judged::Closed | Judged::Nothing(_) => self.end(pid),
+            // What it was it may still be.
+            Judged::Costly => {}
         }
     }
 
@@ -192,7 +218,7 @@ impl Agent {
             (undecided && seat.has_started).then_some(*pid)
         };
         let turned: Vec<u32> = self.seats.iter_mut().filter_map(turned).collect();
-        turned.into_iter().for_each(|pid| self.look(pid, Rank::Likely, &[Instant::now()]));
+        turned.into_iter().for_each(|pid| self.look(pid, 0, Rank::Likely, &[Instant::now()]));
     }
 
     /// The sockets are followed as long as there is a server.
@@ -211,7 +237,7 @@ impl Agent {
         }
     }
 
-    fn watch(&mut self, target: Target, mut plan: Plan) {
+    fn watch(&mut self, mut target: Target, mut plan: Plan) {
         let now = Instant::now();
         if self.seats.get(&target.pid).is_some_and(|seat| seat.has_started) {
             plan.settle_for_server();
@@ -228,7 +254,7 @@ impl Agent {
         let pid = target.pid;
         if self.seats.get(&pid).is_some_and(|seat| seat.attaching.is_some()) {
             // What was found meanwhile is found again.
-            return self.look(pid, Rank::Likely, &[now + LATER[0]]);
+            return self.look(pid, target.owner, Rank::Likely, &[now + SOON]);
         }
         let index = match self.seats.get(&pid) {
             Some(seat) => seat.config.index,
@@ -250,12 +276,14 @@ impl Agent {
         }
         let config = self.config(index, &target, &plan);
         if self.session.plan(pid).map(sites).is_some_and(|known| known == sites(&plan)) {
+            target.close();
             if self.seat(&target, config) {
                 self.session.refresh(now, target, plan);
             }
             return;
         }
-        let files = target.images.iter().map(|mapped| (mapped.image.id, mapped.file.clone())).collect();
+        let files = target.images.iter().filter_map(|it| Some((it.image.id, it.file.clone()?))).collect();
+        target.close();
         let urgent = !target.listeners.is_empty();
         let attach = Attach { id: target.id(), probes: plan.probes.clone(), files, urgent };
         let seat = self.seats.entry(pid).or_insert(Seat {

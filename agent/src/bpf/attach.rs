@@ -67,7 +67,7 @@ impl AttachError {
 impl Attacher {
     /// Attaches the probes of a process. Sites that are probed already only gain a user.
     ///
-    /// `file` gives a path that opens an image. All that can be attached is; what cannot be is returned.
+    /// `file` gives a path that leads to an image. All that can be attached is; what cannot be is returned.
     pub fn attach(
         &mut self,
         pid: u32,

@@ -91,7 +91,6 @@ fn time(function: extern "C" fn()) -> Duration {
 
 /// Where an address of this process lies in its executable.
 fn file_offset(address: u64) -> Option<u64> {
-    let mappings = ProcessRoot::new(Path::new("/proc"), std::process::id()).mappings().ok()?;
-    let mapping = mappings.into_iter().find(|m| m.executable && (m.start..m.end).contains(&address))?;
+    let mapping = ProcessRoot::new(Path::new("/proc"), std::process::id()).mapping_at(address).ok()??;
     Some(address - mapping.start + mapping.offset)
 }

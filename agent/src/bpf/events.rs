@@ -133,7 +133,7 @@ mod tests {
             request(&entry).is_some()
         };
         assert!(task(4, 32) && !task(4, 31) && !task(4, 33) && !task(9, 32));
-        assert!(request(&[]).is_none() && process(&[0; 7]).is_none() && process(&[0; 8]).is_some());
+        assert!(request(&[]).is_none() && process(&[0; 8]).is_none() && process(&[0; 28]).is_some());
     }
 
     #[test]

@@ -102,7 +102,7 @@ impl LoadError {
     }
 }
 
-/// The ring buffers.
+/// The ring buffers, and what governs them.
 pub struct Rings {
     /// Process events.
     pub processes: RingBuf<MapData>,
@@ -110,6 +110,19 @@ pub struct Rings {
     pub requests: RingBuf<MapData>,
     /// Bytes of requests and answers.
     pub payload: RingBuf<MapData>,
+    /// What holds process events back.
+    pub told: Told,
+}
+
+/// Who was told of and has not been looked at since: nothing more is told of those.
+pub struct Told(HashMap<MapData, u32, u32>);
+
+impl Told {
+    /// What a process does from now on is told again.
+    pub fn forget(&mut self, pid: u32) {
+        // It may have ended, or not have been told of.
+        let _ = self.0.remove(&pid);
+    }
 }
 
 /// The maps of the loaded programs.
@@ -127,6 +140,7 @@ pub struct Kernel {
     pub(super) tasks: HashMap<MapData, TaskKey, RequestKey>,
     pub(super) calls: HashMap<MapData, u64, Call>,
     pub(super) layouts: HashMap<MapData, LayoutKey, LayoutState>,
+    _only: HashMap<MapData, u32, u8>,
     /// Maps the programs read only; held so that they are not closed.
     _blank: (Array<MapData, Context>, Array<MapData, Talk>),
     late_loads: bool,
@@ -146,12 +160,12 @@ pub struct Attacher {
 
 impl Kernel {
     /// Loads everything and starts to watch process life. Returns what attaches, and the ring buffers of process and
-    /// request events, beside.
+    /// request events, beside. Of other processes than `only` nothing is told, unless it is empty.
     ///
     /// # Errors
     ///
     /// When the kernel refuses a program or a map: no rights, Linux older than 5.15, lockdown.
-    pub fn load() -> Result<(Self, Attacher, Rings), LoadError> {
+    pub fn load(only: &[u32]) -> Result<(Self, Attacher, Rings), LoadError> {
         // No program needs relocation against kernel types, so the kernel's BTF (megabytes) is not read.
         let mut ebpf = EbpfLoader::new()
             .btf(None)
@@ -166,13 +180,19 @@ impl Kernel {
         }
         let follow = vec![fill(&mut ebpf, "FOLLOW", &FOLLOW)?, fill(&mut ebpf, "SHOW", &["lp_show"])?];
 
+        // Before anything is told: who is not meant never fills a ring.
+        let mut meant: HashMap<MapData, u32, u8> = take(&mut ebpf, "ONLY")?;
+        for pid in only.first().map(|_| &0).into_iter().chain(only) {
+            meant.insert(pid, 1, 0).map_err(|source| LoadError::map("fill", "ONLY", source))?;
+        }
         watch(&mut ebpf, "lp_exec", "sched_process_exec")?;
         watch(&mut ebpf, "lp_exit", "sched_process_exit")?;
-        let late_loads = watch_maps(&mut ebpf)?;
+        let late_loads = watch_calls(&mut ebpf)?;
         let rings = Rings {
             processes: take(&mut ebpf, "EVENTS")?,
             requests: take(&mut ebpf, "REQUEST_EVENTS")?,
             payload: take(&mut ebpf, "PAYLOAD")?,
+            told: Told(take(&mut ebpf, "TOLD")?),
         };
         let kernel = Self {
             targets: take(&mut ebpf, "TARGETS")?,
@@ -188,6 +208,7 @@ impl Kernel {
             threads: take(&mut ebpf, "THREADS")?,
             tasks: take(&mut ebpf, "TASKS")?,
             calls: take(&mut ebpf, "CALLS")?,
+            _only: meant,
             _blank: (take(&mut ebpf, "BLANK_CONTEXT")?, take(&mut ebpf, "BLANK_TALK")?),
             late_loads,
         };
@@ -244,20 +265,21 @@ fn watch(ebpf: &mut Ebpf, name: &str, event: &str) -> Result<(), LoadError> {
     Ok(())
 }
 
-/// The tracepoint of a system call needs tracefs for its number; without it the agent does with less.
-fn watch_maps(ebpf: &mut Ebpf) -> Result<bool, LoadError> {
-    let name = "lp_mmap";
-    let program = ebpf.program_mut(name).ok_or_else(|| LoadError::Absent(format!("program {name}")))?;
-    let program: &mut TracePoint =
-        program.try_into().map_err(|source| LoadError::program("open", name, source))?;
-    program.load().map_err(|source| LoadError::program("load", name, source))?;
-    if let Err(error) = program.attach("syscalls", "sys_enter_mmap") {
-        warn!(
-            error = chain(&error),
-            "libraries loaded late are found by the slow rescan only; \
-             `mount -t tracefs nodev /sys/kernel/tracing` helps"
-        );
-        return Ok(false);
+/// The tracepoints of system calls need tracefs for their numbers; without it the agent does with less.
+fn watch_calls(ebpf: &mut Ebpf) -> Result<bool, LoadError> {
+    for (name, event) in [("lp_mmap", "sys_enter_mmap"), ("lp_listen", "sys_exit_listen")] {
+        let program = ebpf.program_mut(name).ok_or_else(|| LoadError::Absent(format!("program {name}")))?;
+        let program: &mut TracePoint =
+            program.try_into().map_err(|source| LoadError::program("open", name, source))?;
+        program.load().map_err(|source| LoadError::program("load", name, source))?;
+        if let Err(error) = program.attach("syscalls", event) {
+            warn!(
+                error = chain(&error),
+                "libraries loaded late are found by the slow rescan only; \
+                 `mount -t tracefs nodev /sys/kernel/tracing` helps"
+            );
+            return Ok(false);
+        }
     }
     Ok(true)
 }

@@ -14,5 +14,5 @@ pub mod run_time;
 pub mod sockets;
 pub mod tracefs;
 
-pub use load::{Attacher, Kernel, LoadError};
+pub use load::{Attacher, Kernel, LoadError, Told};
 pub use raw::{bequeath_links, waitable};

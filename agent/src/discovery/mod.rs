@@ -3,6 +3,7 @@
 //! Facts of a file (symbols, a model's header) are read once for each identity and shared; facts of a process are
 //! read anew at each look.
 
+pub mod budget;
 mod cache;
 pub mod image;
 pub mod model;
@@ -10,32 +11,41 @@ pub mod process;
 mod told;
 
 use std::{
-    collections::BTreeMap,
-    fs, io,
+    collections::{BTreeMap, HashMap},
+    ffi::CString,
+    fs::{self, File},
+    hash::{DefaultHasher, Hash as _, Hasher as _},
+    io,
     net::SocketAddr,
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
     sync::Arc,
+    time::{Duration, Instant},
 };
 
+use budget::Budget;
 use cache::Cache;
 use image::{Image, ImageError, ImageId};
 use model::{Model, ModelError};
 use process::{Listener, Place, ProcessId, ProcessRoot};
+use rustix::thread::set_name;
+use serde::{Deserialize, Serialize};
 pub use told::Told;
 use told::{is_hash, name_of_file};
 use tracing::debug;
 
 /// A file that a process has mapped.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct MappedImage {
     /// What is known of it.
     pub image: Arc<Image>,
-    /// A path that opens exactly this file as long as the process maps it, whatever happened to its name.
-    pub file: PathBuf,
+    /// The open file, whatever happened to its name: what a probe is attached to.
+    #[serde(skip)]
+    pub file: Option<Arc<OwnedFd>>,
 }
 
 /// A process that maps at least one file with symbols of llama.cpp.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Target {
     /// Process id.
     pub pid: u32,
@@ -55,6 +65,8 @@ pub struct Target {
     pub place: Place,
     /// Seccomp mode of its main thread: 0 none, 1 strict, 2 filter.
     pub seccomp: u8,
+    /// Its user.
+    pub owner: u32,
     /// The server that routes requests to it: one without a model starts one server for each model as its children.
     pub router: Option<u32>,
 }
@@ -65,9 +77,28 @@ impl Target {
         ProcessId { pid: self.pid, start_time: self.start_time }
     }
 
+    /// Closes its files: what is to be attached is.
+    pub fn close(&mut self) {
+        self.images.iter_mut().for_each(|mapped| mapped.file = None);
+    }
+
     /// Whether it is llama-server by its name, and listens: without symbols its sockets may be followed all the same.
     pub fn is_listening_server(&self) -> bool {
         self.comm == SERVER_NAMES[0] && !self.listeners.is_empty()
+    }
+
+    /// What is there and cannot be seen, of a process that shows no symbol.
+    pub fn why_opaque(&self) -> &'static str {
+        if SERVER_NAMES.contains(&self.comm.as_str()) {
+            "no file it maps shows a symbol of llama.cpp"
+        } else {
+            "it maps a model (GGUF), and no file it maps shows a symbol of llama.cpp"
+        }
+    }
+
+    /// Whether it routes requests to servers of its own, as far as its start says: it is a server and was given no model.
+    pub fn may_route(&self) -> bool {
+        self.told.no_model && self.router.is_none() && self.model.is_none()
     }
 
     /// Only the images, for the plan.
@@ -84,16 +115,18 @@ impl Target {
 }
 
 /// What a look at a process found.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub enum Look {
     /// It maps llama.cpp.
     Found(Box<Target>),
-    /// It looks like a llama.cpp server by its name, but shows no symbol: no images.
+    /// It looks like llama.cpp by its name, or by the model that it maps, but shows no symbol: no images.
     Opaque(Box<Target>),
     /// It may not be looked at.
     Closed,
-    /// It is something else, or gone.
-    Nothing,
+    /// It is something else, or gone; and when it was looked at, whether it was there.
+    Nothing(bool),
+    /// There was more to read than may be spent on one look.
+    Costly,
 }
 
 /// What makes a file interesting.
@@ -118,7 +151,18 @@ pub struct Scanner {
     models: Cache<Model>,
     /// Files that could not be read since the last call of [`Scanner::take_faults`], by path.
     faults: BTreeMap<PathBuf, String>,
+    /// Files of strangers, by how `maps` shows them, and when they were found to be such.
+    dull: HashMap<u64, Instant>,
+    /// What is in hand, as the name of the thread.
+    announced: Option<String>,
 }
+
+/// What opening a file counts in a budget, bytes.
+const OPENING: u64 = 16 << 10;
+/// How long a file that `maps` shows as before is taken for the one that it was.
+const DULL: Duration = Duration::from_secs(10);
+/// Such files that are remembered.
+const MOST_DULL: usize = 16_384;
 
 /// The variable by which a server that routes requests tells its children its port.
 const ROUTED_BY: &str = "LLAMA_SERVER_ROUTER_PORT";
@@ -135,6 +179,24 @@ impl Scanner {
             images: Cache::new(cache::MOST),
             models: Cache::new(cache::MOST),
             faults: BTreeMap::new(),
+            dull: HashMap::new(),
+            announced: None,
+        }
+    }
+
+    /// Says by the name of its thread on which file system it is, so that whoever waits for it can tell which one hangs.
+    pub fn announcing(self) -> Self {
+        Self { announced: Some(String::new()), ..self }
+    }
+
+    fn announce(&mut self, what: &str) {
+        if let Some(announced) = &mut self.announced
+            && announced != what
+            && let Ok(name) = CString::new(what)
+        {
+            what.clone_into(announced);
+            // A name is worth no failure.
+            let _ = set_name(&name);
         }
     }
 
@@ -154,44 +216,77 @@ impl Scanner {
         process.start_time().is_ok_and(|now| now == id.start_time) && !process.is_zombie().unwrap_or(true)
     }
 
-    /// Looks at one process.
-    pub fn look(&mut self, pid: u32) -> Look {
+    /// Looks at one process, but not at files on the file systems `avoid`, given as in `maps`.
+    pub fn look(&mut self, pid: u32, avoid: &[Box<str>]) -> Look {
+        self.announce(LOOK);
         // A process can end at any point of this: whatever cannot be read then is gone, not wrong.
         let process = ProcessRoot::new(&self.proc, pid);
-        let mappings = match process.mappings() {
+        let budget = Budget::of_a_look();
+        let mut mappings = match process.mappings(&budget) {
             Ok(mappings) => mappings,
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Look::Closed,
-            Err(_) => return Look::Nothing,
+            Err(_) => return Look::Nothing(false),
         };
-        let Ok(start_time) = process.start_time() else { return Look::Nothing };
+        // Kernel threads, and what has ended and waits for its parent.
+        if mappings.is_empty() {
+            return Look::Nothing(!process.is_zombie().unwrap_or(true));
+        }
+        mappings.retain(|mapping| !avoid.contains(&mapping.device));
+        let Ok(start_time) = process.start_time() else { return Look::Nothing(false) };
         let comm = process.comm().unwrap_or_default();
         let mut images = Vec::new();
         for mapping in mappings.iter().filter(|mapping| mapping.executable) {
-            let file = process.file(mapping);
-            if let Some(image) = self.image(&file, &mapping.path)
-                && !image.is_foreign()
-                && !images.iter().any(|known: &MappedImage| known.image.id == image.id)
-            {
-                images.push(MappedImage { image, file });
+            let known = dull_key(mapping);
+            if self.dull.get(&known).is_some_and(|since| since.elapsed() < DULL) {
+                continue;
             }
+            if budget.spend(OPENING).is_err() {
+                break;
+            }
+            self.announce(&mapping.device);
+            let Ok(file) = process.file(mapping) else { continue };
+            match self.image(&file, &mapping.path, &budget) {
+                Some(image) if !image.is_foreign() => {
+                    if !images.iter().any(|known: &MappedImage| known.image.id == image.id) {
+                        images.push(MappedImage { image, file: Some(Arc::new(file.into())) });
+                    }
+                }
+                _ if budget.is_spent() => break,
+                _ => {
+                    if self.dull.len() >= MOST_DULL {
+                        self.dull.clear();
+                    }
+                    self.dull.insert(known, Instant::now());
+                }
+            }
+        }
+        if budget.is_spent() {
+            return Look::Costly;
         }
         let beside = |mapped: &MappedImage| {
             mapped.image.symbols.iter().all(|symbol| (self.wanted.beside)(&symbol.name))
         };
         let opaque = images.iter().all(beside);
-        if opaque && !SERVER_NAMES.contains(&comm.as_str()) {
-            return Look::Nothing;
+        let called_so = SERVER_NAMES.contains(&comm.as_str());
+        if opaque && !called_so && !mappings.iter().any(may_be_model) {
+            return Look::Nothing(true);
         }
+        self.announce(LOOK);
         let environment = process.environment();
         let told = Told::read(&process.command_line().unwrap_or_default(), |name| environment.get(name));
         let mut listeners = process.listeners().unwrap_or_default();
         listeners.sort();
-        let model = self.model(&process, &mappings, &told);
+        let model = self.model(&process, &mappings, &told, &budget);
+        if opaque && !called_so && model.is_none() {
+            return Look::Nothing(true);
+        }
         let place = process.place();
         let seccomp = process.seccomp().unwrap_or_default();
+        let owner = process.owner().unwrap_or_default();
         let routed = environment.get(ROUTED_BY).is_some();
         let router = routed.then(|| process.parent().ok()).flatten();
-        let target = Target { pid, start_time, comm, images, listeners, model, told, place, seccomp, router };
+        let target =
+            Target { pid, start_time, comm, images, listeners, model, told, place, seccomp, owner, router };
         if opaque { Look::Opaque(Box::new(target)) } else { Look::Found(Box::new(target)) }
     }
 
@@ -214,22 +309,26 @@ impl Scanner {
         self.images.retain(|image| image.symbols.iter().all(|symbol| beside(&symbol.name)));
     }
 
-    fn image(&mut self, file: &Path, named: &Path) -> Option<Arc<Image>> {
-        let id = ImageId::of(file).ok()?;
+    fn image(&mut self, file: &File, named: &Path, budget: &Budget) -> Option<Arc<Image>> {
+        let id = ImageId::from(&file.metadata().ok()?);
         if let Some(known) = self.images.get(&id) {
             return known;
         }
-        let read = image::read(file, named, &self.wanted.symbol, &self.wanted.strings);
+        let left = budget.left();
+        let file = file.try_clone().ok()?;
+        let read = image::read(file, named, &self.wanted.symbol, &self.wanted.strings, budget);
         let image = match read {
             Ok(image) => Some(Arc::new(image)),
             // Gone since, or no descriptor left: not a fact about the file.
             Err(ImageError::Io { .. }) => return None,
+            // It was the last one for now, or it is the one that costs so much: that one is not read again.
+            Err(ImageError::Costly { .. }) if left < Budget::A_LOT => return None,
             // Another architecture, or no ELF at all: plenty of programs map such files.
             Err(error @ ImageError::Foreign { .. }) => {
                 debug!(%error, "not an image");
                 None
             }
-            Err(error @ ImageError::Malformed { .. }) => {
+            Err(error) => {
                 self.faults.insert(named.to_path_buf(), error.to_string());
                 None
             }
@@ -245,16 +344,19 @@ impl Scanner {
         process: &ProcessRoot,
         mappings: &[process::Mapping],
         told: &Told,
+        budget: &Budget,
     ) -> Option<Arc<Model>> {
         let mut mapped: Vec<Arc<Model>> = Vec::new();
-        let mut seen: Vec<&Path> = Vec::new();
         for mapping in mappings.iter().filter(|mapping| !mapping.executable) {
-            if seen.contains(&mapping.path.as_path()) {
-                continue;
+            if budget.spend(OPENING).is_err() {
+                break;
             }
-            seen.push(&mapping.path);
-            mapped.extend(self.model_file(&process.file(mapping), &mapping.path));
+            self.announce(&mapping.device);
+            if let Ok(file) = process.file(mapping) {
+                mapped.extend(self.model_file(file, &mapping.path, budget));
+            }
         }
+        self.announce(LOOK);
         if mapped.len() > 1 {
             mapped.sort_by_key(|model| std::cmp::Reverse(model.file_bytes));
             let is_whole = |model: &Arc<Model>| model.kind.as_deref().is_none_or(|kind| kind == "model");
@@ -270,16 +372,16 @@ impl Scanner {
             return Some(model.clone());
         }
         let name = told.model.as_deref()?;
-        self.model_file(&process.named_file(name), name)
+        self.model_file(process.named_file(name).ok()?, name, budget)
     }
 
-    fn model_file(&mut self, file: &Path, named: &Path) -> Option<Arc<Model>> {
-        let id = ImageId::of(file).ok()?;
+    fn model_file(&mut self, file: File, named: &Path, budget: &Budget) -> Option<Arc<Model>> {
+        let id = ImageId::from(&file.metadata().ok()?);
         if let Some(known) = self.models.get(&id) {
             return known;
         }
-        let model = if model::is_gguf(file) {
-            match model::read(file, named) {
+        let model = if model::is_gguf(&file) {
+            match model::read(file, named, budget) {
                 Ok(model) => Some(Arc::new(model)),
                 Err(ModelError::Io { .. }) => return None,
                 Err(error) => {
@@ -297,6 +399,26 @@ impl Scanner {
 
 /// Whether a file that a process maps is the one it was told of, which may be a link to it.
 fn is_same(process: &ProcessRoot, mapped: &Path, named: &Path) -> bool {
-    let id = |name: &Path| ImageId::of(&process.named_file(name)).ok();
+    let id = |name: &Path| Some(ImageId::from(&process.named_file(name).ok()?.metadata().ok()?));
     mapped.file_name() == named.file_name() || id(named).is_some_and(|named| id(mapped) == Some(named))
+}
+
+/// Whether a mapped file can be a model by its name: by its extension, or as the caches of Ollama and of Hugging Face
+/// name what they hold. Whoever maps one runs it, even where no symbol says with what.
+fn may_be_model(mapping: &process::Mapping) -> bool {
+    let Some(name) = mapping.path.file_name().and_then(|name| name.to_str()) else { return false };
+    let blob = name.strip_prefix("sha256-").unwrap_or(name);
+    let hash = blob.len() == 64 && blob.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let extension = Path::new(name).extension();
+    !mapping.executable && (hash || extension.is_some_and(|it| it.eq_ignore_ascii_case("gguf")))
+}
+
+/// What a thread is called that looks at a process, and at no file of it.
+const LOOK: &str = "look";
+
+/// Tells a mapped file from others for a while, without opening it.
+fn dull_key(mapping: &process::Mapping) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    (&mapping.device, mapping.inode, &mapping.path, mapping.deleted).hash(&mut hasher);
+    hasher.finish()
 }

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use super::model::Model;
 
 /// What a program was told.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Told {
     /// Under which name it serves its model, as it answers itself where it has been given one.
     pub name: Option<String>,
@@ -50,7 +50,9 @@ impl Told {
         let mut aliases = all(&["-a", "--alias", "--model-alias"]);
         aliases.extend(variable("LLAMA_ARG_ALIAS"));
         let from_file = model.as_deref().or(url.as_deref().map(without_query)).and_then(file_name);
-        let no_model = [&model, &url, &hugging_face, &docker].iter().all(|given| given.is_none());
+        // `--gpt-oss-20b-default` and the like name one, too.
+        let preset = arguments.iter().any(|it| it.starts_with("--") && it.ends_with("-default"));
+        let no_model = !preset && [&model, &url, &hugging_face, &docker].iter().all(|given| given.is_none());
         let drafts = [
             one(&["-md", "--model-draft", "--spec-draft-model"], "LLAMA_ARG_SPEC_DRAFT_MODEL"),
             variable("LLAMA_ARG_MODEL_DRAFT"),

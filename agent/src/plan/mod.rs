@@ -17,6 +17,7 @@ use llamaprobe_common::{
     target::TargetConfig,
 };
 
+use crate::discovery::Target;
 use crate::discovery::image::{Image, ImageId, Machine, Symbol};
 use catalog::{Layout, Program, ROWS, Role, Row};
 use site::{Needs, Site, SiteMachine};
@@ -87,6 +88,12 @@ pub enum Joining {
 }
 
 impl Plan {
+    /// How requests of a process are joined that may do no more than pass them on: as long as no slot has started on it,
+    /// by what the answers say.
+    pub fn joining_of(&self, target: &Target) -> Joining {
+        if target.may_route() && self.is_undecided() { Joining::Answers } else { self.joining() }
+    }
+
     /// How requests of the process are joined.
     pub fn joining(&self) -> Joining {
         if self.flags & TargetConfig::HTTP == 0 {

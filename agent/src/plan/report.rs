@@ -5,12 +5,16 @@ use std::fmt;
 use serde::Serialize;
 
 use super::{
-    Plan, Verdict,
+    Joining, Plan, Verdict,
     catalog::Role,
     layout,
     site::{Stepping, price_ns},
 };
 use crate::discovery::Target;
+
+/// How the requests of a server that routes are joined.
+const ROUTES: &str = "by what the answers say until a slot starts: it was given no model, and routes requests to servers of its \
+                      own, which are where they count";
 
 /// One probe of a process.
 #[derive(Debug, Serialize)]
@@ -103,7 +107,10 @@ impl ProcessReport {
             Verdict::Foreign => return None,
             Verdict::Unsupported(why) => report.unsupported = Some((*why).to_owned()),
             Verdict::Observable(plan) => {
-                report.join = Some(plan.joining().name());
+                report.join = Some(match plan.joining_of(target) {
+                    Joining::Answers if target.may_route() => ROUTES,
+                    joining => joining.name(),
+                });
                 report.probes.extend(plan.probes.iter().map(|probe| ProbeReport {
                     role: probe.role,
                     probe: probe.probe.name(),
@@ -127,18 +134,18 @@ impl ProcessReport {
         Some(report)
     }
 
-    /// The report of a process that looks like a server but shows no symbol.
-    pub fn opaque(pid: u32, comm: String) -> Self {
+    /// The report of a process that looks like llama.cpp but shows no symbol.
+    pub fn opaque(target: &Target) -> Self {
         Self {
-            pid,
-            comm,
-            listeners: Vec::new(),
-            model: None,
-            unsupported: Some(
-                "no file it maps shows a symbol of llama.cpp: a static executable that was stripped (use a build with \
-                 shared libraries, or one that is not stripped), or files that cannot be opened (run as root)"
-                    .to_owned(),
-            ),
+            pid: target.pid,
+            comm: target.comm.clone(),
+            listeners: target.listeners.iter().map(ToString::to_string).collect(),
+            model: target.model_name(),
+            unsupported: Some(format!(
+                "{}: an executable that was stripped (use a build with shared libraries, or one that is not stripped), \
+                 or files that cannot be opened (run as root)",
+                target.why_opaque()
+            )),
             join: None,
             probes: Vec::new(),
             layouts: Vec::new(),

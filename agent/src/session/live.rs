@@ -87,7 +87,7 @@ pub(super) fn live(watched: &Watched, requests: &Requests) -> Live {
         http: watched.plan.flags & TargetConfig::HTTP != 0
             && !(undecided && watched.target.listeners.is_empty()),
         payload: watched.plan.flags & TargetConfig::NO_PAYLOAD == 0,
-        joined: matches!(watched.plan.joining(), Joining::Exact | Joining::Inferred),
+        joined: matches!(watched.plan.joining_of(&watched.target), Joining::Exact | Joining::Inferred),
         in_flight: own_requests(requests.in_flight(watched.target.pid)) as u64,
         queue_depth: (own_requests(requests.queued(watched.target.pid)) + watched.unread) as u64,
         model: watched.target.model.clone(),

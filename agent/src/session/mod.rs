@@ -254,7 +254,7 @@ impl Session {
     pub fn begin(&mut self, now: Instant, target: Target, plan: Plan) {
         let served = served(&plan);
         let pid = target.pid;
-        self.requests.join(pid, plan.joining());
+        self.requests.join(pid, plan.joining_of(&target));
         self.requests.predict(pid, target.told.predict.as_deref());
         let watched = Watched {
             target,
@@ -291,7 +291,7 @@ impl Session {
     pub fn refresh(&mut self, now: Instant, target: Target, plan: Plan) {
         let pid = target.pid;
         let Some(watched) = self.watched.get_mut(&pid) else { return };
-        self.requests.join(pid, plan.joining());
+        self.requests.join(pid, plan.joining_of(&target));
         watched.served = served(&plan);
         watched.target = target;
         watched.plan = plan;

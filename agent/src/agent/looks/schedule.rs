@@ -19,6 +19,8 @@ const FORGET: Duration = Duration::from_secs(60);
 const SHARE: u32 = 100;
 /// Looks in a row without a wait: a program that starts maps its files within a few of them.
 const FREE: u32 = 6;
+/// How long a process is left alone at first when a look at it did not end.
+const HOLD: Duration = Duration::from_secs(30);
 /// The wait after these, doubled each time.
 const FIRST_WAIT: Duration = Duration::from_millis(20);
 
@@ -77,14 +79,18 @@ struct Entry {
     looked: Option<(Instant, Duration)>,
     /// Looks in a row that were asked for by what it did.
     streak: u32,
+    /// Until when it is left alone, and how often that was so.
+    held: Option<(Instant, u32)>,
 }
 
 impl Entry {
     /// Before when it is not worth another look.
     fn earliest(&self) -> Option<Instant> {
-        let (when, cost) = self.looked.filter(|_| self.streak > FREE)?;
-        let wait = FIRST_WAIT * 2_u32.pow((self.streak - FREE).min(9));
-        Some(when + wait.max(cost * SHARE).min(LONGEST.max(cost * SHARE)))
+        let looked = self.looked.filter(|_| self.streak > FREE).map(|(when, cost)| {
+            let wait = FIRST_WAIT * 2_u32.pow((self.streak - FREE).min(9));
+            when + wait.min(LONGEST).max(cost * SHARE)
+        });
+        looked.max(self.held.map(|(until, _)| until))
     }
 }
 
@@ -125,6 +131,7 @@ impl Schedule {
             times: Vec::new(),
             looked: None,
             streak: 0,
+            held: None,
         });
         // What has a look waiting keeps the better rank.
         entry.rank = if entry.times.is_empty() { rank } else { rank.min(entry.rank) };
@@ -186,8 +193,25 @@ impl Schedule {
         }
     }
 
-    /// A process has shown that it is worth looking at, or has become another one.
-    pub(crate) fn forget(&mut self, pid: u32) {
+    /// A look at a process came to nothing, by no fault of its own.
+    pub(crate) fn again(&mut self, turn: Turn, times: &[Instant]) {
+        let owner = self.entries.get(&turn.pid).map_or(0, |entry| entry.owner);
+        self.add(turn.pid, owner, turn.rank, times);
+    }
+
+    /// A look at a process did not end: it is left alone for a while, longer each time.
+    pub(crate) fn hold(&mut self, pid: u32, now: Instant) {
+        self.unqueue(pid);
+        if let Some(entry) = self.entries.get_mut(&pid) {
+            let times = entry.held.map_or(0, |(_, times)| times + 1);
+            let until = now + HOLD * 2_u32.pow(times.min(7));
+            entry.held = Some((until, times));
+            entry.times = vec![until];
+        }
+        self.queue(pid);
+    }
+
+    fn forget(&mut self, pid: u32) {
         self.unqueue(pid);
         self.entries.remove(&pid);
     }
@@ -302,6 +326,24 @@ mod tests {
         (0..=FREE).for_each(|_| schedule.done(turn, now, 200 * MS, true));
         schedule.add(8, 1000, Rank::Any, &[now]);
         assert_eq!(schedule.next(), Some(now + 20_000 * MS));
+    }
+
+    #[test]
+    fn one_that_hangs_is_left_alone_longer_each_time() {
+        let mut now = Instant::now();
+        let mut schedule = Schedule::new(now);
+        let mut waits = Vec::new();
+        for _ in 0..3 {
+            schedule.add(7, 0, Rank::Likely, &[now]);
+            while schedule.take(now).is_none() {
+                now = schedule.next().unwrap();
+            }
+            schedule.hold(7, now);
+            schedule.add(7, 0, Rank::Likely, &[now]);
+            assert!(schedule.take(now).is_none(), "whatever it does meanwhile");
+            waits.push(schedule.next().unwrap() - now);
+        }
+        assert_eq!(waits, [HOLD, 2 * HOLD, 4 * HOLD]);
     }
 
     #[test]

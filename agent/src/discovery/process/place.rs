@@ -10,7 +10,7 @@ const MAX_NAMED: usize = 4096;
 const SHOWN: usize = 12;
 
 /// Where a process runs.
-#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 pub struct Place {
     /// The inode of its network namespace; 0 when it cannot be read.
     pub network: u64,
