@@ -213,3 +213,124 @@ impl Word {
 plain!(ExtLayout = 8, LayoutState = 12 * CANDIDATES + 16 - 4 * FOUND, LayoutKey = 8);
 
 const _: () = assert!(SET_COUNT == SET_NODE + 8 && SET_FACTOR == SET_NODE + 16, "read as three words");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BATCH: u64 = 0x1000;
+    const TOKENS: u64 = 0x2000;
+    const NODES: u64 = 0xe000;
+    const ROOM: u64 = 64;
+
+    /// A batch in memory: of each token its sequence and its position.
+    struct Process {
+        words: [u64; 0x2000],
+    }
+
+    impl Process {
+        fn holding(layout: ExtLayout, tokens: &[(u32, u32)]) -> Self {
+            let mut process = Self { words: [0; 0x2000] };
+            let stride = u64::from(layout.stride);
+            process.put(BATCH, ROOM);
+            let end = TOKENS + stride * tokens.len() as u64;
+            for (at, word) in [TOKENS, end, TOKENS + stride * ROOM].into_iter().enumerate() {
+                process.put(BATCH + u64::from(layout.tokens) + 8 * at as u64, word);
+            }
+            for (at, &(sequence, position)) in tokens.iter().enumerate() {
+                let token = TOKENS + stride * at as u64;
+                let (set, node) = (token + u64::from(layout.sequences), NODES + 16 * at as u64);
+                process.put(token, 0x5a5a_5a5a_5a5a_5a5a);
+                for (at, word) in
+                    [0xd000, 13, node, 1, 0x7fff_0000_0000 | u64::from(ONE)].into_iter().enumerate()
+                {
+                    process.put(set + 8 * at as u64, word);
+                }
+                process.put(node + NODE_VALUE, u64::from(sequence));
+                process.put(token + u64::from(layout.positions), u64::from(position));
+            }
+            process
+        }
+
+        fn put(&mut self, address: u64, word: u64) {
+            self.words[address as usize / 8] = word;
+        }
+
+        fn fitting(&self, layouts: &[ExtLayout]) -> usize {
+            layouts.iter().filter(|layout| fits(**layout, BATCH, self)).count()
+        }
+    }
+
+    impl Memory for Process {
+        fn words<const N: usize>(&self, address: u64) -> Option<[u64; N]> {
+            let first = usize::try_from(address).ok().filter(|address| address % 8 == 0)? / 8;
+            self.words.get(first..first + N)?.try_into().ok()
+        }
+    }
+
+    const RUN: [(u32, u32); 4] = [(1, 7), (1, 8), (1, 9), (1, 10)];
+    const OTHER: ExtLayout = ExtLayout { tokens: 88, stride: 128, sequences: 48, positions: 104 };
+
+    #[test]
+    fn only_the_layout_of_the_memory_fits() {
+        let [older, newer] = ExtLayout::KNOWN;
+        for layout in [older, newer, OTHER] {
+            for tokens in [&RUN[..], &RUN[..1], &[(0, 0), (3, 100)]] {
+                let process = Process::holding(layout, tokens);
+                assert!(fits(layout, BATCH, &process), "{layout:?} {tokens:?}");
+                assert_eq!(process.fitting(&[older, newer, OTHER]), 1, "{layout:?} {tokens:?}");
+            }
+        }
+        assert!(!fits(ExtLayout::NONE, BATCH, &Process::holding(older, &RUN)));
+        assert!(!fits(older, BATCH, &Process::holding(older, &[])), "an empty batch proves nothing");
+    }
+
+    #[test]
+    fn what_contradicts_a_layout_refutes_it() {
+        let layout = ExtLayout::KNOWN[1];
+        let (vector, set) = (BATCH + u64::from(layout.tokens), TOKENS + u64::from(layout.sequences));
+        let last = 3 * u64::from(layout.stride);
+        for (why, address, word) in [
+            ("a part of a token", vector + 8, TOKENS + last + 8),
+            ("an end before the begin", vector + 8, TOKENS - 8),
+            ("room for less than there is", vector + 16, TOKENS + last),
+            ("room for a part of one", vector + 16, TOKENS + 64 * u64::from(layout.stride) + 8),
+            ("no load factor", set + SET_FACTOR, 0),
+            ("none in the last token", set + last + SET_FACTOR, 0),
+            ("no sequence", set + SET_COUNT, 0),
+            ("no node", set + SET_NODE, 0),
+            ("a node that cannot be read", set + SET_NODE, 0x00ff_0000_0000_0000),
+            ("a sequence that cannot be one", NODES + NODE_VALUE, 1 << 20),
+            ("a negative position", TOKENS + u64::from(layout.positions), 0xffff_ffff),
+        ] {
+            let mut process = Process::holding(layout, &RUN);
+            process.put(address, word);
+            assert!(!fits(layout, BATCH, &process), "{why}");
+        }
+    }
+
+    #[test]
+    fn a_run_is_one_sequence_in_a_row() {
+        let is_run = |tokens: &[(u32, u32)]| is_run(OTHER, BATCH, &Process::holding(OTHER, tokens));
+        assert!(is_run(&RUN) && is_run(&[(0, 0), (0, 1)]));
+        assert!(!is_run(&RUN[..1]), "one token says nothing of the next");
+        assert!(!is_run(&[(0, 3), (1, 4)]), "two sequences");
+        assert!(!is_run(&[(0, 13), (0, 13)]), "the same number in each token is no position");
+        assert!(!is_run(&[(0, 1), (0, 2), (0, 9)]));
+    }
+
+    #[test]
+    fn words_are_told_by_what_they_can_be() {
+        for (word, kind) in [
+            (0, Word::Zero),
+            (0x7fff_3f80_0000, Word::One),
+            (13, Word::Small),
+            (0x5555_5578_9350, Word::Address),
+            (0x5555_5578_9351, Word::Other),
+            (0x5a5a_5a5a_5a5a_5a5a, Word::Other),
+            (u64::MAX, Word::Other),
+        ] {
+            assert_eq!(Word::of(word), kind, "{word:#x}");
+        }
+    }
+}

@@ -5,7 +5,7 @@ use crate::plain;
 /// The longest piece of a request or an answer that is handed over at once; longer reads and writes make several.
 pub const PIECE_BYTES: usize = 4096;
 /// Room of the pieces, smallest first: a piece takes the first that it fits into.
-pub const PIECE_ROOMS: [usize; 4] = [128, 512, 1024, PIECE_BYTES];
+pub const PIECE_ROOMS: [usize; 8] = [128, 256, 384, 512, 768, 1024, 2048, PIECE_BYTES];
 /// Pieces of one read or write; what lies between them and its end is left out.
 pub const PIECES: u32 = 64;
 /// Bytes of one request that are handed over; of what follows only the end. Images stand behind such a length.
@@ -21,8 +21,8 @@ pub const WRITES: u32 = 4;
 pub const TEXT_WRITES: u32 = 64;
 /// Bytes of a page of what is kept of a request or an answer. A write that does not fit into one is long.
 pub const PAGE_BYTES: usize = 2048;
-/// When less of its ring is free than this part, pieces of answers are left out: who asked matters more.
-pub const ANSWERS_RESERVE: u64 = 2;
+/// When more than this part of their ring waits for the agent, pieces of answers are left out: who asked matters more.
+pub const ANSWERS_PART: u64 = 4;
 
 /// Names a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

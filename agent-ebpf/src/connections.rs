@@ -4,7 +4,7 @@ use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use llamaprobe_common::{
     loss::Loss,
     request::{
-        ANSWER_BYTES, ANSWERS_RESERVE, BeginEvent, Connection, ConnectionKey, EndEvent, EndReason, Gap,
+        ANSWER_BYTES, ANSWERS_PART, BeginEvent, Connection, ConnectionKey, EndEvent, EndReason, Gap,
         PAGE_BYTES, Peer, PieceHead, REQUEST_BYTES, RequestEventKind, RequestKey, SHORT_READ, Talk,
         WriteEvent,
     },
@@ -162,8 +162,9 @@ fn flush(target: &Target, key: ConnectionKey, state: &mut Connection, at_ns: u64
         return;
     }
     let mut head = head(key, state, 0, at_ns);
-    let gap = if state.writes > 0 { Gap::ANSWER } else { Gap::REQUEST };
-    if !talk::flush(kept, &mut head) {
+    let answers = state.writes > 0;
+    let gap = if answers { Gap::ANSWER } else { Gap::REQUEST };
+    if answers && talk::waits(ANSWERS_PART) || !talk::flush(kept, &mut head) {
         lose_bytes(target, state, gap);
     }
     state.flags &= !Connection::FRESH;
@@ -308,7 +309,7 @@ pub fn on_write(target: &Target, key: ConnectionKey, buffer: u64, len: u64, now:
         let budget = ANSWER_BYTES.saturating_sub(kept.told_out);
         let long = len >= PAGE_BYTES as u64 && budget > 0;
         if told || long {
-            if talk::is_scarce(ANSWERS_RESERVE) {
+            if talk::waits(ANSWERS_PART) {
                 lose_bytes(target, state, Gap::ANSWER);
             } else {
                 hand_over(target, key, state, kept, (buffer, offset, len, budget), now);

@@ -18,10 +18,10 @@ struct Piece<const N: usize> {
     data: [u8; N],
 }
 
-/// Whether a part of the ring that is kept for requests would have to be used.
+/// Whether more than a part of the ring waits for the agent.
 #[inline(always)]
-pub fn is_scarce(reserve: u64) -> bool {
-    PAYLOAD.query(UNREAD) > PAYLOAD_BYTES - PAYLOAD_BYTES / reserve
+pub fn waits(part: u64) -> bool {
+    PAYLOAD.query(UNREAD) > PAYLOAD_BYTES / part
 }
 
 /// Copies `head.len` bytes, which find room in `N`, into a piece. Returns whether that was possible.
@@ -56,15 +56,15 @@ fn put<const N: usize, const USER: bool>(head: &PieceHead, from: u64) -> bool {
 
 #[inline(always)]
 fn put_fitting<const USER: bool>(head: &PieceHead, from: u64) -> bool {
-    let len = head.len as usize;
-    if len <= PIECE_ROOMS[0] {
-        put::<{ PIECE_ROOMS[0] }, USER>(head, from)
-    } else if len <= PIECE_ROOMS[1] {
-        put::<{ PIECE_ROOMS[1] }, USER>(head, from)
-    } else if len <= PIECE_ROOMS[2] {
-        put::<{ PIECE_ROOMS[2] }, USER>(head, from)
-    } else {
-        put::<{ PIECE_ROOMS[3] }, USER>(head, from)
+    match head.len as usize {
+        len if len <= PIECE_ROOMS[0] => put::<{ PIECE_ROOMS[0] }, USER>(head, from),
+        len if len <= PIECE_ROOMS[1] => put::<{ PIECE_ROOMS[1] }, USER>(head, from),
+        len if len <= PIECE_ROOMS[2] => put::<{ PIECE_ROOMS[2] }, USER>(head, from),
+        len if len <= PIECE_ROOMS[3] => put::<{ PIECE_ROOMS[3] }, USER>(head, from),
+        len if len <= PIECE_ROOMS[4] => put::<{ PIECE_ROOMS[4] }, USER>(head, from),
+        len if len <= PIECE_ROOMS[5] => put::<{ PIECE_ROOMS[5] }, USER>(head, from),
+        len if len <= PIECE_ROOMS[6] => put::<{ PIECE_ROOMS[6] }, USER>(head, from),
+        _ => put::<{ PIECE_ROOMS[7] }, USER>(head, from),
     }
 }
 

@@ -325,6 +325,9 @@ impl Agent {
         let now = Instant::now();
         let timed = billing.rates.host_per_hour.is_some();
         let mut session = Session::new(now, head, billing);
+        if !options.only.is_empty() {
+            session = session.of_some();
+        }
         if options.otlp.of(Signal::Traces).is_some() {
             session = session.traced_by(Tracer::new(options.otlp.rules, secret()?));
         }

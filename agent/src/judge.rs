@@ -21,8 +21,6 @@ pub enum Judged {
     Nothing(bool),
 }
 
-/// Why a process that shows no symbol cannot be observed.
-
 /// Judges what was found, on a kernel of this release.
 pub fn judge(look: Look, release: Option<KernelVersion>) -> Judged {
     match look {

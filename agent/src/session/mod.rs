@@ -95,8 +95,19 @@ struct Watched {
     unread: usize,
     /// Requests that ended before the labels were known.
     unbooked: Vec<Finished>,
-    /// It passes requests on to servers of its own, which are where they count.
+    /// It has started servers of its own and passes requests on to them, which are where they count.
     routes: bool,
+    /// Such servers would be observed, too.
+    among_all: bool,
+}
+
+impl Watched {
+    /// Whether its requests count elsewhere: it has started servers, or will, since it has no model and never decoded.
+    fn is_router(&self) -> bool {
+        let decodes = || self.served.iter().filter(|(role, _)| *role == Role::Batch);
+        let idle = || decodes().all(|(_, probe)| self.credited.hits[*probe as usize] == 0);
+        self.routes || (self.among_all && self.target.is_router() && idle())
+    }
 }
 
 /// Requests that may wait for labels.
@@ -110,6 +121,8 @@ pub struct Session {
     requests: Requests,
     books: Books,
     tracer: Option<Tracer>,
+    /// Only some processes are observed.
+    only_some: bool,
     /// Requests that were told to nobody: too many waited for the labels of their server, or it was gone already.
     unbooked: u64,
 }
@@ -149,8 +162,14 @@ impl Session {
             books: Books::new(now, &billing),
             requests: Requests::new(options, billing.naming, billing.phrases),
             tracer: None,
+            only_some: false,
             unbooked: 0,
         }
+    }
+
+    /// Not all processes are observed: what a router passes on to servers that are not counts at the router.
+    pub fn of_some(self) -> Self {
+        Self { only_some: true, ..self }
     }
 
     /// Finished requests are given their place in a trace from now on.
@@ -215,7 +234,8 @@ impl Session {
         let mut booked = Vec::new();
         for watched in self.watched.values_mut() {
             let Some(labels) = &watched.labels else { continue };
-            let own = |request: &Finished| !(watched.routes && request.is_inference());
+            let routes = watched.is_router();
+            let own = |request: &Finished| !(routes && request.is_inference());
             let whose = |request| (request, labels.clone(), watched.target.model.clone());
             booked.extend(watched.unbooked.drain(..).filter(own).map(whose));
         }
@@ -271,6 +291,7 @@ impl Session {
             unread: 0,
             unbooked: Vec::new(),
             routes: false,
+            among_all: !self.only_some,
         };
         self.watched.insert(pid, watched);
         self.note_routers();

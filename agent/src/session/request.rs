@@ -417,6 +417,9 @@ impl Request {
             Some(Finish::Other) => return Outcome::None,
             None => {}
         }
+        if self.head.is_none() && self.is_cut() {
+            return Outcome::Unknown;
+        }
         if !self.is_inference() || code != 200 {
             return Outcome::None;
         }
@@ -498,7 +501,11 @@ impl Request {
         let stale_tasks = self.tasks.iter().filter(|task| task.ended.is_none()).map(|task| task.id).collect();
         let finished = Finished {
             key: self.key,
-            route: self.route().unwrap_or(Route::Other),
+            route: match self.route() {
+                Some(route) => route,
+                None if self.gaps & (Gap::REQUEST | Gap::EVENT) != 0 => Route::Unknown,
+                None => Route::Other,
+            },
             code,
             outcome,
             stream,

@@ -549,6 +549,17 @@ fn what_a_router_passes_on_counts_where_it_runs() {
 }
 
 #[test]
+fn a_server_without_a_model_is_a_router_until_it_decodes() {
+    let (mut session, start) = session();
+    let told = Told { no_model: true, ..Told::default() };
+    session.begin(start, Target { told, ..target(PID, Some(80), None) }, http_plan());
+    assert_eq!(over(&mut session, start, &chat_events(key(1_000))), [], "it counts where it runs");
+    session.read(start, PID, &after(1), NO_PRICES);
+    let one = vec![("127.0.0.1:80".to_owned(), Outcome::Length)];
+    assert_eq!(over(&mut session, start, &chat_events(key(2_000))), one);
+}
+
+#[test]
 fn a_request_waits_for_the_name_of_its_server() {
     let (mut session, start) = session();
     session.begin(start, target(PID, None, None), http_plan());

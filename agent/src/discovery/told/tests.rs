@@ -51,6 +51,7 @@ fn the_environment_counts_where_arguments_say_nothing() {
     assert_eq!(told("llama-server -m b", &[("LLAMA_ARG_ALIAS", "one,two")]).name.as_deref(), Some("one"));
     assert_eq!(told("llama-server", &[("LLAMA_ARG_HF_REPO", "a/b")]).name.as_deref(), Some("a/b"));
     assert!(told("llama-server --models-dir /m", &[("LLAMA_ARG_MODEL", "")]).no_model);
+    assert!(!told("llama-server --gpt-oss-20b-default", &[]).no_model);
     assert!(!told("my-server", &[]).no_model, "it may have a model of its own");
 }
 

@@ -52,6 +52,8 @@ pub enum Route {
     Models,
     /// Anything else.
     Other,
+    /// What would say so was lost.
+    Unknown,
 }
 
 use Route::{
@@ -184,6 +186,7 @@ impl Route {
             Props => "/props",
             Models => "/v1/models",
             Other => "other",
+            Route::Unknown => "unknown",
         }
     }
 
@@ -202,8 +205,19 @@ impl Route {
             Rerank => Some("rerank"),
             Transcriptions | Predict => Some("generate_content"),
             Decisions => Some("decide"),
-            TokenCount | Tokenize | Detokenize | ApplyTemplate | LoraAdapters | SlotAction | Health
-            | Metrics | Slots | Props | Models | Other => None,
+            TokenCount
+            | Tokenize
+            | Detokenize
+            | ApplyTemplate
+            | LoraAdapters
+            | SlotAction
+            | Health
+            | Metrics
+            | Slots
+            | Props
+            | Models
+            | Other
+            | Route::Unknown => None,
         }
     }
 }

@@ -306,6 +306,9 @@ fn what_is_lost_is_said_to_be_unknown() {
     assert_eq!(lost(Gap::ANSWER, 200, &[]), (200, Outcome::Unknown, Join::None), "its bytes");
     assert_eq!(lost(Gap::EVENT, 0, &[]), (UNKNOWN, Outcome::Unknown, Join::Uncertain), "what ran for it");
     assert_eq!(lost(Gap::ANSWER, 503, &[]), (503, Outcome::Error, Join::None), "its code is known");
+    let headless = EndEvent { gaps: Gap::REQUEST, code: 200, ..end(K, EndReason::Closed, at(9), at(8), 900) };
+    let headless = finished(K, &[task(K, 40, at(1)), RequestEvent::End(headless)]);
+    assert_eq!((headless.route, headless.outcome), (Route::Unknown, Outcome::Unknown), "what it asked for");
     assert_eq!(lost(0, 200, &[task(K, 40, at(1))]), (200, Outcome::None, Join::None), "nothing is lost");
 }
 
