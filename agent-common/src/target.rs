@@ -2,8 +2,8 @@
 
 use crate::{histogram::Histogram, loss::Loss, plain, probe::ProbeId};
 
-/// Processes observed at the same time.
-pub const MAX_TARGETS: u32 = 64;
+/// Processes observed at the same time. Each takes a row of counters on every CPU of the machine, some 1.2 kB.
+pub const MAX_TARGETS: u32 = 128;
 
 /// What the programs must know of a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -11,20 +11,20 @@ pub mod heir;
 mod looks;
 mod own;
 mod room;
+mod seats;
 mod signals;
 mod watch;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
-    path::Path,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use aya::maps::{MapData, RingBuf};
-use llamaprobe_common::{layout::ExtLayout, target::TargetConfig};
+use llamaprobe_common::{event::MAX_ONLY, layout::ExtLayout, target::TargetConfig};
 use tokio::{
     sync::mpsc,
     task::{JoinHandle, spawn_blocking},
@@ -37,6 +37,7 @@ use self::{
     looks::{Looks, Rank},
     own::{Clock, cpu_time, monotonic_ns, resident_bytes, secret},
     room::Room,
+    seats::Seats,
     signals::Order,
 };
 use crate::{
@@ -47,7 +48,7 @@ use crate::{
         run_time::RunTimes,
     },
     cli::{Options, billing::BillingOptions},
-    discovery::Target,
+    discovery::{Target, image::ImageId, process::process_of},
     doctor::{self, Check, NEEDED, Roots},
     export::{
         http::{self, Endpoint, Health},
@@ -56,6 +57,7 @@ use crate::{
     },
     output,
     plan::Plan,
+    scout,
     session::{Billing, Record, Session, Snapshot, payload::head::HeadOptions, tracer::Tracer},
 };
 
@@ -88,8 +90,13 @@ struct Agent {
     /// Bytes of a request that came before the events before them.
     held: Option<RequestEvent>,
     only: Vec<u32>,
-    /// Row of the counters and start time of each process that is observed, or will be when its probes are attached.
-    seats: BTreeMap<u32, Seat>,
+    /// The processes that map llama.cpp, and who of them has a row of counters.
+    processes: BTreeMap<u32, Process>,
+    seats: Seats,
+    /// Processes that ran a probed function without a seat.
+    strangers: BTreeSet<u32>,
+    /// How often something was to be attached.
+    orders: u64,
     /// Processes that were there at the start and have not been looked at; `None` before it is known who was there.
     first: Option<BTreeSet<u32>>,
     /// Processes that are llama.cpp and cannot be observed, with the reason that was logged.
@@ -121,18 +128,45 @@ struct Agent {
     health: Arc<Health>,
 }
 
-/// The place of an observed process.
-struct Seat {
+/// A process that maps llama.cpp.
+struct Process {
     start_time: u64,
-    config: TargetConfig,
-    /// The programs know of it.
-    live: bool,
+    /// What the programs know of it, when it is observed.
+    live: Option<TargetConfig>,
     /// What it will be when its probes are attached.
-    attaching: Option<Box<(Target, Plan)>>,
+    attaching: Option<Box<Attaching>>,
+    /// The orders by which its probes were attached, and the sites of the last one.
+    orders: Vec<u64>,
+    sites: BTreeSet<(ImageId, u64)>,
+    /// The sites that could not be attached, and when they were tried.
+    failed: BTreeSet<(ImageId, u64)>,
+    tried: Instant,
     /// A slot has started: it is a server.
     has_started: bool,
     /// What was said of the layout of its batches, by file.
     layouts: BTreeMap<u32, Option<ExtLayout>>,
+}
+
+struct Attaching {
+    number: u64,
+    target: Target,
+    plan: Plan,
+}
+
+impl Process {
+    fn new(target: &Target) -> Self {
+        Self {
+            start_time: target.start_time,
+            live: None,
+            attaching: None,
+            orders: Vec::new(),
+            sites: BTreeSet::new(),
+            failed: BTreeSet::new(),
+            tried: Instant::now(),
+            has_started: false,
+            layouts: BTreeMap::new(),
+        }
+    }
 }
 
 /// Observes until SIGTERM or SIGINT.
@@ -140,12 +174,8 @@ struct Seat {
 /// # Errors
 ///
 /// When the endpoint cannot be opened, a named process does not exist, or the kernel refuses the programs.
-pub async fn run(options: Options, mut signals: Signals) -> Result<()> {
-    for pid in &options.only {
-        if !Path::new("/proc").join(pid.to_string()).exists() {
-            bail!("there is no process {pid}: --pid takes the id of a running process");
-        }
-    }
+pub async fn run(mut options: Options, mut signals: Signals) -> Result<()> {
+    options.only = named(&options.only)?;
     // Before anything is loaded: an address in use is the commonest mistake.
     let listener = http::listen(options.listen).await?;
     let address = listener.local_addr().context("the endpoint has no address")?;
@@ -155,6 +185,7 @@ pub async fn run(options: Options, mut signals: Signals) -> Result<()> {
         Ok((RequestLog::open(log.clone()).with_context(open)?, billing.load()?))
     };
     let Some((log, billing)) = signals.or_end(files).await? else { return Ok(()) };
+    scout::raise_files();
     let only = options.only.clone();
     let load = move || {
         let (kernel, mut attacher, rings) = Kernel::load(&only).map_err(explain)?;
@@ -266,6 +297,30 @@ fn calibrate(attacher: &mut Attacher) -> Option<Prices> {
     None
 }
 
+/// The processes that were named; a thread stands for its process.
+///
+/// # Errors
+///
+/// When there is no such process, or there are too many.
+pub fn named(pids: &[u32]) -> Result<Vec<u32>> {
+    let mut processes = Vec::new();
+    for pid in pids {
+        let Ok(process) = process_of(*pid) else {
+            bail!("there is no process {pid}: --pid takes the id of a running process");
+        };
+        if process != *pid {
+            output::complain(&format!(
+                "llamaprobe: {pid} is a thread of the process {process}, which is taken for it"
+            ));
+        }
+        processes.push(process);
+    }
+    ensure!(processes.len() < MAX_ONLY as usize, "--pid takes up to {} processes", MAX_ONLY - 1);
+    processes.sort_unstable();
+    processes.dedup();
+    Ok(processes)
+}
+
 /// Missed ticks are not made up for: a machine that slept has nothing to catch up with.
 fn ticks(period: Duration) -> Interval {
     let mut interval = interval(period);
@@ -346,7 +401,10 @@ impl Agent {
             clock: Clock::now(),
             payload: options.payload,
             trace_drafts: options.trace_drafts && options.otlp.of(Signal::Traces).is_some(),
-            seats: BTreeMap::new(),
+            processes: BTreeMap::new(),
+            seats: Seats::default(),
+            strangers: BTreeSet::new(),
+            orders: 0,
             first: None,
             unobservable: BTreeMap::new(),
             prices: None,
@@ -488,8 +546,8 @@ impl Agent {
         if let (Some(prices), Some(times)) = (&mut self.prices, &self.run_times) {
             prices.bodies = times.last().bodies;
         }
-        let live = self.seats.iter().filter(|(_, seat)| seat.live);
-        let rows: Vec<_> = live.map(|(pid, seat)| (*pid, seat.config.index)).collect();
+        let live = self.processes.iter().filter_map(|(pid, process)| Some((*pid, process.live?.index)));
+        let rows: Vec<_> = live.collect();
         let readings = self.kernel.readings(&rows);
         while !self.drain_requests(requests, payload) {}
         let unread = self.kernel.unread();
@@ -497,6 +555,7 @@ impl Agent {
             match reading {
                 Ok(reading) => {
                     self.tell_layouts(pid, &reading);
+                    self.seats.hits(now, pid, reading.stats.hits.iter().sum());
                     self.session.read(now, pid, &reading, self.prices);
                 }
                 Err(error) => error!(pid, %error, "cannot read the counts"),
@@ -510,6 +569,7 @@ impl Agent {
     /// What is known now.
     fn snapshot(&mut self) -> Snapshot {
         let epoch = self.clock.epoch();
+        let (looks, scouts) = self.looks.counts();
         Snapshot {
             servers: self.session.servers(Instant::now()),
             host: self.session.host(),
@@ -517,15 +577,20 @@ impl Agent {
             own: self.kernel.own_stats().unwrap_or_default(),
             prices: self.prices,
             programs_cpu: self.run_times.as_ref().and_then(|times| times.last().cpu_ratio),
-            targets: self.seats.values().filter(|seat| seat.live).count(),
+            targets: self.seats.len(),
             unobservable: self.unobservable.len(),
+            waiting: self.processes.values().filter(|it| it.live.is_none() && it.attaching.is_none()).count(),
+            looks_abandoned: looks.abandoned,
+            looks_cut: looks.costly,
+            looks_waiting: looks.waiting,
             occupancy: self.kernel.occupancy().to_vec(),
             given_up: self.session.given_up(),
             log_lost: self.log.lost(),
             attach_failures: self.attach_failures,
             reload_failures: self.reload_failures,
-            cpu: cpu_time(),
-            resident_bytes: resident_bytes(),
+            cpu: cpu_time() + looks.cpu,
+            resident_bytes: resident_bytes("self")
+                + scouts.iter().map(|pid| resident_bytes(&pid.to_string())).sum::<u64>(),
             started: (epoch + self.started).as_secs_f64(),
             epoch,
             otlp: self.otlp.counts(),

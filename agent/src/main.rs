@@ -1,6 +1,6 @@
 //! `llamaprobe`: parse, build, run, exit code.
 
-use std::{io::IsTerminal as _, path::Path, process::ExitCode, time::Duration};
+use std::{io::IsTerminal as _, process::ExitCode, time::Duration};
 
 use anyhow::{Context as _, Result};
 use clap::Parser as _;
@@ -132,10 +132,7 @@ fn print(text: &str) -> Result<()> {
 type Shown = (String, serde_json::Result<String>, u8);
 
 fn show(arguments: &ReportArguments, report: impl FnOnce(&[u32]) -> Shown) -> Result<ExitCode> {
-    for pid in &arguments.pid {
-        anyhow::ensure!(Path::new("/proc").join(pid.to_string()).exists(), "there is no process {pid}");
-    }
-    let (text, json, code) = report(&arguments.pid);
+    let (text, json, code) = report(&agent::named(&arguments.pid)?);
     let shown = if arguments.json { json? + "\n" } else { text };
     print(&shown)?;
     Ok(ExitCode::from(code))

@@ -19,7 +19,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use rustix::{
-    process::{Resource, Rlimit, setrlimit},
+    process::{Resource, Rlimit, getrlimit, setrlimit},
     thread::set_name,
 };
 use serde::{Deserialize, Serialize};
@@ -85,13 +85,15 @@ pub fn serve() -> Result<()> {
     let _ = std::fs::write("/proc/self/oom_score_adj", "1000");
     let most = Some(MOST_MEMORY);
     let _ = setrlimit(Resource::Data, Rlimit { current: most, maximum: most });
-    let mut scout =
-        Serving { scanner: Scanner::new(Path::new("/proc"), WANTED).announcing(), sent: HashSet::new() };
+    let scanner = Scanner::new(Path::new("/proc"), WANTED).announcing();
+    let mut scout = Serving { scanner, sent: HashSet::new() };
+    // What it took to start is charged to the first look.
+    let mut until = Duration::ZERO;
     while let Some((question, _)) = receive(&socket).context("no question")? {
-        let start = thread_time();
         let (seen, files) = scout.answer(question);
         let faults = scout.scanner.take_faults().into_iter().collect();
-        let cost = thread_time().saturating_sub(start);
+        let now = thread_time();
+        let cost = now.saturating_sub(std::mem::replace(&mut until, now));
         send(&socket, &Reply { seen, faults, cost }, &files)?;
         let _ = set_name(c"scout");
     }
@@ -137,6 +139,13 @@ impl Serving {
         }
         files
     }
+}
+
+/// Lets this process open as many files as it may: there is a descriptor for each probe and for each file of a target.
+pub fn raise_files() {
+    let limit = getrlimit(Resource::Nofile);
+    // It stays as it is then.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
 }
 
 /// Puts the files of a target back that were taken out.

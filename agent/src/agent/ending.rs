@@ -16,8 +16,9 @@ impl Agent {
     pub(super) fn end_all(mut self, requests: &mut RingBuf<MapData>, payload: &mut RingBuf<MapData>) {
         let deadline = Instant::now() + LIMIT;
         self.take_stock(requests, payload);
-        let pids: Vec<u32> = self.seats.keys().copied().collect();
-        pids.iter().for_each(|pid| self.kernel.observe_no_more(*pid));
+        for (pid, _) in self.seats.rows() {
+            self.kernel.observe_no_more(pid);
+        }
         while !self.drain_requests(requests, payload) {}
         self.settle_answers(Instant::now());
         let under_way = self.session.interrupt(Instant::now(), monotonic_ns());
@@ -28,8 +29,7 @@ impl Agent {
         self.log.close(deadline);
         self.otlp.close(deadline);
         if let Err(error) = heir::appoint() {
-            warn!(%error, "no child can be started; detaching takes a moment");
-            self.room.close(LIMIT);
+            warn!(%error, "no child can be started: the kernel detaches, and this process ends when it has");
         }
         info!(under_way = under_way.len(), "ended");
     }

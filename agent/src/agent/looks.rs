@@ -37,6 +37,8 @@ const WORKERS: u32 = 3;
 const LAG: Duration = Duration::from_millis(100);
 /// The longest sleep of a thread that has nothing to do.
 const NAP: Duration = Duration::from_secs(5);
+/// After so long without work the scouts of all threads but the first end.
+const IDLE: Duration = Duration::from_secs(20);
 /// When what is due, and costs too much for now, is tried again.
 const PUT_OFF: Duration = Duration::from_millis(50);
 /// When a scout is tried to be had again.
@@ -92,6 +94,13 @@ struct Board {
     counts: LookCounts,
     /// When the first thread wakes up.
     wakes: Option<Instant>,
+}
+
+impl Board {
+    /// Scouts that were given up and have ended by now.
+    fn reap(&mut self) {
+        self.hung.retain_mut(|child| child.try_wait().is_ok_and(|ended| ended.is_none()));
+    }
 }
 
 /// What there is to do, shared with the threads.
@@ -287,7 +296,7 @@ impl Worker {
 
     fn start(&self) -> Option<Scout> {
         let mut board = lock(&self.shared.0);
-        board.hung.retain_mut(|child| child.try_wait().is_ok_and(|ended| ended.is_none()));
+        board.reap();
         if board.hung.len() >= MOST_HUNG {
             return None;
         }
@@ -300,9 +309,16 @@ impl Worker {
     fn next(&mut self) -> Work {
         let (board, waiting) = &*self.shared;
         let mut board = lock(board);
-        let lag = LAG * self.number;
+        let (lag, start) = (LAG * self.number, Instant::now());
         loop {
             let now = Instant::now();
+            if self.number > 0
+                && now.saturating_duration_since(start) > IDLE
+                && let Some(scout) = self.scout.take()
+            {
+                board.scouts[self.number as usize] = None;
+                board.hung.push(scout.abandon());
+            }
             if let Some(errand) = board.errands.pop_front() {
                 return Work::Errand(errand);
             }

@@ -1,19 +1,20 @@
 //! The engine room: what attaches and detaches, on threads of its own, because the kernel takes its time for both (0.1 s
-//! for a probe that goes). The loop gives orders and is told when probes are in place.
+//! for a probe that goes, one after the other). The loop gives orders and is told when probes are in place. At the end of
+//! the agent a scout inherits them.
 
 use std::{
     collections::VecDeque,
     os::fd::OwnedFd,
+    path::Path,
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
-        mpsc::{Receiver, Sender, channel},
+        mpsc::{Sender, channel},
     },
     thread,
     time::{Duration, Instant},
 };
 
 use tokio::sync::mpsc::UnboundedSender;
-use tracing::error;
 
 use crate::{
     bpf::{
@@ -22,20 +23,17 @@ use crate::{
     },
     discovery::{
         image::ImageId,
-        process::{ProcessId, descriptor},
+        process::{ProcessId, ProcessRoot, descriptor},
     },
     plan::Probe,
 };
 
 /// How often sites without users are looked for.
 const IDLE: Duration = Duration::from_secs(5);
-/// Threads that detach at the end: the kernel's waits run side by side.
-const DETACHERS: usize = 16;
-
 /// What is to be done. Where several wait, the first kind in this list goes first.
 pub(super) enum Order {
-    /// Detach what is attached for a process alone, and give up the rest.
-    Release(u32),
+    /// Give up what was attached by an order.
+    Release(u64),
     /// Detach what is attached for a process alone.
     DetachOwn(u32),
     /// Follow the sockets of servers, or follow them no more.
@@ -46,12 +44,12 @@ pub(super) enum Order {
     Offspring(bool),
     /// Attach the probes of a process.
     Attach(Box<Attach>),
-    /// Detach everything and end.
-    Quit,
 }
 
 /// Probes to attach.
 pub(super) struct Attach {
+    /// The number of this order.
+    pub(super) number: u64,
     /// The process.
     pub(super) id: ProcessId,
     /// Its probes.
@@ -64,8 +62,8 @@ pub(super) struct Attach {
 
 /// What was done.
 pub(super) enum Done {
-    /// All probes of a process that could be attached are.
-    Attached(ProcessId, Vec<AttachError>),
+    /// All probes of this order that could be attached are. Those of a process that has ended are not worth a word.
+    Attached(u64, ProcessId, Vec<AttachError>),
     /// Sockets cannot be followed.
     NoSockets(LoadError),
     /// Descriptors of TLS sessions cannot be found.
@@ -79,29 +77,21 @@ type Orders = Arc<(Mutex<VecDeque<Order>>, Condvar)>;
 /// The way in.
 pub(super) struct Room {
     orders: Orders,
-    ended: Receiver<()>,
 }
 
 impl Room {
     /// Opens it.
     pub(super) fn open(attacher: Attacher, told: UnboundedSender<Done>) -> std::io::Result<Self> {
         let orders = Orders::default();
-        let (end, ended) = channel();
         let inside = Inside { attacher, told, orders: orders.clone(), away: detacher("detach")? };
-        thread::Builder::new().name("engine room".into()).spawn(move || inside.run(&end))?;
-        Ok(Self { orders, ended })
+        thread::Builder::new().name("engine room".into()).spawn(move || inside.run())?;
+        Ok(Self { orders })
     }
 
     /// Gives an order.
     pub(super) fn order(&self, order: Order) {
         lock(&self.orders.0).push_back(order);
         self.orders.1.notify_one();
-    }
-
-    /// Detaches everything. What has not gone within `most` goes with the process.
-    pub(super) fn close(self, most: Duration) -> bool {
-        self.order(Order::Quit);
-        self.ended.recv_timeout(most).is_ok()
     }
 }
 
@@ -113,7 +103,7 @@ struct Inside {
 }
 
 impl Inside {
-    fn run(mut self, end: &Sender<()>) {
+    fn run(mut self) {
         let mut swept = Instant::now();
         loop {
             if swept.elapsed() >= IDLE {
@@ -123,8 +113,8 @@ impl Inside {
             }
             match self.next() {
                 None => {}
-                Some(Order::Release(pid)) => {
-                    let own = self.attacher.release(pid);
+                Some(Order::Release(order)) => {
+                    let own = self.attacher.release(order);
                     self.detach(own);
                 }
                 // No return probe may stay where there is a seccomp filter: the order is done when it is gone.
@@ -145,13 +135,8 @@ impl Inside {
                     }
                 }
                 Some(Order::Attach(attach)) => self.attach(*attach),
-                Some(Order::Quit) => break,
             }
         }
-        let links: Vec<Links> = self.attacher.detach_all();
-        detach_together(links);
-        // The loop may have stopped waiting.
-        let _ = end.send(());
     }
 
     /// The next order, or none for a while.
@@ -164,12 +149,13 @@ impl Inside {
         orders.remove(first)
     }
 
-    fn attach(&mut self, Attach { id, probes, files, .. }: Attach) {
-        let gone = self.attacher.keep(id.pid, &probes);
-        self.detach(gone);
+    fn attach(&mut self, Attach { number, id, probes, files, .. }: Attach) {
         let file = |image| files.iter().find(|(known, _)| *known == image).map(|(_, file)| descriptor(file));
-        let failures = self.attacher.attach(id.pid, &probes, file);
-        self.tell(Done::Attached(id, failures));
+        let mut failures = self.attacher.attach(number, id.pid, &probes, file);
+        if !failures.is_empty() && !ProcessRoot::new(Path::new("/proc"), id.pid).is(id) {
+            failures.clear();
+        }
+        self.tell(Done::Attached(number, id, failures));
     }
 
     fn detach(&self, links: Vec<Links>) {
@@ -182,10 +168,9 @@ impl Inside {
     }
 }
 
-/// The end first, then what costs nothing, then what waits for the kernel.
+/// What costs nothing first, then what waits for the kernel.
 fn rank(order: &Order) -> u8 {
     match order {
-        Order::Quit => 0,
         Order::Release(_) => 1,
         Order::DetachOwn(_) => 2,
         Order::Sockets(_) | Order::Sessions(_) | Order::Offspring(_) => 3,
@@ -199,25 +184,6 @@ fn detacher(name: &str) -> std::io::Result<Sender<Links>> {
     let (sender, links) = channel::<Links>();
     thread::Builder::new().name(name.into()).spawn(move || links.into_iter().for_each(drop))?;
     Ok(sender)
-}
-
-/// Detaches side by side.
-fn detach_together(links: Vec<Links>) {
-    let links = Mutex::new(links.into_iter().flatten().collect::<Vec<_>>());
-    thread::scope(|scope| {
-        for _ in 0..DETACHERS {
-            let next = || lock(&links).pop();
-            let work = move || {
-                while let Some(link) = next() {
-                    drop(link)
-                }
-            };
-            if let Err(error) = thread::Builder::new().spawn_scoped(scope, work) {
-                error!(%error, "no thread to detach with");
-                break;
-            }
-        }
-    });
 }
 
 /// Nothing is left half-done under these locks, whoever panicked.

@@ -1,31 +1,35 @@
 //! Processes come and go: who is looked at when, and what is attached for whom.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     time::{Duration, Instant},
 };
 
 use llamaprobe_common::{
     event::ProcessEventKind,
     layout::ExtLayout,
-    probe::ProbeId,
     request::{TEXT_WRITES, WRITES},
-    target::{MAX_TARGETS, TargetConfig},
+    target::TargetConfig,
 };
 use tracing::{error, info, warn};
 
 use super::{
-    Agent, Seat,
+    Agent, Attaching, Process,
     looks::{Looked, Rank},
     own::monotonic_ns,
     room::{Attach, Done, Order},
+    seats::{Asked, Claim},
 };
 use crate::{
     bpf::{attach::AttachError, events, read::Reading},
-    discovery::{Target, image::ImageId, process::Listener},
+    discovery::{
+        Target,
+        image::ImageId,
+        process::{Listener, ProcessId},
+    },
     doctor::NEEDED,
     judge::Judged,
-    plan::{Joining, Plan, Verdict, catalog::Role},
+    plan::{Joining, Plan, Probe, Verdict, catalog::Role},
 };
 
 /// How long after an event a process is looked at: a starting program maps a dozen files within this time.
@@ -36,6 +40,10 @@ const STARTS: &[Duration] = &[SETTLE, ms(200), ms(700), ms(4000)];
 const SERVER_STARTS: &[Duration] = &[ms(3), ms(10), ms(20), ms(50), ms(200), ms(700), ms(4000)];
 /// What programs are called that are servers.
 const SERVERS: [&[u8]; 2] = [b"llama", b"ollama"];
+/// Processes that are known to map llama.cpp, whether or not there is a seat for each.
+const MOST_PROCESSES: usize = 1024;
+/// When a probe that could not be attached is tried again.
+const AGAIN: Duration = Duration::from_secs(25);
 /// When what could not be finished is looked at again.
 const SOON: Duration = ms(200);
 /// Over how long the looks of a rescan are spread.
@@ -68,6 +76,9 @@ impl Agent {
             }
             ProcessEventKind::Exit => self.end(pid),
             ProcessEventKind::Stranger | ProcessEventKind::Listen => {
+                if kind == ProcessEventKind::Stranger && self.strangers.len() < MOST_PROCESSES {
+                    self.strangers.insert(pid);
+                }
                 self.look(pid, owner, Rank::Likely, &[now]);
             }
             ProcessEventKind::Map => self.look(pid, owner, Rank::Any, &[now + SETTLE]),
@@ -94,7 +105,7 @@ impl Agent {
     fn listed(&mut self, all: &[(u32, u32)]) {
         let pids: BTreeSet<u32> = all.iter().map(|(pid, _)| *pid).collect();
         if self.only.is_empty() {
-            let gone: Vec<u32> = self.seats.keys().copied().filter(|pid| !pids.contains(pid)).collect();
+            let gone: Vec<u32> = self.processes.keys().copied().filter(|pid| !pids.contains(pid)).collect();
             gone.into_iter().for_each(|pid| self.end(pid));
             self.unobservable.retain(|pid, _| pids.contains(pid));
         }
@@ -104,7 +115,7 @@ impl Agent {
             if first { Duration::ZERO } else { SPREAD / u32::try_from(pids.len().max(1)).unwrap_or(1) };
         let mut time = now;
         for (pid, owner) in all {
-            let rank = if first || self.seats.contains_key(pid) { Rank::Likely } else { Rank::Routine };
+            let rank = if first || self.processes.contains_key(pid) { Rank::Likely } else { Rank::Routine };
             self.look(*pid, *owner, rank, &[time]);
             time += step;
         }
@@ -118,7 +129,7 @@ impl Agent {
     pub(super) fn settle_first(&mut self) {
         if !self.health.is_ready()
             && self.first.as_ref().is_some_and(BTreeSet::is_empty)
-            && self.seats.values().all(|seat| seat.attaching.is_none())
+            && self.processes.values().all(|process| process.attaching.is_none())
         {
             self.health.set_ready();
             info!(targets = self.seats.len(), late_loads = self.kernel.sees_late_loads(), "ready");
@@ -144,7 +155,7 @@ impl Agent {
                 self.settle_first();
             }
             Looked::Connections(id, open) => {
-                if self.seats.get(&id.pid).is_some_and(|seat| seat.start_time == id.start_time) {
+                if self.is_observed(id) {
                     if let Err(error) = self.kernel.adopt(id.pid, &open) {
                         warn!(
                             id.pid, %error,
@@ -164,7 +175,7 @@ impl Agent {
     fn judged(&mut self, pid: u32, judged: Judged) {
         match judged {
             Judged::Llama(target, verdict) => {
-                if self.seats.get(&pid).is_some_and(|seat| seat.start_time != target.start_time) {
+                if self.processes.get(&pid).is_some_and(|known| known.start_time != target.start_time) {
                     self.end(pid);
                 }
                 match verdict {
@@ -192,13 +203,13 @@ impl Agent {
 
     /// Says how the batches of a process lie in its memory as soon as that is known, or that it is not.
     pub(super) fn tell_layouts(&mut self, pid: u32, reading: &Reading) {
-        let Some(seat) = self.seats.get_mut(&pid) else { return };
+        let Some(process) = self.processes.get_mut(&pid) else { return };
         for (image, state) in &reading.layouts {
             let layout = state.proved();
-            if (layout.is_none() && state.shown == 0) || seat.layouts.get(image) == Some(&layout) {
+            if (layout.is_none() && state.shown == 0) || process.layouts.get(image) == Some(&layout) {
                 continue;
             }
-            seat.layouts.insert(*image, layout);
+            process.layouts.insert(*image, layout);
             match layout {
                 Some(ExtLayout { tokens, stride, .. }) => {
                     info!(pid, tokens, stride, "the layout of its batches is proved")
@@ -212,19 +223,19 @@ impl Agent {
 
     /// Looks anew at processes that have turned out to be servers.
     pub(super) fn settle_servers(&mut self) {
-        let turned = |(pid, seat): (&u32, &mut Seat)| {
-            let undecided = !seat.has_started && seat.config.flags & TargetConfig::EITHER != 0;
-            seat.has_started |= undecided && self.kernel.noted(*pid) & TargetConfig::STARTED != 0;
-            (undecided && seat.has_started).then_some(*pid)
+        let turned = |(pid, process): (&u32, &mut Process)| {
+            let undecided = !process.has_started && process.live?.flags & TargetConfig::EITHER != 0;
+            process.has_started |= undecided && self.kernel.noted(*pid) & TargetConfig::STARTED != 0;
+            (undecided && process.has_started).then_some(*pid)
         };
-        let turned: Vec<u32> = self.seats.iter_mut().filter_map(turned).collect();
+        let turned: Vec<u32> = self.processes.iter_mut().filter_map(turned).collect();
         turned.into_iter().for_each(|pid| self.look(pid, 0, Rank::Likely, &[Instant::now()]));
     }
 
     /// The sockets are followed as long as there is a server.
     pub(super) fn follow_sockets(&mut self) {
         let observed = self.session.targets().filter_map(|target| self.session.plan(target.pid));
-        let coming = self.seats.values().filter_map(|seat| Some(&seat.attaching.as_ref()?.1));
+        let coming = self.processes.values().filter_map(|process| Some(&process.attaching.as_ref()?.plan));
         let http = observed.chain(coming).any(|plan| plan.flags & TargetConfig::HTTP != 0);
         if http != self.follows_sockets && !self.deaf {
             self.follows_sockets = http;
@@ -239,7 +250,7 @@ impl Agent {
 
     fn watch(&mut self, mut target: Target, mut plan: Plan) {
         let now = Instant::now();
-        if self.seats.get(&target.pid).is_some_and(|seat| seat.has_started) {
+        if self.processes.get(&target.pid).is_some_and(|process| process.has_started) {
             plan.settle_for_server();
         }
         if !self.payload {
@@ -252,49 +263,38 @@ impl Agent {
             plan.flags |= TargetConfig::PREDICTS;
         }
         let pid = target.pid;
-        if self.seats.get(&pid).is_some_and(|seat| seat.attaching.is_some()) {
-            // What was found meanwhile is found again.
-            return self.look(pid, target.owner, Rank::Likely, &[now + SOON]);
-        }
-        let index = match self.seats.get(&pid) {
-            Some(seat) => seat.config.index,
-            None => match self.free_index() {
-                Some(index) => index,
-                None => {
-                    return self.refuse(
-                        pid,
-                        &target.comm,
-                        "as many processes as possible are observed already",
-                    );
-                }
-            },
-        };
-        let has_tls = |plan: &Plan| plan.probes.iter().any(|probe| probe.role == Role::Tls);
-        if self.session.plan(pid).is_some_and(has_tls) && !has_tls(&plan) {
-            // It is under a seccomp filter by now: no return probe may stay.
-            self.room.order(Order::DetachOwn(pid));
-        }
-        let config = self.config(index, &target, &plan);
-        if self.session.plan(pid).map(sites).is_some_and(|known| known == sites(&plan)) {
-            target.close();
-            if self.seat(&target, config) {
-                self.session.refresh(now, target, plan);
+        let sites = sites(&plan);
+        if let Some(process) = self.processes.get(&pid) {
+            if process.attaching.is_some() {
+                // What was found meanwhile is found again.
+                return self.look(pid, target.owner, Rank::Likely, &[now + SOON]);
             }
-            return;
+            let has_tls = |plan: &Plan| plan.probes.iter().any(|probe| probe.role == Role::Tls);
+            if self.session.plan(pid).is_some_and(has_tls) && !has_tls(&plan) {
+                // It is under a seccomp filter by now: no return probe may stay.
+                self.room.order(Order::DetachOwn(pid));
+            }
+            if process.sites == sites && (process.failed.is_empty() || process.tried.elapsed() < AGAIN) {
+                target.close();
+                return self.settle(target, plan);
+            }
+        } else if self.processes.len() >= MOST_PROCESSES {
+            return self.refuse(pid, &target.comm, "as many processes as possible are known already");
         }
         let files = target.images.iter().filter_map(|it| Some((it.image.id, it.file.clone()?))).collect();
         target.close();
-        let urgent = !target.listeners.is_empty();
-        let attach = Attach { id: target.id(), probes: plan.probes.clone(), files, urgent };
-        let seat = self.seats.entry(pid).or_insert(Seat {
-            start_time: target.start_time,
-            config,
-            live: false,
-            attaching: None,
-            has_started: false,
-            layouts: BTreeMap::new(),
-        });
-        seat.attaching = Some(Box::new((target, plan)));
+        self.orders += 1;
+        let attach = Attach {
+            number: self.orders,
+            id: target.id(),
+            probes: plan.probes.clone(),
+            files,
+            urgent: self.claim(&target) > Claim::Idle,
+        };
+        let process = self.processes.entry(pid).or_insert_with(|| Process::new(&target));
+        process.sites = sites;
+        process.tried = now;
+        process.attaching = Some(Box::new(Attaching { number: self.orders, target, plan }));
         // Sockets first: a request whose beginning was not seen is not told.
         self.follow_sockets();
         self.room.order(Order::Attach(Box::new(attach)));
@@ -305,31 +305,72 @@ impl Agent {
         TargetConfig { index, flags: plan.flags, port: port(target), writes }
     }
 
-    /// Tells the programs whom they serve.
-    fn seat(&mut self, target: &Target, config: TargetConfig) -> bool {
-        let Some(seat) = self.seats.get_mut(&target.pid) else { return false };
-        let seated = match seat.live {
-            true if seat.config == config => Ok(()),
-            true => self.kernel.update(target.pid, config),
-            false => self.kernel.observe(target.pid, config),
-        };
-        if let Err(error) = &seated {
-            error!(pid = target.pid, %error, "cannot observe");
+    fn claim(&self, target: &Target) -> Claim {
+        if self.strangers.contains(&target.pid) {
+            Claim::Works
+        } else if target.listeners.is_empty() {
+            Claim::Idle
+        } else {
+            Claim::Listens
         }
-        (seat.config, seat.live) = (config, seated.is_ok());
-        seat.has_started = self.kernel.noted(target.pid) & TargetConfig::STARTED != 0;
-        seated.is_ok()
+    }
+
+    /// The row of a process, which it is given if it has a claim. What others have to give up goes on when it is theirs
+    /// again.
+    fn row(&mut self, target: &Target) -> Option<u32> {
+        let (now, pid) = (Instant::now(), target.pid);
+        let claim = self.claim(target);
+        self.strangers.remove(&pid);
+        if let Some(index) = self.seats.index(pid) {
+            self.seats.note(pid, !target.listeners.is_empty());
+            return Some(index);
+        }
+        let mut asked = self.seats.ask(now, target.owner, claim);
+        if !matches!(asked, Asked::Free(_)) {
+            // Who works is known as of the last reading.
+            for (pid, index) in self.seats.rows() {
+                if let Ok(stats) = self.kernel.stats(index) {
+                    self.seats.hits(now, pid, stats.hits.iter().sum());
+                }
+            }
+            asked = self.seats.ask(now, target.owner, claim);
+        }
+        let index = match asked {
+            Asked::Free(index) => index,
+            Asked::Instead(other) => {
+                let index = self.seats.index(other)?;
+                self.unseat(other);
+                info!(pid = other, instead = pid, "gives its seat up");
+                index
+            }
+            Asked::None => return None,
+        };
+        self.seats.take(now, pid, index, target.owner, claim);
+        Some(index)
+    }
+
+    fn is_observed(&self, id: ProcessId) -> bool {
+        self.processes
+            .get(&id.pid)
+            .is_some_and(|known| known.start_time == id.start_time && known.live.is_some())
     }
 
     /// Something was done in the engine room.
     pub(super) fn done(&mut self, done: Done) {
         match done {
-            Done::Attached(id, failures) => {
-                let seat = self.seats.get_mut(&id.pid).filter(|seat| seat.start_time == id.start_time);
-                match seat.and_then(|seat| seat.attaching.take()) {
-                    Some(attached) => self.attached(attached.0, attached.1, &failures),
+            Done::Attached(number, id, failures) => {
+                let process = self.processes.get_mut(&id.pid);
+                let ours = process.filter(|it| it.attaching.as_ref().is_some_and(|it| it.number == number));
+                match ours.and_then(|process| Some((process.attaching.take()?, process))) {
+                    Some((attached, process)) => {
+                        // What the new order attaches is kept; the rest of the old ones has no user any more.
+                        let old = std::mem::replace(&mut process.orders, vec![number]);
+                        process.failed = failures.iter().map(|it| (it.image, it.offset)).collect();
+                        old.into_iter().for_each(|order| self.room.order(Order::Release(order)));
+                        self.attached(attached.target, attached.plan, &failures);
+                    }
                     // It ended meanwhile: what was attached for it is not wanted any more.
-                    None => self.room.order(Order::Release(id.pid)),
+                    None => self.room.order(Order::Release(number)),
                 }
                 self.settle_first();
             }
@@ -347,32 +388,59 @@ impl Agent {
     }
 
     fn attached(&mut self, target: Target, mut plan: Plan, failures: &[AttachError]) {
-        let (now, pid) = (Instant::now(), target.pid);
+        let pid = target.pid;
         self.attach_failures += failures.len() as u64;
         for failure in failures {
             error!(pid, %failure, "a probe cannot be attached");
         }
-        // What is not attached is not served: the metrics of these roles stay absent.
-        plan.probes.retain(|probe| !failures.iter().any(|failure| failure.is_of(probe)));
-        let tls = [ProbeId::SslRead, ProbeId::SslWrite, ProbeId::SslAccept];
-        if failures.iter().any(|failure| tls.contains(&failure.probe)) {
-            // Half of a conversation would be worse than none.
-            self.room.order(Order::DetachOwn(pid));
-            plan.drop_tls("its library cannot be probed");
-        }
+        self.without_failed(pid, &mut plan);
         let probed = plan.joining() != Joining::Answers;
         if probed && !plan.probes.iter().any(|probe| probe.role == Role::Batch) {
             let denied = failures.iter().any(|failure| failure.cause.is_permission());
             let why = if denied { NEEDED } else { "its decode calls cannot be probed" };
             return self.refuse(pid, &target.comm, why);
         }
-        let Some(index) = self.seats.get(&pid).map(|seat| seat.config.index) else { return };
+        self.unobservable.remove(&pid);
+        self.settle(target, plan);
+    }
+
+    /// What is not attached is not served: the metrics of these roles stay absent.
+    fn without_failed(&self, pid: u32, plan: &mut Plan) {
+        let Some(process) = self.processes.get(&pid).filter(|process| !process.failed.is_empty()) else {
+            return;
+        };
+        let failed = |probe: &Probe| process.failed.contains(&(probe.image.id, probe.offset()));
+        let half = plan.probes.iter().any(|probe| probe.role == Role::Tls && failed(probe));
+        plan.probes.retain(|probe| !failed(probe));
+        if half {
+            // Half of a conversation would be worse than none.
+            self.room.order(Order::DetachOwn(pid));
+            plan.drop_tls("its library cannot be probed");
+        }
+    }
+
+    /// All that is to be attached for a process is: it is observed from now on, if there is a seat for it.
+    fn settle(&mut self, target: Target, mut plan: Plan) {
+        let (now, pid) = (Instant::now(), target.pid);
+        self.without_failed(pid, &mut plan);
+        let Some(index) = self.row(&target) else { return };
         // Where first, then who: all probes of a process begin to count at the same moment.
         let config = self.config(index, &target, &plan);
-        if !self.seat(&target, config) {
+        let Some(process) = self.processes.get_mut(&pid) else { return };
+        let told = match process.live {
+            Some(live) if live == config => Ok(()),
+            Some(_) => self.kernel.update(pid, config),
+            None => self.kernel.observe(pid, config),
+        };
+        if let Err(error) = told {
+            error!(pid, %error, "cannot observe");
             return self.end(pid);
         }
-        self.unobservable.remove(&pid);
+        process.has_started |= self.kernel.noted(pid) & TargetConfig::STARTED != 0;
+        if process.live.replace(config).is_some() {
+            self.session.refresh(now, target, plan);
+            return self.follow_sockets();
+        }
         info!(
             pid,
             comm = target.comm,
@@ -380,10 +448,6 @@ impl Agent {
             missing = ?plan.missing.iter().map(|missing| missing.role.name()).collect::<Vec<_>>(),
             "observing"
         );
-        if self.session.plan(pid).is_some() {
-            self.session.refresh(now, target, plan);
-            return self.follow_sockets();
-        }
         // Connections that stay open over many requests may have been accepted long ago.
         if plan.flags & TargetConfig::HTTP != 0 {
             self.looks.at_connections(target.id(), target.listeners.clone());
@@ -408,19 +472,26 @@ impl Agent {
         }
     }
 
-    fn free_index(&self) -> Option<u32> {
-        (0..MAX_TARGETS).find(|index| self.seats.values().all(|seat| seat.config.index != *index))
-    }
-
     /// A process ended or is llama.cpp no longer. Nothing happens when it was not observed.
     pub(super) fn end(&mut self, pid: u32) {
         self.unobservable.remove(&pid);
-        let Some(seat) = self.seats.remove(&pid) else { return };
-        self.room.order(Order::Release(pid));
-        if !seat.live {
+        self.strangers.remove(&pid);
+        if !self.processes.contains_key(&pid) {
             return;
         }
-        let last = self.kernel.reading(pid, seat.config.index).unwrap_or_else(|error| {
+        self.unseat(pid);
+        for order in self.processes.remove(&pid).map(|process| process.orders).unwrap_or_default() {
+            self.room.order(Order::Release(order));
+        }
+    }
+
+    /// A process is observed no more. Its probes stay: when they fire it has a claim to a seat.
+    fn unseat(&mut self, pid: u32) {
+        self.seats.free(pid);
+        let Some(config) = self.processes.get_mut(&pid).and_then(|process| process.live.take()) else {
+            return;
+        };
+        let last = self.kernel.reading(pid, config.index).unwrap_or_else(|error| {
             error!(pid, %error, "the last counts are lost");
             Reading::default()
         });

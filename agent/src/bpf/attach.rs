@@ -28,8 +28,8 @@ pub type Links = Vec<UProbeLink>;
 
 /// One attached probe.
 struct Attached {
-    /// The processes it is attached for.
-    users: Vec<u32>,
+    /// The orders by which it is attached.
+    users: Vec<u64>,
     /// Since when there are none.
     idle: Option<Instant>,
     links: Links,
@@ -47,7 +47,9 @@ pub struct Attachments {
 pub struct AttachError {
     /// Which.
     pub probe: ProbeId,
-    /// Where.
+    /// The file.
+    pub image: ImageId,
+    /// What it is called.
     pub path: PathBuf,
     /// The function.
     pub symbol: String,
@@ -57,19 +59,13 @@ pub struct AttachError {
     pub cause: Box<LoadError>,
 }
 
-impl AttachError {
-    /// Whether it is about this probe.
-    pub fn is_of(&self, probe: &Probe) -> bool {
-        self.probe == probe.probe && self.offset == probe.offset() && self.path == probe.image.path
-    }
-}
-
 impl Attacher {
     /// Attaches the probes of a process. Sites that are probed already only gain a user.
     ///
-    /// `file` gives a path that leads to an image. All that can be attached is; what cannot be is returned.
+    /// `order` is what [`Attacher::release`] will name. `file` gives a path that leads to an image. All that can be attached is; what cannot be is returned.
     pub fn attach(
         &mut self,
+        order: u64,
         pid: u32,
         probes: &[Probe],
         file: impl Fn(ImageId) -> Option<PathBuf>,
@@ -80,19 +76,20 @@ impl Attacher {
             let site = (probe.image.id, probe.offset(), probe.program, only);
             if let Some(attached) = self.attachments.sites.get_mut(&site) {
                 attached.idle = None;
-                if !attached.users.contains(&pid) {
-                    attached.users.push(pid);
+                if !attached.users.contains(&order) {
+                    attached.users.push(order);
                 }
                 continue;
             }
             let path = file(probe.image.id).unwrap_or_else(|| probe.image.path.clone());
             match self.attach_one(probe, &path, only) {
                 Ok(links) => {
-                    let attached = Attached { users: vec![pid], idle: None, links };
+                    let attached = Attached { users: vec![order], idle: None, links };
                     self.attachments.sites.insert(site, attached);
                 }
                 Err(cause) => failed.push(AttachError {
                     probe: probe.probe,
+                    image: probe.image.id,
                     path: probe.image.path.clone(),
                     symbol: probe.symbol.clone(),
                     offset: probe.offset(),
@@ -131,34 +128,20 @@ impl Attacher {
             .collect()
     }
 
-    /// Gives up what is attached for a process and is not among `probes`; what has no other user is returned, and is
-    /// detached where the links are dropped.
-    pub fn keep(&mut self, pid: u32, probes: &[Probe]) -> Vec<Links> {
-        self.take(|(image, offset, ..), attached| {
-            let kept = probes.iter().any(|probe| probe.image.id == *image && probe.offset() == *offset);
-            if kept || !attached.users.contains(&pid) {
-                return false;
-            }
-            attached.users.retain(|user| *user != pid);
-            attached.users.is_empty()
-        })
-    }
-
     /// Gives up what is attached for a process alone; it is detached where the links are dropped.
     pub fn detach_own(&mut self, pid: u32) -> Vec<Links> {
         self.take(|(_, _, _, only), _| only.map(NonZeroU32::get) == Some(pid))
     }
 
-    /// Gives up what was attached for a process; sites without users are idle then, those of its own are returned.
-    pub fn release(&mut self, pid: u32) -> Vec<Links> {
-        let own = self.detach_own(pid);
+    /// Gives up what was attached by an order; sites without users are idle then, those of one process are returned.
+    pub fn release(&mut self, order: u64) -> Vec<Links> {
         for attached in self.attachments.sites.values_mut() {
-            attached.users.retain(|user| *user != pid);
+            attached.users.retain(|user| *user != order);
             if attached.users.is_empty() {
                 attached.idle.get_or_insert_with(Instant::now);
             }
         }
-        own
+        self.take(|(_, _, _, only), attached| only.is_some() && attached.users.is_empty())
     }
 
     /// Gives up the sites that have had no user for a while.
@@ -166,12 +149,7 @@ impl Attacher {
         self.take(|_, attached| attached.idle.is_some_and(|since| since.elapsed() >= LINGER))
     }
 
-    /// Gives up everything.
-    pub fn detach_all(&mut self) -> Vec<Links> {
-        self.take(|_, _| true)
-    }
-
-    fn take(&mut self, meant: impl Fn(&Site, &mut Attached) -> bool) -> Vec<Links> {
+    fn take(&mut self, meant: impl Fn(&Site, &Attached) -> bool) -> Vec<Links> {
         let sites = self.attachments.sites.extract_if(|site, attached| meant(site, attached));
         sites.map(|(_, attached)| attached.links).collect()
     }

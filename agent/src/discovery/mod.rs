@@ -210,12 +210,6 @@ impl Scanner {
         Ok(names.filter_map(|name| name.parse().ok()).collect())
     }
 
-    /// Whether a process is still the one that it was, and alive.
-    pub fn is_alive(&self, id: ProcessId) -> bool {
-        let process = ProcessRoot::new(&self.proc, id.pid);
-        process.start_time().is_ok_and(|now| now == id.start_time) && !process.is_zombie().unwrap_or(true)
-    }
-
     /// Looks at one process, but not at files on the file systems `avoid`, given as in `maps`.
     pub fn look(&mut self, pid: u32, avoid: &[Box<str>]) -> Look {
         self.announce(LOOK);
@@ -292,10 +286,8 @@ impl Scanner {
 
     /// The connections that a process has open on its listeners: descriptor and, over TCP, the client's address.
     pub fn connections(&self, id: ProcessId, listeners: &[Listener]) -> Vec<(i32, Option<SocketAddr>)> {
-        if !self.is_alive(id) {
-            return Vec::new();
-        }
-        ProcessRoot::new(&self.proc, id.pid).connections(listeners).unwrap_or_default()
+        let process = ProcessRoot::new(&self.proc, id.pid);
+        if process.is(id) { process.connections(listeners).unwrap_or_default() } else { Vec::new() }
     }
 
     /// Files that could not be read since the last call, with the reason.

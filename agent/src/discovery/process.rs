@@ -78,6 +78,15 @@ pub fn descriptor(of: &OwnedFd) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}", of.as_raw_fd()))
 }
 
+/// The process that an id stands for: that of a thread stands for its process.
+///
+/// # Errors
+///
+/// When there is no such process.
+pub fn process_of(pid: u32) -> io::Result<u32> {
+    ProcessRoot::new(Path::new("/proc"), pid).thread_group()
+}
+
 /// A process for ever: ids are used again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Deserialize, serde::Serialize)]
 pub struct ProcessId {
@@ -123,6 +132,11 @@ impl ProcessRoot {
     /// Whether there is, or was when it was opened, such a process.
     pub const fn exists(&self) -> bool {
         self.held.is_some()
+    }
+
+    /// Whether it is the process that is meant, and lives.
+    pub fn is(&self, id: ProcessId) -> bool {
+        self.start_time().is_ok_and(|now| now == id.start_time) && !self.is_zombie().unwrap_or(true)
     }
 
     /// The user it belongs to.

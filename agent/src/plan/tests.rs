@@ -284,6 +284,8 @@ fn the_python_binding_has_only_libllama() {
         told: Default::default(),
         place: Default::default(),
         seccomp: 0,
+        owner: 0,
+        told: None,
         router: None,
     };
     let report = ProcessReport::of(&target, &Verdict::Observable(plan), false).unwrap();

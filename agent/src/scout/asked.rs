@@ -58,6 +58,8 @@ impl Scout {
             .arg(COMMAND)
             .stdin(OwnedFd::from(theirs))
             .stdout(Stdio::null())
+            // Who reads what the agent says waits for nobody else to close it.
+            .stderr(Stdio::null())
             // A signal from the terminal is for the agent, which lets it end.
             .process_group(0)
             .spawn()?;

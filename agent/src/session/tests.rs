@@ -47,6 +47,8 @@ fn target(pid: u32, port: Option<u16>, alias: Option<&str>) -> Target {
         told: Told { name: alias.map(str::to_owned), ..Told::default() },
         place: Place::default(),
         seccomp: 0,
+        owner: 0,
+        told: None,
         router: None,
     }
 }
@@ -269,6 +271,11 @@ fn a_process_that_ends_without_name_is_still_booked() {
     session.end(start + seconds(1), 0, 1, &after(9), NO_PRICES);
     session.read(start + seconds(1), 1, &after(9), NO_PRICES);
     assert_eq!(calls(&session), one("pid:1", 4), "an unknown process counts nothing");
+    let told = Some(Listener::Tcp(SocketAddr::from(([127, 0, 0, 1], 82))));
+    session.begin(start, Target { told, ..target(2, None, None) }, server_plan());
+    session.read(start + seconds(1), 2, &after(3), NO_PRICES);
+    session.end(start + seconds(1), 0, 2, &after(6), NO_PRICES);
+    assert_eq!(calls(&session)[0], ("127.0.0.1:82".to_owned(), 6), "where it was told to listen");
 }
 
 #[test]

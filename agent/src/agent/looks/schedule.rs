@@ -321,6 +321,7 @@ mod tests {
         }
         assert!((15..30).contains(&looks), "{looks}");
         // A dear one takes a hundredth of the time.
+        let mut schedule = Schedule::new(now);
         schedule.add(8, 1000, Rank::Any, &[now]);
         let turn = schedule.take(now).unwrap();
         (0..=FREE).for_each(|_| schedule.done(turn, now, 200 * MS, true));
