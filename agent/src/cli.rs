@@ -112,7 +112,7 @@ pub struct RunArguments {
     pub user_header: Option<String>,
     /// What names the user of a request, in the order in which it is asked: header, body (its `user`), key (a keyed hash
     /// of the API key), address (the client's) [default: header,body,key]
-    #[arg(long, env = "LLAMAPROBE_USER_FROM", value_enum, value_delimiter = ',', value_name = "SOURCES")]
+    #[arg(long, env = "LLAMAPROBE_USER_FROM", value_delimiter = ',', value_name = "SOURCES")]
     pub user_from: Option<Vec<Source>>,
     /// Users told apart of each server; the rest is `other` [default: 100]
     #[arg(long, env = "LLAMAPROBE_USERS", value_name = "N")]

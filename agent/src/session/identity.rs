@@ -1,8 +1,6 @@
 //! Who asked: the name under which a request is counted. In: what its head, body and connection say. Out: a name.
 
-use std::{collections::BTreeMap, net::IpAddr};
-
-use clap::ValueEnum;
+use std::{collections::BTreeMap, net::IpAddr, str::FromStr};
 
 use super::payload::{body::Body, head::Head};
 
@@ -22,7 +20,7 @@ fn self_named(name: String) -> String {
 }
 
 /// Where a name may come from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, serde::Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Source {
     /// The configured header.
@@ -33,6 +31,20 @@ pub enum Source {
     Key,
     /// The client's address.
     Address,
+}
+
+impl FromStr for Source {
+    type Err = &'static str;
+
+    fn from_str(name: &str) -> Result<Self, Self::Err> {
+        match name {
+            "header" => Ok(Self::Header),
+            "body" => Ok(Self::Body),
+            "key" => Ok(Self::Key),
+            "address" => Ok(Self::Address),
+            _ => Err("there are header, body, key and address"),
+        }
+    }
 }
 
 /// How requests get their names.
