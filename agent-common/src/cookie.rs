@@ -45,10 +45,12 @@ pub struct Cookie(u64);
 
 const PROBE: u32 = 0;
 const LAYOUT: u32 = 8;
-/// Of a decode call: 12 bits of the offset of each size in words of 4 bytes, plus 1; 24 bits of the file.
+/// Of a decode call: 12 bits of the offset of each size in words of 4 bytes, plus 1; 12 bits of the file; 12 bits of
+/// the offset of the memory, as of the sizes.
 const TOTAL: u32 = 16;
 const SEQUENCE: u32 = 28;
 const IMAGE: u32 = 40;
+const MEMORY: u32 = 52;
 /// Of a token event.
 const CONTEXT_ARGUMENT: u32 = 24;
 const INDEX_ARGUMENT: u32 = 32;
@@ -71,14 +73,14 @@ impl Cookie {
         Self((probe as u64) << PROBE)
     }
 
-    /// A decode call. `image` tells the file from others that the process may map; its lower 24 bits count.
+    /// A decode call. `image` tells the file from others that the process may map; its lower 12 bits count.
     pub const fn batch(probe: ProbeId, layout: BatchLayout, context: ContextLayout, image: u32) -> Self {
         Self(
             Self::plain(probe).0
                 | (layout as u64) << LAYOUT
                 | words(context.total) << TOTAL
                 | words(context.sequence) << SEQUENCE
-                | (image as u64 & 0xff_ffff) << IMAGE,
+                | (image as u64 & WORDS) << IMAGE,
         )
     }
 
@@ -91,6 +93,16 @@ impl Cookie {
                 | (index as u64) << INDEX_ARGUMENT
                 | (priority as u64) << PRIORITY,
         )
+    }
+
+    /// The same, and where in `llama_context` the pointer to its `llama_memory` stands, bytes.
+    pub const fn with_memory(self, offset: Option<u16>) -> Self {
+        Self(self.0 | words(offset) << MEMORY)
+    }
+
+    /// A call that changes what a context holds; its first argument is the context's memory, or the context itself.
+    pub const fn cut(probe: ProbeId, by_memory: bool) -> Self {
+        Self(Self::plain(probe).0 | (by_memory as u64) << LAYOUT)
     }
 
     /// The cookie from what the kernel hands to a program.
@@ -137,7 +149,17 @@ impl Cookie {
 
     /// The file of a decode call.
     pub const fn image(self) -> u32 {
-        (self.0 >> IMAGE) as u32
+        (self.0 >> IMAGE & WORDS) as u32
+    }
+
+    /// Where in `llama_context` the pointer to its memory stands, bytes; `None` when that is not known.
+    pub const fn memory_offset(self) -> Option<u16> {
+        self.offset(MEMORY)
+    }
+
+    /// Whether the first argument is a memory rather than a context.
+    pub const fn by_memory(self) -> bool {
+        self.byte(LAYOUT) != 0
     }
 
     /// The layout of a token event.
@@ -176,7 +198,7 @@ mod tests {
         let batch = Cookie::batch(ProbeId::LlamaDecode, BatchLayout::Value, context, 0xff12_3456);
         assert_eq!(ProbeId::from_wire(batch.probe()), Some(ProbeId::LlamaDecode));
         assert_eq!(batch.batch_layout(), Some(BatchLayout::Value));
-        assert_eq!((batch.context_layout(), batch.image()), (context, 0x12_3456));
+        assert_eq!((batch.context_layout(), batch.image()), (context, 0x456));
         let too_far = ContextLayout { total: Some(16380), sequence: Some(6) };
         let unknown = Cookie::batch(ProbeId::LlamaDecode, BatchLayout::Value, too_far, 0);
         assert_eq!(unknown.context_layout(), ContextLayout::default());
@@ -185,6 +207,12 @@ mod tests {
         assert_eq!(ProbeId::from_wire(token.probe()), Some(ProbeId::SamplingSample));
         assert_eq!(token.token_layout(), Some(TokenLayout::ContextIndex));
         assert_eq!((token.context_argument(), token.index_argument(), token.priority()), (1, 3, 7));
+
+        let of_memory = batch.with_memory(Some(0x118));
+        assert_eq!((of_memory.memory_offset(), batch.memory_offset()), (Some(0x118), None));
+        assert_eq!((of_memory.batch_layout(), of_memory.probe()), (batch.batch_layout(), batch.probe()));
+        let cuts = [true, false].map(|by_memory| Cookie::cut(ProbeId::MemorySeqRm, by_memory).by_memory());
+        assert_eq!(cuts, [true, false]);
 
         let unknown = Cookie::from_raw(u64::MAX);
         assert_eq!(ProbeId::from_wire(unknown.probe()), None);

@@ -35,7 +35,7 @@ losses! {
     BatchTooComplex = "batch_too_complex",
     /// A token of which the sequence is not known.
     TokenUnmatched = "token_unmatched",
-    /// No room in a ring buffer for an event.
+    /// No room in the ring buffer of requests for an event: counts the requests whose events were lost.
     RingFull = "ring_full",
     /// No room for one more connection.
     ConnectionsFull = "connections_full",
@@ -43,6 +43,12 @@ losses! {
     ThreadsFull = "threads_full",
     /// No room for one more task, or more tasks of one request than are followed.
     TasksFull = "tasks_full",
+    /// No room for bytes that were read or written: counts the requests of which some were lost.
+    PayloadFull = "payload_full",
+    /// Tokens of slots whose end was lost for want of room: they are counted, and charged to nobody.
+    TokensUntold = "tokens_untold",
+    /// No room in the ring buffer of processes for an event.
+    ProcessRingFull = "process_ring_full",
 }
 
 impl Loss {

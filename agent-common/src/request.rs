@@ -2,27 +2,27 @@
 
 use crate::plain;
 
-/// Bytes of a read that are looked at: the head of a request and the begin of its body.
-pub const READ_BYTES: usize = 1024;
-/// Reads of one request that are looked at.
-pub const READS: u32 = 8;
-/// Reads up to this long are gathered before they are told: a slow client sends its head in such pieces, and over TLS
-/// the server reads it byte by byte.
+/// The longest piece of a request or an answer that is handed over at once; longer reads and writes make several.
+pub const PIECE_BYTES: usize = 4096;
+/// Room of the pieces, smallest first: a piece takes the first that it fits into.
+pub const PIECE_ROOMS: [usize; 8] = [128, 256, 384, 512, 768, 1024, 2048, PIECE_BYTES];
+/// Pieces of one read or write; what lies between them and its end is left out.
+pub const PIECES: u32 = 64;
+/// Bytes of one request that are handed over; of what follows only the end. Images stand behind such a length.
+pub const REQUEST_BYTES: u64 = 1 << 20;
+/// Bytes of one answer that are handed over; of what follows only the end.
+pub const ANSWER_BYTES: u64 = 1 << 20;
+/// Reads up to this long are gathered before they are handed over: a slow client sends its head in such pieces, and
+/// over TLS the server reads it byte by byte.
 pub const SHORT_READ: u32 = 63;
-/// Bytes that are gathered.
-pub const GATHERED: u32 = READ_BYTES as u32;
-/// The longest piece that is added to them at once, and what is kept of the end of a longer one.
-pub const PIECE_BYTES: usize = 512;
-/// Bytes of a write that are looked at: a status line with its fields, or the begin of an answer.
-pub const WRITE_BYTES: usize = 512;
-/// Writes of one answer that are looked at; of what follows only the end.
-pub const WRITES: u32 = 3;
+/// Writes of one answer that are handed over whatever their length; of what follows only long ones and the end.
+pub const WRITES: u32 = 4;
 /// The same where the begin of an answer's text is looked at: a stream brings a token a write.
 pub const TEXT_WRITES: u32 = 64;
-/// Bytes kept of the end of a write.
-pub const TAIL_BYTES: usize = 1024;
-/// The shortest write that tells something; shorter ones only frame chunks.
-pub const SUBSTANTIAL: u64 = 32;
+/// Bytes of a page of what is kept of a request or an answer. A write that does not fit into one is long.
+pub const PAGE_BYTES: usize = 2048;
+/// When more than this part of their ring waits for the agent, pieces of answers are left out: who asked matters more.
+pub const ANSWERS_PART: u64 = 4;
 
 /// Names a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -56,8 +56,8 @@ pub struct Peer {
     pub port: u32,
 }
 
-/// What is kept of a connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What is kept of a connection, from its accept on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Connection {
     /// When it was accepted; 0 when it was open before the agent came, and once a thread has taken it up.
@@ -68,42 +68,36 @@ pub struct Connection {
     pub arrived_ns: u64,
     /// When the last byte of the answer was handed to the kernel.
     pub last_write_ns: u64,
+    /// When the client has closed it; 0 as long as it has not.
+    pub gone_ns: u64,
     /// Bytes of the answer.
     pub bytes_out: u64,
     /// Bytes of the request.
     pub bytes_in: u64,
-    /// Reads of the request.
-    pub reads: u32,
-    /// Writes of the answer.
-    pub writes: u32,
-    /// How many bytes of each tail are filled.
-    pub tail_len: [u32; 2],
-    /// The tail that was written last.
-    pub tail: u32,
-    /// The sequence that the request under way took last; -1 when there is none.
-    pub sequence: i32,
-    /// The client.
-    pub peer: Peer,
-    /// 1 once the client has closed it.
-    pub gone: u32,
-    /// [`Connection::ADOPTED`] and the like.
-    pub flags: u32,
-    /// How many bytes are gathered.
-    pub gathered_len: u32,
     /// What its bytes pass through: 0 when that is not known yet, [`Connection::PLAIN`], else the address of the TLS
     /// session. A thread that serves a connection may have sessions of its own, as a client.
     pub session: u64,
-    /// Bytes that were read and are not told yet; with [`Connection::GAP`] the end of all that was read.
-    pub gathered: [u8; GATHERED as usize + PIECE_BYTES],
-    /// Ends of the last two substantial writes.
-    pub tails: [[u8; TAIL_BYTES]; 2],
+    /// Writes of the answer.
+    pub writes: u32,
+    /// The sequence that the request under way took last; -1 when there is none.
+    pub sequence: i32,
+    /// [`Connection::ADOPTED`] and the like, and [`Gap`]s of the request under way.
+    pub flags: u32,
+    /// Status code of the answer; 0 when it is not known.
+    pub code: u32,
+    /// The client.
+    pub peer: Peer,
+    /// Always 0.
+    pub reserved: u32,
 }
 
 impl Connection {
     /// It was open before the agent came: which thread serves it is not known.
     pub const ADOPTED: u32 = 1;
-    /// Bytes of the request under way were read that are not told.
-    pub const GAP: u32 = 2;
+    /// No request was read on it yet.
+    pub const FRESH: u32 = 2;
+    /// The server has said its last word: what it reads from now on is no request.
+    pub const SHUT: u32 = 4;
 
     /// The session of a connection without TLS.
     pub const PLAIN: u64 = 1;
@@ -114,12 +108,86 @@ impl Connection {
     }
 }
 
+/// What was lost of a request, as flags of its connection and of its events.
+pub struct Gap;
+
+impl Gap {
+    /// An event.
+    pub const EVENT: u32 = 1 << 8;
+    /// Bytes that were read.
+    pub const REQUEST: u32 = 1 << 9;
+    /// Bytes of the answer.
+    pub const ANSWER: u32 = 1 << 10;
+    /// All of them.
+    pub const ANY: u32 = Self::EVENT | Self::REQUEST | Self::ANSWER;
+}
+
+/// What is kept of the bytes of a request under way, from its first byte to its end: those that wait to be handed over,
+/// later the last ones that were not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Talk {
+    /// Bytes of the request that were handed over.
+    pub told_in: u64,
+    /// Bytes of the answer that were handed over.
+    pub told_out: u64,
+    /// Where in the request or the answer each page begins.
+    pub starts: [u64; 2],
+    /// How far each page is filled.
+    pub lens: [u32; 2],
+    /// The page that is written to.
+    pub page: u32,
+    /// Bit 0 and 1: the page begins within a read or a write.
+    pub cut: u32,
+    /// The pages, and room for a write that begins at the end of the second one.
+    pub pages: [u8; 3 * PAGE_BYTES],
+}
+
+impl Talk {
+    /// Nothing yet.
+    pub const BLANK: Self = Self {
+        told_in: 0,
+        told_out: 0,
+        starts: [0; 2],
+        lens: [0; 2],
+        page: 0,
+        cut: 0,
+        pages: [0; 3 * PAGE_BYTES],
+    };
+}
+
+/// What goes before the bytes of a request or an answer that are handed over. Behind it is one of the
+/// [`PIECE_ROOMS`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct PieceHead {
+    /// [`PieceHead::ANSWER`] and the like.
+    pub flags: u32,
+    /// Bytes that follow.
+    pub len: u32,
+    /// The request.
+    pub request: RequestKey,
+    /// When they were read or written.
+    pub at_ns: u64,
+    /// Bytes of the request or the answer before them.
+    pub offset: u64,
+}
+
+impl PieceHead {
+    /// They are of the answer.
+    pub const ANSWER: u32 = 1;
+    /// They begin within a read or a write of which the begin is left out.
+    pub const CUT: u32 = 2;
+    /// They are the first on their connection.
+    pub const FRESH: u32 = 4;
+}
+
 /// What an event is about; the first field of each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum RequestEventKind {
-    /// [`ReadEvent`]
-    Read = 1,
+    /// [`BeginEvent`]
+    Begin = 1,
     /// [`WriteEvent`]
     Write = 2,
     /// [`EndEvent`]
@@ -130,39 +198,38 @@ pub enum RequestEventKind {
     SlotStart = 5,
     /// [`SlotEndEvent`]
     SlotEnd = 6,
-    /// [`ReadEvent`] of the end of a request whose bytes are not all told.
-    ReadTail = 7,
     /// [`DraftEvent`]
     Draft = 8,
 }
 
-/// Bytes of a request were read.
+/// A request begins.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
-pub struct ReadEvent {
-    /// [`RequestEventKind::Read`] or [`RequestEventKind::ReadTail`]
+pub struct BeginEvent {
+    /// [`RequestEventKind::Begin`]
     pub kind: u32,
-    /// Which event of the kind, from 0; a tail has none.
-    pub index: u32,
+    /// [`BeginEvent::READ`] and the like.
+    pub flags: u32,
     /// The request.
     pub request: RequestKey,
     /// When.
     pub at_ns: u64,
     /// How long the connection waited, accepted, until a thread of the server took it up; 0 for its later requests.
     pub unread_ns: u64,
-    /// Bytes read.
-    pub len: u32,
-    /// Bytes copied.
-    pub copied: u32,
     /// The client.
     pub peer: Peer,
-    /// 1 when they came through a TLS session.
-    pub tls: u32,
-    /// Their begin.
-    pub data: [u8; READ_BYTES],
+    /// Always 0.
+    pub reserved: u32,
 }
 
-/// Bytes of an answer were written.
+impl BeginEvent {
+    /// By bytes that were read; otherwise they came together with the request before it.
+    pub const READ: u32 = 1;
+    /// They came through a TLS session.
+    pub const TLS: u32 = 2;
+}
+
+/// Bytes of an answer were written, and handed over as far as there was room.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct WriteEvent {
@@ -174,18 +241,12 @@ pub struct WriteEvent {
     pub request: RequestKey,
     /// When.
     pub at_ns: u64,
-    /// Bytes written.
-    pub len: u32,
-    /// Bytes copied.
-    pub copied: u32,
-    /// Their begin.
-    pub data: [u8; WRITE_BYTES],
-    /// How many bytes of the tail are filled.
-    pub tail_len: u32,
-    /// Always 0.
-    pub reserved: u32,
-    /// Their end.
-    pub tail: [u8; TAIL_BYTES],
+    /// Bytes of the answer up to here.
+    pub bytes_out: u64,
+    /// Its status code; 0 when it is not known.
+    pub code: u32,
+    /// [`Gap`]s.
+    pub gaps: u32,
 }
 
 /// Why a request is over.
@@ -226,16 +287,20 @@ pub struct EndEvent {
     pub at_ns: u64,
     /// When the last byte of the answer was written; 0 when none was.
     pub last_write_ns: u64,
+    /// When the client closed the connection; 0 when it has not so far.
+    pub gone_ns: u64,
+    /// Bytes of the request.
+    pub bytes_in: u64,
     /// Bytes of the answer.
     pub bytes_out: u64,
     /// Writes of the answer.
     pub writes: u32,
-    /// The tail that was written last.
-    pub tail: u32,
-    /// How many bytes of each tail are filled.
-    pub tail_len: [u32; 2],
-    /// Ends of the last two substantial writes.
-    pub tails: [[u8; TAIL_BYTES]; 2],
+    /// Its status code; 0 when it is not known.
+    pub code: u32,
+    /// [`Gap`]s.
+    pub gaps: u32,
+    /// Always 0.
+    pub reserved: u32,
 }
 
 /// A request was given a task of the engine.
@@ -314,6 +379,11 @@ pub struct SlotEndEvent {
     pub accepted_tokens: u32,
     /// Decode calls of the process that could not be read while it ran: its prompt tokens are not known then.
     pub unread: u32,
+    /// 1 when tokens of its prompt may be missing: while it was computed there was a batch that could not be read to its
+    /// end.
+    pub incomplete: u32,
+    /// Always 0.
+    pub reserved: u32,
 }
 
 /// A decode call that checked guesses is over. Sent only where it was asked for: it comes once a step.
@@ -338,12 +408,14 @@ plain!(
     ConnectionKey = 8,
     RequestKey = 16,
     Peer = 20,
-    Connection = 112 + GATHERED as usize + PIECE_BYTES + 2 * TAIL_BYTES,
-    ReadEvent = 72 + READ_BYTES,
-    WriteEvent = 48 + WRITE_BYTES + TAIL_BYTES,
-    EndEvent = 64 + 2 * TAIL_BYTES,
+    Connection = 104,
+    Talk = 48 + 3 * PAGE_BYTES,
+    PieceHead = 40,
+    BeginEvent = 64,
+    WriteEvent = 48,
+    EndEvent = 80,
     TaskEvent = 32,
     DraftEvent = 40,
     SlotStartEvent = 40,
-    SlotEndEvent = 120,
+    SlotEndEvent = 128,
 );

@@ -1,23 +1,19 @@
 //! Access to the state of connections, and what a read or a write means for the request under way.
 
-use core::arch::asm;
-
-use aya_ebpf::{
-    helpers::{bpf_get_current_pid_tgid, generated::bpf_probe_read_user},
-    maps::ring_buf::RingBufEntry,
-};
+use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use llamaprobe_common::{
     loss::Loss,
     request::{
-        Connection, ConnectionKey, EndEvent, EndReason, Peer, READ_BYTES, READS, ReadEvent, RequestEventKind,
-        RequestKey, SHORT_READ, SUBSTANTIAL, TAIL_BYTES, WRITE_BYTES, WriteEvent,
+        ANSWER_BYTES, ANSWERS_PART, BeginEvent, Connection, ConnectionKey, EndEvent, EndReason, Gap,
+        PAGE_BYTES, Peer, PieceHead, REQUEST_BYTES, RequestEventKind, RequestKey, SHORT_READ, Talk,
+        WriteEvent,
     },
 };
 
 use crate::{
     arguments::read,
-    gather,
-    maps::{BLANK_CONNECTION, CALLS, CONNECTIONS, PEERS, REQUEST_EVENTS, THREADS},
+    maps::{BLANK_TALK, CALLS, CONNECTIONS, PEERS, REQUEST_EVENTS, TALKS, THREADS},
+    talk,
     target::Target,
 };
 
@@ -25,16 +21,29 @@ use crate::{
 const HTTP: u32 = u32::from_le_bytes(*b"HTTP");
 const CONTINUE: u64 = u64::from_le_bytes(*b"/1.1 100");
 
+const BLANK: Connection = Connection {
+    accepted_ns: 0,
+    unread_ns: 0,
+    arrived_ns: 0,
+    last_write_ns: 0,
+    gone_ns: 0,
+    bytes_out: 0,
+    bytes_in: 0,
+    session: 0,
+    writes: 0,
+    sequence: -1,
+    flags: Connection::FRESH,
+    code: 0,
+    peer: Peer { address: [0; 16], port: 0 },
+    reserved: 0,
+};
+
 /// A connection that was just accepted.
 #[inline(always)]
 pub fn open(target: &Target, fd: i32, now: u64) -> Result<(), Loss> {
     let key = ConnectionKey { tgid: target.tgid, fd };
-    let blank = BLANK_CONNECTION.get(0).ok_or(Loss::ConnectionsFull)?;
-    CONNECTIONS.insert(key, blank, 0).map_err(|_| Loss::ConnectionsFull)?;
-    if let Some(state) = find(key) {
-        state.accepted_ns = now;
-    }
-    Ok(())
+    let state = Connection { accepted_ns: now, ..BLANK };
+    CONNECTIONS.insert(key, state, 0).map_err(|_| Loss::ConnectionsFull)
 }
 
 /// A thread takes up a connection: it asks for its peer first.
@@ -64,14 +73,22 @@ pub fn take_slot(request: &RequestKey, sequence: i32) -> bool {
         return false;
     }
     state.sequence = sequence;
-    state.gone != 0
+    state.gone_ns != 0
 }
 
 /// The state of a connection, if it is one of the server's.
 #[inline(always)]
 pub fn find(key: ConnectionKey) -> Option<&'static mut Connection> {
-    // SAFETY: one thread owns a connection while it lives, so no two programs write one entry.
+    // SAFETY: one thread owns a connection while it lives; what others write (`lp_gone`, `take_slot`) are fields of their
+    // own, and a reference does not outlive the program.
     CONNECTIONS.get_ptr_mut(key).map(|state| unsafe { &mut *state })
+}
+
+/// What is kept of the bytes of the request under way.
+#[inline(always)]
+fn talk_of(key: ConnectionKey) -> Option<&'static mut Talk> {
+    // SAFETY: one thread owns a connection while it lives.
+    TALKS.get_ptr_mut(key).map(|talk| unsafe { &mut *talk })
 }
 
 /// The request under way on a connection.
@@ -80,19 +97,77 @@ fn request(key: ConnectionKey, state: &Connection) -> RequestKey {
     RequestKey { arrived_ns: state.arrived_ns, tgid: key.tgid, fd: key.fd }
 }
 
-/// Starts a request.
+/// An event of the request under way found no room. Counted once a request.
 #[inline(always)]
-fn begin(state: &mut Connection, now: u64) {
+fn lose_event(target: &Target, state: &mut Connection) {
+    if state.flags & Gap::EVENT == 0 {
+        target.lose(Loss::RingFull);
+    }
+    state.flags |= Gap::EVENT;
+}
+
+/// Bytes of the request under way found no room. Counted once a request.
+#[inline(always)]
+fn lose_bytes(target: &Target, state: &mut Connection, gap: u32) {
+    if state.flags & (Gap::REQUEST | Gap::ANSWER) == 0 {
+        target.lose(Loss::PayloadFull);
+    }
+    state.flags |= gap;
+}
+
+/// Starts a request, by bytes that were read or by what follows from bytes that were read before.
+#[inline(always)]
+fn begin(target: &Target, key: ConnectionKey, state: &mut Connection, read: bool, now: u64) {
     state.arrived_ns = now;
     state.last_write_ns = 0;
     state.bytes_in = 0;
     state.bytes_out = 0;
-    state.reads = 0;
     state.writes = 0;
+    state.code = 0;
     state.sequence = -1;
-    state.tail_len = [0; 2];
-    state.flags &= !Connection::GAP;
-    state.gathered_len = 0;
+    state.flags &= !Gap::ANY;
+    if target.keeps_payload() {
+        let made = BLANK_TALK.get(0).is_some_and(|blank| TALKS.insert(key, blank, 0).is_ok());
+        if !made {
+            lose_bytes(target, state, Gap::REQUEST | Gap::ANSWER);
+        }
+    }
+    let Some(mut entry) = REQUEST_EVENTS.reserve::<BeginEvent>(0) else { return lose_event(target, state) };
+    let tls = if state.is_tls() { BeginEvent::TLS } else { 0 };
+    entry.write(BeginEvent {
+        kind: RequestEventKind::Begin as u32,
+        flags: tls | if read { BeginEvent::READ } else { 0 },
+        request: request(key, state),
+        at_ns: now,
+        unread_ns: state.unread_ns,
+        peer: state.peer,
+        reserved: 0,
+    });
+    entry.submit(0);
+}
+
+/// What stands before a piece of the request, or of the answer once that has begun.
+#[inline(always)]
+fn head(key: ConnectionKey, state: &Connection, offset: u64, at_ns: u64) -> PieceHead {
+    let fresh = if state.flags & Connection::FRESH != 0 { PieceHead::FRESH } else { 0 };
+    let flags = if state.writes > 0 { PieceHead::ANSWER } else { fresh };
+    PieceHead { flags, len: 0, request: request(key, state), at_ns, offset }
+}
+
+/// Hands over what is kept of the request, or of the answer once that has begun.
+#[inline(always)]
+fn flush(target: &Target, key: ConnectionKey, state: &mut Connection, at_ns: u64) {
+    let Some(kept) = talk_of(key) else { return };
+    if kept.lens == [0; 2] {
+        return;
+    }
+    let mut head = head(key, state, 0, at_ns);
+    let answers = state.writes > 0;
+    let gap = if answers { Gap::ANSWER } else { Gap::REQUEST };
+    if answers && talk::waits(ANSWERS_PART) || !talk::flush(kept, &mut head) {
+        lose_bytes(target, state, gap);
+    }
+    state.flags &= !Connection::FRESH;
 }
 
 /// The request under way of a connection that the running thread serves; one whose bytes came together with the
@@ -106,63 +181,75 @@ pub fn served(target: &Target, now: u64) -> Option<RequestKey> {
         end(target, key, state, EndReason::NextRequest, now);
     }
     if state.arrived_ns == 0 {
-        begin(state, now);
+        begin(target, key, state, false, now);
     }
-    let request = request(key, state);
-    if let Err(loss) = gather::tell(request, state, now) {
-        target.lose(loss);
+    flush(target, key, state, now);
+    Some(request(key, state))
+}
+
+/// An event of a request could not be told elsewhere.
+#[inline(always)]
+pub fn lost_event(target: &Target, request: &RequestKey) {
+    match find(ConnectionKey { tgid: request.tgid, fd: request.fd }) {
+        Some(state) if state.arrived_ns == request.arrived_ns => lose_event(target, state),
+        _ => target.lose(Loss::RingFull),
     }
-    Some(request)
 }
 
 /// Bytes were read.
 #[inline(always)]
 pub fn on_read(target: &Target, key: ConnectionKey, buffer: u64, len: u32, now: u64) -> Result<(), Loss> {
     let Some(state) = find(key) else { return Ok(()) };
+    if state.flags & Connection::SHUT != 0 {
+        // What the server drains after its last word.
+        return Ok(());
+    }
     if state.arrived_ns != 0 && state.writes > 0 {
         end(target, key, state, EndReason::NextRequest, now);
     }
-    let first = state.arrived_ns == 0;
-    if first {
-        begin(state, now);
+    if state.arrived_ns == 0 {
         // Which thread serves it: the tasks that this thread makes are the request's.
         serve(state, key)?;
         take_up(key, now);
+        begin(target, key, state, true, now);
     }
+    let offset = state.bytes_in;
     state.bytes_in += u64::from(len);
-    let (keeps, whole) = (target.keeps_payload(), state.flags & Connection::GAP == 0);
-    if !first && keeps && whole && len <= SHORT_READ {
-        if !gather::has_room(state, len) {
-            gather::tell(request(key, state), state, now)?;
+    let Some(kept) = talk_of(key) else { return Ok(()) };
+    let budget = REQUEST_BYTES.saturating_sub(kept.told_in);
+    let gathers = budget > 0 && len <= SHORT_READ;
+    if gathers && talk::has_room(kept, len) || budget == 0 {
+        if !talk::keep(kept, offset, buffer, u64::from(len)) {
+            lose_bytes(target, state, Gap::REQUEST);
         }
-        return gather::add(state, buffer, len);
+        if gathers {
+            kept.told_in += u64::from(len);
+        }
+        return Ok(());
     }
-    if whole {
-        gather::tell(request(key, state), state, now)?;
+    flush(target, key, state, now);
+    if gathers {
+        if !talk::keep(kept, offset, buffer, u64::from(len)) {
+            lose_bytes(target, state, Gap::REQUEST);
+        }
+        kept.told_in += u64::from(len);
+        return Ok(());
     }
-    if !whole || state.reads >= READS {
-        return if keeps { gather::add_end(state, buffer, len) } else { Ok(()) };
+    let mut piece = head(key, state, offset, now);
+    state.flags &= !Connection::FRESH;
+    let most = if u64::from(len) > budget { budget as u32 } else { len };
+    piece.len = most;
+    kept.told_in += u64::from(most);
+    let left = talk::hand(&mut piece, buffer);
+    if left == u32::MAX {
+        lose_bytes(target, state, Gap::REQUEST);
+    } else if left > 0 || most < len {
+        let told = u64::from(most.saturating_sub(left));
+        if !talk::keep(kept, offset + told, buffer + told, u64::from(len) - told) {
+            lose_bytes(target, state, Gap::REQUEST);
+        }
     }
-    let mut entry: RingBufEntry<ReadEvent> = REQUEST_EVENTS.reserve(0).ok_or(Loss::RingFull)?;
-    let event = entry.as_mut_ptr();
-    // SAFETY: `event` points to the reserved entry; all of it is written that is counted.
-    let copied = unsafe {
-        (*event).kind = RequestEventKind::Read as u32;
-        (*event).index = state.reads;
-        (*event).request = request(key, state);
-        (*event).at_ns = now;
-        (*event).unread_ns = state.unread_ns;
-        (*event).len = len;
-        (*event).peer = state.peer;
-        (*event).tls = u32::from(state.is_tls());
-        let data = (&raw mut (*event).data).cast();
-        let copied = if keeps { copy::<READ_BYTES>(data, buffer, u64::from(len)) } else { 0 };
-        (*event).copied = copied;
-        copied
-    };
-    entry.submit(0);
-    state.reads += 1;
-    if keeps && copied < len { gather::add_end(state, buffer, len) } else { Ok(()) }
+    Ok(())
 }
 
 /// The running thread serves a connection.
@@ -185,7 +272,7 @@ pub fn of_session(session: u64) -> Option<ConnectionKey> {
     (state.session == session).then_some(key)
 }
 
-/// Bytes are about to be written.
+/// Bytes were written: at `now` the kernel, or the TLS library, has taken them.
 #[inline(always)]
 pub fn on_write(target: &Target, key: ConnectionKey, buffer: u64, len: u64, now: u64) -> Result<(), Loss> {
     let Some(state) = find(key) else { return Ok(()) };
@@ -206,40 +293,34 @@ pub fn on_write(target: &Target, key: ConnectionKey, buffer: u64, len: u64, now:
         end(target, key, state, EndReason::NextRequest, now);
     }
     if state.arrived_ns == 0 {
-        begin(state, now);
+        begin(target, key, state, false, now);
     }
     let index = state.writes;
     if index == 0 {
-        // They were read before the engine began; when is not kept, and the time of the answer would be too late.
-        gather::tell(request(key, state), state, state.arrived_ns)?;
+        flush(target, key, state, now);
+        state.code = if target.keeps_payload() { status(buffer) } else { 0 };
     }
+    let offset = state.bytes_out;
     state.writes += 1;
     state.bytes_out += len;
     state.last_write_ns = now;
-    let substantial = len >= SUBSTANTIAL && target.keeps_payload();
-    if substantial {
-        keep_tail(state, buffer, len);
-    }
-    if index < target.writes {
-        let mut entry: RingBufEntry<WriteEvent> = REQUEST_EVENTS.reserve(0).ok_or(Loss::RingFull)?;
-        let event = entry.as_mut_ptr();
-        // SAFETY: as above.
-        unsafe {
-            (*event).kind = RequestEventKind::Write as u32;
-            (*event).index = index;
-            (*event).request = request(key, state);
-            (*event).at_ns = now;
-            (*event).len = if len > u64::from(u32::MAX) { u32::MAX } else { len as u32 };
-            (*event).reserved = 0;
-            if target.keeps_payload() {
-                (*event).copied = copy::<WRITE_BYTES>((&raw mut (*event).data).cast(), buffer, len);
-                (*event).tail_len = copy_tail((&raw mut (*event).tail).cast(), buffer, len);
+    let mut told = index < target.writes;
+    if let Some(kept) = talk_of(key) {
+        let budget = ANSWER_BYTES.saturating_sub(kept.told_out);
+        let long = len >= PAGE_BYTES as u64 && budget > 0;
+        if told || long {
+            if talk::waits(ANSWERS_PART) {
+                lose_bytes(target, state, Gap::ANSWER);
             } else {
-                (*event).copied = 0;
-                (*event).tail_len = 0;
+                hand_over(target, key, state, kept, (buffer, offset, len, budget), now);
+                told |= long;
             }
+        } else if !talk::keep(kept, offset, buffer, len) {
+            lose_bytes(target, state, Gap::ANSWER);
         }
-        entry.submit(0);
+    }
+    if told {
+        tell_write(target, key, state, index, now);
     }
     // The last chunk: `0\r\n`, with or without the empty line in the same write.
     if (len == 3 || len == 5) && read::<u16>(buffer).unwrap_or(0) == u16::from_le_bytes(*b"0\r") {
@@ -248,12 +329,66 @@ pub fn on_write(target: &Target, key: ConnectionKey, buffer: u64, len: u64, now:
     Ok(())
 }
 
-/// The connection is shut down or closed; with `gone` its descriptor is, too.
+/// Hands over a write as far as the budget goes, and keeps the end of what is left.
 #[inline(always)]
-pub fn on_close(target: &Target, key: ConnectionKey, gone: bool, now: u64) {
+fn hand_over(
+    target: &Target,
+    key: ConnectionKey,
+    state: &mut Connection,
+    kept: &mut Talk,
+    (buffer, offset, len, budget): (u64, u64, u64, u64),
+    now: u64,
+) {
+    // What is kept stands before it, and no end was there.
+    talk::forget(kept);
+    let mut piece = head(key, state, offset, now);
+    let most = if len > budget { budget } else { len };
+    piece.len = most as u32;
+    kept.told_out += most;
+    let left = talk::hand(&mut piece, buffer);
+    if left == u32::MAX {
+        lose_bytes(target, state, Gap::ANSWER);
+    } else if left > 0 || most < len {
+        let told = most.saturating_sub(u64::from(left));
+        if !talk::keep(kept, offset + told, buffer + told, len - told) {
+            lose_bytes(target, state, Gap::ANSWER);
+        }
+    }
+}
+
+#[inline(always)]
+fn tell_write(target: &Target, key: ConnectionKey, state: &mut Connection, index: u32, now: u64) {
+    let Some(mut entry) = REQUEST_EVENTS.reserve::<WriteEvent>(0) else { return lose_event(target, state) };
+    entry.write(WriteEvent {
+        kind: RequestEventKind::Write as u32,
+        index,
+        request: request(key, state),
+        at_ns: now,
+        bytes_out: state.bytes_out,
+        code: state.code,
+        gaps: state.flags & Gap::ANY,
+    });
+    entry.submit(0);
+}
+
+/// The code in a status line, `HTTP/1.1 200`; 0 when there is none.
+#[inline(always)]
+fn status(buffer: u64) -> u32 {
+    let Ok([a, b, c]) = read::<[u8; 3]>(buffer + 9) else { return 0 };
+    let digit = |byte: u8| u32::from(byte.wrapping_sub(b'0'));
+    let (a, b, c) = (digit(a), digit(b), digit(c));
+    if a > 9 || b > 9 || c > 9 { 0 } else { a * 100 + b * 10 + c }
+}
+
+/// The server ends a connection: `shut` says that it will write no more, `gone` that its descriptor goes.
+#[inline(always)]
+pub fn on_close(target: &Target, key: ConnectionKey, shut: bool, gone: bool, now: u64) {
     let Some(state) = find(key) else { return };
     if state.arrived_ns != 0 {
         end(target, key, state, EndReason::Closed, now);
+    }
+    if shut {
+        state.flags |= Connection::SHUT;
     }
     if gone {
         // SAFETY: only whose it is matters.
@@ -271,66 +406,24 @@ pub fn on_close(target: &Target, key: ConnectionKey, gone: bool, now: u64) {
 #[inline(always)]
 fn end(target: &Target, key: ConnectionKey, state: &mut Connection, reason: EndReason, now: u64) {
     let request = request(key, state);
-    if let Err(loss) = gather::tell(request, state, state.arrived_ns) {
-        target.lose(loss);
-    }
+    flush(target, key, state, now);
+    let _ = TALKS.remove(key);
     state.arrived_ns = 0;
     state.unread_ns = 0;
-    let Some(mut entry) = REQUEST_EVENTS.reserve::<EndEvent>(0) else {
-        target.lose(Loss::RingFull);
-        return;
-    };
-    let event = entry.as_mut_ptr();
-    // SAFETY: as above.
-    unsafe {
-        (*event).kind = RequestEventKind::End as u32;
-        (*event).reason = reason as u32;
-        (*event).request = request;
-        (*event).at_ns = now;
-        (*event).last_write_ns = state.last_write_ns;
-        (*event).bytes_out = state.bytes_out;
-        (*event).writes = state.writes;
-        (*event).tail = state.tail;
-        (*event).tail_len = state.tail_len;
-        let (to, from) = (&raw mut (*event).tails, &raw const state.tails);
-        // A helper copies what would be 256 instructions.
-        let size = (2 * TAIL_BYTES) as u32;
-        aya_ebpf::helpers::generated::bpf_probe_read_kernel(to.cast(), size, from.cast());
-    }
+    let Some(mut entry) = REQUEST_EVENTS.reserve::<EndEvent>(0) else { return lose_event(target, state) };
+    entry.write(EndEvent {
+        kind: RequestEventKind::End as u32,
+        reason: reason as u32,
+        request,
+        at_ns: now,
+        last_write_ns: state.last_write_ns,
+        gone_ns: state.gone_ns,
+        bytes_in: state.bytes_in,
+        bytes_out: state.bytes_out,
+        writes: state.writes,
+        code: state.code,
+        gaps: state.flags & Gap::ANY,
+        reserved: 0,
+    });
     entry.submit(0);
-}
-
-#[inline(always)]
-fn keep_tail(state: &mut Connection, buffer: u64, len: u64) {
-    let at = (state.tail & 1) ^ 1;
-    state.tail = at;
-    let (tail, filled) = if at == 0 {
-        (&raw mut state.tails[0], &raw mut state.tail_len[0])
-    } else {
-        (&raw mut state.tails[1], &raw mut state.tail_len[1])
-    };
-    // SAFETY: both point into the map value.
-    unsafe { *filled = copy_tail(tail.cast(), buffer, len) };
-}
-
-/// Copies the end of a write. Returns how much.
-#[inline(always)]
-fn copy_tail(to: *mut u8, buffer: u64, len: u64) -> u32 {
-    let skip = len.saturating_sub(TAIL_BYTES as u64 - 1);
-    copy::<TAIL_BYTES>(to, buffer + skip, len - skip)
-}
-
-/// Copies the begin of what the target wrote, at most `N - 1` bytes. Returns how much.
-#[inline(always)]
-fn copy<const N: usize>(to: *mut u8, from: u64, len: u64) -> u32 {
-    let mut size = if len >= N as u64 { N as u64 - 1 } else { len };
-    // The compiler knows the bound and would drop the check below, which is there for the verifier.
-    // SAFETY: adds nothing; an empty text would leave two lines for one instruction, which the kernel refuses.
-    unsafe { asm!("{0} += 0", inout(reg) size, options(nomem, nostack, preserves_flags)) };
-    if size == 0 || size >= N as u64 {
-        return 0;
-    }
-    // SAFETY: `to` has room for `N` bytes; the helper checks the source.
-    let failed = unsafe { bpf_probe_read_user(to.cast(), size as u32, from as *const _) };
-    if failed == 0 { size as u32 } else { 0 }
 }

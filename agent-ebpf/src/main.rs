@@ -12,12 +12,12 @@
 mod arguments;
 mod connections;
 mod contexts;
-mod gather;
 mod layouts;
 mod maps;
 mod probes;
 mod sequences;
 mod source;
+mod talk;
 mod target;
 
 /// The kernel grants its helpers to GPL-compatible programs only.

@@ -36,6 +36,9 @@ pub struct Source {
     /// Where the first token's position is.
     positions: u64,
     positions_stride: u64,
+    /// Where the tokens' ids are; 0 when it is a batch of embeddings.
+    ids: u64,
+    ids_stride: u64,
 }
 
 impl Source {
@@ -75,13 +78,15 @@ impl Source {
             first_sequence: NODE_VALUE,
             positions: begin + u64::from(layout.positions),
             positions_stride: stride,
+            ids: begin,
+            ids_stride: stride,
         })
     }
 
     /// `llama_batch`: n_tokens 0, token 8, embd 16, pos 24, n_seq_id 32, seq_id 40 (b2029 to b11434).
     #[inline(always)]
     fn plain(batch: u64) -> Result<Self, Loss> {
-        let [len, _, _, positions, _, sequences] = read::<[u64; 6]>(batch)?;
+        let [len, ids, _, positions, _, sequences] = read::<[u64; 6]>(batch)?;
         Ok(Self {
             len: len as u32,
             automatic: positions == 0 || sequences == 0,
@@ -90,6 +95,8 @@ impl Source {
             first_sequence: 0,
             positions,
             positions_stride: 4,
+            ids,
+            ids_stride: 4,
         })
     }
 
@@ -101,6 +108,32 @@ impl Source {
         }
         let sequence = if self.sequences == 0 { 0 } else { read::<i32>(read::<u64>(self.sequences)?)? };
         Place { sequence, position: 0 }.checked()
+    }
+
+    /// By what the same batch is known again: its first two tokens and, of a `llama_batch`, where they lie. A retry may
+    /// be shorter than what it repeats.
+    #[inline(always)]
+    pub fn mark(&self) -> u64 {
+        if self.ids == 0 {
+            return self.sequences;
+        }
+        let first = read::<u32>(self.ids).unwrap_or(0);
+        let second = if self.len > 1 { read::<u32>(self.ids + self.ids_stride).unwrap_or(0) } else { 0 };
+        let at = if self.automatic { self.ids } else { 0 };
+        (u64::from(first) | u64::from(second) << 32) ^ at << 16
+    }
+
+    /// Whether token `index` goes on with a run that began at token `start` with `head`. One look at most tokens that
+    /// do not: their position tells.
+    #[inline(always)]
+    pub fn continues(&self, index: u32, start: u32, head: Place) -> Result<bool, Loss> {
+        let at = u64::from(index);
+        let position = read::<i32>(self.positions + at * self.positions_stride)?;
+        if position.wrapping_sub(head.position) as u32 != index.wrapping_sub(start) {
+            return Ok(false);
+        }
+        let node = read::<u64>(self.sequences + at * self.sequences_stride)?;
+        Ok(read::<i32>(node + self.first_sequence)? == head.sequence)
     }
 
     /// The place of token `index`, where positions and sequences are given.

@@ -45,7 +45,7 @@ fn start(target: &Target, slot: u64, task: u64) -> Result<(), Loss> {
     let sequence = sequences::key_of_slot(target, slot).sequence;
     if request.arrived_ns != 0 && connections::take_slot(&request, sequence) {
         // The client went before there was a token.
-        state.wanted = 1;
+        sequences::want(state, 1);
     }
     tell_start(target, state, slot, -1)
 }
@@ -62,7 +62,10 @@ fn tell_start(target: &Target, state: &Sequence, slot: i32, origin: i32) -> Resu
     if !target.has(TargetConfig::HTTP) {
         return Ok(());
     }
-    let mut entry = REQUEST_EVENTS.reserve::<SlotStartEvent>(0).ok_or(Loss::RingFull)?;
+    let Some(mut entry) = REQUEST_EVENTS.reserve::<SlotStartEvent>(0) else {
+        connections::lost_event(target, &state.request);
+        return Ok(());
+    };
     entry.write(SlotStartEvent {
         kind: RequestEventKind::SlotStart as u32,
         task: state.task,
@@ -99,6 +102,7 @@ fn leave(target: &Target, state: &mut Sequence, slot: i32) -> Result<(), Loss> {
     // Embeddings and requests cancelled within their prompt have no token that proves the batch.
     if let Some(context) = contexts::find(target, state.context) {
         contexts::count_pending(target, context, now);
+        sequences::undo(state, context);
         sequences::settle(state, context);
         n_ctx = if context.n_ctx_seq != 0 { context.n_ctx_seq } else { context.n_ctx };
     }
@@ -107,7 +111,11 @@ fn leave(target: &Target, state: &mut Sequence, slot: i32) -> Result<(), Loss> {
     if !target.has(TargetConfig::HTTP) || state.launched_ns == 0 {
         return Ok(());
     }
-    let mut entry = REQUEST_EVENTS.reserve::<SlotEndEvent>(0).ok_or(Loss::RingFull)?;
+    let Some(mut entry) = REQUEST_EVENTS.reserve::<SlotEndEvent>(0) else {
+        connections::lost_event(target, &state.request);
+        target.lose_tokens(state.prompt_tokens + state.cached_tokens + state.generated_tokens);
+        return Ok(());
+    };
     entry.write(SlotEndEvent {
         kind: RequestEventKind::SlotEnd as u32,
         task,
@@ -125,17 +133,22 @@ fn leave(target: &Target, state: &mut Sequence, slot: i32) -> Result<(), Loss> {
         n_past: state.n_past,
         n_ctx,
         engine_ns: state.engine_ns,
-        wasted_tokens: if state.wanted == 0 {
-            0
-        } else {
-            state.generated_tokens.saturating_sub(state.wanted - 1)
-        },
+        wasted_tokens: sequences::wasted(state),
         drafted_tokens: state.drafted,
         accepted_tokens: state.accepted,
         unread: layouts::unread(target).wrapping_sub(state.unread),
+        incomplete: u32::from(is_incomplete(target, state)),
+        reserved: 0,
     });
     entry.submit(0);
     Ok(())
+}
+
+/// Whether tokens of its prompt may be among those of which it is not known whose they are.
+#[inline(always)]
+fn is_incomplete(target: &Target, state: &Sequence) -> bool {
+    let at = target.incomplete_ns();
+    at != 0 && at >= state.launched_ns && (state.first_token_ns == 0 || state.first_token_ns >= at)
 }
 
 /// `llama_set_sampler(ctx, seq_id, sampler)`: a server calls it for a slot that is taken for a completion, and for any
@@ -148,7 +161,7 @@ fn lp_slot_turn(probe: ProbeContext) -> u32 {
             return Ok(());
         }
         contexts::find_or_make(target, call.get(0)?)?.flags |= Context::MAIN;
-        target.note(TargetConfig::MAIN_SEEN);
+        target.note_samplers();
         let slot = plausible(call.get(1)? as i32)?;
         let state = sequences::find_or_make(&sequences::key(target, 0, slot))?;
         if state.flags & Sequence::ACTIVE != 0 {
@@ -194,26 +207,25 @@ fn fork(target: &Target, from: i32, to: i32) -> Result<(), Loss> {
 /// Notes that sequence `to` samples the last token of sequence `from`, too.
 #[inline(always)]
 fn share(context: &mut Context, from: i32, to: i32) {
-    let len = context.runs_len as usize;
+    let (len, shares) = (context.runs_len, context.shares_len);
     let mut end = context.tokens;
     let mut found = false;
     for i in 0..MAX_RUNS {
-        if i >= len {
+        if i as u32 >= len {
             break;
         }
         let run = &context.runs[i];
-        if run.sampled & Run::SHARED != 0 {
-            continue;
-        }
         if found {
             end = run.start;
             break;
         }
         found = run.sequence == from;
     }
-    if found && len < MAX_RUNS {
-        context.runs[len] = Run { start: end.saturating_sub(1), sequence: to, sampled: Run::SHARED };
-        context.runs_len += 1;
+    let at = len.wrapping_add(shares);
+    if found && at < MAX_RUNS as u32 {
+        context.runs[contexts::masked(at)] =
+            Run { start: end.saturating_sub(1), sequence: to, sampled: Run::SHARED };
+        context.shares_len += 1;
     }
 }
 

@@ -3,7 +3,7 @@
 
 use aya_ebpf::{helpers::bpf_get_current_pid_tgid, macros::tracepoint, programs::TracePointContext};
 use llamaprobe_common::{
-    call::{Call, HANDSHAKE},
+    call::{Call, HANDSHAKE, UNKNOWN},
     loss::Loss,
     request::{Connection, ConnectionKey, Peer},
     sequence::SequenceKey,
@@ -23,6 +23,7 @@ use crate::{
 const ARGUMENT: usize = 16;
 const RESULT: usize = 16;
 const MSG_PEEK: u64 = 2;
+const SHUT_RD: u64 = 0;
 const SHUT_RDWR: u64 = 2;
 const AF_INET: u16 = 2;
 const AF_INET6: u16 = 10;
@@ -70,6 +71,33 @@ pub(super) fn settle(target: &Target, done: Result<(), Loss>) -> u32 {
     0
 }
 
+/// Notes what the running thread calls, for where the call ends. The entry stays with the thread: writing into it costs
+/// less than making it.
+#[inline(always)]
+pub(super) fn note(call: Call) -> Result<(), Loss> {
+    let thread = bpf_get_current_pid_tgid();
+    if let Some(noted) = CALLS.get_ptr_mut(thread) {
+        // SAFETY: the entry is written and read by this thread only.
+        unsafe { *noted = call };
+        return Ok(());
+    }
+    CALLS.insert(thread, call, 0).map_err(|_| Loss::ThreadsFull)
+}
+
+/// The system call that the running thread makes, and no call after it.
+#[inline(always)]
+fn taken() -> Option<Call> {
+    let noted = CALLS.get_ptr_mut(bpf_get_current_pid_tgid())?;
+    // SAFETY: the entry is written and read by this thread only.
+    let noted = unsafe { &mut *noted };
+    let call = *noted;
+    if call.session != 0 || call.key.fd < 0 {
+        return None;
+    }
+    noted.key.fd = UNKNOWN;
+    Some(call)
+}
+
 // Attached to `sys_exit_accept`, too: the records are alike.
 #[tracepoint(category = "syscalls", name = "sys_exit_accept4")]
 fn lp_accept(call: TracePointContext) -> u32 {
@@ -94,18 +122,14 @@ fn lp_take_up(call: TracePointContext) -> u32 {
         _ => now(),
     };
     take_up(key, taken);
-    let entry = Call { key, buffer: argument(&call, 1), session: 0 };
-    let noted = CALLS.insert(thread, entry, 0).map_err(|_| Loss::ThreadsFull);
+    let noted = note(Call { key, buffer: argument(&call, 1), session: 0 });
     settle(&target, noted.and_then(|()| serve(state, key)))
 }
 
 #[tracepoint(category = "syscalls", name = "sys_exit_getpeername")]
 fn lp_taken_up(call: TracePointContext) -> u32 {
     let Some(target) = server() else { return 0 };
-    let thread = bpf_get_current_pid_tgid();
-    // SAFETY: the entry is written and read by this thread only.
-    let Some(&Call { key, buffer, .. }) = (unsafe { CALLS.get(thread) }) else { return 0 };
-    let _ = CALLS.remove(thread);
+    let Some(Call { key, buffer, .. }) = taken() else { return 0 };
     if result(&call) != 0 {
         return 0;
     }
@@ -162,17 +186,14 @@ fn lp_gone(change: TracePointContext) -> u32 {
     if other || (state == TCP_CLOSE && connection.arrived_ns == 0) {
         return 0;
     }
-    connection.gone = 1;
+    if connection.gone_ns == 0 {
+        connection.gone_ns = now();
+    }
     if connection.arrived_ns == 0 || connection.sequence < 0 {
         return 0;
     }
     let sequence = SequenceKey { context: 0, tgid: key.tgid, sequence: connection.sequence };
-    if let Some(state) = sequences::find(&sequence)
-        && state.request.arrived_ns == connection.arrived_ns
-        && state.wanted == 0
-    {
-        state.wanted = state.generated_tokens + 1;
-    }
+    sequences::abandon(&sequence, connection.arrived_ns);
     0
 }
 
@@ -183,17 +204,13 @@ fn lp_recv(call: TracePointContext) -> u32 {
     if argument(&call, 3) & MSG_PEEK != 0 || !is_plain(key) {
         return 0;
     }
-    let entry = Call { key, buffer: argument(&call, 1), session: 0 };
-    settle(&target, CALLS.insert(bpf_get_current_pid_tgid(), entry, 0).map_err(|_| Loss::ThreadsFull))
+    settle(&target, note(Call { key, buffer: argument(&call, 1), session: 0 }))
 }
 
 #[tracepoint(category = "syscalls", name = "sys_exit_recvfrom")]
 fn lp_received(call: TracePointContext) -> u32 {
     let Some(target) = server() else { return 0 };
-    let thread = bpf_get_current_pid_tgid();
-    // SAFETY: the entry is written and read by this thread only.
-    let Some(&Call { key, buffer, session: 0 }) = (unsafe { CALLS.get(thread) }) else { return 0 };
-    let _ = CALLS.remove(thread);
+    let Some(Call { key, buffer, .. }) = taken() else { return 0 };
     let len = result(&call);
     if len <= 0 {
         return 0;
@@ -208,14 +225,27 @@ fn lp_send(call: TracePointContext) -> u32 {
     if !is_plain(key) {
         return 0;
     }
-    settle(&target, on_write(&target, key, argument(&call, 1), argument(&call, 2), now()))
+    settle(&target, note(Call { key, buffer: argument(&call, 1), session: 0 }))
+}
+
+/// What was written, and when, is known when the call returns: to a slow reader it may take long, and not all at once.
+#[tracepoint(category = "syscalls", name = "sys_exit_sendto")]
+fn lp_sent(call: TracePointContext) -> u32 {
+    let Some(target) = server() else { return 0 };
+    let Some(Call { key, buffer, .. }) = taken() else { return 0 };
+    let len = result(&call);
+    if len <= 0 {
+        return 0;
+    }
+    settle(&target, on_write(&target, key, buffer, len as u64, now()))
 }
 
 #[tracepoint(category = "syscalls", name = "sys_enter_shutdown")]
 fn lp_shutdown(call: TracePointContext) -> u32 {
     let Some(target) = server() else { return 0 };
     let key = ConnectionKey { tgid: target.tgid, fd: argument(&call, 0) as i32 };
-    on_close(&target, key, argument(&call, 1) == SHUT_RDWR, now());
+    let how = argument(&call, 1);
+    on_close(&target, key, how != SHUT_RD, how == SHUT_RDWR, now());
     0
 }
 
@@ -223,6 +253,6 @@ fn lp_shutdown(call: TracePointContext) -> u32 {
 fn lp_close(call: TracePointContext) -> u32 {
     let Some(target) = server() else { return 0 };
     let key = ConnectionKey { tgid: target.tgid, fd: argument(&call, 0) as i32 };
-    on_close(&target, key, true, now());
+    on_close(&target, key, true, true, now());
     0
 }

@@ -11,7 +11,6 @@ use aya_ebpf::{
 };
 use llamaprobe_common::{
     call::{Call, HANDSHAKE, UNKNOWN},
-    loss::Loss,
     request::ConnectionKey,
 };
 
@@ -35,8 +34,8 @@ fn lp_tls_accept(probe: ProbeContext) -> u32 {
         // A client that is not ready lets the server try again.
         return 0;
     }
-    let entry = Call { key: ConnectionKey { tgid: target.tgid, fd: HANDSHAKE }, buffer: now(), session };
-    socket::settle(&target, CALLS.insert(thread, entry, 0).map_err(|_| Loss::ThreadsFull))
+    let key = ConnectionKey { tgid: target.tgid, fd: HANDSHAKE };
+    socket::settle(&target, socket::note(Call { key, buffer: now(), session }))
 }
 
 /// `SSL_read(session, buffer, bytes)`: the bytes are there when it returns.
@@ -47,9 +46,7 @@ fn lp_tls_read(probe: ProbeContext) -> u32 {
     target.hit(cookie(&probe).probe());
     let (Ok(session), Ok(buffer)) = (call.get(0), call.get(1)) else { return 0 };
     let key = of_session(session).unwrap_or(ConnectionKey { tgid: target.tgid, fd: UNKNOWN });
-    let entry = Call { key, buffer, session };
-    let noted = CALLS.insert(bpf_get_current_pid_tgid(), entry, 0);
-    socket::settle(&target, noted.map_err(|_| Loss::ThreadsFull))
+    socket::settle(&target, socket::note(Call { key, buffer, session }))
 }
 
 /// `SSL_read` returns, where its last instructions cannot be probed.

@@ -3,8 +3,8 @@
 use llamaprobe_common::{
     event::{ProcessEvent, ShownEvent},
     request::{
-        DraftEvent, EndEvent, ReadEvent, RequestEventKind, RequestKey, SlotEndEvent, SlotStartEvent,
-        TaskEvent, WriteEvent,
+        BeginEvent, DraftEvent, EndEvent, PieceHead, RequestEventKind, RequestKey, SlotEndEvent,
+        SlotStartEvent, TaskEvent, WriteEvent,
     },
 };
 
@@ -13,14 +13,14 @@ use super::raw::value;
 /// What happened to a request.
 #[derive(Debug)]
 pub enum RequestEvent {
-    /// Bytes of it were read.
-    Read(Box<ReadEvent>),
-    /// Its end, of which not all is told.
-    ReadTail(Box<ReadEvent>),
+    /// It begins.
+    Begin(BeginEvent),
+    /// Bytes of it, or of its answer. They come by a ring buffer of their own: before every event that is later.
+    Piece(Piece),
     /// Bytes of its answer were written.
-    Write(Box<WriteEvent>),
+    Write(WriteEvent),
     /// It is over on its socket.
-    End(Box<EndEvent>),
+    End(EndEvent),
     /// It was given a task.
     Task(TaskEvent),
     /// A task took a slot.
@@ -31,11 +31,33 @@ pub enum RequestEvent {
     Draft(DraftEvent),
 }
 
+/// Bytes of a request or an answer. Not `Debug`: they may be of a prompt.
+pub struct Piece {
+    /// Where they stand.
+    pub head: PieceHead,
+    /// They.
+    pub data: Vec<u8>,
+}
+
+impl std::fmt::Debug for Piece {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.head.fmt(f)
+    }
+}
+
+impl Piece {
+    /// Whether they are of the answer.
+    pub const fn is_answer(&self) -> bool {
+        self.head.flags & PieceHead::ANSWER != 0
+    }
+}
+
 impl RequestEvent {
     /// The request it is about.
     pub fn request(&self) -> RequestKey {
         match self {
-            Self::Read(event) | Self::ReadTail(event) => event.request,
+            Self::Begin(event) => event.request,
+            Self::Piece(piece) => piece.head.request,
             Self::Write(event) => event.request,
             Self::End(event) => event.request,
             Self::Task(event) => event.request,
@@ -48,7 +70,8 @@ impl RequestEvent {
     /// When it happened, `CLOCK_MONOTONIC` nanoseconds.
     pub fn at_ns(&self) -> u64 {
         match self {
-            Self::Read(event) | Self::ReadTail(event) => event.at_ns,
+            Self::Begin(event) => event.at_ns,
+            Self::Piece(piece) => piece.head.at_ns,
             Self::Write(event) => event.at_ns,
             Self::End(event) => event.at_ns,
             Self::Task(event) => event.at_ns,
@@ -61,25 +84,31 @@ impl RequestEvent {
 
 /// The request event of an entry; `None` for what this build does not know.
 pub fn request(entry: &[u8]) -> Option<RequestEvent> {
-    const READ: u32 = RequestEventKind::Read as u32;
+    const BEGIN: u32 = RequestEventKind::Begin as u32;
     const WRITE: u32 = RequestEventKind::Write as u32;
     const END: u32 = RequestEventKind::End as u32;
     const TASK: u32 = RequestEventKind::Task as u32;
     const SLOT_START: u32 = RequestEventKind::SlotStart as u32;
     const SLOT_END: u32 = RequestEventKind::SlotEnd as u32;
-    const READ_TAIL: u32 = RequestEventKind::ReadTail as u32;
     const DRAFT: u32 = RequestEventKind::Draft as u32;
     Some(match u32::from_ne_bytes(entry.get(..4)?.try_into().ok()?) {
-        READ => RequestEvent::Read(Box::new(value(entry)?)),
-        WRITE => RequestEvent::Write(Box::new(value(entry)?)),
-        END => RequestEvent::End(Box::new(value(entry)?)),
+        BEGIN => RequestEvent::Begin(value(entry)?),
+        WRITE => RequestEvent::Write(value(entry)?),
+        END => RequestEvent::End(value(entry)?),
         TASK => RequestEvent::Task(value(entry)?),
         SLOT_START => RequestEvent::SlotStart(value(entry)?),
         SLOT_END => RequestEvent::SlotEnd(value(entry)?),
         DRAFT => RequestEvent::Draft(value(entry)?),
-        READ_TAIL => RequestEvent::ReadTail(Box::new(value(entry)?)),
         _ => return None,
     })
+}
+
+/// The piece of an entry of the ring buffer of bytes.
+pub fn piece(entry: &[u8]) -> Option<RequestEvent> {
+    let (head, data) = entry.split_at_checked(size_of::<PieceHead>())?;
+    let head: PieceHead = value(head)?;
+    let data = data.get(..head.len as usize)?.to_vec();
+    Some(RequestEvent::Piece(Piece { head, data }))
 }
 
 /// The process event of an entry.
@@ -104,6 +133,17 @@ mod tests {
             request(&entry).is_some()
         };
         assert!(task(4, 32) && !task(4, 31) && !task(4, 33) && !task(9, 32));
-        assert!(request(&[]).is_none() && process(&[0; 7]).is_none() && process(&[0; 8]).is_some());
+        assert!(request(&[]).is_none() && process(&[0; 8]).is_none() && process(&[0; 28]).is_some());
+    }
+
+    #[test]
+    fn a_piece_has_as_many_bytes_as_it_says() {
+        let mut entry = vec![0; 40 + 128];
+        entry[4] = 3;
+        entry[40..43].copy_from_slice(b"abc");
+        let Some(RequestEvent::Piece(taken)) = piece(&entry) else { panic!("no piece") };
+        assert_eq!((taken.data.as_slice(), taken.is_answer()), (&b"abc"[..], false));
+        entry[4] = 129;
+        assert!(piece(&entry).is_none() && piece(&entry[..39]).is_none());
     }
 }

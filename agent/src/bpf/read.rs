@@ -1,5 +1,10 @@
 //! Reading and writing the maps: targets in, aggregates out.
 
+use std::{
+    collections::{BTreeMap, BTreeSet, HashSet},
+    hash::Hash,
+};
+
 use aya::{
     Pod,
     maps::{HashMap, MapData, MapError, PerCpuValues},
@@ -9,8 +14,8 @@ use llamaprobe_common::{
     event::ShownEvent,
     layout::{CANDIDATES, ExtLayout, FOUND, LayoutKey, LayoutState},
     request::Peer,
-    sequence::{Sequence, SequenceKey},
-    target::{MAX_TARGETS, TargetConfig, TargetStats},
+    sequence::Sequence,
+    target::{MAX_TARGETS, Notes, TargetConfig, TargetStats},
 };
 
 use super::{Kernel, LoadError};
@@ -40,6 +45,9 @@ impl Kernel {
         let blank = PerCpuValues::try_from(vec![TargetStats::default(); cpus])
             .map_err(|source| LoadError::map("clear", "STATS", MapError::from(source)))?;
         self.stats.set(config.index, blank, 0).map_err(|source| LoadError::map("clear", "STATS", source))?;
+        self.notes
+            .set(config.index, Notes::default(), 0)
+            .map_err(|source| LoadError::map("clear", "NOTES", source))?;
         self.update(pid, config)
     }
 
@@ -75,37 +83,51 @@ impl Kernel {
         let _ = self.layouts.insert(key, state, 0);
     }
 
+    /// The programs do not know a process any more; what they know of it stays.
+    pub fn observe_no_more(&mut self, pid: u32) {
+        // It may have ended.
+        let _ = self.targets.remove(&pid);
+    }
+
     /// Stops to observe a process and forgets its sequences and contexts. What cannot be removed is gone already.
     pub fn forget(&mut self, pid: u32) {
-        let _ = self.targets.remove(&pid);
+        self.observe_no_more(pid);
         remove(&mut self.sequences, |key| key.tgid == pid);
         remove(&mut self.contexts, |key| key.tgid == pid);
         remove(&mut self.layouts, |key| key.tgid == pid);
+        remove(&mut self.memories, |key| key.tgid == pid);
         let peers = self.peers.iter().flatten().filter(|(_, key)| key.tgid == pid);
         let peers: Vec<Peer> = peers.map(|(peer, _)| peer).collect();
         remove(&mut self.peers, |peer| peers.contains(peer));
         remove(&mut self.connections, |key| key.tgid == pid);
+        remove(&mut self.talks, |key| key.tgid == pid);
         remove(&mut self.threads, |key| key >> 32 == u64::from(pid));
         remove(&mut self.tasks, |key| key.tgid == pid);
         remove(&mut self.calls, |key| key >> 32 == u64::from(pid));
     }
 
-    /// Connections of a process on which nothing has been read yet: accepted, waiting for a thread or for the client.
-    pub fn unread(&self, pid: u32) -> usize {
-        let own = self.connections.iter().flatten().filter(|(key, _)| key.tgid == pid);
-        own.filter(|(_, connection)| connection.accepted_ns != 0).count()
+    /// Connections on which nothing has been read yet, accepted and waiting for a thread or for the client, by process.
+    pub fn unread(&self) -> BTreeMap<u32, usize> {
+        let mut unread = BTreeMap::new();
+        for (key, connection) in walk(&self.connections) {
+            if connection.accepted_ns != 0 {
+                *unread.entry(key.tgid).or_default() += 1;
+            }
+        }
+        unread
     }
 
     /// How many entries each map that grows with the work holds, by name.
-    pub fn occupancy(&self) -> [(&'static str, usize); 7] {
+    pub fn occupancy(&self) -> [(&'static str, usize); 8] {
         [
-            ("sequences", self.sequences.keys().count()),
-            ("contexts", self.contexts.keys().count()),
-            ("connections", self.connections.keys().count()),
-            ("peers", self.peers.keys().count()),
-            ("threads", self.threads.keys().count()),
-            ("tasks", self.tasks.keys().count()),
-            ("calls", self.calls.keys().count()),
+            ("sequences", count(&self.sequences)),
+            ("contexts", count(&self.contexts)),
+            ("connections", count(&self.connections)),
+            ("talks", count(&self.talks)),
+            ("peers", count(&self.peers)),
+            ("threads", count(&self.threads)),
+            ("tasks", count(&self.tasks)),
+            ("calls", count(&self.calls)),
         ]
     }
 
@@ -130,28 +152,81 @@ impl Kernel {
         self.stats(MAX_TARGETS)
     }
 
+    /// Reads all that is known of these processes, given with the rows of their counters, by one walk over each map.
+    pub fn readings(&self, processes: &[(u32, u32)]) -> BTreeMap<u32, Result<Reading, LoadError>> {
+        // The counters first: what the sequences have used may then be ahead of the sums, never behind.
+        let stats = |index: u32| self.stats(index).map(|stats| Reading { stats, ..Reading::default() });
+        let mut readings: BTreeMap<_, _> =
+            processes.iter().map(|(pid, index)| (*pid, stats(*index))).collect();
+        if readings.is_empty() {
+            return readings;
+        }
+        let is_server = |pid: u32| {
+            let config = self.targets.get(&pid, 0);
+            config.is_ok_and(|it| TargetConfig::effective(it.flags) & TargetConfig::SLOTS != 0)
+        };
+        let servers: BTreeSet<u32> = readings.keys().copied().filter(|pid| is_server(*pid)).collect();
+        for (key, state) in self.sequences.iter().flatten() {
+            // What a server decoded before it was known to be one is on no slot.
+            if key.context != 0 && servers.contains(&key.tgid) {
+                continue;
+            }
+            if let Some(Ok(reading)) = readings.get_mut(&key.tgid) {
+                reading.sequences.push((key.sequence, state));
+            }
+        }
+        for (key, state) in self.contexts.iter().flatten() {
+            if let Some(Ok(reading)) = readings.get_mut(&key.tgid) {
+                reading.contexts.push((key.context, state));
+            }
+        }
+        for (key, state) in self.layouts.iter().flatten().filter(|(key, _)| key.image != LayoutKey::ALL) {
+            if let Some(Ok(reading)) = readings.get_mut(&key.tgid) {
+                reading.layouts.push((key.image, state));
+            }
+        }
+        readings
+    }
+
     /// Reads all that is known of a process.
     ///
     /// # Errors
     ///
     /// When a map cannot be read.
     pub fn reading(&self, pid: u32, index: u32) -> Result<Reading, LoadError> {
-        // What a server decoded before it was known to be one is on no slot.
-        let config = self.targets.get(&pid, 0);
-        let is_server = config.is_ok_and(|it| TargetConfig::effective(it.flags) & TargetConfig::SLOTS != 0);
-        let own = |key: &SequenceKey| key.tgid == pid && !(is_server && key.context != 0);
-        let sequences = self.sequences.iter().flatten().filter(|(key, _)| own(key));
-        let contexts = self.contexts.iter().flatten().filter(|(key, _)| key.tgid == pid);
-        let layouts = self.layouts.iter().flatten();
-        let layouts = layouts.filter(|(key, _)| key.tgid == pid && key.image != LayoutKey::ALL);
-        Ok(Reading {
-            // First: what the sequences have used may then be ahead of the sums, never behind.
-            stats: self.stats(index)?,
-            sequences: sequences.map(|(key, state)| (key.sequence, state)).collect(),
-            contexts: contexts.map(|(key, state)| (key.context, state)).collect(),
-            layouts: layouts.map(|(key, state)| (key.image, state)).collect(),
-        })
+        self.readings(&[(pid, index)]).remove(&pid).unwrap_or_else(|| Ok(Reading::default()))
     }
+}
+
+/// Steps of a walk, as a multiple of what was found: where entries go faster than that it ends early.
+const STEPS: usize = 4;
+
+/// The entries of a hash. A walk over one starts anew where its entry has gone meanwhile, so what is met again is the
+/// same entry, not one more.
+pub(super) fn walk<K: Pod + Ord, V: Pod>(map: &HashMap<MapData, K, V>) -> BTreeMap<K, V> {
+    let mut all = BTreeMap::new();
+    for (step, entry) in map.iter().enumerate() {
+        // An entry that has gone between its key and its value is none.
+        if let Ok((key, value)) = entry {
+            all.insert(key, value);
+        }
+        if step > STEPS * (all.len() + 1024) {
+            break;
+        }
+    }
+    all
+}
+
+/// How many entries a hash holds, as [`walk`] finds them.
+fn count<K: Pod + Eq + Hash, V: Pod>(map: &HashMap<MapData, K, V>) -> usize {
+    let mut all = HashSet::new();
+    for (step, key) in map.keys().enumerate() {
+        all.extend(key);
+        if step > STEPS * (all.len() + 1024) {
+            break;
+        }
+    }
+    all.len()
 }
 
 /// Removes the entries whose key is meant. All keys are read first: a walk over a hash starts anew where its entry goes.

@@ -10,17 +10,14 @@ use std::{
 use aya::maps::MapError;
 use aya::programs::{TracePoint, trace_point::TracePointLink};
 use llamaprobe_common::{
-    request::{
-        Connection, ConnectionKey, EndEvent, EndReason, GATHERED, PIECE_BYTES, Peer, RequestEventKind,
-        RequestKey, TAIL_BYTES,
-    },
+    request::{Connection, ConnectionKey, EndEvent, EndReason, Gap, Peer, RequestEventKind, RequestKey},
     task::TaskKey,
 };
 
-use super::{Kernel, LoadError};
+use super::{Attacher, Kernel, LoadError, read::walk};
 
 /// Program, category and name of the tracepoint of each system call that is followed, and of the end of connections.
-const CALLS: [(&str, &str, &str); 10] = [
+const CALLS: &[(&str, &str, &str)] = &[
     ("lp_accept", "syscalls", "sys_exit_accept4"),
     // Servers up to ~b3848 call the older one, and the kernel tells the two apart.
     ("lp_accept", "syscalls", "sys_exit_accept"),
@@ -29,6 +26,7 @@ const CALLS: [(&str, &str, &str); 10] = [
     ("lp_recv", "syscalls", "sys_enter_recvfrom"),
     ("lp_received", "syscalls", "sys_exit_recvfrom"),
     ("lp_send", "syscalls", "sys_enter_sendto"),
+    ("lp_sent", "syscalls", "sys_exit_sendto"),
     ("lp_shutdown", "syscalls", "sys_enter_shutdown"),
     ("lp_close", "syscalls", "sys_enter_close"),
     ("lp_gone", "sock", "inet_sock_set_state"),
@@ -37,32 +35,14 @@ const CALLS: [(&str, &str, &str); 10] = [
 /// The same for what tells the descriptor of a TLS session.
 const SESSION_CALL: (&str, &str, &str) = ("lp_tls_socket", "syscalls", "sys_enter_read");
 
+/// The same for what tells the threads that a server starts.
+const FORK: (&str, &str, &str) = ("lp_fork", "sched", "sched_process_fork");
+
 /// `BPF_NOEXIST` of linux/bpf.h.
 const NOT_YET_THERE: u64 = 1;
 
 /// The attached tracepoints; dropping them detaches.
 pub(super) type SocketLinks = Vec<TracePointLink>;
-
-const OPEN: Connection = Connection {
-    accepted_ns: 0,
-    unread_ns: 0,
-    arrived_ns: 0,
-    last_write_ns: 0,
-    bytes_out: 0,
-    bytes_in: 0,
-    reads: 0,
-    writes: 0,
-    tail_len: [0; 2],
-    tail: 0,
-    sequence: -1,
-    peer: Peer { address: [0; 16], port: 0 },
-    gone: 0,
-    flags: Connection::ADOPTED,
-    gathered_len: 0,
-    session: 0,
-    gathered: [0; GATHERED as usize + PIECE_BYTES],
-    tails: [[0; TAIL_BYTES]; 2],
-};
 
 /// An address as the kernel programs note it.
 fn peer(address: SocketAddr) -> Peer {
@@ -73,11 +53,12 @@ fn peer(address: SocketAddr) -> Peer {
     Peer { address: ip.octets(), port: address.port().into() }
 }
 
-impl Kernel {
+impl Attacher {
     /// Loads the programs of the system calls.
     pub(super) fn load_sockets(&mut self) -> Result<(), LoadError> {
         // A program may serve two calls.
-        let names: BTreeSet<_> = CALLS.into_iter().chain([SESSION_CALL]).map(|(name, ..)| name).collect();
+        let all = CALLS.iter().chain([&SESSION_CALL, &FORK]);
+        let names: BTreeSet<_> = all.map(|(name, ..)| *name).collect();
         for name in names {
             let program = self.tracepoint(name)?;
             program.load().map_err(|source| LoadError::program("load", name, source))?;
@@ -96,7 +77,7 @@ impl Kernel {
         } else if self.sockets.is_empty() {
             let mut links = SocketLinks::new();
             for call in CALLS {
-                links.push(self.attach_call(call)?);
+                links.push(self.attach_call(*call)?);
             }
             self.sockets = links;
         }
@@ -117,6 +98,20 @@ impl Kernel {
         Ok(())
     }
 
+    /// Starts or stops to follow the threads that servers start for a request.
+    ///
+    /// # Errors
+    ///
+    /// As [`Kernel::follow_sockets`].
+    pub fn follow_offspring(&mut self, follow: bool) -> Result<(), LoadError> {
+        if !follow {
+            self.offspring = None;
+        } else if self.offspring.is_none() {
+            self.offspring = Some(self.attach_call(FORK)?);
+        }
+        Ok(())
+    }
+
     fn attach_call(
         &mut self,
         (name, category, event): (&str, &str, &str),
@@ -126,10 +121,18 @@ impl Kernel {
         link.map_err(|source| LoadError::program("attach", name, source))
     }
 
+    fn tracepoint(&mut self, name: &str) -> Result<&mut TracePoint, LoadError> {
+        let program =
+            self.ebpf.program_mut(name).ok_or_else(|| LoadError::Absent(format!("program {name}")))?;
+        program.try_into().map_err(|source| LoadError::program("open", name, source))
+    }
+}
+
+impl Kernel {
     /// Whether a process has a connection that was open before and of which no thread was seen since.
     pub fn has_adopted(&self, pid: u32) -> bool {
-        let own = self.connections.iter().flatten().filter(|(key, _)| key.tgid == pid);
-        own.into_iter().any(|(_, connection)| connection.flags & Connection::ADOPTED != 0)
+        let all = walk(&self.connections);
+        all.iter().any(|(key, it)| key.tgid == pid && it.flags & Connection::ADOPTED != 0)
     }
 
     /// Takes up connections that a server had open before it was observed.
@@ -141,7 +144,8 @@ impl Kernel {
         for &(fd, client) in open {
             let key = ConnectionKey { tgid: pid, fd };
             let peer = client.map(peer).unwrap_or_default();
-            match self.connections.insert(key, Connection { peer, ..OPEN }, NOT_YET_THERE) {
+            let open = Connection { peer, sequence: -1, flags: Connection::ADOPTED, ..Connection::default() };
+            match self.connections.insert(key, open, NOT_YET_THERE) {
                 Ok(()) => {}
                 // It was accepted meanwhile, and more is known of it than here.
                 Err(MapError::SyscallError(error)) if error.io_error.kind() == ErrorKind::AlreadyExists => {
@@ -172,11 +176,13 @@ impl Kernel {
             request,
             at_ns: state.last_write_ns,
             last_write_ns: state.last_write_ns,
+            gone_ns: state.gone_ns,
+            bytes_in: state.bytes_in,
             bytes_out: state.bytes_out,
             writes: state.writes,
-            tail: state.tail,
-            tail_len: state.tail_len,
-            tails: state.tails,
+            code: state.code,
+            gaps: state.flags & Gap::ANY,
+            reserved: 0,
         })
     }
 
@@ -184,11 +190,5 @@ impl Kernel {
     pub fn forget_task(&mut self, pid: u32, task: i32) {
         // Gone already when the task took a slot after all.
         let _ = self.tasks.remove(&TaskKey { tgid: pid, task });
-    }
-
-    fn tracepoint(&mut self, name: &str) -> Result<&mut TracePoint, LoadError> {
-        let program =
-            self.ebpf.program_mut(name).ok_or_else(|| LoadError::Absent(format!("program {name}")))?;
-        program.try_into().map_err(|source| LoadError::program("open", name, source))
     }
 }

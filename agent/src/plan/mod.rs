@@ -19,7 +19,7 @@ use llamaprobe_common::{
 
 use crate::discovery::Target;
 use crate::discovery::image::{Image, ImageId, Machine, Symbol};
-use catalog::{Program, ROWS, Role, Row};
+use catalog::{Layout, Program, ROWS, Role, Row};
 use site::{Needs, Site, SiteMachine};
 
 /// A probe to attach.
@@ -91,7 +91,7 @@ impl Plan {
     /// How requests of a process are joined that may do no more than pass them on: as long as no slot has started on it,
     /// by what the answers say.
     pub fn joining_of(&self, target: &Target) -> Joining {
-        if target.may_route && self.is_undecided() { Joining::Answers } else { self.joining() }
+        if target.is_router() && self.is_undecided() { Joining::Answers } else { self.joining() }
     }
 
     /// How requests of the process are joined.
@@ -186,7 +186,10 @@ pub fn plan(images: &[Arc<Image>]) -> Verdict {
     let known = token.iter().chain(&step_end).map(|probe| (probe.image.id, probe.offset()));
     let known: Vec<_> = known.collect();
     token.extend(plain.filter(|probe| !(inferred && known.contains(&(probe.image.id, probe.offset())))));
-    let cache = if slots { cache } else { Vec::new() };
+    let step_end = if slots { step_end } else { step_end.into_iter().chain(all(Role::StepEnd)).collect() };
+    // What only a server does, or not every build.
+    let beside = |role| if visible { all(role) } else { Vec::new() };
+    let cache = if slots { cache } else { cuts(images) };
     let tls = if slots { tls(images) } else { Vec::new() };
     let old_server = images.iter().flat_map(|image| &image.symbols).any(|symbol| {
         ROWS.iter().any(|row| {
@@ -209,6 +212,8 @@ pub fn plan(images: &[Arc<Image>]) -> Verdict {
     let mut missing = Vec::new();
     // Most servers map no TLS library: nothing is missing then.
     let mut probes = tls;
+    probes.extend(beside(Role::Draft));
+    probes.extend(beside(Role::Failure));
     for (role, found) in [
         (Role::Task, task),
         (Role::SlotStart, start),
@@ -217,6 +222,7 @@ pub fn plan(images: &[Arc<Image>]) -> Verdict {
         (Role::StepEnd, step_end),
         (Role::Token, token),
         (Role::SlotEnd, end),
+        (Role::ContextEnd, all(Role::ContextEnd)),
     ] {
         if found.is_empty() {
             missing.push(Missing { role, why: why_missing(role, slots) });
@@ -268,6 +274,13 @@ fn all_tokens(images: &[Arc<Image>]) -> Vec<Probe> {
 fn tls(images: &[Arc<Image>]) -> Vec<Probe> {
     let of = |image| select(std::slice::from_ref(image), Role::Tls, Role::Tls, |_| true);
     images.iter().map(of).filter(|probes| probes.len() == 3).flatten().collect()
+}
+
+/// What cuts sequences of a program without slots: the library's functions, since a server's own name no context.
+fn cuts(images: &[Arc<Image>]) -> Vec<Probe> {
+    let groups = [ProbeId::MemorySeqRm, ProbeId::KvSelfSeqRm, ProbeId::KvCacheSeqRm];
+    let found = groups.map(|id| select(images, Role::CacheHit, Role::CacheHit, |row| row.probe == id));
+    found.into_iter().find(|probes| !probes.is_empty()).unwrap_or_default()
 }
 
 /// The plan of a server that shows no symbol: only its sockets are followed.
@@ -341,7 +354,12 @@ fn place(image: &Arc<Image>, row: &Row, symbol: &Symbol, role: Role) -> Probe {
         site,
         end,
         program: row.program,
-        cookie: row.cookie(context_layout(image), image_number(image.id)),
+        cookie: match row.layout {
+            Layout::Batch(_) => row
+                .cookie(context_layout(image), image_number(image.id))
+                .with_memory(member(image, &catalog::CONTEXT_MEMORY, 8)),
+            _ => row.cookie(ContextLayout::default(), 0),
+        },
         until_slot: false,
     }
 }
@@ -349,12 +367,15 @@ fn place(image: &Arc<Image>, row: &Row, symbol: &Symbol, role: Role) -> Probe {
 /// Where the sizes of a context are, as far as the file's own functions tell. In newer builds the functions of the
 /// interface only jump to methods.
 pub fn context_layout(image: &Image) -> ContextLayout {
-    let offset = |names: [&str; 2]| {
-        let symbols = image.symbols.iter().filter(|symbol| names.contains(&symbol.name.as_str()));
-        symbols.filter_map(|symbol| getter::member(image.machine, &symbol.code)).next()
-    };
-    let total = offset(catalog::CONTEXT_SIZE);
-    ContextLayout { total, sequence: total.and_then(|_| offset(catalog::CONTEXT_SIZE_PER_SEQUENCE)) }
+    let total = member(image, &catalog::CONTEXT_SIZE, 4);
+    let sequence = total.and_then(|_| member(image, &catalog::CONTEXT_SIZE_PER_SEQUENCE, 4));
+    ContextLayout { total, sequence }
+}
+
+/// Where the member of so many bytes is that one of these functions returns.
+fn member(image: &Image, names: &[&str], bytes: u16) -> Option<u16> {
+    let symbols = image.symbols.iter().filter(|symbol| names.contains(&symbol.name.as_str()));
+    symbols.filter_map(|symbol| getter::member(image.machine, &symbol.code, bytes)).next()
 }
 
 /// A number that tells a file from the few others that one process maps.
@@ -363,5 +384,5 @@ pub fn image_number(id: ImageId) -> u32 {
     for byte in [id.device, id.inode, id.size].into_iter().flat_map(u64::to_le_bytes) {
         hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
     }
-    (hash >> 40) as u32
+    (hash >> 52) as u32
 }

@@ -108,7 +108,7 @@ impl ProcessReport {
             Verdict::Unsupported(why) => report.unsupported = Some((*why).to_owned()),
             Verdict::Observable(plan) => {
                 report.join = Some(match plan.joining_of(target) {
-                    Joining::Answers if target.may_route => ROUTES,
+                    Joining::Answers if target.is_router() => ROUTES,
                     joining => joining.name(),
                 });
                 report.probes.extend(plan.probes.iter().map(|probe| ProbeReport {
@@ -183,14 +183,20 @@ pub struct Report {
     pub processes: Vec<ProcessReport>,
     /// Processes that this process may not look at.
     pub closed: usize,
+    /// Processes that could not be looked at to the end: on a file system that hangs, or with too much to read.
+    pub unfinished: usize,
 }
 
 impl Report {
-    /// 0 when every process can be measured in full, 1 when something is missing or closed, 3 when there is no process.
+    /// 0 when every process can be measured in full, 1 when something is missing or was not seen, 3 when there is no process.
     pub fn exit_code(&self) -> u8 {
         match self.processes.as_slice() {
-            [] if self.closed == 0 => 3,
-            processes if self.closed == 0 && processes.iter().all(ProcessReport::is_complete) => 0,
+            [] if self.closed + self.unfinished == 0 => 3,
+            processes
+                if self.closed + self.unfinished == 0 && processes.iter().all(ProcessReport::is_complete) =>
+            {
+                0
+            }
             _ => 1,
         }
     }
@@ -200,6 +206,13 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.closed > 0 {
             writeln!(f, "{} processes cannot be looked at: run as root", self.closed)?;
+        }
+        if self.unfinished > 0 {
+            writeln!(
+                f,
+                "{} processes could not be looked at to the end: a file system hangs, or there is too much to read",
+                self.unfinished
+            )?;
         }
         if self.processes.is_empty() {
             return writeln!(f, "no process that can be looked at maps llama.cpp");

@@ -281,11 +281,12 @@ fn the_python_binding_has_only_libllama() {
         images: vec![],
         listeners: vec![],
         model: None,
-        alias: None,
-        slots: None,
+        told: Default::default(),
+        place: Default::default(),
         seccomp: 0,
+        owner: 0,
+        told: None,
         router: None,
-        may_route: false,
     };
     let report = ProcessReport::of(&target, &Verdict::Observable(plan), false).unwrap();
     assert!(!report.is_complete());

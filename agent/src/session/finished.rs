@@ -28,8 +28,12 @@ pub enum Outcome {
     Error,
     /// The client went before the end.
     Cancelled,
-    /// The answer has no such reason, or it was not seen.
+    /// The agent ended before it did: what is told of it is what was known by then.
+    Interrupted,
+    /// The answer has no such reason, or it was not looked at.
     None,
+    /// What would say so was lost.
+    Unknown,
 }
 
 impl Outcome {
@@ -41,7 +45,9 @@ impl Outcome {
             Self::ToolCalls => "tool_calls",
             Self::Error => "error",
             Self::Cancelled => "cancelled",
+            Self::Interrupted => "interrupted",
             Self::None => "none",
+            Self::Unknown => "unknown",
         }
     }
 }
@@ -61,14 +67,23 @@ pub enum Join {
     Ambiguous,
     /// It must have run on a slot, and none was seen that can be it; of a slot, the same of its request.
     Unmatched,
+    /// What would say so was lost.
+    Uncertain,
     /// It ran on no slot.
     None,
 }
 
 impl Join {
     /// Those that are counted.
-    pub const COUNTED: [Self; 6] =
-        [Self::Exact, Self::Order, Self::Timings, Self::Answer, Self::Ambiguous, Self::Unmatched];
+    pub const COUNTED: [Self; 7] = [
+        Self::Exact,
+        Self::Order,
+        Self::Timings,
+        Self::Answer,
+        Self::Ambiguous,
+        Self::Unmatched,
+        Self::Uncertain,
+    ];
 
     /// Whether it tells the tokens of a request.
     pub const fn is_joined(self) -> bool {
@@ -84,6 +99,7 @@ impl Join {
             Self::Answer => "answer",
             Self::Ambiguous => "ambiguous",
             Self::Unmatched => "unmatched",
+            Self::Uncertain => "uncertain",
             Self::None => "none",
         }
     }
@@ -127,7 +143,7 @@ pub struct Finished {
     pub first_token_ns: u64,
     /// When its last token was ready.
     pub last_token_ns: u64,
-    /// When the last byte of the answer was written, or the client went.
+    /// When the server had handed over the last byte of the answer, or the client went.
     pub answered_ns: u64,
     /// The longest gap between two of its tokens.
     pub worst_gap_ns: u64,
@@ -167,6 +183,8 @@ pub struct Finished {
     pub tls: bool,
     /// The server says that it cut the prompt or the answer for want of context.
     pub truncated: bool,
+    /// There was text in its answer, as far as that was seen.
+    pub has_text: bool,
     /// Whether its answer begins with a phrase of the operator's list; `None` without such a list.
     pub refused: Option<bool>,
 }
@@ -215,6 +233,12 @@ impl Finished {
     /// From arrival to the last byte of the answer.
     pub fn latency_ns(&self) -> u64 {
         self.answered_ns.saturating_sub(self.arrived_ns)
+    }
+
+    /// The longest gap between two of its tokens, if there were two and they were told.
+    pub fn worst_gap(&self) -> Option<u64> {
+        let told = self.generated_tokens > 1 && self.outcome != Outcome::Interrupted;
+        told.then_some(self.worst_gap_ns)
     }
 
     /// Time per output token after the first.

@@ -75,7 +75,7 @@ pub(super) fn live(watched: &Watched, requests: &Requests) -> Live {
     let mut probes: Vec<ProbeId> = watched.plan.probes.iter().map(|probe| probe.probe).collect();
     probes.sort_unstable();
     probes.dedup();
-    let own_requests = |count: usize| if watched.routes { 0 } else { count };
+    let own_requests = |count: usize| if watched.is_router() { 0 } else { count };
     Live {
         pid: watched.target.pid,
         context_size: served.iter().map(|(_, context)| u64::from(context.n_ctx)).sum(),
@@ -83,7 +83,7 @@ pub(super) fn live(watched: &Watched, requests: &Requests) -> Live {
         seats: if is_server { seats.collect() } else { Vec::new() },
         seat_size: newest.map_or(0, |(_, context)| u64::from(context.n_ctx_seq)),
         slots_busy: watched.sequences.iter().filter(|(_, sequence)| is_busy(sequence)).count() as u64,
-        slots: watched.target.slots.filter(|_| !watched.routes),
+        slots: watched.target.told.slots.filter(|_| !watched.is_router()),
         http: watched.plan.flags & TargetConfig::HTTP != 0
             && !(undecided && watched.target.listeners.is_empty()),
         payload: watched.plan.flags & TargetConfig::NO_PAYLOAD == 0,

@@ -8,8 +8,8 @@ mod tests;
 use std::net::{IpAddr, Ipv6Addr};
 
 use llamaprobe_common::request::{
-    DraftEvent, EndEvent, EndReason, Peer, ReadEvent, RequestKey, SlotEndEvent, SlotStartEvent, TaskEvent,
-    WriteEvent,
+    BeginEvent, DraftEvent, EndEvent, EndReason, Gap, Peer, PieceHead, RequestKey, SlotEndEvent,
+    SlotStartEvent, TaskEvent, WriteEvent,
 };
 
 use super::{
@@ -17,16 +17,15 @@ use super::{
     finished::{CLIENT_GONE, DraftStep, Finished, Join, Outcome, UNKNOWN},
     identity::Naming,
     payload::{
-        answer::{self, Closing, Finish, StatusLine},
-        body::{self, Body},
-        head::{self, Head, HeadError, HeadOptions, Method},
+        answer::{Answer, Finish},
+        body::Body,
+        head::Head,
+        message::Message,
         route::Route,
-        text::{Opening, Phrases},
+        text::Phrases,
     },
 };
-
-/// Bytes of a request that are kept until its answer begins.
-const KEPT: usize = 8 * 1024;
+use crate::bpf::events::Piece;
 
 /// Decode calls of one request whose guesses are kept: as many as a span may have events by default.
 const MAX_DRAFT_STEPS: usize = 120;
@@ -44,6 +43,8 @@ struct Task {
     ended: Option<SlotEndEvent>,
     /// What it had used when the kernel was asked last.
     so_far: Charge,
+    /// It ran when the kernel was asked last.
+    runs: bool,
 }
 
 impl Task {
@@ -59,6 +60,8 @@ struct End {
     answered_ns: u64,
     /// When the server was through with it.
     closed_ns: u64,
+    /// When the client had closed the connection; 0 when it had not.
+    gone_ns: u64,
 }
 
 /// A request under way.
@@ -68,28 +71,23 @@ pub struct Request {
     unread_ns: u64,
     /// When its last byte was read, as far as that was told.
     read_ns: u64,
-    /// When the first token was written into a stream; 0 when none was seen.
-    token_ns: u64,
     /// Its slots are to be inferred.
     inferred: bool,
     /// No slot is seen: what its answer says is believed.
     believed: bool,
     /// How it was joined, where that is inferred.
     joined: Option<Join>,
-    /// The begin of the request, until its answer begins.
-    bytes: Vec<u8>,
-    /// The bytes have a gap: what comes later does not continue them.
-    broken: bool,
     head: Option<Head>,
     body: Body,
-    status: Option<StatusLine>,
+    /// Status code, as the kernel read it; 0 when it did not.
+    code: u16,
     /// Bytes of the answer that were written so far, as far as they were told.
     written: u64,
-    /// The begin of the answer's body, until the end.
-    opening: Vec<u8>,
-    /// The begin of the answer's text, where phrases are looked for.
-    text: Option<Opening>,
-    closing: Closing,
+    answer: Answer,
+    /// What was lost of it: [`Gap`]s.
+    gaps: u32,
+    /// It may be none: its bytes are of the body of an earlier one.
+    doubtful: bool,
     tasks: Vec<Task>,
     end: Option<End>,
     client: Option<IpAddr>,
@@ -101,6 +99,12 @@ pub struct Request {
     tls: bool,
     /// It was found to be gone from its connection.
     vanished: bool,
+    /// The agent ends before it does.
+    interrupted: bool,
+    /// Until when it waits for slots that are still at work for it.
+    patient_until_ns: u64,
+    /// Its client came back for its answer.
+    resumed: bool,
 }
 
 /// A client as an address; none over a Unix socket.
@@ -115,19 +119,16 @@ impl Request {
             key,
             unread_ns: 0,
             read_ns: key.arrived_ns,
-            token_ns: 0,
             inferred: false,
             believed: false,
             joined: None,
-            bytes: Vec::new(),
-            broken: false,
             head: None,
             body: Body::default(),
-            status: None,
+            code: 0,
             written: 0,
-            opening: Vec::new(),
-            text: None,
-            closing: Closing::default(),
+            answer: Answer::default(),
+            gaps: 0,
+            doubtful: false,
             tasks: Vec::new(),
             end: None,
             client: None,
@@ -136,92 +137,58 @@ impl Request {
             draft_steps: Vec::new(),
             tls: false,
             vanished: false,
+            interrupted: false,
+            patient_until_ns: 0,
+            resumed: false,
         }
+    }
+
+    /// It begins.
+    pub fn begin(&mut self, event: &BeginEvent) {
+        self.unread_ns = event.unread_ns;
+        self.client = client(event.peer);
+        self.tls = event.flags & BeginEvent::TLS != 0;
     }
 
     /// Bytes of it were read.
-    pub fn read(&mut self, event: &ReadEvent, options: &HeadOptions) {
-        if event.index == 0 {
-            self.unread_ns = event.unread_ns;
-        }
-        self.client = client(event.peer);
-        self.tls = event.tls != 0;
-        self.read_ns = self.read_ns.max(event.at_ns);
-        let copied = (event.copied as usize).min(event.data.len());
-        if !self.broken {
-            let room = KEPT.saturating_sub(self.bytes.len()).min(copied);
-            self.bytes.extend_from_slice(&event.data[..room]);
-            self.broken = room < event.len as usize;
-        }
-        self.parse(options);
+    pub fn read(&mut self, piece: &Piece, doubtful: bool) {
+        self.read_ns = self.read_ns.max(piece.head.at_ns);
+        self.doubtful = doubtful;
     }
 
-    /// The end of what was read of it: what stands behind a long prompt.
-    pub fn read_tail(&mut self, event: &ReadEvent) {
-        let tail = &event.data[..(event.copied as usize).min(event.data.len())];
-        self.body = std::mem::take(&mut self.body).with_tail(body::parse_tail(tail));
-    }
-
-    fn parse(&mut self, options: &HeadOptions) {
+    /// What its bytes say so far.
+    pub fn tell(&mut self, message: &Message) {
         if self.head.is_none() {
-            match head::parse(&self.bytes, options) {
-                Ok(head) => self.head = Some(head),
-                // The kernel copies no more of it: what there is has to do.
-                Err(HeadError::Partial) if self.broken => {
-                    self.head = head::parse_cut(&self.bytes, options).ok()
-                }
-                Err(HeadError::Partial) => return,
-                Err(HeadError::Malformed(_)) => self.broken = true,
-            }
+            self.head = message.head().cloned();
         }
-        if let Some(head) = &self.head {
-            self.body = body::parse(self.bytes.get(head.body..).unwrap_or_default());
+        self.body = message.body();
+    }
+
+    /// Its server serves Vertex AI's predictions at `path`.
+    pub fn predicts_at(&mut self, path: &str) {
+        if let Some(head) = &mut self.head {
+            head.predicts_at(path);
         }
     }
 
-    /// It came in the same bytes as the request before it.
-    pub fn continues(&mut self, bytes: Vec<u8>, options: &HeadOptions) {
-        self.bytes = bytes;
-        self.parse(options);
-    }
-
-    /// Bytes of its answer were written. Returns what was read behind its end: the begin of the next request.
-    pub fn write(&mut self, event: &WriteEvent, phrases: &Phrases) -> Option<Vec<u8>> {
+    /// Bytes of its answer were written.
+    pub fn answer(&mut self, piece: &Piece, phrases: &Phrases) {
+        if self.end.is_some() {
+            return;
+        }
         if !phrases.is_empty() && self.is_inference() {
-            let data = &event.data[..(event.copied as usize).min(event.data.len())];
-            self.text.get_or_insert_default().take(data);
+            self.answer.keep_opening();
         }
-        // The answer has begun: nothing more of the request is needed.
-        let bytes = std::mem::take(&mut self.bytes);
-        let end = self.head.as_ref().and_then(|head| {
-            // A body in chunks has no length that is known here.
-            let length = head.content_length.or((head.method == Method::Get).then_some(0))?;
-            Some(head.body.saturating_add(usize::try_from(length).ok()?))
-        });
-        let whole = !std::mem::replace(&mut self.broken, true);
-        let behind = end.filter(|end| whole && bytes.len() > *end).map(|end| bytes[end..].to_vec());
-        self.answer(event);
-        behind
+        let cut = piece.head.flags & PieceHead::CUT != 0;
+        self.answer.feed(piece.head.offset, cut, &piece.data, piece.head.at_ns);
     }
 
-    fn answer(&mut self, event: &WriteEvent) {
-        let data = &event.data[..(event.copied as usize).min(event.data.len())];
-        let mut body = data;
-        self.written += u64::from(event.len);
-        if event.index == 0 {
-            self.status = answer::status(data);
-            body = self.status.as_ref().and_then(|status| data.get(status.body..)).unwrap_or_default();
-        }
-        if self.opening.is_empty() {
-            self.opening = body.to_vec();
-        }
-        let streams = self.status.as_ref().is_some_and(|status| status.stream);
-        if self.token_ns == 0 && streams && answer::is_first_token(data) {
-            self.token_ns = event.at_ns;
-        }
+    /// A write of its answer was told.
+    pub fn write(&mut self, event: &WriteEvent) {
+        self.written = self.written.max(event.bytes_out);
+        self.heed(event.code, event.gaps);
         if self.is_whole(self.written) == Some(true) {
-            let tail = &event.tail[..(event.tail_len as usize).min(event.tail.len())];
-            self.close(EndReason::LastChunk, event.at_ns, event.at_ns, &[tail]);
+            self.close(EndReason::LastChunk, event.at_ns, event.at_ns, 0);
         }
     }
 
@@ -230,27 +197,53 @@ impl Request {
         if self.end.is_some() {
             return;
         }
-        let tail = |at: usize| {
-            let len = (event.tail_len[at] as usize).min(event.tails[at].len());
-            &event.tails[at][..len]
-        };
         self.written = self.written.max(event.bytes_out);
-        let newest = (event.tail & 1) as usize;
+        self.heed(event.code, event.gaps);
         let answered = if event.last_write_ns == 0 { event.at_ns } else { event.last_write_ns };
         let reason = EndReason::from_wire(event.reason).unwrap_or(EndReason::Closed);
-        self.close(reason, answered, event.at_ns, &[tail(newest ^ 1), tail(newest)]);
+        self.close(reason, answered, event.at_ns, event.gone_ns);
     }
 
-    fn close(&mut self, reason: EndReason, answered_ns: u64, closed_ns: u64, tails: &[&[u8]]) {
-        self.closing = answer::closing(&self.opening, tails);
-        self.opening = Vec::new();
-        self.end = Some(End { reason, answered_ns, closed_ns });
+    /// What the kernel says of it beside.
+    fn heed(&mut self, code: u32, gaps: u32) {
+        self.code = u16::try_from(code).ok().filter(|code| *code != 0).unwrap_or(self.code);
+        self.gaps |= gaps & Gap::ANY;
+    }
+
+    fn close(&mut self, reason: EndReason, answered_ns: u64, closed_ns: u64, gone_ns: u64) {
+        self.answer.close();
+        self.end = Some(End { reason, answered_ns, closed_ns, gone_ns });
+    }
+
+    /// Whether it ended and was none: the rest of a body that the server did not wait for.
+    pub fn is_void(&self) -> bool {
+        self.doubtful
+            && self.end.is_some()
+            && self.written == 0
+            && self.tasks.is_empty()
+            && self.head.is_none()
+    }
+
+    /// Its client came back for its answer: what was generated meanwhile is not wasted.
+    pub fn resume(&mut self) {
+        self.resumed = true;
+    }
+
+    /// Whether it is of this conversation.
+    pub fn is_of(&self, conversation: &str) -> bool {
+        self.head.as_ref().is_some_and(|head| head.conversation.as_deref() == Some(conversation))
     }
 
     /// It was given a task.
     pub fn task(&mut self, event: &TaskEvent) {
         if !self.tasks.iter().any(|task| task.id == event.task) {
-            self.tasks.push(Task { id: event.task, started: None, ended: None, so_far: Charge::default() });
+            self.tasks.push(Task {
+                id: event.task,
+                started: None,
+                ended: None,
+                so_far: Charge::default(),
+                runs: false,
+            });
         }
     }
 
@@ -280,6 +273,7 @@ impl Request {
     pub fn progress(&mut self, task: i32, used: Charge) {
         if let Some(task) = self.tasks.iter_mut().find(|it| it.id == task) {
             task.so_far = used;
+            task.runs = true;
         }
     }
 
@@ -288,6 +282,14 @@ impl Request {
         let mut used = Charge::default();
         self.tasks.iter().for_each(|task| used.add(task.used()));
         used
+    }
+
+    /// What its slots have used that are not left yet.
+    fn running(&self) -> Charge {
+        let mut running = Charge::default();
+        let tasks = self.tasks.iter().filter(|task| task.ended.is_none());
+        tasks.for_each(|task| running.add(task.so_far));
+        running
     }
 
     /// What it has used since the last call, and who pays for it.
@@ -315,10 +317,16 @@ impl Request {
     /// Returns whether it has ended by that.
     pub fn vanish(&mut self, now_ns: u64) -> bool {
         if std::mem::replace(&mut self.vanished, true) && self.end.is_none() {
-            self.close(EndReason::Closed, now_ns, now_ns, &[]);
+            self.close(EndReason::Closed, now_ns, now_ns, 0);
+            self.gaps |= Gap::EVENT;
             return true;
         }
         false
+    }
+
+    /// The agent ends before it does.
+    pub fn interrupt(&mut self) {
+        self.interrupted = self.end.is_none();
     }
 
     /// Whether it is over: the answer is written and every slot it took is left.
@@ -332,11 +340,32 @@ impl Request {
     ///
     /// A launch that fails (a grammar that cannot be parsed) takes a slot and never leaves it: the error is the end. An
     /// answer can also be cut off long before the engine notices.
-    pub fn is_overdue(&self, now_ns: u64) -> bool {
-        let failed = self.status.as_ref().is_some_and(|status| status.code >= 400);
-        let patience = if failed { FAILED_PATIENCE_NS } else { PATIENCE_NS };
+    pub fn is_overdue(&mut self, now_ns: u64) -> bool {
+        let patience = if self.code() >= 400 { FAILED_PATIENCE_NS } else { PATIENCE_NS };
         let late = |end: &End| end.answered_ns.saturating_add(patience) < now_ns;
-        !self.is_unjoined() && self.end.as_ref().is_some_and(late)
+        if self.is_unjoined() || !self.end.as_ref().is_some_and(late) || now_ns < self.patient_until_ns {
+            return false;
+        }
+        // A long prompt goes on for a while when nobody waits for it any more.
+        let runs = self.tasks.iter_mut().fold(false, |any, task| {
+            let runs = std::mem::take(&mut task.runs) && task.ended.is_none();
+            any || runs
+        });
+        if runs {
+            self.patient_until_ns = now_ns.saturating_add(PATIENCE_NS);
+        }
+        !runs
+    }
+
+    /// Status code of its answer; 0 when it was not seen.
+    fn code(&self) -> u16 {
+        let told = self.answer.status().map_or(0, |status| status.code);
+        if told != 0 { told } else { self.code }
+    }
+
+    /// Whether something of it was lost that would say how it ended, or what ran for it.
+    fn is_cut(&self) -> bool {
+        self.gaps & Gap::ANY != 0 || self.vanished
     }
 
     /// What it asks for; `None` until its head is read.
@@ -347,6 +376,11 @@ impl Request {
     /// Whether it asks the engine for something.
     fn is_inference(&self) -> bool {
         self.head.as_ref().is_some_and(Head::is_inference)
+    }
+
+    /// Whether it asks the engine for something, or is not known not to.
+    fn is_inference_or_unknown(&self) -> bool {
+        self.head.as_ref().is_none_or(Head::is_inference)
     }
 
     /// Whether it is an inference request that waits for a slot.
@@ -360,38 +394,53 @@ impl Request {
     }
 
     fn outcome(&self, code: u16, stream: bool) -> Outcome {
-        let inference = self.is_inference();
-        let reason = self.end.as_ref().map(|end| end.reason);
-        let empty = self.status.as_ref().is_some_and(|status| status.content_length == Some(0));
-        // The server of a stream whose client has gone writes the last chunk all the same, but no reason of the end.
-        let unreasoned = inference && code == 200 && self.closing.finish.is_none();
-        let cut = stream && (reason == Some(EndReason::Closed) || unreasoned);
-        if self.end.is_none() || self.closing.error_type.is_some() {
+        if self.interrupted {
+            return Outcome::Interrupted;
+        }
+        let closing = self.answer.closing();
+        let Some(end) = &self.end else { return Outcome::Error };
+        if closing.error_type.is_some() {
             return Outcome::Error;
         }
-        if code == CLIENT_GONE || cut || (inference && code == 200 && empty) {
+        let lost = self.gaps & Gap::EVENT != 0;
+        match code {
+            CLIENT_GONE => return Outcome::Cancelled,
+            400.. => return Outcome::Error,
+            UNKNOWN if self.is_cut() => return Outcome::Unknown,
+            _ => {}
+        }
+        match &closing.finish {
+            Some(Finish::Stop) => return Outcome::Stop,
+            Some(Finish::Length) => return Outcome::Length,
+            Some(Finish::ToolCalls) => return Outcome::ToolCalls,
+            Some(Finish::Completed) => return self.completed(),
+            Some(Finish::Other) => return Outcome::None,
+            None => {}
+        }
+        if self.head.is_none() && self.is_cut() {
+            return Outcome::Unknown;
+        }
+        if !self.is_inference() || code != 200 {
+            return Outcome::None;
+        }
+        // The server of a stream whose client has gone writes the last chunk all the same, but no reason of the end; of
+        // other answers it writes an empty one.
+        let empty = self.answer.status().is_some_and(|status| status.content_length == Some(0));
+        let left = end.gone_ns != 0 && end.gone_ns <= end.answered_ns;
+        let cut = stream && (left || end.reason == EndReason::Closed);
+        if empty || cut && !lost {
             return Outcome::Cancelled;
         }
-        if code >= 400 {
-            return Outcome::Error;
-        }
-        match &self.closing.finish {
-            Some(Finish::Stop) => Outcome::Stop,
-            Some(Finish::Length) => Outcome::Length,
-            Some(Finish::ToolCalls) => Outcome::ToolCalls,
-            Some(Finish::Completed) => self.completed(),
-            Some(Finish::Other) | None => Outcome::None,
-        }
+        if self.is_cut() { Outcome::Unknown } else { self.completed() }
     }
 
     /// How an answer ended of which the server says no more than that it did: at a limit, if it has as many tokens as
     /// were asked for or fills its slot.
     fn completed(&self) -> Outcome {
-        let mut generated = 0;
-        let mut full = false;
+        let (mut generated, mut full) = (0, false);
         for ended in self.tasks.iter().map(|task| task.ended.as_ref()) {
             let Some(ended) = ended else { return Outcome::None };
-            generated += u64::from(ended.generated_tokens);
+            generated = generated.max(u64::from(ended.generated_tokens));
             full |= ended.n_ctx != 0 && ended.n_past + 1 >= ended.n_ctx;
         }
         match self.body.max_tokens {
@@ -404,33 +453,59 @@ impl Request {
 
     /// Whether `written` bytes are the whole answer, if it told its length; `None` when it is over or did not.
     pub fn is_whole(&self, written: u64) -> Option<bool> {
-        let status = self.status.as_ref().filter(|_| self.end.is_none())?;
-        Some(written >= (status.body as u64).saturating_add(status.content_length?))
+        let status = self.answer.status().filter(|_| self.end.is_none())?;
+        Some(written >= status.len.saturating_add(status.content_length?))
     }
 
     /// What is known of it at its end.
     pub fn finish(mut self, now_ns: u64, naming: &Naming, phrases: &Phrases) -> Finished {
         let user = self.user(naming);
         let used = self.used();
-        let unseen = if self.written > 0 || self.end.is_none() { UNKNOWN } else { CLIENT_GONE };
-        let code = self.status.as_ref().map_or(unseen, |status| status.code);
-        let stream = self.status.as_ref().is_some_and(|status| status.chunked || status.stream);
+        // Without a word of the answer: its client went, unless it was lost, or the server with it.
+        let unseen = self.written > 0 || self.end.is_none() || self.is_cut();
+        let code = match self.code() {
+            0 if unseen => UNKNOWN,
+            0 => CLIENT_GONE,
+            code => code,
+        };
+        let stream = self.answer.status().is_some_and(|status| status.chunked || status.stream);
         let outcome = self.outcome(code, stream);
         let ended = || self.tasks.iter().filter_map(|task| task.ended.as_ref());
         let earliest =
             |of: fn(&SlotEndEvent) -> u64| ended().map(of).filter(|ns| *ns != 0).min().unwrap_or(0);
         let latest = |of: fn(&SlotEndEvent) -> u64| ended().map(of).max().unwrap_or(0);
         let total = |of: fn(&SlotEndEvent) -> u32| ended().map(|task| u64::from(of(task))).sum();
-        let started =
-            || self.tasks.iter().filter_map(|task| task.started.as_ref()).min_by_key(|start| start.at_ns);
+        let starts = || self.tasks.iter().filter_map(|task| task.started.as_ref());
+        let started = || starts().min_by_key(|start| start.at_ns);
         // An answer without figures tells nothing.
-        let said = (self.believed && self.is_inference() && self.closing.tells_tokens())
-            .then(|| self.closing.clone());
-        let token_ns = self.token_ns;
+        let closing = self.answer.closing();
+        let said = (self.believed && self.is_inference() && closing.tells_tokens()).then(|| closing.clone());
+        let token_ns = self.answer.token_ns();
+        let refused = self.answer.opening().map(|text| text.holds(phrases));
+        let (truncated, has_text, error_type) =
+            (closing.truncated, closing.has_text, closing.error_type.clone());
+        // What its slots have not told, since they are not left, was asked of the kernel a moment ago.
+        let running = if self.interrupted { self.running().tokens } else { [0; 3] };
+        let begun = ended().next().is_some() || (self.interrupted && started().is_some());
+        // A slot that was taken and not left, of a request that the server did not refuse: its end was lost.
+        let unended = self.tasks.iter().any(|task| task.started.is_some() && task.ended.is_none());
+        let lost = self.end.is_some()
+            && !self.interrupted
+            && (unended && code < 400 || self.gaps & Gap::EVENT != 0 && ended().next().is_none());
+        let join = match self.joined {
+            Some(join) => join,
+            None if lost && self.is_inference_or_unknown() => Join::Uncertain,
+            None if begun => Join::Exact,
+            None => Join::None,
+        };
         let stale_tasks = self.tasks.iter().filter(|task| task.ended.is_none()).map(|task| task.id).collect();
         let finished = Finished {
             key: self.key,
-            route: self.route().unwrap_or(Route::Other),
+            route: match self.route() {
+                Some(route) => route,
+                None if self.gaps & (Gap::REQUEST | Gap::EVENT) != 0 => Route::Unknown,
+                None => Route::Other,
+            },
             code,
             outcome,
             stream,
@@ -444,26 +519,27 @@ impl Request {
             last_token_ns: latest(|task| task.last_token_ns),
             answered_ns: self.end.as_ref().map_or(now_ns, |end| end.answered_ns),
             worst_gap_ns: latest(|task| task.worst_gap_ns),
-            prompt_tokens: total(|task| task.prompt_tokens),
+            prompt_tokens: total(|task| task.prompt_tokens) + running[0],
             prompt_unknown: ended().any(|task| task.unread > 0),
-            cached_tokens: total(|task| task.cached_tokens),
-            generated_tokens: total(|task| task.generated_tokens),
+            cached_tokens: total(|task| task.cached_tokens) + running[1],
+            generated_tokens: total(|task| task.generated_tokens) + running[2],
             slot: started().map(|start| start.slot),
             task: started().map(|start| start.task).filter(|task| *task >= 0),
             context_used: total(|task| task.n_past),
-            join: self.joined.unwrap_or(if ended().next().is_some() { Join::Exact } else { Join::None }),
+            join,
             stale_tasks,
             client: self.client,
             user,
             used,
             due: used.since(self.booked),
-            wasted_tokens: total(|task| task.wasted_tokens),
+            wasted_tokens: if self.resumed { 0 } else { total(|task| task.wasted_tokens) },
             draft_tokens: [total(|task| task.drafted_tokens), total(|task| task.accepted_tokens)],
             draft_steps: self.draft_steps,
             tls: self.tls,
-            truncated: self.closing.truncated,
-            refused: self.text.map(|text| text.holds(phrases)),
-            error_type: self.closing.error_type,
+            truncated,
+            has_text,
+            refused,
+            error_type,
             head: self.head,
             body: self.body,
         };

@@ -5,23 +5,24 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use llamaprobe_common::request::{EndEvent, RequestKey};
+use llamaprobe_common::request::{BeginEvent, EndEvent, EndReason, RequestKey};
 
 use super::{
     charge::Charge,
     finished::Finished,
     identity::Naming,
     join::Joins,
-    payload::{head::HeadOptions, text::Phrases},
+    payload::{
+        head::{Head, HeadOptions, Method},
+        text::Phrases,
+    },
     request::Request,
+    streams::Streams,
 };
 use crate::{bpf::events::RequestEvent, plan::Joining};
 
 /// Requests under way that are followed; of more the oldest is given up.
 const MAX_OPEN: usize = 4096;
-
-/// Connections on which bytes behind a request are kept.
-const MAX_BEHIND: usize = 256;
 
 /// The requests under way.
 pub struct Requests {
@@ -30,8 +31,8 @@ pub struct Requests {
     naming: Naming,
     /// What is looked for in answers.
     phrases: Phrases,
-    /// What was read behind the end of a request, by process and descriptor: the next one's begin.
-    behind: BTreeMap<(u32, i32), Vec<u8>>,
+    /// What was read on connections.
+    streams: Streams,
     /// Requests given up because too many were open.
     given_up: u64,
     /// Slots that were left by a task no request is known of, by process; taken by the session.
@@ -40,6 +41,8 @@ pub struct Requests {
     joins: BTreeMap<u32, Joins>,
     /// Processes of which only the sockets are followed.
     unprobed: BTreeSet<u32>,
+    /// Where servers serve Vertex AI's predictions.
+    predict: BTreeMap<u32, String>,
 }
 
 impl Requests {
@@ -47,7 +50,7 @@ impl Requests {
     pub fn new(options: HeadOptions, naming: Naming, phrases: Phrases) -> Self {
         Self {
             open: BTreeMap::new(),
-            behind: BTreeMap::new(),
+            streams: Streams::default(),
             options,
             naming,
             phrases,
@@ -55,6 +58,7 @@ impl Requests {
             unmatched: Vec::new(),
             joins: BTreeMap::new(),
             unprobed: BTreeSet::new(),
+            predict: BTreeMap::new(),
         }
     }
 
@@ -98,6 +102,14 @@ impl Requests {
         }
     }
 
+    /// A process serves Vertex AI's predictions at this path, or nowhere.
+    pub fn predict(&mut self, pid: u32, path: Option<&str>) {
+        match path {
+            Some(path) => self.predict.insert(pid, path.to_owned()),
+            None => self.predict.remove(&pid),
+        };
+    }
+
     /// Joins what can be joined by inference at `now_ns`. Returns the requests that are over by it.
     pub fn settle(&mut self, pid: u32, now_ns: u64) -> Vec<Finished> {
         let Some(joins) = self.joins.get_mut(&pid) else { return Vec::new() };
@@ -127,55 +139,100 @@ impl Requests {
             }
             return None;
         }
-        // Only bytes and tasks begin a request: what comes late for one that is over is nothing new.
+        // What comes late for a request that is over begins nothing.
         let begins = match event {
-            RequestEvent::Read(event) => event.index == 0,
+            RequestEvent::Begin(_) | RequestEvent::Task(_) => true,
+            RequestEvent::Piece(piece) => piece.head.offset == 0,
             RequestEvent::Write(event) => event.index == 0,
-            RequestEvent::Task(_) => true,
             _ => false,
         };
         if begins && !self.open.contains_key(&key) {
-            self.make_room();
-            let mut request = Request::new(key);
-            if self.joins.contains_key(&key.tgid) {
-                request.infer();
-            }
-            if self.unprobed.contains(&key.tgid) {
-                request.believe();
-            }
-            // Not read by itself: it came behind the request before it.
-            let behind = self.behind.remove(&(key.tgid, key.fd));
-            if let Some(bytes) = behind.filter(|_| !matches!(event, RequestEvent::Read(_))) {
-                request.continues(bytes, &self.options);
-            }
-            self.open.insert(key, request);
+            self.begin(key);
         }
+        self.connect(event);
         let request = self.open.get_mut(&key)?;
         match event {
-            RequestEvent::Read(event) => request.read(event, &self.options),
-            RequestEvent::ReadTail(event) => request.read_tail(event),
-            RequestEvent::Write(event) => {
-                if let Some(bytes) =
-                    request.write(event, &self.phrases).filter(|_| self.behind.len() < MAX_BEHIND)
-                {
-                    self.behind.insert((key.tgid, key.fd), bytes);
-                }
-            }
+            RequestEvent::Begin(event) => request.begin(event),
+            RequestEvent::Piece(piece) if piece.is_answer() => request.answer(piece, &self.phrases),
+            RequestEvent::Piece(_) => {}
+            RequestEvent::Write(event) => request.write(event),
             RequestEvent::End(event) => request.end(event),
             RequestEvent::Task(event) => request.task(event),
             RequestEvent::SlotStart(event) => request.slot_start(event),
             RequestEvent::SlotEnd(event) => request.slot_end(event),
             RequestEvent::Draft(event) => request.draft(event),
         }
-        if !request.is_over() {
+        if let Some(path) = self.predict.get(&key.tgid) {
+            request.predicts_at(path);
+        }
+        if request.is_void() {
+            self.open.remove(&key);
+            return None;
+        }
+        if !request.is_over() || matches!(event, RequestEvent::Piece(_)) {
             return None;
         }
         self.open.remove(&key).map(|request| request.finish(now_ns, &self.naming, &self.phrases))
     }
 
+    fn begin(&mut self, key: RequestKey) {
+        self.make_room();
+        let mut request = Request::new(key);
+        if self.joins.contains_key(&key.tgid) {
+            request.infer();
+        }
+        if self.unprobed.contains(&key.tgid) {
+            request.believe();
+        }
+        self.open.insert(key, request);
+    }
+
+    /// What an event means for the bytes on its connection.
+    fn connect(&mut self, event: &RequestEvent) {
+        match event {
+            RequestEvent::Piece(piece) if !piece.is_answer() => {
+                let (open, options) = (&mut self.open, &self.options);
+                let mut resumed: Option<String> = None;
+                let doubtful = self.streams.feed(piece, options, |key, message| {
+                    if let Some(request) = open.get_mut(&key) {
+                        request.tell(message);
+                    }
+                    resumed = resumed.take().or_else(|| resumes(message.head()?));
+                });
+                if let Some(request) = open.get_mut(&piece.head.request) {
+                    request.read(piece, doubtful);
+                }
+                if let Some(conversation) = resumed {
+                    self.resume(&conversation);
+                }
+            }
+            RequestEvent::Begin(begin) if begin.flags & BeginEvent::READ != 0 => {
+                self.streams.begin(begin.request);
+            }
+            RequestEvent::Begin(BeginEvent { request: key, .. }) => {
+                if let Some(message) = self.streams.claim(*key)
+                    && let Some(request) = self.open.get_mut(key)
+                {
+                    request.tell(&message);
+                }
+            }
+            RequestEvent::End(end) if end.reason == EndReason::Closed as u32 => {
+                self.streams.close(end.request);
+            }
+            _ => {}
+        }
+    }
+
+    /// A client asks for the answer of a conversation whose connection it had left.
+    fn resume(&mut self, conversation: &str) {
+        self.open.values_mut().filter(|request| request.is_of(conversation)).for_each(Request::resume);
+    }
+
     /// Gives up waiting for slots of requests that were answered long ago.
     pub fn expire(&mut self, now_ns: u64) -> Vec<Finished> {
-        let mut finished = self.take(|_, request| request.is_overdue(now_ns), now_ns);
+        let late = self.open.iter_mut().filter_map(|(key, it)| it.is_overdue(now_ns).then_some(*key));
+        let late: BTreeSet<RequestKey> = late.collect();
+        let mut finished = self.take(|key, _| late.contains(key), now_ns);
         let inferred: Vec<u32> = self.joins.keys().copied().collect();
         finished.extend(inferred.into_iter().flat_map(|pid| self.settle(pid, now_ns)));
         finished
@@ -204,15 +261,22 @@ impl Requests {
     /// Takes what the kernel knows of a request's answer for its end, if it is all of it.
     pub fn answered(&mut self, event: EndEvent) -> Option<Finished> {
         let whole = self.open.get(&event.request)?.is_whole(event.bytes_out) == Some(true);
-        if whole { self.on(&RequestEvent::End(Box::new(event))) } else { None }
+        if whole { self.on(&RequestEvent::End(event)) } else { None }
     }
 
     /// A process ended: so have its requests.
     pub fn end(&mut self, pid: u32, now_ns: u64) -> Vec<Finished> {
-        self.behind.retain(|(tgid, _), _| *tgid != pid);
+        self.streams.end(pid);
         self.joins.remove(&pid);
         self.unprobed.remove(&pid);
+        self.predict.remove(&pid);
         self.take(|key, _| key.tgid == pid, now_ns)
+    }
+
+    /// The agent ends: so do all requests for it.
+    pub fn interrupt(&mut self, now_ns: u64) -> Vec<Finished> {
+        self.open.values_mut().for_each(Request::interrupt);
+        self.take(|_, _| true, now_ns)
     }
 
     fn take(&mut self, which: impl Fn(&RequestKey, &Request) -> bool, now_ns: u64) -> Vec<Finished> {
@@ -248,6 +312,11 @@ impl Requests {
         self.open.len()
     }
 
+    /// Whether a process has any under way.
+    pub fn has_any(&self, pid: u32) -> bool {
+        self.of(pid).next().is_some()
+    }
+
     /// Requests given up because too many were open.
     pub fn given_up(&self) -> u64 {
         self.given_up
@@ -261,4 +330,10 @@ impl Requests {
     fn of(&self, pid: u32) -> impl Iterator<Item = &Request> {
         self.open.iter().filter(move |(key, _)| key.tgid == pid).map(|(_, request)| request)
     }
+}
+
+/// The conversation whose answer a request asks for once more: `GET /v1/stream/<id>`.
+fn resumes(head: &Head) -> Option<String> {
+    let (_, id) = head.path.rsplit_once("/v1/stream/").filter(|_| head.method == Method::Get)?;
+    Some(id.to_owned())
 }

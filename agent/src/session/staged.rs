@@ -3,17 +3,17 @@
 use std::net::Ipv6Addr;
 
 use llamaprobe_common::request::{
-    EndEvent, EndReason, Peer, READ_BYTES, ReadEvent, RequestEventKind, RequestKey, SUBSTANTIAL,
-    SlotEndEvent, SlotStartEvent, TAIL_BYTES, TaskEvent, WRITE_BYTES, WriteEvent,
+    BeginEvent, EndEvent, EndReason, Peer, PieceHead, RequestEventKind, RequestKey, SlotEndEvent,
+    SlotStartEvent, TaskEvent, WriteEvent,
 };
 
 use super::{
     finished::Finished,
     identity::{Naming, Source},
     payload::{head::HeadOptions, text::Phrases},
-    request::Request,
+    requests::Requests,
 };
-use crate::bpf::events::RequestEvent;
+use crate::bpf::events::{Piece, RequestEvent};
 
 /// A millisecond.
 pub(crate) const MS: u64 = 1_000_000;
@@ -96,90 +96,79 @@ pub(crate) fn last_chunk(finish: &str) -> Vec<u8> {
     ))
 }
 
-/// At most `N - 1` bytes, and how many.
-fn cut<const N: usize>(bytes: &[u8]) -> ([u8; N], u32) {
-    let len = bytes.len().min(N - 1);
-    let mut data = [0; N];
-    data[..len].copy_from_slice(&bytes[..len]);
-    (data, len as u32)
+/// Bytes that were read of a request, from `offset` on.
+pub(crate) fn read(request: RequestKey, offset: u64, at_ns: u64, bytes: &[u8]) -> RequestEvent {
+    piece(request, 0, offset, at_ns, bytes)
 }
 
-fn tail(bytes: &[u8]) -> ([u8; TAIL_BYTES], u32) {
-    cut(&bytes[bytes.len().saturating_sub(TAIL_BYTES - 1)..])
+/// Bytes that were written of an answer, from `offset` on.
+pub(crate) fn write(request: RequestKey, offset: u64, at_ns: u64, bytes: &[u8]) -> RequestEvent {
+    piece(request, PieceHead::ANSWER, offset, at_ns, bytes)
 }
 
-/// The read number `index` of a request.
-pub(crate) fn read(request: RequestKey, index: u32, at_ns: u64, bytes: &[u8]) -> RequestEvent {
-    unread_read(request, index, at_ns, bytes, 0)
+/// Bytes of a request or an answer.
+pub(crate) fn piece(request: RequestKey, flags: u32, offset: u64, at_ns: u64, bytes: &[u8]) -> RequestEvent {
+    let head = PieceHead { flags, len: bytes.len() as u32, request, at_ns, offset };
+    RequestEvent::Piece(Piece { head, data: bytes.to_vec() })
 }
 
-/// The same, of a connection that waited for a thread.
-pub(crate) fn unread_read(
-    request: RequestKey,
-    index: u32,
-    at_ns: u64,
-    bytes: &[u8],
-    unread_ns: u64,
-) -> RequestEvent {
-    let (data, copied) = cut::<READ_BYTES>(bytes);
-    let kind = RequestEventKind::Read as u32;
-    let len = bytes.len() as u32;
+/// A request begins, on a connection that waited for a thread.
+pub(crate) fn begin(request: RequestKey, flags: u32, unread_ns: u64) -> RequestEvent {
     let peer = Peer { address: Ipv6Addr::from_bits(0xffff_0a00_0007).octets(), port: 4711 };
-    let event = ReadEvent { kind, index, request, at_ns, unread_ns, len, copied, peer, tls: 0, data };
-    RequestEvent::Read(Box::new(event))
+    let kind = RequestEventKind::Begin as u32;
+    let at_ns = request.arrived_ns;
+    RequestEvent::Begin(BeginEvent { kind, flags, request, at_ns, unread_ns, peer, reserved: 0 })
 }
 
-/// The end of what was read.
-pub(crate) fn read_tail(request: RequestKey, at_ns: u64, bytes: &[u8]) -> RequestEvent {
-    let RequestEvent::Read(mut event) = read(request, 0, at_ns, bytes) else { unreachable!("it is a read") };
-    event.kind = RequestEventKind::ReadTail as u32;
-    RequestEvent::ReadTail(event)
-}
-
-/// The write number `index` of an answer.
-pub(crate) fn write(request: RequestKey, index: u32, at_ns: u64, bytes: &[u8]) -> RequestEvent {
-    let (data, copied) = cut::<WRITE_BYTES>(bytes);
-    let (tail, tail_len) = tail(bytes);
-    RequestEvent::Write(Box::new(WriteEvent {
+/// The event by which the kernel tells that there are bytes; none of those that it kept until the end.
+pub(crate) fn told(event: &RequestEvent) -> Option<RequestEvent> {
+    let RequestEvent::Piece(piece) = event else { return None };
+    let PieceHead { request, at_ns, offset, .. } = piece.head;
+    if !piece.is_answer() {
+        return (offset == 0).then(|| begin(request, BeginEvent::READ, 0));
+    }
+    let code = piece.data.get(9..12).filter(|_| offset == 0);
+    let code = code.and_then(|code| str::from_utf8(code).ok()?.parse().ok()).unwrap_or(0);
+    Some(RequestEvent::Write(WriteEvent {
         kind: RequestEventKind::Write as u32,
-        index,
+        index: u32::from(offset > 0),
         request,
         at_ns,
-        len: bytes.len() as u32,
-        copied,
-        data,
-        tail_len,
-        reserved: 0,
-        tail,
+        bytes_out: offset + piece.data.len() as u64,
+        code,
+        gaps: 0,
     }))
 }
 
-/// The end of a request after these writes, the last of them at `last_write_ns`.
+/// Books an event, and of bytes the one that tells of them. Returns the request that is over by it.
+pub(crate) fn on(requests: &mut Requests, event: &RequestEvent) -> Option<Finished> {
+    let over = requests.on(event);
+    assert!(over.is_none() || !matches!(event, RequestEvent::Piece(_)), "bytes alone end nothing");
+    over.or_else(|| told(event).and_then(|event| requests.on(&event)))
+}
+
+/// The end of a request whose answer has `bytes_out` bytes, the last of them written at `last_write_ns`.
 pub(crate) fn end(
     request: RequestKey,
     reason: EndReason,
     at_ns: u64,
     last_write_ns: u64,
-    writes: &[&[u8]],
-) -> RequestEvent {
-    let mut event = EndEvent {
+    bytes_out: u64,
+) -> EndEvent {
+    EndEvent {
         kind: RequestEventKind::End as u32,
         reason: reason as u32,
         request,
         at_ns,
         last_write_ns,
-        bytes_out: writes.iter().map(|write| write.len() as u64).sum(),
-        writes: writes.len() as u32,
-        tail: 0,
-        tail_len: [0; 2],
-        tails: [[0; TAIL_BYTES]; 2],
-    };
-    for write in writes.iter().filter(|write| write.len() as u64 >= SUBSTANTIAL) {
-        event.tail ^= 1;
-        let at = event.tail as usize;
-        (event.tails[at], event.tail_len[at]) = tail(write);
+        gone_ns: 0,
+        bytes_in: 0,
+        bytes_out,
+        writes: u32::from(bytes_out > 0),
+        code: 0,
+        gaps: 0,
+        reserved: 0,
     }
-    RequestEvent::End(Box::new(event))
 }
 
 /// A request is given a task.
@@ -233,29 +222,19 @@ pub(crate) fn chat_events(request: RequestKey) -> Vec<RequestEvent> {
     ]
 }
 
-/// A request after these events.
-pub(crate) fn request(key: RequestKey, events: &[RequestEvent]) -> Request {
-    let mut request = Request::new(key);
-    for event in events {
-        match event {
-            RequestEvent::Read(event) => request.read(event, &options()),
-            RequestEvent::ReadTail(event) => request.read_tail(event),
-            RequestEvent::Write(event) => drop(request.write(event, &Phrases::default())),
-            RequestEvent::End(event) => request.end(event),
-            RequestEvent::Task(event) => request.task(event),
-            RequestEvent::SlotStart(event) => request.slot_start(event),
-            RequestEvent::SlotEnd(event) => request.slot_end(event),
-            RequestEvent::Draft(event) => request.draft(event),
-        }
-    }
-    request
+/// Requests of which nothing is known.
+pub(crate) fn requests() -> Requests {
+    Requests::new(options(), naming(), Phrases::default())
 }
 
 /// A request that is over by these events, the last of which makes it so.
 pub(crate) fn finished(key: RequestKey, events: &[RequestEvent]) -> Finished {
-    let before = request(key, &events[..events.len() - 1]);
-    assert!(!before.is_over(), "over too early");
-    let request = request(key, events);
-    assert!(request.is_over(), "not over");
-    request.finish(u64::MAX, &naming(), &Phrases::default())
+    let mut requests = requests();
+    let (last, before) = events.split_last().expect("there are events");
+    for event in before {
+        assert!(on(&mut requests, event).is_none(), "over too early");
+    }
+    let over = on(&mut requests, last).expect("it is over");
+    assert_eq!(over.key, key);
+    over
 }

@@ -213,12 +213,13 @@ impl Tally {
         if request.head.as_ref().is_some_and(|head| head.traceparent_invalid) {
             self.traceparent_invalid += 1;
         }
-        if !request.is_inference() {
+        if !request.is_inference() || request.outcome == Outcome::Interrupted {
             return;
         }
         self.overflows += u64::from(request.error_type.as_deref() == Some(OVERFLOW));
         self.truncations += u64::from(request.truncated);
-        self.empty_answers += u64::from(request.outcome == Outcome::Stop && request.generated_tokens == 1);
+        let empty = request.outcome == Outcome::Stop && request.generated_tokens == 1 && !request.has_text;
+        self.empty_answers += u64::from(empty);
         if let Some(refused) = request.refused {
             *self.refusals.get_or_insert(0) += u64::from(refused);
         }
@@ -244,7 +245,9 @@ impl Tally {
 
     /// Books the latencies of an inference request as OpenTelemetry tells them apart.
     pub fn book_operation(&mut self, request: &Finished, trace: Option<Findable>) {
-        let operation = request.route.operation().filter(|_| request.is_inference());
+        // How long one took that has not ended is not known.
+        let measured = request.is_inference() && request.outcome != Outcome::Interrupted;
+        let operation = request.route.operation().filter(|_| measured);
         if let Some(operation) = operation {
             self.operations.entry((operation, Failure::of(request))).or_default().book(request, trace);
         }

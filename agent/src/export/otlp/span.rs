@@ -60,7 +60,9 @@ pub(super) fn count(request: &Finished) -> u64 {
 /// The phases of a request, with begin and end in the kernel's nanoseconds: each begins where the one before ends, the
 /// first with the request, and the last ends with it. None for what never came as far as the engine.
 fn phases(request: &Finished) -> Vec<(Phase, u64, u64)> {
-    if request.join == Join::None && request.stale_tasks.is_empty() {
+    // Of one whose end was not awaited it is not known where the phases end.
+    let ran = request.join != Join::None || !request.stale_tasks.is_empty();
+    if !ran || request.outcome == Outcome::Interrupted {
         return Vec::new();
     }
     // A client can go before the engine notices; what it does then is not the request's time any more.
@@ -154,7 +156,7 @@ fn attributes(record: &Record) -> Attributes {
         ("llamaprobe.prefill_ms", request.prefill_ns()),
         ("llamaprobe.decode_ms", request.decode_ns()),
         ("llamaprobe.ttft_ms", request.ttft_ns()),
-        ("llamaprobe.worst_gap_ms", (request.generated_tokens > 1).then_some(request.worst_gap_ns)),
+        ("llamaprobe.worst_gap_ms", request.worst_gap()),
     ] {
         it.put_some(key, ns.map(ms));
     }

@@ -1,20 +1,24 @@
 //! What the server wrote: status line, first token, end.
 //!
-//! In: single writes, cut by the kernel. Out: [`StatusLine`], whether a write holds a token, and [`Closing`].
+//! In: the bytes of an answer, in pieces, with gaps where writes are left out. Out: [`StatusLine`], when the first token
+//! was written, and [`Closing`].
 
 #[cfg(test)]
 mod tests;
 
-use httparse::{EMPTY_HEADER, Response, Status};
+use memchr::memchr;
 
-pub use super::closing::{Closing, Finish, closing};
+pub use super::closing::{Closing, Finish};
 use super::{
+    closing::{Object, ObjectState},
     json::Keys,
-    lines::{MAX_HEADERS, block_end, length, shortened},
+    lines::{Lines, header, length},
+    scan::{Scanner, Sink as _},
+    text::Opening,
 };
 
 /// What the headers of an answer say.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct StatusLine {
     /// The status code.
     pub code: u16,
@@ -24,84 +28,288 @@ pub struct StatusLine {
     pub chunked: bool,
     /// The body is a stream of events.
     pub stream: bool,
-    /// Where in the given bytes the body begins.
-    pub body: usize,
+    /// Bytes before the body.
+    pub len: u64,
 }
 
-/// Reads the first write of an answer. Of headers that are cut it takes the lines that are whole, and the body then
-/// begins behind the given bytes. `None` without a whole status line.
-pub fn status(bytes: &[u8]) -> Option<StatusLine> {
-    // Bytes of another kind need no copy to be refused.
-    let body =
-        if bytes.starts_with(b"HTTP/1.") { block_end(bytes).unwrap_or(bytes.len()) } else { return None };
-    let block = shortened(&bytes[..body])?;
-    let mut headers = [EMPTY_HEADER; MAX_HEADERS];
-    let mut response = Response::new(&mut headers);
-    let Ok(Status::Complete(_)) = response.parse(&block) else { return None };
+/// An answer that is being read.
+#[derive(Default)]
+pub struct Answer {
+    lines: Lines,
+    /// Bytes of the head so far.
+    len: u64,
+    /// What the lines so far say.
+    begun: Option<StatusLine>,
+    status: Option<StatusLine>,
+    /// Bytes up to here were read, or are known not to be there.
+    at: u64,
+    line: Line,
+    object: ObjectState,
+    closing: Closing,
+    /// Its end was read from behind: what that says is final.
+    ended: bool,
+    /// When the first token was written into a stream.
+    token_ns: u64,
+    /// The begin of its text, where phrases are looked for.
+    text: Option<Opening>,
+}
 
-    let mut line =
-        StatusLine { code: response.code?, content_length: None, chunked: false, stream: false, body };
-    for header in response.headers.iter() {
-        let value = header.value.trim_ascii();
-        let names = |name: &str| header.name.eq_ignore_ascii_case(name);
-        if names("content-length") {
-            line.content_length = length(value);
-        } else if names("transfer-encoding") {
-            line.chunked = value.to_ascii_lowercase().ends_with(b"chunked");
-        } else if names("content-type") {
-            line.stream = value.to_ascii_lowercase().starts_with(b"text/event-stream");
+impl std::fmt::Debug for Answer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Answer").field("status", &self.status).field("closing", &self.closing).finish()
+    }
+}
+
+/// Where in a line of the body. The body of a stream is not freed of what frames its chunks: that stands in lines of its
+/// own.
+#[derive(Default)]
+enum Line {
+    /// At its begin, of which so much was read.
+    #[default]
+    Begin,
+    /// Behind these bytes, which do not say yet what it is.
+    Prefix(Vec<u8>),
+    /// In the name of an event.
+    Name(Vec<u8>),
+    /// In an object; `sse` in a stream of events, where it ends with the line.
+    Object { scanner: Box<Scanner>, sse: bool },
+    /// In what says nothing.
+    Other,
+}
+
+impl Answer {
+    /// Phrases are to be looked for in its text.
+    pub fn keep_opening(&mut self) {
+        self.text.get_or_insert_default();
+    }
+
+    /// Reads bytes that stand at `offset` and were written at `at_ns`; with `cut` they begin within a write.
+    pub fn feed(&mut self, offset: u64, cut: bool, bytes: &[u8], at_ns: u64) {
+        if offset > self.at {
+            // Writes are whole, and each begins a chunk.
+            self.leave();
+            self.line = Line::Begin;
+            if self.status.is_none() {
+                self.status = self.begun.take();
+                self.begun = Some(StatusLine::default());
+            }
+        }
+        let known = usize::try_from(self.at.saturating_sub(offset)).unwrap_or(usize::MAX);
+        let bytes = bytes.get(known..).unwrap_or_default();
+        self.at = self.at.max(offset + (known + bytes.len()) as u64);
+        let behind = if self.status.is_none() && !self.is_headless() { self.head(bytes) } else { 0 };
+        let body = &bytes[behind..];
+        let body = if cut { self.tail(body) } else { body };
+        self.body(body, at_ns);
+    }
+
+    /// Whether the head was lost: what is there is of the body.
+    fn is_headless(&self) -> bool {
+        self.status.is_none() && self.begun.is_some_and(|begun| begun.code == 0)
+    }
+
+    fn head(&mut self, bytes: &[u8]) -> usize {
+        let mut at = 0;
+        while at < bytes.len() {
+            let (len, whole) = self.lines.feed(&bytes[at..]);
+            at += len;
+            self.len += len as u64;
+            if !whole {
+                break;
+            }
+            let line = self.lines.take();
+            match &mut self.begun {
+                None => self.begun = Some(StatusLine { code: code(&line), ..StatusLine::default() }),
+                Some(status) if line.is_empty() => {
+                    self.status = Some(StatusLine { len: self.len, ..*status });
+                    break;
+                }
+                Some(status) => status.take(&line),
+            }
+        }
+        at
+    }
+
+    /// The end of a write whose begin is left out. Returns what follows its first line.
+    fn tail<'a>(&mut self, bytes: &'a [u8]) -> &'a [u8] {
+        let end = memchr(b'\n', bytes).unwrap_or(bytes.len());
+        let first = &bytes[..end];
+        self.object = ObjectState::default();
+        if let Some(keys) = Keys::from_end(first).or_else(|| Keys::of_list_from_end(first)) {
+            for key in keys {
+                let mut object =
+                    Object { closing: &mut self.closing, state: &mut self.object, text: self.text.as_mut() };
+                if object.wants(key.depth, key.name) {
+                    object.take(key);
+                }
+            }
+        }
+        self.leave();
+        self.ended = true;
+        self.line = Line::Other;
+        &bytes[end..]
+    }
+
+    fn body(&mut self, bytes: &[u8], at_ns: u64) {
+        let mut at = 0;
+        while at < bytes.len() {
+            at += self.step(&bytes[at..], at_ns);
         }
     }
-    Some(line)
+
+    /// Reads on within a line, or to its end. Returns how many bytes that were.
+    fn step(&mut self, bytes: &[u8], at_ns: u64) -> usize {
+        let end = memchr(b'\n', bytes);
+        match &mut self.line {
+            Line::Begin => self.line = Line::Prefix(Vec::new()),
+            Line::Prefix(prefix) => {
+                prefix.push(bytes[0]);
+                let prefix = std::mem::take(prefix);
+                self.line = self.begin(prefix);
+                return 1;
+            }
+            Line::Object { scanner, sse } => {
+                let len = if *sse { end.unwrap_or(bytes.len()) } else { bytes.len() };
+                let (mut over, sse) = (end.is_some(), *sse);
+                let mut object =
+                    Object { closing: &mut self.closing, state: &mut self.object, text: self.text.as_mut() };
+                scanner.feed(&bytes[..len], &mut object);
+                if !sse {
+                    over = scanner.is_over();
+                }
+                if over {
+                    let token = sse && scanner.has_object();
+                    self.leave();
+                    if token && !self.object.error && !self.object.no_token {
+                        self.token(at_ns);
+                    }
+                    self.line = Line::Other;
+                }
+                return len;
+            }
+            Line::Name(name) => {
+                let len = end.unwrap_or(bytes.len());
+                let room = 64usize.saturating_sub(name.len()).min(len);
+                name.extend_from_slice(&bytes[..room]);
+                let name = std::mem::take(name);
+                if end.is_none() {
+                    self.line = Line::Name(name);
+                    return len;
+                }
+                self.object.error = name.trim_ascii() == b"error";
+                if !self.object.error {
+                    self.token(at_ns);
+                }
+                self.line = Line::Other;
+                return len;
+            }
+            Line::Other => {
+                if end.is_some() {
+                    self.line = Line::Begin;
+                }
+                return end.map_or(bytes.len(), |end| end + 1);
+            }
+        }
+        0
+    }
+
+    /// What a line is that begins so.
+    fn begin(&mut self, prefix: Vec<u8>) -> Line {
+        let error = self.object.error;
+        let mut object = |error, sse, first: &[u8]| {
+            self.object = ObjectState::of(error);
+            let mut scanner = Box::new(Scanner::new());
+            let mut sink =
+                Object { closing: &mut self.closing, state: &mut self.object, text: self.text.as_mut() };
+            scanner.feed(first, &mut sink);
+            Line::Object { scanner, sse }
+        };
+        match prefix.as_slice() {
+            b"data: " => object(error, true, b""),
+            // Builds of 2024 write `error: {...}` into a stream.
+            b"error: " => object(true, true, b""),
+            b"event:" => Line::Name(Vec::new()),
+            [first @ (b'{' | b'[')] => object(error, false, &[*first]),
+            [b'\n'] | [b'\r', b'\n'] => {
+                // An empty line ends an event.
+                self.object.error = false;
+                Line::Begin
+            }
+            begun
+                if [&b"data: "[..], b"error: ", b"event:", b"\r\n"]
+                    .iter()
+                    .any(|it| it.starts_with(begun)) =>
+            {
+                Line::Prefix(prefix)
+            }
+            [.., b'\n'] => Line::Begin,
+            _ => Line::Other,
+        }
+    }
+
+    fn token(&mut self, at_ns: u64) {
+        if self.token_ns == 0 {
+            self.token_ns = at_ns;
+        }
+    }
+
+    /// The object that is being read is over, or nothing more of it will come.
+    fn leave(&mut self) {
+        let error = self.object.error;
+        Object { closing: &mut self.closing, state: &mut self.object, text: None }.finish();
+        self.object.error = error;
+    }
+
+    /// What its head says.
+    pub fn status(&self) -> Option<&StatusLine> {
+        self.status.as_ref()
+    }
+
+    /// When the first token was written into a stream; 0 when none was seen.
+    pub const fn token_ns(&self) -> u64 {
+        self.token_ns
+    }
+
+    /// How far it was read.
+    pub const fn read_to(&self) -> u64 {
+        self.at
+    }
+
+    /// No more of it will come.
+    pub fn close(&mut self) {
+        self.leave();
+        self.line = Line::Other;
+        if !self.ended {
+            self.closing.settle();
+        }
+    }
+
+    /// What it says of itself so far.
+    pub const fn closing(&self) -> &Closing {
+        &self.closing
+    }
+
+    /// The begin of its text, where that was asked for.
+    pub const fn opening(&self) -> Option<&Opening> {
+        self.text.as_ref()
+    }
 }
 
-/// Whether a write of a stream brings text: an event that is neither an error, nor progress of the prompt, nor the
-/// mark of the end. Headers and pings (comments) are no events. A write that is cut within its first event counts.
-pub fn is_first_token(write: &[u8]) -> bool {
-    events(write).any(|event| match event {
-        Event::Named => true,
-        Event::Json { keys, error: false, sse: true } => {
-            !keys.filter(|key| key.depth == 1).any(|key| matches!(key.name, b"error" | b"prompt_progress"))
-        }
-        Event::Json { .. } => false,
-    })
+/// The code in `HTTP/1.1 200 OK`; 0 when there is none.
+fn code(line: &[u8]) -> u16 {
+    let digits = line.strip_prefix(b"HTTP/1.").and_then(|rest| rest.get(2..5));
+    digits.and_then(|digits| str::from_utf8(digits).ok()?.parse().ok()).unwrap_or(0)
 }
 
-/// A line of an answer's body that says something.
-pub(super) enum Event<'a> {
-    /// `event:` with any name but error.
-    Named,
-    /// An object.
-    Json {
-        keys: Keys<'a>,
-        /// The object itself is an error, rather than holding one as `error`.
-        error: bool,
-        /// Part of a stream of events.
-        sse: bool,
-    },
-}
-
-/// The events of a body or a write from its start, headers excepted.
-pub(super) fn events(bytes: &[u8]) -> impl Iterator<Item = Event<'_>> {
-    let headers = if bytes.starts_with(b"HTTP/1.") { block_end(bytes).unwrap_or(bytes.len()) } else { 0 };
-    let mut error = false;
-    // A line break inside a string is escaped, and the server writes its JSON without others.
-    bytes[headers..].split(|byte| *byte == b'\n').filter_map(move |line| {
-        let line = line.trim_ascii_end();
-        if let Some(name) = line.strip_prefix(b"event:") {
-            error = name.trim_ascii() == b"error";
-            return (!error).then_some(Event::Named);
+impl StatusLine {
+    fn take(&mut self, line: &[u8]) {
+        let Some((name, value)) = header(line) else { return };
+        if name.eq_ignore_ascii_case(b"content-length") {
+            self.content_length = length(value);
+        } else if name.eq_ignore_ascii_case(b"transfer-encoding") {
+            self.chunked = value.to_ascii_lowercase().ends_with(b"chunked");
+        } else if name.eq_ignore_ascii_case(b"content-type") {
+            self.stream = value.to_ascii_lowercase().starts_with(b"text/event-stream");
         }
-        if line.is_empty() {
-            error = false;
-            return None;
-        }
-        let data = line.strip_prefix(b"data: ");
-        // Builds of 2024 write `error: {...}` into a stream.
-        let bare = line.strip_prefix(b"error: ");
-        let object = data.or(bare).unwrap_or(line);
-        // Several prompts in one request are answered by a list.
-        let keys = Keys::from_start(object).or_else(|| Keys::of_list_from_start(object))?;
-        Some(Event::Json { keys, error: error || bare.is_some(), sse: data.is_some() || bare.is_some() })
-    })
+    }
 }

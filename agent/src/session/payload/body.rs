@@ -1,12 +1,16 @@
 //! Named fields of a request's body.
 //!
-//! In: the beginning of a JSON body, the end of one, or both. Out: [`Body`]. Only keys of the top level count, and
-//! a value counts only if it is whole. A body that is not plain JSON (chunked, compressed, a form) yields nothing.
+//! In: the content of a JSON body, in pieces; of one that is not all there also its end. Out: [`Body`]. Only keys of the
+//! top level count (and `metadata.user_id`, where Anthropic's clients say who they are), and a value counts only if it is
+//! whole. A body that is not plain JSON (compressed, a form) yields nothing.
 
 #[cfg(test)]
 mod tests;
 
-use super::json::{Key, Keys, count, number, several, text, truth};
+use super::{
+    json::{Key, Keys, count, number, text, truth, written},
+    scan::{Scanner, Sink},
+};
 
 /// Longest model and user that are kept, in bytes; longer ones are not names.
 const MAX_NAME: usize = 128;
@@ -16,7 +20,8 @@ const MAX_NAME: usize = 128;
 pub struct Body {
     /// `model`, of 128 bytes at most.
     pub model: Option<String>,
-    /// `user`, of 128 bytes at most.
+    /// `user`, or what stands for it: `safety_identifier`, and in Anthropic's format `metadata.user_id`. Of 128 bytes at
+    /// most; a number as it is written.
     pub user: Option<String>,
     /// `stream`.
     pub stream: Option<bool>,
@@ -33,26 +38,134 @@ pub struct Body {
     n_rank: u8,
 }
 
-/// The fields in `prefix`, the beginning of a body.
-pub fn parse(prefix: &[u8]) -> Body {
-    collect(Keys::from_start(prefix))
+/// Reads a body.
+pub(super) struct BodyReader {
+    scanner: Scanner,
+    fields: Fields,
 }
 
-/// The fields in `tail`, which must end where the body ends. What stands before is unknown, yet depth is exact: it
-/// is counted back from the closing brace. A tail that holds no key, or does not close, yields nothing.
-pub fn parse_tail(tail: &[u8]) -> Body {
-    collect(Keys::from_end(tail))
+impl BodyReader {
+    pub(super) fn new() -> Self {
+        Self { scanner: Scanner::new(), fields: Fields::default() }
+    }
+
+    pub(super) fn feed(&mut self, content: &[u8]) {
+        self.scanner.feed(content, &mut self.fields);
+    }
+
+    /// The fields so far; `anthropic` says whether the body is of Anthropic's format.
+    pub(super) fn body(&self, anthropic: bool) -> Body {
+        self.fields.body(anthropic)
+    }
+
+    /// The fields so far together with those of `tail`, the end of the body.
+    pub(super) fn body_with_tail(&self, tail: &[u8], anthropic: bool) -> Body {
+        let mut fields = Fields::default();
+        for key in Keys::from_end(tail).into_iter().flatten() {
+            if fields.wants(key.depth, key.name) {
+                fields.take(key);
+            }
+        }
+        self.fields.clone().with_tail(fields).body(anthropic)
+    }
 }
 
-fn collect(keys: Option<Keys<'_>>) -> Body {
-    let mut body = Body::default();
-    keys.into_iter().flatten().filter(|key| key.depth == 1).for_each(|key| body.take(key));
-    body
+/// The fields of a body that is there from its begin on.
+pub fn parse(bytes: &[u8]) -> Body {
+    let mut reader = BodyReader::new();
+    reader.feed(bytes);
+    reader.body(false)
+}
+
+/// The fields of a body as they are found.
+#[derive(Clone, Default)]
+struct Fields {
+    body: Body,
+    safety_identifier: Option<String>,
+    metadata_user: Option<String>,
+    /// The last key of the top level is `metadata`.
+    metadata: bool,
+    /// The last key of the top level holds a list of prompts, of which so many were met.
+    prompts: Option<u32>,
+}
+
+impl Sink for Fields {
+    fn wants(&mut self, depth: i64, name: &[u8]) -> bool {
+        if depth <= 1 {
+            self.metadata = depth == 1 && name == b"metadata";
+            self.prompts = None;
+        }
+        match depth {
+            1 => {
+                matches!(
+                    name,
+                    b"model"
+                        | b"user"
+                        | b"safety_identifier"
+                        | b"stream"
+                        | b"temperature"
+                        | b"max_output_tokens"
+                        | b"max_tokens"
+                        | b"max_completion_tokens"
+                        | b"n_predict"
+                        | b"n"
+                        | b"n_cmpl"
+                ) || is_prompt(name)
+            }
+            2 => self.metadata && name == b"user_id",
+            _ => false,
+        }
+    }
+
+    fn take(&mut self, key: Key<'_>) {
+        match (key.depth, key.name) {
+            (1, b"safety_identifier") => self.safety_identifier = written(key.value, MAX_NAME),
+            (1, name) if is_prompt(name) => self.prompts = key.value.starts_with(b"[").then_some(0),
+            (1, _) => self.body.take(key),
+            _ => self.metadata_user = written(key.value, MAX_NAME),
+        }
+    }
+
+    fn item(&mut self, first: u8) {
+        let Some(met) = self.prompts else { return };
+        self.prompts = Some(met.saturating_add(1));
+        // A list of numbers is one text in tokens.
+        self.body.several |= match first {
+            b'"' | b'[' => met > 0,
+            b'{' => true,
+            _ => false,
+        };
+    }
+}
+
+fn is_prompt(name: &[u8]) -> bool {
+    matches!(name, b"prompt" | b"input" | b"content" | b"documents" | b"texts")
+}
+
+impl Fields {
+    /// These, together with those of the end of the same body; as in JSON, what comes later wins.
+    fn with_tail(mut self, tail: Self) -> Self {
+        let body = self.body;
+        Self {
+            body: body.with_tail(tail.body),
+            safety_identifier: tail.safety_identifier.or(self.safety_identifier.take()),
+            metadata_user: tail.metadata_user.or(self.metadata_user.take()),
+            metadata: false,
+            prompts: None,
+        }
+    }
+
+    fn body(&self, anthropic: bool) -> Body {
+        let mut body = self.body.clone();
+        let metadata = || self.metadata_user.clone().filter(|_| anthropic);
+        body.user = body.user.or_else(|| self.safety_identifier.clone()).or_else(metadata);
+        body
+    }
 }
 
 impl Body {
     /// This one, of a beginning, together with that of the end of the same body; as in JSON, what comes later wins.
-    pub fn with_tail(mut self, tail: Self) -> Self {
+    fn with_tail(mut self, tail: Self) -> Self {
         self.set_limit(tail.limit_rank, tail.max_tokens);
         self.set_n(tail.n_rank, tail.n);
         self.model = tail.model.or(self.model);
@@ -66,7 +179,7 @@ impl Body {
     fn take(&mut self, Key { name, value, .. }: Key<'_>) {
         match name {
             b"model" => self.model = text(value, MAX_NAME),
-            b"user" => self.user = text(value, MAX_NAME),
+            b"user" => self.user = written(value, MAX_NAME),
             b"stream" => self.stream = truth(value),
             b"temperature" => self.temperature = number(value),
             b"max_output_tokens" | b"max_tokens" => self.set_limit(rank(1, value), count(value)),
@@ -74,7 +187,6 @@ impl Body {
             b"n_predict" => self.set_limit(rank(3, value), count(value)),
             b"n" => self.set_n(rank(1, value), count(value)),
             b"n_cmpl" => self.set_n(rank(2, value), count(value)),
-            b"prompt" | b"input" | b"content" | b"documents" | b"texts" => self.several |= several(value),
             _ => {}
         }
     }

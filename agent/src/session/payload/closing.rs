@@ -1,15 +1,16 @@
 //! How an answer ended: why, with which error, after how many tokens.
 //!
-//! In: the beginning of an answer's body and the ends of its last writes. Out: [`Closing`]. A field counts only at
-//! the depth at which the server writes it, so that neither text (escaped inside a string) nor the arguments of a
-//! tool call (deeper) can pass for one; of an object without its beginning, depth is counted back from its end.
+//! In: the objects of an answer. Out: [`Closing`]. A field counts only at the depth at which the server writes it, so
+//! that neither text (escaped inside a string) nor the arguments of a tool call (deeper) can pass for one; of an object
+//! without its beginning, depth is counted back from its end.
 
 #[cfg(test)]
 mod tests;
 
 use super::{
-    answer::{Event, events},
-    json::{Key, Keys, count, number, truth, word},
+    json::{Key, count, number, truth, word},
+    scan::Sink,
+    text::Opening,
 };
 
 /// Why a generation ended.
@@ -79,6 +80,8 @@ pub struct Closing {
     pub evaluated: Option<u64>,
     /// The slot it ran on, of llama.cpp's own format.
     pub slot: Option<u64>,
+    /// There was text in it.
+    pub has_text: bool,
 }
 
 impl Closing {
@@ -86,26 +89,6 @@ impl Closing {
     pub fn tells_tokens(&self) -> bool {
         self.prompt_n.is_some() || self.usage_prompt.is_some()
     }
-}
-
-/// Reads `head`, the beginning of an answer's body or its first chunk, and `tails`, ends of later writes, older
-/// first. What comes later counts. Of a head that does not hold the end, counts of generated tokens are left out.
-pub fn closing(head: &[u8], tails: &[&[u8]]) -> Closing {
-    let mut closing = Closing::default();
-    events(head).for_each(|event| closing.take(event));
-    if closing.finish.is_none() {
-        (closing.predicted_n, closing.predicted_ms, closing.usage_completion) = (None, None, None);
-    }
-    for tail in tails {
-        // The first line may have lost its beginning; what follows a line break has not.
-        let line = memchr::memchr(b'\n', tail).unwrap_or(tail.len());
-        let first = &tail[..line];
-        if let Some(keys) = Keys::from_end(first).or_else(|| Keys::of_list_from_end(first)) {
-            closing.take(Event::Json { keys, error: false, sse: true });
-        }
-        events(&tail[line..]).for_each(|event| closing.take(event));
-    }
-    closing
 }
 
 /// An object whose members are read.
@@ -116,46 +99,134 @@ enum Section {
     Usage,
 }
 
-impl Closing {
-    fn take(&mut self, event: Event<'_>) {
-        let Event::Json { keys, error, .. } = event else { return };
-        let mut open: Option<(Section, i64)> = None;
-        let (mut prompt, mut apart) = (None, None);
-        for key in keys {
-            open = open.filter(|(_, depth)| key.depth > *depth);
-            match open {
-                None => match section(key) {
-                    Some(section) => open = Some((section, key.depth)),
-                    None if error && (key.depth, key.name) == (1, b"type") => self.error(key.value),
-                    None if (key.depth, key.name) == (1, b"truncated") => {
-                        self.truncated = truth(key.value) == Some(true);
-                    }
-                    None if (key.depth, key.name) == (1, b"tokens_evaluated") => {
-                        self.evaluated = count(key.value).or(self.evaluated);
-                    }
-                    // A token on its way is of slot -1.
-                    None if (key.depth, key.name) == (1, b"id_slot") => {
-                        self.slot = count(key.value).or(self.slot)
-                    }
-                    None => self.finish(key),
-                },
-                Some((Section::Error, 1)) if (key.depth, key.name) == (2, b"type") => self.error(key.value),
-                Some((Section::Error, _)) => {}
-                Some((Section::Timings, depth)) if key.depth == depth + 1 => self.timing(key),
-                Some((Section::Timings, _)) => {}
-                Some((Section::Usage, depth)) => match (key.depth - depth, key.name) {
-                    (1, b"prompt_tokens" | b"input_tokens") => prompt = count(key.value),
-                    (1, b"cache_read_input_tokens") => apart = count(key.value),
-                    (1, b"completion_tokens" | b"output_tokens") => self.usage_completion = count(key.value),
-                    (2, b"cached_tokens") => self.usage_cached = count(key.value),
-                    _ => {}
-                },
-            }
+/// One object of an answer while it is read.
+pub(super) struct Object<'a> {
+    pub(super) closing: &'a mut Closing,
+    pub(super) state: &'a mut ObjectState,
+    /// The begin of the answer's text, where phrases are looked for.
+    pub(super) text: Option<&'a mut Opening>,
+}
+
+/// Where in an object.
+#[derive(Default)]
+pub(super) struct ObjectState {
+    /// The object itself is an error, rather than holding one as `error`.
+    pub(super) error: bool,
+    /// It tells of an error, or of the progress of the prompt: no token.
+    pub(super) no_token: bool,
+    open: Option<(Section, i64)>,
+    prompt: Option<u64>,
+    apart: Option<u64>,
+}
+
+impl Sink for Object<'_> {
+    fn wants(&mut self, depth: i64, name: &[u8]) -> bool {
+        let state = &mut *self.state;
+        state.open = state.open.filter(|(_, open)| depth > *open);
+        state.no_token |= depth == 1 && matches!(name, b"error" | b"prompt_progress");
+        match state.open {
+            Some((Section::Error, open)) => depth == open + 1 && name == b"type",
+            Some((Section::Timings, open)) => depth == open + 1,
+            Some((Section::Usage, _)) => true,
+            None => is_section(depth, name) || is_field(depth, name, state.error) || is_text(depth, name),
         }
+    }
+
+    fn take(&mut self, key: Key<'_>) {
+        let closing = &mut *self.closing;
+        match self.state.open {
+            None => match section(key) {
+                Some(section) => self.state.open = Some((section, key.depth)),
+                None if self.state.error && (key.depth, key.name) == (1, b"type") => closing.error(key.value),
+                None if (key.depth, key.name) == (1, b"truncated") => {
+                    closing.truncated = truth(key.value) == Some(true);
+                }
+                None if (key.depth, key.name) == (1, b"tokens_evaluated") => {
+                    closing.evaluated = count(key.value).or(closing.evaluated);
+                }
+                // A token on its way is of slot -1.
+                None if (key.depth, key.name) == (1, b"id_slot") => {
+                    closing.slot = count(key.value).or(closing.slot);
+                }
+                None if is_text(key.depth, key.name) => {
+                    closing.has_text |= key.value.len() > 2 && key.value.starts_with(b"\"");
+                    if let Some(text) = self.text.as_mut().filter(|_| !self.state.error) {
+                        text.take(key);
+                    }
+                }
+                None => closing.finish(key),
+            },
+            Some((Section::Error, 1)) => closing.error(key.value),
+            Some((Section::Error, _)) => {}
+            Some((Section::Timings, _)) => closing.timing(key),
+            Some((Section::Usage, depth)) => match (key.depth - depth, key.name) {
+                (1, b"prompt_tokens" | b"input_tokens") => self.state.prompt = count(key.value),
+                (1, b"cache_read_input_tokens") => self.state.apart = count(key.value),
+                (1, b"completion_tokens" | b"output_tokens") => closing.usage_completion = count(key.value),
+                (2, b"cached_tokens") => closing.usage_cached = count(key.value),
+                _ => {}
+            },
+        }
+    }
+}
+
+impl ObjectState {
+    /// At its begin.
+    pub(super) fn of(error: bool) -> Self {
+        Self { error, ..Self::default() }
+    }
+}
+
+impl Object<'_> {
+    /// The object is over, or no more of it will come.
+    pub(super) fn finish(self) {
+        let (prompt, apart) = (self.state.prompt.take(), self.state.apart.take());
+        let closing = self.closing;
         // Anthropic counts cached tokens apart from the prompt's.
-        self.usage_cached = apart.or(self.usage_cached);
-        self.usage_prompt =
-            prompt.and_then(|prompt| apart.unwrap_or(0).checked_add(prompt)).or(self.usage_prompt);
+        closing.usage_cached = apart.or(closing.usage_cached);
+        closing.usage_prompt =
+            prompt.and_then(|prompt| apart.unwrap_or(0).checked_add(prompt)).or(closing.usage_prompt);
+    }
+}
+
+/// What an answer's text stands under, in every format.
+fn is_text(depth: i64, name: &[u8]) -> bool {
+    depth <= 5 && matches!(name, b"content" | b"text" | b"delta")
+}
+
+fn is_section(depth: i64, name: &[u8]) -> bool {
+    matches!((depth, name), (1, b"error" | b"timings") | (1 | 2, b"usage"))
+}
+
+fn is_field(depth: i64, name: &[u8], error: bool) -> bool {
+    match depth {
+        1 => {
+            matches!(
+                name,
+                b"truncated"
+                    | b"tokens_evaluated"
+                    | b"id_slot"
+                    | b"stop_type"
+                    | b"stop_reason"
+                    | b"status"
+                    | b"stopped_eos"
+                    | b"stopped_word"
+                    | b"stopped_limit"
+            ) || error && name == b"type"
+        }
+        2 => matches!(name, b"stop_reason" | b"status"),
+        3 => matches!(name, b"finish_reason" | b"type"),
+        4 => name == b"type",
+        _ => false,
+    }
+}
+
+impl Closing {
+    /// No more of the answer will come. Counts of generated tokens that were said on the way are not those of the end.
+    pub(super) fn settle(&mut self) {
+        if self.finish.is_none() {
+            (self.predicted_n, self.predicted_ms, self.usage_completion) = (None, None, None);
+        }
     }
 
     fn finish(&mut self, key: Key<'_>) {

@@ -1,19 +1,18 @@
 //! The request line and the headers of a request.
 //!
-//! In: the first bytes that the server read of a request. Out: [`Head`]. Of the headers only those named here are
-//! kept; the query of the path and the API key are not.
+//! In: the bytes that the server read of a request, in pieces. Out: [`Head`]. Of the headers only those named here are
+//! kept, whatever stands around them and however long that is; the query of the path and the API key are not. It takes
+//! what the server's library takes: a line that is no header is stepped over.
 
 #[cfg(test)]
 mod tests;
 
 use std::fmt;
 
-use httparse::{EMPTY_HEADER, Header, Request, Status};
-
 pub use super::{key::KeyHash, trace::TraceParent};
 use super::{
-    lines::{MAX_HEADERS, block_end, length, reason, shortened},
-    route::Route,
+    lines::{Lines, header, length},
+    route::{self, Route},
     trace::is_state,
 };
 
@@ -58,8 +57,8 @@ pub struct Head {
     pub conversation: Option<String>,
     /// `Content-Length`, in bytes.
     pub content_length: Option<u64>,
-    /// Where in the given bytes the body begins.
-    pub body: usize,
+    /// The body comes in chunks.
+    pub chunked: bool,
 }
 
 /// What the operator configured.
@@ -96,81 +95,175 @@ impl Head {
     pub fn is_inference(&self) -> bool {
         self.method == Method::Post && self.route.is_inference()
     }
-}
 
-/// Reads a head that is whole. Beyond 64 headers it takes the first 64.
-pub fn parse(bytes: &[u8], options: &HeadOptions) -> Result<Head, HeadError> {
-    let mut headers = [EMPTY_HEADER; MAX_HEADERS];
-    let mut request = Request::new(&mut headers);
-    match request.parse(bytes) {
-        Ok(Status::Complete(body)) => Ok(read(&request, body, options)),
-        Ok(Status::Partial) => Err(HeadError::Partial),
-        Err(httparse::Error::TooManyHeaders) => {
-            let body = block_end(bytes).ok_or(HeadError::Partial)?;
-            parse_lines(bytes, body, options)
+    /// The server serves Vertex AI's predictions at `path`.
+    pub fn predicts_at(&mut self, path: &str) {
+        if self.route == Route::Other && self.path.ends_with(path) {
+            self.route = Route::Predict;
         }
-        Err(error) => Err(HeadError::Malformed(reason(error))),
     }
 }
 
-/// Reads a head of which no more will come: takes the lines that are whole. Partial without a whole first line.
-pub fn parse_cut(bytes: &[u8], options: &HeadOptions) -> Result<Head, HeadError> {
-    match parse(bytes, options) {
-        Err(HeadError::Partial) => parse_lines(bytes, bytes.len(), options),
-        result => result,
+/// Reads a head that is whole.
+pub fn parse(bytes: &[u8], options: &HeadOptions) -> Result<Head, HeadError> {
+    let mut reader = HeadReader::default();
+    match reader.feed(bytes, options) {
+        (_, Some(head)) => head,
+        (_, None) => Err(HeadError::Partial),
     }
 }
 
-fn parse_lines(bytes: &[u8], body: usize, options: &HeadOptions) -> Result<Head, HeadError> {
-    let block = shortened(bytes).ok_or(HeadError::Partial)?;
-    let mut headers = [EMPTY_HEADER; MAX_HEADERS];
-    let mut request = Request::new(&mut headers);
-    match request.parse(&block) {
-        Ok(Status::Complete(_)) => Ok(read(&request, body, options)),
-        Ok(Status::Partial) => Err(HeadError::Partial),
-        Err(error) => Err(HeadError::Malformed(reason(error))),
+/// Reads a head.
+#[derive(Default)]
+pub(super) struct HeadReader {
+    lines: Lines,
+    /// What is known by the lines so far; none before the first.
+    fields: Option<Fields>,
+}
+
+/// What the lines so far say.
+struct Fields {
+    head: Head,
+    parents: u32,
+    states: Vec<u8>,
+    authorization: Option<Vec<u8>>,
+    x_api_key: Option<Vec<u8>>,
+    named: bool,
+    talks: bool,
+}
+
+impl HeadReader {
+    /// Takes bytes up to the end of the head. Returns how many, and the head once it is whole.
+    pub(super) fn feed(
+        &mut self,
+        bytes: &[u8],
+        options: &HeadOptions,
+    ) -> (usize, Option<Result<Head, HeadError>>) {
+        let mut at = 0;
+        while at < bytes.len() {
+            let (len, whole) = self.lines.feed(&bytes[at..]);
+            at += len;
+            if !whole {
+                break;
+            }
+            let line = self.lines.take();
+            match &mut self.fields {
+                // Empty lines before the first one are no head.
+                None if line.is_empty() => {}
+                None => match first_line(&line) {
+                    Ok(fields) => self.fields = Some(fields),
+                    Err(reason) => return (at, Some(Err(HeadError::Malformed(reason)))),
+                },
+                Some(_) if line.is_empty() => return (at, self.cut(options).map(Ok)),
+                Some(fields) => fields.take(&line, options),
+            }
+        }
+        (at, None)
+    }
+
+    /// The head as far as it is there, of which no more will come.
+    pub(super) fn cut(&mut self, options: &HeadOptions) -> Option<Head> {
+        self.fields.take().map(|fields| fields.finish(options))
+    }
+
+    /// Whether there is nothing of a head yet.
+    pub(super) fn is_blank(&self) -> bool {
+        self.fields.is_none() && self.lines.is_empty()
     }
 }
 
-fn read(request: &Request<'_, '_>, body: usize, options: &HeadOptions) -> Head {
-    let headers = &*request.headers;
-    let first = |name| first(headers, name);
-    let path = path(request.path.unwrap_or_default());
+/// Whether bytes begin as a request does.
+pub fn is_first_line(bytes: &[u8]) -> bool {
+    let end = memchr::memchr(b'\n', bytes).unwrap_or(bytes.len());
+    let line = bytes[..end].trim_ascii();
+    let method = line.split(|byte| *byte == b' ').next().unwrap_or_default();
+    (3..=7).contains(&method.len()) && method.iter().all(u8::is_ascii_uppercase) && first_line(line).is_ok()
+}
 
-    let parents = all(headers, "traceparent").count();
-    let traceparent = first("traceparent").filter(|_| parents == 1).and_then(TraceParent::parse);
-    let states: Vec<_> = all(headers, "tracestate").take(MAX_TRACESTATE).collect();
-    // llama-server asks for X-Api-Key where Authorization is missing or empty, and takes a key without "Bearer" too.
-    let authorization = first("authorization").filter(|value| !value.is_empty());
-    let api_key = authorization.map(bearer).or_else(|| first("x-api-key")).filter(|key| !key.is_empty());
-    let user = options.user_header.as_deref().filter(|name| !secret(name));
-
-    Head {
-        method: match request.method {
-            Some("GET") => Method::Get,
-            Some("POST") => Method::Post,
+/// The server's library splits at spaces, however many, and takes any version of 1.
+fn first_line(line: &[u8]) -> Result<Fields, &'static str> {
+    let mut parts = line.split(|byte| *byte == b' ').filter(|part| !part.is_empty());
+    let (method, target) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+    if !parts.next().unwrap_or_default().starts_with(b"HTTP/1.") {
+        return Err("the first line");
+    }
+    let path = route::path(target);
+    let head = Head {
+        method: match method {
+            b"GET" => Method::Get,
+            b"POST" => Method::Post,
             _ => Method::Other,
         },
-        route: Route::of(path),
+        route: Route::of(&path),
         path: path[..path.floor_char_boundary(MAX_PATH)].to_owned(),
-        traceparent,
-        traceparent_invalid: parents > 0 && traceparent.is_none(),
-        tracestate: traceparent
-            .and_then(|_| printable(&states.join(&b','), MAX_TRACESTATE))
-            .filter(|state| is_state(state)),
-        api_key: api_key.map(|key| KeyHash::new(&options.key, key)),
-        user_header: user.and_then(first).and_then(|user| printable(user, MAX_NAME)),
-        conversation: first("x-conversation-id").and_then(|id| printable(id, MAX_NAME)),
-        content_length: first("content-length").and_then(length),
-        body,
-    }
+        traceparent: None,
+        traceparent_invalid: false,
+        tracestate: None,
+        api_key: None,
+        user_header: None,
+        conversation: None,
+        content_length: None,
+        chunked: false,
+    };
+    Ok(Fields {
+        head,
+        parents: 0,
+        states: Vec::new(),
+        authorization: None,
+        x_api_key: None,
+        named: false,
+        talks: false,
+    })
 }
 
-fn all<'a>(headers: &'a [Header<'a>], name: &str) -> impl Iterator<Item = &'a [u8]> {
-    headers
-        .iter()
-        .filter(move |header| header.name.eq_ignore_ascii_case(name))
-        .map(|header| header.value.trim_ascii())
+impl Fields {
+    fn take(&mut self, line: &[u8], options: &HeadOptions) {
+        let Some((name, value)) = header(line) else { return };
+        let is = |known: &str| name.eq_ignore_ascii_case(known.as_bytes());
+        let head = &mut self.head;
+        if is("traceparent") {
+            self.parents += 1;
+            head.traceparent = TraceParent::parse(value);
+        } else if is("tracestate") {
+            if self.states.len() <= MAX_TRACESTATE {
+                if !self.states.is_empty() {
+                    self.states.push(b',');
+                }
+                self.states.extend_from_slice(&value[..value.len().min(MAX_TRACESTATE + 1)]);
+            }
+        } else if is("authorization") {
+            self.authorization.get_or_insert_with(|| value.to_vec());
+        } else if is("x-api-key") {
+            self.x_api_key.get_or_insert_with(|| value.to_vec());
+        } else if is("content-length") {
+            head.content_length = head.content_length.or_else(|| length(value));
+        } else if is("transfer-encoding") {
+            head.chunked |= value.to_ascii_lowercase().ends_with(b"chunked");
+        } else if is("x-conversation-id") && !std::mem::replace(&mut self.talks, true) {
+            head.conversation = printable(value, MAX_NAME);
+        }
+        let user = options.user_header.as_deref().filter(|name| !secret(name));
+        if user.is_some_and(is) && !std::mem::replace(&mut self.named, true) {
+            head.user_header = printable(value, MAX_NAME);
+        }
+    }
+
+    fn finish(mut self, options: &HeadOptions) -> Head {
+        let head = &mut self.head;
+        if self.parents != 1 {
+            head.traceparent = None;
+        }
+        head.traceparent_invalid = self.parents > 0 && head.traceparent.is_none();
+        head.tracestate = head
+            .traceparent
+            .and_then(|_| printable(&self.states, MAX_TRACESTATE))
+            .filter(|state| is_state(state));
+        // llama-server asks for X-Api-Key where Authorization is missing or empty, and takes a key without "Bearer" too.
+        let authorization = self.authorization.as_deref().filter(|value| !value.is_empty());
+        let key = authorization.map(bearer).or(self.x_api_key.as_deref()).filter(|key| !key.is_empty());
+        head.api_key = key.map(|key| KeyHash::new(&options.key, key));
+        self.head
+    }
 }
 
 /// Headers whose values never leave, whatever is configured.
@@ -178,17 +271,6 @@ fn secret(name: &str) -> bool {
     ["authorization", "proxy-authorization", "x-api-key", "cookie"]
         .iter()
         .any(|known| name.eq_ignore_ascii_case(known))
-}
-
-fn first<'a>(headers: &'a [Header<'a>], name: &str) -> Option<&'a [u8]> {
-    all(headers, name).next()
-}
-
-/// The path of a request target, which may be a whole address.
-fn path(target: &str) -> &str {
-    let path = target.find(['?', '#']).map_or(target, |end| &target[..end]);
-    let address = path.strip_prefix("http://").or_else(|| path.strip_prefix("https://"));
-    address.map_or(path, |address| address.find('/').map_or("/", |start| &address[start..]))
 }
 
 /// The key in an `Authorization`; schemes are written in any case.

@@ -41,16 +41,10 @@ pub(super) struct Keys<'a> {
 
 impl<'a> Keys<'a> {
     /// Of an object that begins here, after white space at most, and may be cut anywhere.
+    #[cfg(test)]
     pub(super) fn from_start(bytes: &'a [u8]) -> Option<Self> {
         let at = past_space(bytes, 0);
         (bytes.get(at) == Some(&b'{')).then_some(Self { bytes, at, depth: 0, floor: 0, open: false, list: 0 })
-    }
-
-    /// Of a list of objects that begins here: their members have the depth of a single object's.
-    pub(super) fn of_list_from_start(bytes: &'a [u8]) -> Option<Self> {
-        let at = past_space(bytes, 0);
-        let object = bytes.get(at) == Some(&b'[') && bytes.get(past_space(bytes, at + 1)) == Some(&b'{');
-        object.then_some(Self { bytes, at, depth: 0, floor: 0, open: false, list: 1 })
     }
 
     /// Of an object that ends here, before white space at most, and may have lost its beginning.
@@ -166,19 +160,9 @@ fn digits(value: &[u8]) -> Option<&str> {
     numeric.then(|| str::from_utf8(&value[..end]).ok()).flatten()
 }
 
-/// Whether `value` is a list of texts or lists that may have more than one member. A list that begins with a number is
-/// one text in tokens; what is cut off counts as more.
-pub(super) fn several(value: &[u8]) -> bool {
-    let Some(list) = value.strip_prefix(b"[") else { return false };
-    let first = past_space(list, 0);
-    let end = match list.get(first) {
-        Some(b'"') => closing_quote(list, first + 1),
-        // Of tokens; anything deeper is taken for more.
-        Some(b'[') => memchr::memchr(b']', list).filter(|end| !list[first + 1..*end].contains(&b'[')),
-        Some(b'{') | None => None,
-        Some(_) => return false,
-    };
-    end.is_none_or(|end| list.get(past_space(list, end + 1)) != Some(&b']'))
+/// The string that `value` begins with, as [`text`], or the number as it is written.
+pub(super) fn written(value: &[u8], limit: usize) -> Option<String> {
+    text(value, limit).or_else(|| number(value).and(digits(value)).map(str::to_owned))
 }
 
 /// The truth value that `value` begins with.

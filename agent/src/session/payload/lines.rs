@@ -1,48 +1,48 @@
-//! The header block of an HTTP message as lines, for what `httparse` alone does not take.
+//! Lines of an HTTP head that comes in pieces.
 
-/// Headers that are looked at.
-pub(super) const MAX_HEADERS: usize = 64;
+/// Longest line that is kept, in bytes; of longer ones the begin. The server's library takes lines of 8,192.
+const MAX_LINE: usize = 16 * 1024;
 
-/// Where the block ends and the body begins.
-pub(super) fn block_end(bytes: &[u8]) -> Option<usize> {
-    let mut start = 0;
-    let mut begun = false;
-    for end in memchr::memchr_iter(b'\n', bytes) {
-        let line = &bytes[start..end];
-        let empty = line.is_empty() || line == b"\r";
-        if empty && begun {
-            return Some(end + 1);
+/// The line that is being read.
+#[derive(Default)]
+pub(super) struct Lines {
+    line: Vec<u8>,
+}
+
+impl Lines {
+    /// Takes bytes up to the end of a line. Returns how many, and whether the line is whole.
+    pub(super) fn feed(&mut self, bytes: &[u8]) -> (usize, bool) {
+        let end = memchr::memchr(b'\n', bytes);
+        let len = end.map_or(bytes.len(), |end| end + 1);
+        let room = MAX_LINE.saturating_sub(self.line.len()).min(len);
+        self.line.extend_from_slice(&bytes[..room]);
+        (len, end.is_some())
+    }
+
+    /// The line, without its end; begins the next one.
+    pub(super) fn take(&mut self) -> Vec<u8> {
+        let mut line = std::mem::take(&mut self.line);
+        while matches!(line.last(), Some(b'\r' | b'\n')) {
+            line.pop();
         }
-        // Empty lines before the first one are no block.
-        begun |= !empty;
-        start = end + 1;
+        line
     }
-    None
-}
 
-/// The first whole lines of a block, as a block of its own, with no more than [`MAX_HEADERS`] headers.
-pub(super) fn shortened(bytes: &[u8]) -> Option<Vec<u8>> {
-    let begin = bytes.iter().position(|byte| !matches!(byte, b'\r' | b'\n'))?;
-    let block = &bytes[begin..];
-    let last = memchr::memchr_iter(b'\n', block).take(MAX_HEADERS + 1).last()?;
-    Some([&block[..=last], b"\r\n"].concat())
-}
-
-/// An error of the parser as a reason.
-pub(super) fn reason(error: httparse::Error) -> &'static str {
-    match error {
-        httparse::Error::HeaderName => "a header's name",
-        httparse::Error::HeaderValue => "a header's value",
-        httparse::Error::NewLine => "a line's end",
-        httparse::Error::Status => "the status",
-        httparse::Error::Token => "the first line",
-        httparse::Error::TooManyHeaders => "too many headers",
-        httparse::Error::Version => "the version",
+    /// Whether nothing of a line is there.
+    pub(super) fn is_empty(&self) -> bool {
+        self.line.is_empty()
     }
 }
 
-/// A `Content-Length`.
+/// Name and value of a header; a line without a colon is none.
+pub(super) fn header(line: &[u8]) -> Option<(&[u8], &[u8])> {
+    let colon = memchr::memchr(b':', line)?;
+    Some((&line[..colon], line[colon + 1..].trim_ascii()))
+}
+
+/// A `Content-Length`, as the server's library reads it: digits, perhaps behind a plus.
 pub(super) fn length(value: &[u8]) -> Option<u64> {
-    let digits = value.iter().all(u8::is_ascii_digit);
-    str::from_utf8(value).ok().filter(|_| digits)?.parse().ok()
+    let digits = value.strip_prefix(b"+").unwrap_or(value);
+    let end = digits.iter().position(|byte| !byte.is_ascii_digit()).unwrap_or(digits.len());
+    str::from_utf8(&digits[..end]).ok()?.parse().ok()
 }

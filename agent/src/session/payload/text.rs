@@ -2,10 +2,7 @@
 
 use std::fmt;
 
-use super::{
-    answer::{Event, events},
-    json::opening,
-};
+use super::json::{Key, opening};
 
 /// How much of an answer's text is looked at, bytes.
 const PREFIX: usize = 256;
@@ -49,15 +46,10 @@ impl fmt::Debug for Opening {
 }
 
 impl Opening {
-    /// Takes what a write of the answer adds.
-    pub fn take(&mut self, write: &[u8]) {
-        for event in events(write) {
-            let Event::Json { keys, error: false, .. } = event else { continue };
-            for key in keys.filter(|key| matches!(key.name, b"content" | b"text" | b"delta")) {
-                let room = PREFIX.saturating_sub(self.0.len());
-                self.0.push_str(&opening(key.value, room));
-            }
-        }
+    /// Takes a text that the answer adds.
+    pub(super) fn take(&mut self, key: Key<'_>) {
+        let room = PREFIX.saturating_sub(self.0.len());
+        self.0.push_str(&opening(key.value, room));
     }
 
     /// Whether one of the phrases stands in it.
@@ -70,24 +62,27 @@ impl Opening {
 mod tests {
     use super::*;
     use crate::session::{
-        payload::noise::annoy,
+        payload::{answer::Answer, noise::annoy},
         staged::{STREAM, answer, chunk},
     };
 
     fn holds(writes: &[&[u8]]) -> bool {
         let phrases = Phrases::parse("# what models say\n\nI can\u{2019}t help\nas an AI\n");
-        let mut opening = Opening::default();
-        writes.iter().for_each(|write| opening.take(write));
-        opening.holds(&phrases)
+        let mut taken = Answer::default();
+        taken.keep_opening();
+        for write in writes {
+            taken.feed(taken.read_to(), false, write, 1);
+        }
+        taken.opening().is_some_and(|opening| opening.holds(&phrases))
     }
 
     #[test]
     fn phrases_are_found_in_every_format_and_across_chunks() {
         let chat = answer(
             "200 OK",
-            r#"{"choices":[{"message":{"role":"assistant","content":"Sorry, I can't help with"#,
+            r#"{"choices":[{"message":{"role":"assistant","content":"Sorry, I can't help with"}}]}"#,
         );
-        assert!(holds(&[&chat]), "cut within the text");
+        assert!(holds(&[&chat]));
         assert!(holds(&[&answer("200 OK", r#"{"index":0,"content":"\u0041s an ai, no"}"#)]));
         let delta = |text: &str| chunk(&format!(r#"{{"choices":[{{"delta":{{"content":"{text}"}}}}]}}"#));
         let parts = [delta("I ca"), delta("n\u{2019}t"), delta(" HELP")];
@@ -108,6 +103,10 @@ mod tests {
     #[test]
     fn any_bytes_are_taken() {
         let sample = answer("200 OK", r#"{"content":"\ud83d\ude00 \u12 \\","text":"\q"#);
-        annoy(&sample, |bytes| Opening::default().take(bytes));
+        annoy(&sample, |bytes| {
+            let mut taken = Answer::default();
+            taken.keep_opening();
+            taken.feed(0, false, bytes, 1);
+        });
     }
 }

@@ -39,7 +39,7 @@ impl Request {
 
     /// Whether it waits for what its slots did to be inferred. What the server refused ran on none.
     pub(super) fn is_unjoined(&self) -> bool {
-        let refused = self.status.as_ref().is_some_and(|status| status.code >= 400);
+        let refused = self.code() >= 400;
         self.inferred && self.joined.is_none() && self.is_inference() && !refused
     }
 
@@ -48,12 +48,12 @@ impl Request {
         if !self.is_unjoined() {
             return None;
         }
-        let outcome =
-            self.status.as_ref().map(|status| self.outcome(status.code, status.chunked || status.stream));
+        let stream = self.answer.status().is_some_and(|status| status.chunked || status.stream);
+        let outcome = Some(self.code()).filter(|code| *code != 0).map(|code| self.outcome(code, stream));
         let (ending, ran) = match &self.end {
             None => (Ending::Open, false),
             Some(end) => match outcome {
-                Some(Outcome::Cancelled) | None => (Ending::Gone(end.closed_ns), self.token_ns != 0),
+                Some(Outcome::Cancelled) | None => (Ending::Gone(end.closed_ns), self.answer.token_ns() != 0),
                 Some(Outcome::Error) => (Ending::Answered(end.answered_ns), false),
                 Some(_) => (Ending::Answered(end.answered_ns), true),
             },
@@ -61,11 +61,11 @@ impl Request {
         Some(Asker {
             key: self.key,
             read_ns: self.read_ns,
-            token_ns: self.token_ns,
+            token_ns: self.answer.token_ns(),
             ending,
             ran,
             several: self.body.several,
-            says: self.closing.clone(),
+            says: self.answer.closing().clone(),
         })
     }
 
@@ -86,6 +86,7 @@ impl Request {
                 started: Some(started),
                 ended: Some(*slot),
                 so_far: Charge::default(),
+                runs: false,
             });
         }
     }

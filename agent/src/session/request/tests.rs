@@ -4,9 +4,8 @@ use crate::{
     session::{
         payload::head::Method,
         staged::{
-            MARKER, MS, STREAM, answer, chat, chat_answer, chat_events, chunk, end, finished, get, key,
-            last_chunk, naming, post, read, read_tail, request, slot_start, task, text_chunk, unread_read,
-            worked, write,
+            MARKER, MS, STREAM, answer, begin, chat, chat_answer, chat_events, chunk, end, finished, get,
+            last_chunk, on, piece, post, read, requests, slot_start, task, text_chunk, worked, write,
         },
     },
 };
@@ -18,19 +17,21 @@ fn at(ms: u64) -> u64 {
     K.arrived_ns + ms * MS
 }
 
-/// A chat, and its stream until its last chunk, but not the slot.
+/// A chat, and its stream until its last chunk, but not the slot. Between the first writes and the last ones some are
+/// left out.
 fn stream_events(reason: EndReason, finish: &str) -> Vec<RequestEvent> {
     let (text, last) = (text_chunk(), last_chunk(finish));
-    let done: [&[u8]; 2] = [b"e\r\ndata: [DONE]\n\n\r\n", b"0\r\n\r\n"];
-    let writes = [STREAM, &text, &text, &text, &last, done[0], done[1]];
+    let kept = [&last[..], b"e\r\ndata: [DONE]\n\n\r\n", b"0\r\n\r\n"].concat();
+    let (first, left_out) = (STREAM.len() as u64, 9 * text.len() as u64);
+    let whole = first + left_out + kept.len() as u64;
     vec![
         read(K, 0, at(0), &chat()),
         task(K, 40, at(1)),
         slot_start(K, 40, 1, at(10)),
         write(K, 0, at(32), STREAM),
-        write(K, 1, at(33), &text),
-        write(K, 2, at(34), &text),
-        end(K, reason, at(55), at(54), &writes),
+        write(K, first, at(33), &text),
+        write(K, first + left_out, at(54), &kept),
+        RequestEvent::End(end(K, reason, at(55), at(54), whole)),
     ]
 }
 
@@ -70,24 +71,28 @@ fn an_answer_is_over_with_the_last_byte_of_its_length() {
     let whole = chat_answer();
     let body = whole.windows(4).position(|four| four == b"\r\n\r\n").unwrap() + 4;
     let (early, late) = (body + 40, body + 90);
-    let pieces = [&whole[..body], &whole[body..early], &whole[early..late], &whole[late..]];
-    for cuts in [&[0, 4][..], &[0, 1, 4], &[0, 2, 4], &[0, 1, 2, 4]] {
+    for cuts in [
+        &[0, whole.len()][..],
+        &[0, body, whole.len()],
+        &[0, early, whole.len()],
+        &[0, 9, early, late, whole.len()],
+    ] {
         let mut events = vec![read(K, 0, at(0), &chat())];
         for (index, pair) in cuts.windows(2).enumerate() {
-            let bytes = pieces[pair[0]..pair[1]].concat();
-            events.push(write(K, index as u32, at(10 + index as u64), &bytes));
+            events.push(write(K, pair[0] as u64, at(10 + index as u64), &whole[pair[0]..pair[1]]));
         }
         let request = finished(K, &events);
         let answered = at(8 + cuts.len() as u64);
         assert_eq!((request.code, request.outcome), (200, Outcome::Length), "{cuts:?}");
         assert_eq!((request.answered_ns, request.join), (answered, Join::None), "{cuts:?}");
     }
-    // Of a fourth write the kernel does not tell: the next request does.
-    let mut events = vec![read(K, 0, at(0), &chat())];
-    for (index, piece) in pieces[..3].iter().enumerate() {
-        events.push(write(K, index as u32, at(10), piece));
-    }
-    events.push(end(K, EndReason::NextRequest, at(99), at(13), &pieces));
+    // Of writes that the kernel does not tell the next request does.
+    let whole_len = whole.len() as u64;
+    let events = [
+        read(K, 0, at(0), &chat()),
+        write(K, 0, at(10), &whole[..late]),
+        RequestEvent::End(end(K, EndReason::NextRequest, at(99), at(13), whole_len)),
+    ];
     let request = finished(K, &events);
     assert_eq!((request.outcome, request.answered_ns), (Outcome::Length, at(13)));
 }
@@ -112,10 +117,9 @@ fn a_stream_ends_with_its_last_chunk() {
 
 #[test]
 fn a_stream_that_is_closed_before_its_end_is_cancelled() {
-    let text = text_chunk();
     let mut events = stream_events(EndReason::Closed, "stop");
-    events.pop();
-    events.push(end(K, EndReason::Closed, at(40), at(34), &[STREAM, &text, &text]));
+    events.truncate(5);
+    events.push(RequestEvent::End(end(K, EndReason::Closed, at(40), at(34), 900)));
     events.push(slot_end(40));
     let request = finished(K, &events);
     assert_eq!((request.code, request.outcome, request.stream), (200, Outcome::Cancelled, true));
@@ -124,8 +128,11 @@ fn a_stream_that_is_closed_before_its_end_is_cancelled() {
 
 #[test]
 fn a_client_that_goes_before_the_answer_is_gone() {
-    let mut queued =
-        vec![read(K, 0, at(0), &chat()), task(K, 40, at(1)), end(K, EndReason::Closed, at(20), 0, &[])];
+    let mut queued = vec![
+        read(K, 0, at(0), &chat()),
+        task(K, 40, at(1)),
+        RequestEvent::End(end(K, EndReason::Closed, at(20), 0, 0)),
+    ];
     let request = finished(K, &queued);
     assert_eq!((request.code, request.outcome), (CLIENT_GONE, Outcome::Cancelled));
     assert_eq!((request.answered_ns, request.join), (at(20), Join::None));
@@ -167,15 +174,16 @@ fn errors_are_told_by_code_and_by_events() {
     assert_eq!(refused.error_type.as_deref(), Some("exceed_context_size_error"));
 
     let failed = chunk(error);
-    let writes: [&[u8]; 3] = [STREAM, &failed, b"0\r\n\r\n"];
+    let first = STREAM.len() as u64;
+    let len = first + failed.len() as u64 + 5;
     let streamed = finished(
         K,
         &[
             read(K, 0, at(0), &chat()),
             write(K, 0, at(5), STREAM),
-            write(K, 1, at(6), &failed),
-            write(K, 2, at(7), b"0\r\n\r\n"),
-            end(K, EndReason::LastChunk, at(7), at(7), &writes),
+            write(K, first, at(6), &failed),
+            write(K, first + failed.len() as u64, at(7), b"0\r\n\r\n"),
+            RequestEvent::End(end(K, EndReason::LastChunk, at(7), at(7), len)),
         ],
     );
     assert_eq!((streamed.code, streamed.outcome), (200, Outcome::Error));
@@ -229,47 +237,108 @@ fn a_task_without_prompt_was_turned_to_when_it_launched() {
 }
 
 #[test]
-fn a_head_may_come_in_pieces() {
+fn a_request_may_come_in_pieces() {
     let bytes = chat();
-    let answered = write(K, 0, at(9), &answer("200 OK", "{}"));
     for cut in [1, 4, 20, 60, bytes.len() - 30, bytes.len() - 1] {
-        let events = [read(K, 0, at(0), &bytes[..cut]), read(K, 1, at(1), &bytes[cut..])];
-        let mut request = request(K, &events);
-        assert!(request.is_queued(), "{cut}");
-        let RequestEvent::Write(answered) = &answered else { unreachable!() };
-        request.write(answered, &Phrases::default());
-        let request = request.finish(0, &naming(), &Phrases::default());
+        let request = finished(
+            K,
+            &[
+                read(K, 0, at(0), &bytes[..cut]),
+                read(K, cut as u64, at(1), &bytes[cut..]),
+                write(K, 0, at(9), &answer("200 OK", "{}")),
+            ],
+        );
         assert_eq!((request.route, request.arrived_ns), (Route::ChatCompletions, at(0)), "{cut}");
         assert_eq!(request.body.user.as_deref(), Some("u"), "{cut}");
     }
 }
 
 #[test]
-fn a_head_longer_than_what_is_copied_is_read_as_far_as_it_goes() {
-    let long = format!("X-User: ada\r\nX-Long: {}\r\nX-Conversation-Id: c\r\n", "a".repeat(2000));
+fn a_head_of_any_length_is_read_to_its_end() {
+    let long = format!("X-User: ada\r\nCookie: {}\r\nX-Conversation-Id: c\r\n", "a".repeat(30_000));
     let bytes = post("/v1/chat/completions", &long, r#"{"user":"u"}"#);
-    let request = finished(
-        K,
-        &[
-            read(K, 0, at(0), &bytes),
-            read(K, 1, at(1), b"{\"user\":\"v\"}"),
-            write(K, 0, at(9), &answer("200 OK", "{}")),
-        ],
-    );
+    let request = finished(K, &[read(K, 0, at(0), &bytes), write(K, 0, at(9), &answer("200 OK", "{}"))]);
     let head = request.head.unwrap();
-    assert_eq!((head.route, head.user_header.as_deref()), (Route::ChatCompletions, Some("ada")));
-    assert_eq!((head.conversation, request.body), (None, Body::default()), "nothing from behind the gap");
+    assert_eq!((head.user_header.as_deref(), head.conversation.as_deref()), (Some("ada"), Some("c")));
+    assert_eq!(request.body.user.as_deref(), Some("u"));
+}
+
+#[test]
+fn what_stands_behind_a_gap_is_read_from_its_end() {
+    let body = format!(
+        r#"{{"model":"m","messages":[{{"content":"{}"}}],"user":"eve","stream":true,"max_tokens":9}}"#,
+        MARKER.repeat(4000)
+    );
+    let bytes = post("/v1/chat/completions", "", &body);
+    let (first, last) = (&bytes[..500], bytes.len() - 300);
+    let chunked = format!("{:x}\r\n{body}\r\n0\r\nX: y\r\n\r\n", body.len());
+    let chunked =
+        format!("POST /v1/chat/completions HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n{chunked}")
+            .into_bytes();
+    let late = chunked.len() - 300;
+    for (first, last, tail) in [(first, last, &bytes[last..]), (&chunked[..500], late, &chunked[late..])] {
+        let request = finished(
+            K,
+            &[
+                read(K, 0, at(0), first),
+                piece(K, PieceHead::CUT, last as u64, at(0), tail),
+                write(K, 0, at(9), &answer("200 OK", "{}")),
+            ],
+        );
+        assert_eq!((request.body.user.as_deref(), request.body.model.as_deref()), (Some("eve"), Some("m")));
+        assert_eq!((request.body.stream, request.body.max_tokens), (Some(true), Some(9)));
+    }
+}
+
+#[test]
+fn what_is_lost_is_said_to_be_unknown() {
+    let lost = |gaps, code, events: &[RequestEvent]| {
+        let mut all = vec![read(K, 0, at(0), &chat())];
+        all.extend(events.iter().map(|event| match event {
+            RequestEvent::Task(event) => RequestEvent::Task(*event),
+            other => panic!("{other:?}"),
+        }));
+        let end = EndEvent { gaps, code, ..end(K, EndReason::NextRequest, at(9), at(8), 900) };
+        all.push(RequestEvent::End(end));
+        let request = finished(K, &all);
+        (request.code, request.outcome, request.join)
+    };
+    assert_eq!(lost(Gap::ANSWER, 200, &[]), (200, Outcome::Unknown, Join::None), "its bytes");
+    assert_eq!(lost(Gap::EVENT, 0, &[]), (UNKNOWN, Outcome::Unknown, Join::Uncertain), "what ran for it");
+    assert_eq!(lost(Gap::ANSWER, 503, &[]), (503, Outcome::Error, Join::None), "its code is known");
+    let headless = EndEvent { gaps: Gap::REQUEST, code: 200, ..end(K, EndReason::Closed, at(9), at(8), 900) };
+    let headless = finished(K, &[task(K, 40, at(1)), RequestEvent::End(headless)]);
+    assert_eq!((headless.route, headless.outcome), (Route::Unknown, Outcome::Unknown), "what it asked for");
+    assert_eq!(lost(0, 200, &[task(K, 40, at(1))]), (200, Outcome::None, Join::None), "nothing is lost");
+}
+
+#[test]
+fn a_reason_that_the_answer_does_not_give_is_told_by_the_slot() {
+    let told = |body: &str, gone: bool| {
+        let mut events = stream_events(EndReason::LastChunk, "stop");
+        events[0] = read(K, 0, at(0), &post("/completion", "", body));
+        let RequestEvent::End(mut over) = events.pop().unwrap() else { panic!("no end") };
+        events.pop();
+        over.gone_ns = if gone { at(40) } else { 0 };
+        events.extend([RequestEvent::End(over), slot_end(40)]);
+        finished(K, &events).outcome
+    };
+    assert_eq!(told(r#"{"prompt":"a","n_predict":5,"stream":true}"#, false), Outcome::Length);
+    assert_eq!(told(r#"{"prompt":"a","n_predict":6,"stream":true}"#, false), Outcome::Stop);
+    assert_eq!(told(r#"{"prompt":"a","n_predict":6,"stream":true}"#, true), Outcome::Cancelled);
 }
 
 #[test]
 fn a_malformed_head_is_some_other_request() {
     for bytes in
-        [&b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"[..], b"POST\r\n\r\n", b"GET / HTTP/9\r\n\r\n"]
+        [&b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\n"[..], b"POST\r\n\r\n", b"GET / HTTP/9\r\n\r\n"]
     {
-        let mut events = vec![read(K, 0, at(0), bytes), read(K, 1, at(1), &chat())];
-        let open = request(K, &events);
-        assert!(!open.is_running() && !open.is_queued());
-        events.push(write(K, 0, at(2), &answer("400 Bad Request", "{}")));
+        let len = bytes.len() as u64;
+        let events = [
+            read(K, 0, at(0), bytes),
+            read(K, len, at(1), &chat()),
+            write(K, 0, at(2), &answer("400 Bad Request", "{}")),
+        ];
         let request = finished(K, &events);
         assert_eq!((request.route, request.code, request.outcome), (Route::Other, 400, Outcome::Error));
         assert!(request.head.is_none() && request.body == Body::default());
@@ -278,45 +347,52 @@ fn a_malformed_head_is_some_other_request() {
 
 #[test]
 fn the_wait_for_a_thread_belongs_to_the_request() {
-    let events = [
-        unread_read(K, 0, at(0), &chat()[..20], 3 * MS),
-        unread_read(K, 1, at(1), &chat()[20..], 0),
-        write(K, 0, at(9), &chat_answer()),
-    ];
-    let request = finished(K, &events);
+    let mut requests = requests();
+    requests.on(&read(K, 0, at(0), &chat()));
+    requests.on(&begin(K, BeginEvent::READ | BeginEvent::TLS, 3 * MS));
+    let request = on(&mut requests, &write(K, 0, at(9), &chat_answer())).unwrap();
+    assert!(request.tls && request.client.is_some());
     assert_eq!((request.arrived_ns, request.latency_ns()), (at(0) - 3 * MS, 12 * MS));
     assert_eq!(request.key, K, "its name stays");
 }
 
 #[test]
 fn a_request_waits_until_a_task_of_it_starts_and_runs_until_its_answer() {
-    let events = chat_events(key(1000));
-    let states: Vec<_> = (0..=events.len())
-        .map(|n| request(K, &events[..n]))
-        .map(|request| (request.is_queued(), request.is_running()))
-        .collect();
-    let (none, queued, running) = ((false, false), (true, true), (false, true));
-    assert_eq!(states, [none, queued, queued, running, none, none]);
+    let mut requests = requests();
+    let events = chat_events(K);
+    let states = events.iter().map(|event| {
+        on(&mut requests, event);
+        (requests.queued(K.tgid), requests.in_flight(K.tgid))
+    });
+    let (queued, running) = ((1, 1), (0, 1));
+    assert_eq!(states.collect::<Vec<_>>(), [queued, queued, running, (0, 0), (0, 0)]);
     let preflight = String::from_utf8(chat()).unwrap().replacen("POST", "OPTIONS", 1);
-    assert!(!request(K, &[read(K, 0, at(0), preflight.as_bytes())]).is_running());
+    on(&mut requests, &read(K, 0, at(0), preflight.as_bytes()));
+    assert_eq!((requests.in_flight(K.tgid), requests.open()), (0, 1));
 }
 
 #[test]
-fn patience_ends_sooner_after_an_error() {
-    let overdue = |status: &str, ms: u64| {
-        let events = [
+fn patience_ends_sooner_after_an_error_and_goes_on_while_a_slot_works() {
+    let overdue = |status: &str, ms: u64, works: bool| {
+        let mut requests = requests();
+        for event in [
             read(K, 0, at(0), &chat()),
             task(K, 40, at(1)),
             slot_start(K, 40, 1, at(2)),
             write(K, 0, at(9), &answer(status, "{}")),
-        ];
-        let request = request(K, &events);
-        assert!(!request.is_over());
-        request.is_overdue(at(9 + ms) + 1)
+        ] {
+            assert!(on(&mut requests, &event).is_none());
+        }
+        if works {
+            requests.progress(&K, 40, Charge::default());
+        }
+        requests.expire(at(9 + ms) + 1).pop()
     };
-    assert!(!overdue("400 Bad Request", 499) && overdue("400 Bad Request", 500));
-    assert!(!overdue("200 OK", 9_999) && overdue("200 OK", 10_000));
-    assert!(!request(K, &chat_events(K)[..3]).is_overdue(u64::MAX), "without an answer it is under way");
+    assert!(overdue("400 Bad Request", 499, false).is_none());
+    assert_eq!(overdue("400 Bad Request", 500, false).map(|it| it.join), Some(Join::None));
+    assert!(overdue("200 OK", 9_999, false).is_none());
+    assert_eq!(overdue("200 OK", 10_000, false).map(|it| it.join), Some(Join::Uncertain));
+    assert!(overdue("200 OK", 10_000, true).is_none(), "its slot works");
 }
 
 #[test]
@@ -336,18 +412,6 @@ fn no_text_is_kept() {
         let text = format!("{request:?}");
         assert!(request.head.is_some() && !text.contains(MARKER), "{text}");
     }
-}
-
-#[test]
-fn fields_behind_a_long_prompt_are_found_in_the_tail() {
-    let body = format!(r#"{{"model":"first","prompt":"{}","#, MARKER.repeat(400));
-    let tail = format!(r#"{MARKER}","user":"eve","model":"second","stream":true,"max_tokens":9}}"#);
-    let mut events = chat_events(K);
-    events[0] = read(K, 0, at(0), &post("/v1/chat/completions", "", &body));
-    events.insert(1, read_tail(K, at(0), tail.as_bytes()));
-    let body = finished(K, &events).body;
-    assert_eq!((body.user.as_deref(), body.model.as_deref()), (Some("eve"), Some("second")));
-    assert_eq!((body.stream, body.max_tokens), (Some(true), Some(9)));
 }
 
 /// How a request to `/v1/responses` ended by 5 tokens, with a limit and a size of its slot.

@@ -3,19 +3,15 @@ use crate::session::{
     finished::{Join, Outcome, UNKNOWN},
     payload::route::Route,
     staged::{
-        MS, PID, STREAM, answer, chat, chat_answer, chat_events, end, get, key, last_chunk, naming, options,
-        read, slot_start, task, text_chunk, worked, write,
+        MS, PID, STREAM, answer, begin, chat, chat_answer, chat_events, end, get, key, last_chunk, on, post,
+        read, requests, slot_start, task, text_chunk, worked, write,
     },
 };
 use llamaprobe_common::request::{EndReason, SlotEndEvent};
 
-fn requests() -> Requests {
-    Requests::new(options(), naming(), Phrases::default())
-}
-
 /// What is over by these events, in order.
 fn all(requests: &mut Requests, events: &[RequestEvent]) -> Vec<Finished> {
-    events.iter().filter_map(|event| requests.on(event)).collect()
+    events.iter().filter_map(|event| on(requests, event)).collect()
 }
 
 #[test]
@@ -25,12 +21,14 @@ fn a_connection_carries_one_request_after_the_other() {
     assert_eq!(all(&mut requests, &chat_events(first)).len(), 1);
     assert_eq!(requests.open(), 0);
     // The kernel tells the end of the first when the second begins.
-    let next = end(first, EndReason::NextRequest, 2_000 * MS, 1_060 * MS, &[&chat_answer()]);
+    let next = RequestEvent::End(end(first, EndReason::NextRequest, 2_000 * MS, 1_060 * MS, 300));
     assert!(requests.on(&next).is_none());
     assert_eq!(requests.open(), 0, "it opens nothing");
     let over = all(&mut requests, &chat_events(second));
     assert_eq!(over.iter().map(|request| request.key).collect::<Vec<_>>(), [second]);
-    assert!(requests.on(&end(second, EndReason::Closed, 3_000 * MS, 2_060 * MS, &[])).is_none());
+    assert!(
+        requests.on(&RequestEvent::End(end(second, EndReason::Closed, 3_000 * MS, 2_060 * MS, 0))).is_none()
+    );
     assert_eq!((requests.open(), requests.given_up()), (0, 0));
 }
 
@@ -42,7 +40,7 @@ fn connections_do_not_mix() {
     let mut over = Vec::new();
     for step in 0..events[0].len() {
         assert_eq!(over.len(), 0);
-        over.extend(events.iter().filter_map(|events| requests.on(&events[step])));
+        over.extend(events.iter().filter_map(|events| on(&mut requests, &events[step])));
     }
     assert_eq!(over.iter().map(|request| request.key).collect::<Vec<_>>(), keys);
     assert!(over.iter().all(|request| request.generated_tokens == 5));
@@ -96,13 +94,13 @@ fn a_request_whose_task_takes_no_slot_is_over_with_its_answer() {
 
     let events = [read(key(2_000), 0, 2_000 * MS, &get("/health")), write(key(2_000), 0, 2_001 * MS, b"")];
     assert!(all(&mut requests, &events).is_empty());
-    assert!(requests.on(&write(key(2_000), 0, 2_001 * MS, &answer("200 OK", "{}"))).is_some());
+    assert!(on(&mut requests, &write(key(2_000), 0, 2_001 * MS, &answer("200 OK", "{}"))).is_some());
 }
 
 #[test]
 fn a_request_whose_bytes_came_with_those_before_it_is_known_by_its_task_or_answer() {
     let mut requests = requests();
-    let by_answer = requests.on(&write(key(1_000), 0, 1_000 * MS, &chat_answer())).unwrap();
+    let by_answer = on(&mut requests, &write(key(1_000), 0, 1_000 * MS, &chat_answer())).unwrap();
     assert_eq!((by_answer.route, by_answer.code, by_answer.outcome), (Route::Other, 200, Outcome::Length));
     assert!(by_answer.head.is_none());
 
@@ -120,7 +118,7 @@ fn what_comes_late_begins_nothing() {
     let late = [
         read(request, 1, 1, b"x"),
         write(request, 1, 1, b"x"),
-        end(request, EndReason::Closed, 1, 0, &[]),
+        RequestEvent::End(end(request, EndReason::Closed, 1, 0, 0)),
         slot_start(request, 40, 1, 1),
         RequestEvent::SlotEnd(worked(request, 40)),
     ];
@@ -179,20 +177,86 @@ fn an_answer_of_many_writes_is_over_when_the_kernel_has_written_its_length() {
     let (request, at) = (key(1_000), |ms: u64| (1_000 + ms) * MS);
     let body = "x".repeat(1_000);
     let whole = answer("200 OK", &body);
-    let parts: Vec<&[u8]> = whole.chunks(300).collect();
     let mut events = chat_events(request);
-    events[3] = write(request, 0, at(60), parts[0]);
-    events.insert(4, write(request, 1, at(61), parts[1]));
+    events[3] = write(request, 0, at(60), &whole[..300]);
+    events.insert(4, write(request, 300, at(61), &whole[300..600]));
     assert!(all(&mut requests, &events).is_empty(), "the writes that follow are not told");
     assert_eq!(requests.half_answered(), [request]);
-    let so_far = |parts: &[&[u8]], ms| match end(request, EndReason::LastChunk, at(ms), at(ms), parts) {
-        RequestEvent::End(event) => *event,
-        other => panic!("{other:?}"),
-    };
-    assert!(requests.answered(so_far(&parts[..parts.len() - 1], 62)).is_none());
-    let over = requests.answered(so_far(&parts, 63)).unwrap();
+    let so_far = |len: usize, ms| end(request, EndReason::LastChunk, at(ms), at(ms), len as u64);
+    assert!(requests.answered(so_far(900, 62)).is_none());
+    let over = requests.answered(so_far(whole.len(), 63)).unwrap();
     assert_eq!((over.code, over.answered_ns), (200, at(63)));
     assert_eq!((requests.half_answered().len(), requests.open()), (0, 0));
+}
+
+#[test]
+fn requests_that_come_in_one_piece_are_told_apart() {
+    let mut requests = requests();
+    let bodies =
+        ["ann", "bob", "eve"].map(|user| post("/completion", "", &format!(r#"{{"user":"{user}"}}"#)));
+    let together = [&bodies[0][..], &bodies[1], b"\r\n", &bodies[2][..40]].concat();
+    let keys = [key(1_000), key(1_010), key(1_020), key(1_030)];
+    let at = |n: usize| keys[n].arrived_ns;
+    let mut over = Vec::new();
+    // All bytes come before the events that are later than them.
+    requests.on(&read(keys[0], 0, at(0), &together));
+    requests.on(&read(keys[2], 0, at(2), &bodies[2][40..]));
+    requests.on(&begin(keys[0], BeginEvent::READ, 0));
+    over.extend(on(&mut requests, &write(keys[0], 0, at(0) + 5, &answer("200 OK", "{}"))));
+    requests.on(&begin(keys[1], 0, 0));
+    over.extend(on(&mut requests, &write(keys[1], 0, at(1) + 5, &answer("200 OK", "{}"))));
+    requests.on(&begin(keys[2], BeginEvent::READ, 0));
+    over.extend(on(&mut requests, &write(keys[2], 0, at(2) + 5, &answer("200 OK", "{}"))));
+    let users: Vec<_> = over.iter().map(|it| (it.route, it.user.as_deref())).collect();
+    assert_eq!(users, ["ann", "bob", "eve"].map(|user| (Route::Completion, Some(user))));
+    assert_eq!(requests.open(), 0);
+}
+
+#[test]
+fn the_rest_of_a_body_that_was_not_waited_for_is_no_request() {
+    let mut requests = requests();
+    let whole = post("/v1/chat/completions", "", &format!(r#"{{"prompt":"{}"}}"#, "a".repeat(500)));
+    let (first, rest) = (key(1_000), key(1_010));
+    let refused = answer("401 Unauthorized", "{}");
+    on(&mut requests, &read(first, 0, 1_000 * MS, &whole[..200]));
+    let over = on(&mut requests, &write(first, 0, 1_001 * MS, &refused)).unwrap();
+    assert_eq!((over.route, over.code), (Route::ChatCompletions, 401));
+    on(&mut requests, &read(rest, 0, 1_010 * MS, &whole[200..]));
+    assert_eq!((requests.open(), requests.in_flight(PID)), (1, 0));
+    assert!(requests.on(&RequestEvent::End(end(rest, EndReason::Closed, 1_020 * MS, 0, 0))).is_none());
+    assert_eq!(requests.open(), 0, "nothing is told of it");
+
+    // With another request behind it, or one in its place, that one is told.
+    for (more, user) in [(&whole[200..], "bob"), (&b""[..], "eve")] {
+        let (first, rest) = (key(2_000), key(2_010));
+        on(&mut requests, &read(first, 0, 2_000 * MS, &whole[..200]));
+        on(&mut requests, &write(first, 0, 2_001 * MS, &refused)).unwrap();
+        let next = [more, &post("/completion", "", &format!(r#"{{"user":"{user}"}}"#))].concat();
+        on(&mut requests, &read(rest, 0, 2_010 * MS, &next));
+        let over = on(&mut requests, &write(rest, 0, 2_020 * MS, &answer("200 OK", "{}"))).unwrap();
+        assert_eq!((over.route, over.user.as_deref()), (Route::Completion, Some(user)));
+    }
+}
+
+#[test]
+fn a_conversation_that_is_taken_up_again_is_not_wasted() {
+    let wasted = |resumes: &str| {
+        let mut requests = requests();
+        let at = |ms: u64| (1_000 + ms) * MS;
+        let bytes = post("/v1/chat/completions", "X-Conversation-Id: talk\r\n", "{}");
+        let gone = end(key(1_000), EndReason::Closed, at(20), 0, 0);
+        let get = get(resumes);
+        let events = [
+            read(key(1_000), 0, at(0), &bytes),
+            task(key(1_000), 40, at(1)),
+            slot_start(key(1_000), 40, 1, at(2)),
+            RequestEvent::End(gone),
+            read(key(1_030), 0, at(30), &get),
+            RequestEvent::SlotEnd(SlotEndEvent { wasted_tokens: 4, ..worked(key(1_000), 40) }),
+        ];
+        all(&mut requests, &events).pop().unwrap().wasted_tokens
+    };
+    assert_eq!((wasted("/v1/stream/talk?from=0"), wasted("/v1/stream/other"), wasted("/health")), (0, 4, 4));
 }
 
 #[test]
@@ -214,7 +278,7 @@ fn slots_whose_tasks_are_not_seen_are_joined_by_order() {
     ];
     let mut over = Vec::new();
     for (step, event) in events.iter().enumerate() {
-        assert!(requests.on(event).is_none(), "nothing is over before it is joined");
+        assert!(on(&mut requests, event).is_none(), "nothing is over before it is joined");
         if step == 1 {
             assert_eq!((requests.in_flight(PID), requests.queued(PID)), (2, 2));
         }
@@ -224,7 +288,7 @@ fn slots_whose_tasks_are_not_seen_are_joined_by_order() {
         over.extend(requests.settle(PID, event.at_ns()));
     }
     assert!(over.is_empty(), "the run of the first may be the second's, until that is answered or late");
-    assert!(requests.on(&write(second, 0, at(76), &chat_answer())).is_none());
+    assert!(on(&mut requests, &write(second, 0, at(76), &chat_answer())).is_none());
     over.extend(requests.settle(PID, at(76)));
     let seen: Vec<_> =
         over.iter().map(|it| (it.key, it.join, it.task, it.slot, it.generated_tokens)).collect();
@@ -241,10 +305,11 @@ fn what_the_server_refuses_does_not_wait_for_a_slot() {
     let mut requests = requests();
     requests.join(PID, Joining::Inferred);
     requests.on(&read(key(1_000), 0, 1_000 * MS, &chat()));
-    let refused = requests.on(&write(key(1_000), 0, 1_001 * MS, &answer("400 Bad Request", "{}"))).unwrap();
+    let refused =
+        on(&mut requests, &write(key(1_000), 0, 1_001 * MS, &answer("400 Bad Request", "{}"))).unwrap();
     assert_eq!((refused.code, refused.join), (400, Join::None));
     requests.on(&read(key(2_000), 0, 2_000 * MS, &get("/health")));
-    assert!(requests.on(&write(key(2_000), 0, 2_001 * MS, &answer("200 OK", "{}"))).is_some());
+    assert!(on(&mut requests, &write(key(2_000), 0, 2_001 * MS, &answer("200 OK", "{}"))).is_some());
 }
 
 #[test]
@@ -266,7 +331,7 @@ fn without_any_probe_the_answer_is_believed() {
     let mut requests = requests();
     requests.join(PID, Joining::Answers);
     requests.on(&read(key(1_000), 0, 1_000 * MS, &chat()));
-    let over = requests.on(&write(key(1_000), 0, 1_060 * MS, &chat_answer())).unwrap();
+    let over = on(&mut requests, &write(key(1_000), 0, 1_060 * MS, &chat_answer())).unwrap();
     assert_eq!(
         (over.join, over.prompt_tokens, over.cached_tokens, over.generated_tokens),
         (Join::Answer, 21, 0, 5)
@@ -274,10 +339,15 @@ fn without_any_probe_the_answer_is_believed() {
     assert_eq!((over.ttft_ns(), over.queue_ns(), over.latency_ns()), (None, None, 60 * MS));
 
     requests.on(&read(key(2_000), 0, 2_000 * MS, &chat()));
-    requests.on(&write(key(2_000), 0, 2_001 * MS, STREAM));
-    requests.on(&write(key(2_000), 1, 2_030 * MS, &text_chunk()));
-    let writes: [&[u8]; 4] = [STREAM, &text_chunk(), &last_chunk("stop"), b"0\r\n\r\n"];
-    let over = requests.on(&end(key(2_000), EndReason::LastChunk, 2_050 * MS, 2_050 * MS, &writes)).unwrap();
+    let mut len = 0;
+    for (ms, bytes) in
+        [(2_001, STREAM), (2_030, &text_chunk()), (2_050, &last_chunk("stop")), (2_050, b"0\r\n\r\n")]
+    {
+        on(&mut requests, &write(key(2_000), len, ms * MS, bytes));
+        len += bytes.len() as u64;
+    }
+    let over = end(key(2_000), EndReason::LastChunk, 2_050 * MS, 2_050 * MS, len);
+    let over = requests.on(&RequestEvent::End(over)).unwrap();
     assert_eq!(
         (over.join, over.prompt_tokens, over.cached_tokens, over.generated_tokens),
         (Join::Answer, 1, 20, 5)
@@ -285,6 +355,7 @@ fn without_any_probe_the_answer_is_believed() {
     assert_eq!((over.ttft_ns(), over.decode_ns()), (Some(30 * MS), None), "when the first token was written");
 
     requests.on(&read(key(3_000), 0, 3_000 * MS, &chat()));
-    let refused = requests.on(&write(key(3_000), 0, 3_001 * MS, &answer("400 Bad Request", "{}"))).unwrap();
+    let refused =
+        on(&mut requests, &write(key(3_000), 0, 3_001 * MS, &answer("400 Bad Request", "{}"))).unwrap();
     assert_eq!((refused.join, refused.generated_tokens), (Join::None, 0));
 }

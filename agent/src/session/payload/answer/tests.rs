@@ -8,31 +8,48 @@ const WHOLE: &[u8] =
     b"HTTP/1.1 400 Bad Request\r\nServer: llama.cpp\r\nContent-Type: application/json; charset=utf-8\r\n\
     Content-Length: 2\r\nConnection: close\r\n\r\n{}";
 
-#[test]
-fn status_of_a_stream_and_of_a_whole_answer() {
-    let line =
-        StatusLine { code: 200, content_length: None, chunked: true, stream: true, body: STREAM.len() };
-    assert_eq!(status(STREAM), Some(line));
-    let body = WHOLE.len() - 2;
-    let line = StatusLine { code: 400, content_length: Some(2), chunked: false, stream: false, body };
-    assert_eq!(status(WHOLE), Some(line));
+fn fed(bytes: &[u8]) -> Answer {
+    let mut answer = Answer::default();
+    answer.feed(0, false, bytes, 1);
+    answer
+}
+
+fn is_first_token(write: &[u8]) -> bool {
+    let head = if write.starts_with(b"HTTP") { &b""[..] } else { STREAM };
+    fed(&[head, write, b"\n"].concat()).token_ns() != 0
 }
 
 #[test]
-fn a_cut_block_gives_what_is_there() {
-    let first_line = STREAM.iter().position(|byte| *byte == b'\n').unwrap() + 1;
-    for cut in 0..STREAM.len() {
-        match status(&STREAM[..cut]) {
-            None => assert!(cut < first_line),
-            Some(line) => assert_eq!((line.code, line.body), (200, cut)),
-        }
-    }
-    assert_eq!(status(b"data: {}\r\n\r\n"), None);
-    let many = format!("HTTP/1.1 200 OK\r\nContent-Length: 1\r\n{}\r\nx", "A: b\r\n".repeat(80));
-    assert_eq!(
-        status(many.as_bytes()).map(|line| (line.content_length, line.body)),
-        Some((Some(1), many.len() - 1))
+fn status_of_a_stream_and_of_a_whole_answer() {
+    let line =
+        StatusLine { code: 200, content_length: None, chunked: true, stream: true, len: STREAM.len() as u64 };
+    assert_eq!(fed(STREAM).status(), Some(&line));
+    let line = StatusLine {
+        code: 400,
+        content_length: Some(2),
+        chunked: false,
+        stream: false,
+        len: WHOLE.len() as u64 - 2,
+    };
+    assert_eq!(fed(WHOLE).status(), Some(&line));
+}
+
+#[test]
+fn a_head_of_any_length_in_pieces() {
+    let many = format!(
+        "HTTP/1.1 200 OK\r\nOrigin: {}\r\n{}Content-Length: 1\r\n\r\nx",
+        "o".repeat(40_000),
+        "A: b\r\n".repeat(80)
     );
+    for cut in [1, 9, 12, 17, 20_000, many.len() - 3] {
+        let mut answer = Answer::default();
+        answer.feed(0, false, &many.as_bytes()[..cut], 1);
+        assert_eq!(answer.status(), None);
+        answer.feed(cut as u64, false, &many.as_bytes()[cut..], 1);
+        let status = answer.status().unwrap();
+        assert_eq!((status.content_length, status.len), (Some(1), many.len() as u64 - 1));
+    }
+    assert_eq!(fed(b"data: {}\r\n\r\n").status().map(|status| status.code), Some(0));
 }
 
 #[test]
@@ -73,7 +90,9 @@ fn no_tokens() {
 fn anything_goes_in() {
     let write = [STREAM, b"7d\r\nevent: a\ndata: {\"error\":{\"a\":1}}\n\n\r\n"].concat();
     annoy(&write, |bytes| {
-        let _ = is_first_token(bytes);
-        assert!(status(bytes).is_none_or(|line| line.body <= bytes.len()));
+        let mut answer = fed(bytes);
+        answer.feed(bytes.len() as u64 + 9, true, bytes, 2);
+        answer.close();
+        assert!(answer.status().is_none_or(|line| line.len <= bytes.len() as u64));
     });
 }

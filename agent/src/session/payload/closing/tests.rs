@@ -1,5 +1,23 @@
 use super::*;
-use crate::session::payload::noise::annoy;
+use crate::session::payload::{answer::Answer, noise::annoy};
+
+/// What an answer says of which `head` is the begin, and `tails` are ends of later writes with something left out before.
+fn closing(head: &[u8], tails: &[&[u8]]) -> Closing {
+    let mut answer = Answer::default();
+    let line = b"HTTP/1.1 200 OK\r\n\r\n";
+    answer.feed(0, false, line, 1);
+    answer.feed(
+        line.len() as u64,
+        false,
+        head.strip_prefix(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n").unwrap_or(head),
+        1,
+    );
+    for tail in tails {
+        answer.feed(answer.read_to() + 1, true, tail, 1);
+    }
+    answer.close();
+    Closing { has_text: false, ..answer.closing().clone() }
+}
 
 // As b11434 writes them, shortened; the text tries to pass for fields.
 const TEXT: &str = r#" sea \"finish_reason\":\"stop\",\"timings\":{\"prompt_n\":99},\"usage\":{ \\"#;
@@ -91,7 +109,6 @@ fn whole_answers_from_either_end() {
         assert_eq!(closing(body.as_bytes(), &[]), expected, "{body}");
         assert_eq!(closing(headers.as_bytes(), &[]), expected);
         assert_eq!(closing(b"", &[body.as_bytes()]), expected, "{body}");
-        assert_eq!(closing(b"", &[headers.as_bytes()]), expected);
     }
 }
 

@@ -25,42 +25,54 @@ fn what_is_kept_of_a_head() {
     assert_eq!(head.user_header.as_deref(), Some("ann"));
     assert_eq!(head.conversation.as_deref(), Some("talk-1"));
     assert_eq!(head.content_length, Some(12));
-    assert_eq!(&HEAD[head.body..], b"{\"n\":1}");
     assert!(!format!("{head:?}").contains("hidden"));
 }
 
 #[test]
-fn cut_heads() {
+fn a_head_may_come_in_pieces_and_is_partial_until_its_end() {
     let whole = parse(HEAD, &options()).unwrap();
+    let end = HEAD.len() - 7;
     let first_line = HEAD.iter().position(|byte| *byte == b'\n').unwrap() + 1;
-    for cut in 0..HEAD.len() {
-        let bytes = &HEAD[..cut];
-        if cut >= whole.body {
-            assert_eq!(parse(bytes, &options()), Ok(whole.clone()));
-            continue;
-        }
-        assert_eq!(parse(bytes, &options()), Err(HeadError::Partial), "{cut}");
-        let head = parse_cut(bytes, &options());
-        assert_eq!(head.is_ok(), cut >= first_line, "{cut}");
-        let agrees = |head: Head| {
-            head.route == whole.route
-                && head.body == cut
-                && head.traceparent.is_none_or(|_| head.traceparent == whole.traceparent)
-        };
-        assert!(head.is_ok_and(agrees) || cut < first_line);
+    for cut in 0..end {
+        assert_eq!(parse(&HEAD[..cut], &options()), Err(HeadError::Partial), "{cut}");
+        let mut reader = HeadReader::default();
+        assert!(reader.feed(&HEAD[..cut], &options()).1.is_none());
+        let (taken, head) = reader.feed(&HEAD[cut..], &options());
+        assert_eq!((taken, head), (end - cut, Some(Ok(whole.clone()))));
+        let mut reader = HeadReader::default();
+        reader.feed(&HEAD[..cut], &options());
+        let head = reader.cut(&options());
+        assert_eq!(head.is_some(), cut >= first_line, "{cut}");
+        assert!(head.is_none_or(|head| head.route == whole.route));
     }
 }
 
 #[test]
-fn more_headers_than_are_looked_at() {
-    let many: String = (0..90).map(|number| format!("X-H{number}: 1\r\n")).collect();
+fn any_number_of_headers() {
+    let many: String = (0..900).map(|number| format!("X-H{number}: {number}\r\n")).collect();
     let head = with(&format!("X-User: ann\r\n{many}X-Conversation-Id: late\r\n"));
-    assert_eq!((head.user_header.as_deref(), head.conversation), (Some("ann"), None));
-    let bytes = format!("POST /infill HTTP/1.1\r\n{many}\r\n{{}}");
-    assert_eq!(&bytes[parse(bytes.as_bytes(), &options()).unwrap().body..], "{}");
-    let cut = &bytes.as_bytes()[..bytes.len() - 4];
-    assert_eq!(parse(cut, &options()), Err(HeadError::Partial));
-    assert_eq!(parse_cut(cut, &options()).unwrap().body, cut.len());
+    assert_eq!((head.user_header.as_deref(), head.conversation.as_deref()), (Some("ann"), Some("late")));
+}
+
+#[test]
+fn lines_that_are_no_headers_are_stepped_over() {
+    let odd = "nonsense\r\n: empty\r\nX[0]: \u{fc}\r\n folded: x\r\nX Y: b\rc\r\nX-Long: ";
+    let head = with(&format!("{odd}{}\r\ncontent-length: +007\r\nX-USER:\tann\t\r\n", "y".repeat(40_000)));
+    assert_eq!((head.user_header.as_deref(), head.content_length), (Some("ann"), Some(7)));
+}
+
+#[test]
+fn first_lines_as_the_server_takes_them() {
+    let route =
+        |line: &[u8]| parse(&[line, b"\r\n\r\n"].concat(), &options()).map(|head| (head.method, head.route));
+    let completion = Ok((Method::Post, Route::Completion));
+    assert_eq!(route(b"POST  /completion HTTP/1.1"), completion);
+    assert_eq!(route(b"POST /completion HTTP/1.0 "), completion);
+    assert_eq!(route(b"POST /%63omplet%69on?q=\xfc%zz HTTP/1.1"), completion);
+    assert_eq!(route(format!("POST /completion?{} HTTP/1.1", "q".repeat(9000)).as_bytes()), completion);
+    assert_eq!(route(b"\r\nPOST /completion#top HTTP/1.1"), completion);
+    assert_eq!(route(b"POST /%zz%f HTTP/1.1"), Ok((Method::Post, Route::Other)));
+    assert!(is_first_line(b"GET /x HTTP/1.1\r\n") && !is_first_line(b"a GET /x HTTP/1.1\r\n"));
 }
 
 #[test]
@@ -111,17 +123,21 @@ fn bounds_of_what_is_kept() {
 
 #[test]
 fn other_protocols_are_malformed() {
-    for bytes in [&b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"[..], b"\x16\x03\x01\x02\x00", b"{\"a\":1}"] {
+    for bytes in [&b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"[..], b"\x16\x03\x01\x02\n", b"{\"a\":1}\n"] {
         assert!(matches!(parse(bytes, &options()), Err(HeadError::Malformed(_))));
-        assert!(matches!(parse_cut(bytes, &options()), Err(HeadError::Malformed(_))));
     }
 }
 
 #[test]
 fn anything_goes_in() {
     annoy(HEAD, |bytes| {
-        for head in parse(bytes, &options()).into_iter().chain(parse_cut(bytes, &options())) {
-            assert!(head.body <= bytes.len() && head.path.len() <= MAX_PATH);
-        }
+        assert!(parse(bytes, &options()).is_ok_and(|head| head.path.len() <= MAX_PATH) || true_of_cut(bytes));
     });
+}
+
+/// Whether what was cut says no more than may be kept.
+fn true_of_cut(bytes: &[u8]) -> bool {
+    let mut reader = HeadReader::default();
+    let (taken, _) = reader.feed(bytes, &options());
+    taken <= bytes.len() && reader.cut(&options()).is_none_or(|head| head.path.len() <= MAX_PATH)
 }
