@@ -17,6 +17,7 @@ pub struct Binding {
     input: ChildStdin,
     output: BufReader<ChildStdout>,
     log: Log,
+    ready: String,
 }
 
 impl Binding {
@@ -57,7 +58,7 @@ impl Binding {
     pub fn made_up(scratch: &Scratch, definitions: &[&str]) -> Result<Self> {
         let program = scratch.path().join("made-up-engine");
         let mut compiler = Command::new("c++");
-        compiler.args(["-O1", "-o"]).arg(&program);
+        compiler.args(["-O1", "-pthread", "-o"]).arg(&program);
         compiler.args(definitions.iter().map(|definition| format!("-D{definition}")));
         compiler.arg(workspace_root().join("tests/assets/made_up_engine.cpp"));
         let output = compiler.output().context("a compiler of C++ is needed")?;
@@ -85,14 +86,19 @@ impl Binding {
         let child = process.child();
         let input = child.stdin.take().context("no standard input")?;
         let output = BufReader::new(child.stdout.take().context("no standard output")?);
-        let mut binding = Self { process, input, output, log };
-        binding.answer("READY")?;
+        let mut binding = Self { process, input, output, log, ready: String::new() };
+        binding.ready = binding.answer("READY")?;
         Ok(binding)
     }
 
     /// The process id.
     pub fn pid(&self) -> u32 {
         self.process.pid()
+    }
+
+    /// What it said when it was ready: the port, if it listens.
+    pub fn ready(&self) -> &str {
+        &self.ready
     }
 
     /// Generates once, and returns how many tokens.
