@@ -432,7 +432,7 @@ pub static METRICS: &[Metric] = &[
     metric(
         Counter,
         "llamaprobe_requests_given_up_total",
-        "Requests under way that were given up because too many were.",
+        "Requests that were given up: too many were under way, or ended before their server had a name.",
         |all| number(all.given_up as f64),
     ),
     metric(

@@ -378,6 +378,17 @@ fn a_model_without_a_price_is_told_once() {
 }
 
 #[test]
+fn a_server_on_several_addresses_is_called_by_the_one_that_it_was_told_first() {
+    let (mut session, start) = session();
+    let told = Told { endpoint: Some("127.0.0.1:81".to_owned()), ..Told::default() };
+    let mut several = Target { told, ..target(1, Some(81), None) };
+    several.listeners.insert(0, Listener::Tcp(SocketAddr::from(([10, 0, 0, 1], 81))));
+    session.begin(start, several, server_plan());
+    session.read(start, 1, &after(1), NO_PRICES);
+    assert_eq!(calls(&session), one("127.0.0.1:81", 1));
+}
+
+#[test]
 fn what_cannot_be_booked_is_counted() {
     let (mut session, start) = session();
     session.begin(start, target(PID, None, None), http_plan());
