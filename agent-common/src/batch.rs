@@ -3,12 +3,16 @@
 use crate::plain;
 
 /// Runs of consecutive positions of one sequence that are followed in one batch. A server's batch has one run for
-/// each busy slot.
-pub const MAX_RUNS: usize = 128;
+/// each busy slot, and llama.cpp allows 256 (`LLAMA_MAX_SEQ`). A power of two.
+pub const MAX_RUNS: usize = 512;
 
 /// Decode calls whose duration is kept: a sequence asks for that of the last one it took part in, and it takes part in
 /// nearly every one.
 pub const STEPS: usize = 8;
+
+/// Decode calls that failed whose numbers are kept: a server tries again with half of the batch, eleven times with 2,048.
+/// A power of two.
+pub const FAILURES: usize = 16;
 
 /// The largest context and batch that are believed; anything above is a wrong layout.
 pub const MAX_PLAUSIBLE: u32 = 1 << 26;
@@ -36,7 +40,7 @@ pub struct Run {
     pub start: u32,
     /// Its sequence.
     pub sequence: i32,
-    /// Index + 1 of the last token of it that was sampled, 0 when none was; with [`Run::SHARED`] in it for a run that
+    /// Its first position until it is attributed. Then index + 1 of the last token of it that was sampled, 0 when none was; with [`Run::SHARED`] in it for a run that
     /// shares token `start` with the run that holds it.
     pub sampled: u32,
 }
@@ -61,12 +65,12 @@ pub struct Walk {
     pub inside: u32,
     /// Index of the first token known not to be of it; the batch's length when none is known.
     pub beyond: u32,
-    /// Sequence of that token.
-    pub beyond_sequence: i32,
-    /// Position of that token.
-    pub beyond_position: i32,
     /// How far to look ahead; 0 when looking back by halves.
     pub stride: u32,
+    /// How many programs have walked on.
+    pub programs: u32,
+    /// How many runs are attributed.
+    pub closed: u32,
 }
 
 /// A decode call that is over.
@@ -85,14 +89,14 @@ pub struct Step {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct Pick {
-    /// Index of the run that holds the token; [`MAX_RUNS`] when none does.
+    /// Index of the last run known to begin at the token or before it.
     pub own: u32,
+    /// Index of the first run known to begin behind it.
+    pub end: u32,
     /// Index of the run that shares it and samples it next; [`MAX_RUNS`] when none does.
     pub next: u32,
     /// The sequence of that run.
     pub sequence: i32,
-    /// Always 0.
-    pub reserved: u32,
 }
 
 /// What is known of a context.
@@ -107,7 +111,7 @@ pub struct Context {
     pub prompt_tokens: u32,
     /// The first token's sequence and position: the mark by which a retry of the same batch is known.
     pub first_sequence: i32,
-    /// See `first_sequence`.
+    /// See `first_sequence`. Of a batch without positions where its sequence stood.
     pub first_position: i32,
     /// `n_ctx`: all sequences together; 0 when unknown.
     pub n_ctx: u32,
@@ -117,20 +121,38 @@ pub struct Context {
     pub flags: u32,
     /// The lowest priority of token events seen on this context, plus 1; 0 before the first.
     pub token_priority: u32,
+    /// Decode calls that failed.
+    pub failed: u32,
+    /// Slots that generate.
+    pub decoding: u32,
+    /// Those of them that were found in the batch.
+    pub met: u32,
+    /// Always 0.
+    pub reserved: u32,
     /// Tokens sampled since the batch, to tell repeated looks at one token apart.
     pub sampled: u32,
-    /// How many of `runs` are filled.
+    /// How many of `runs` are filled, in the order of their first tokens.
     pub runs_len: u32,
     /// The number of the decode call, from 1.
     pub step: u32,
-    /// Always 0.
-    pub reserved: u32,
+    /// How many runs behind those are filled with [`Run::SHARED`] ones.
+    pub shares_len: u32,
+    /// What its first tokens are and where they lie, where no slots are seen: by it a retry is told from the next text.
+    pub mark: u64,
+    /// Tokens of the batch that were not walked: whose they are is not known.
+    pub rest: u32,
+    /// The highest sequence decoded on it, plus 1.
+    pub sequences: u32,
+    /// Its `llama_memory`, by which the calls that cut it name it; 0 when unknown.
+    pub memory: u64,
     /// Used while a batch is entered.
     pub walk: Walk,
     /// Used while a token is sampled.
     pub pick: Pick,
     /// The last decode calls that are over, by their number modulo [`STEPS`].
     pub steps: [Step; STEPS],
+    /// The last decode calls that failed, by [`Context::failed`] modulo [`FAILURES`].
+    pub failures: [u32; FAILURES],
     /// The batch by sequence.
     pub runs: [Run; MAX_RUNS],
 }
@@ -143,8 +165,10 @@ impl Context {
     pub const DRAFT: u32 = 2;
     /// A server sets the samplers of its slots on it: no draft model's.
     pub const MAIN: u32 = 4;
-    /// The decode call repeats one that failed.
-    pub const RETRIED: u32 = 8;
+    /// A batch of it was counted: one of which no run could be read is the server's, too.
+    pub const COUNTED: u32 = 8;
+    /// Its last decode call was made before it was known whether the process is a server.
+    pub const UNDECIDED: u32 = 16;
 }
 
 plain!(
@@ -153,5 +177,5 @@ plain!(
     Walk = 32,
     Pick = 16,
     Step = 16,
-    Context = 104 + 16 * STEPS + 12 * MAX_RUNS
+    Context = 144 + 16 * STEPS + 4 * FAILURES + 12 * MAX_RUNS
 );

@@ -17,16 +17,14 @@ pub enum BatchLayout {
     Value,
 }
 
-/// Where the context size stands in `llama_context`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum ContextLayout {
-    /// Not known: no context size is read.
-    Unknown,
-    /// `n_ctx` at 8 (b3485 to ~b6900).
-    Total,
-    /// `n_ctx` at 8, `n_ctx_seq` at 12 (builds that export `llama_n_ctx_seq`).
-    TotalAndSequence,
+/// Where the context size stands in `llama_context`, as the functions of the file that return it say: offsets in bytes, each
+/// a multiple of 4 and below 16 KiB. Without `total` no context size is read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ContextLayout {
+    /// Of `n_ctx`: all sequences together.
+    pub total: Option<u16>,
+    /// Of `n_ctx_seq`: one sequence (from ~b6900).
+    pub sequence: Option<u16>,
 }
 
 /// How a token event names its sequence.
@@ -47,10 +45,27 @@ pub struct Cookie(u64);
 
 const PROBE: u32 = 0;
 const LAYOUT: u32 = 8;
-const CONTEXT: u32 = 16;
+/// Of a decode call: 12 bits of the offset of each size in words of 4 bytes, plus 1; 12 bits of the file; 12 bits of
+/// the offset of the memory, as of the sizes.
+const TOTAL: u32 = 16;
+const SEQUENCE: u32 = 28;
+const IMAGE: u32 = 40;
+const MEMORY: u32 = 52;
+/// Of a token event.
 const CONTEXT_ARGUMENT: u32 = 24;
 const INDEX_ARGUMENT: u32 = 32;
 const PRIORITY: u32 = 40;
+
+/// The bits of an offset in a cookie.
+const WORDS: u64 = 0xfff;
+
+/// An offset in words of 4 bytes, plus 1; 0 for none, and for one that has no place in a cookie.
+const fn words(offset: Option<u16>) -> u64 {
+    match offset {
+        Some(offset) if offset.is_multiple_of(4) && (offset as u64) / 4 < WORDS => offset as u64 / 4 + 1,
+        _ => 0,
+    }
+}
 
 impl Cookie {
     /// A probe that needs no more than its id.
@@ -58,9 +73,15 @@ impl Cookie {
         Self((probe as u64) << PROBE)
     }
 
-    /// A decode call.
-    pub const fn batch(probe: ProbeId, layout: BatchLayout, context: ContextLayout) -> Self {
-        Self(Self::plain(probe).0 | (layout as u64) << LAYOUT | (context as u64) << CONTEXT)
+    /// A decode call. `image` tells the file from others that the process may map; its lower 12 bits count.
+    pub const fn batch(probe: ProbeId, layout: BatchLayout, context: ContextLayout, image: u32) -> Self {
+        Self(
+            Self::plain(probe).0
+                | (layout as u64) << LAYOUT
+                | words(context.total) << TOTAL
+                | words(context.sequence) << SEQUENCE
+                | (image as u64 & WORDS) << IMAGE,
+        )
     }
 
     /// A token event. Of several kinds that fire on one context only those of the lowest `priority` count.
@@ -72,6 +93,16 @@ impl Cookie {
                 | (index as u64) << INDEX_ARGUMENT
                 | (priority as u64) << PRIORITY,
         )
+    }
+
+    /// The same, and where in `llama_context` the pointer to its `llama_memory` stands, bytes.
+    pub const fn with_memory(self, offset: Option<u16>) -> Self {
+        Self(self.0 | words(offset) << MEMORY)
+    }
+
+    /// A call that changes what a context holds; its first argument is the context's memory, or the context itself.
+    pub const fn cut(probe: ProbeId, by_memory: bool) -> Self {
+        Self(Self::plain(probe).0 | (by_memory as u64) << LAYOUT)
     }
 
     /// The cookie from what the kernel hands to a program.
@@ -106,11 +137,29 @@ impl Cookie {
 
     /// Where the context size is.
     pub const fn context_layout(self) -> ContextLayout {
-        match self.byte(CONTEXT) {
-            1 => ContextLayout::Total,
-            2 => ContextLayout::TotalAndSequence,
-            _ => ContextLayout::Unknown,
+        ContextLayout { total: self.offset(TOTAL), sequence: self.offset(SEQUENCE) }
+    }
+
+    const fn offset(self, shift: u32) -> Option<u16> {
+        match self.0 >> shift & WORDS {
+            0 => None,
+            words => Some((words as u16 - 1) * 4),
         }
+    }
+
+    /// The file of a decode call.
+    pub const fn image(self) -> u32 {
+        (self.0 >> IMAGE & WORDS) as u32
+    }
+
+    /// Where in `llama_context` the pointer to its memory stands, bytes; `None` when that is not known.
+    pub const fn memory_offset(self) -> Option<u16> {
+        self.offset(MEMORY)
+    }
+
+    /// Whether the first argument is a memory rather than a context.
+    pub const fn by_memory(self) -> bool {
+        self.byte(LAYOUT) != 0
     }
 
     /// The layout of a token event.
@@ -145,15 +194,25 @@ mod tests {
 
     #[test]
     fn what_goes_in_comes_out() {
-        let batch = Cookie::batch(ProbeId::LlamaDecode, BatchLayout::Value, ContextLayout::Total);
+        let context = ContextLayout { total: Some(0), sequence: Some(16376) };
+        let batch = Cookie::batch(ProbeId::LlamaDecode, BatchLayout::Value, context, 0xff12_3456);
         assert_eq!(ProbeId::from_wire(batch.probe()), Some(ProbeId::LlamaDecode));
         assert_eq!(batch.batch_layout(), Some(BatchLayout::Value));
-        assert_eq!(batch.context_layout(), ContextLayout::Total);
+        assert_eq!((batch.context_layout(), batch.image()), (context, 0x456));
+        let too_far = ContextLayout { total: Some(16380), sequence: Some(6) };
+        let unknown = Cookie::batch(ProbeId::LlamaDecode, BatchLayout::Value, too_far, 0);
+        assert_eq!(unknown.context_layout(), ContextLayout::default());
 
         let token = Cookie::token(ProbeId::SamplingSample, TokenLayout::ContextIndex, 1, 3, 7);
         assert_eq!(ProbeId::from_wire(token.probe()), Some(ProbeId::SamplingSample));
         assert_eq!(token.token_layout(), Some(TokenLayout::ContextIndex));
         assert_eq!((token.context_argument(), token.index_argument(), token.priority()), (1, 3, 7));
+
+        let of_memory = batch.with_memory(Some(0x118));
+        assert_eq!((of_memory.memory_offset(), batch.memory_offset()), (Some(0x118), None));
+        assert_eq!((of_memory.batch_layout(), of_memory.probe()), (batch.batch_layout(), batch.probe()));
+        let cuts = [true, false].map(|by_memory| Cookie::cut(ProbeId::MemorySeqRm, by_memory).by_memory());
+        assert_eq!(cuts, [true, false]);
 
         let unknown = Cookie::from_raw(u64::MAX);
         assert_eq!(ProbeId::from_wire(unknown.probe()), None);

@@ -10,6 +10,7 @@ pub mod call;
 pub mod cookie;
 pub mod event;
 pub mod histogram;
+pub mod layout;
 pub mod loss;
 pub mod probe;
 pub mod request;

@@ -25,6 +25,8 @@ losses! {
     Unreadable = "unreadable",
     /// What was read cannot be what the layout says: the build's layout is not known.
     Implausible = "implausible",
+    /// A decode call whose batch lies in memory in no way that is known: its tokens are not counted.
+    LayoutUnknown = "layout_unknown",
     /// No room for one more sequence.
     SequencesFull = "sequences_full",
     /// No room for one more context.

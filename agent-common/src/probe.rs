@@ -68,6 +68,24 @@ probes! {
     WaitingTask = "add_waiting_task_id",
     /// `server_response::add_waiting_task_ids`, from ~b8640.
     WaitingTasks = "add_waiting_task_ids",
+    /// `llama_free`.
+    Free = "llama_free",
+    /// `llama_memory_clear`, from ~b5600.
+    MemoryClear = "llama_memory_clear",
+    /// `llama_kv_self_clear`, ~b4882 to ~b6160.
+    KvSelfClear = "llama_kv_self_clear",
+    /// `llama_kv_cache_clear`, up to ~b4882.
+    KvCacheClear = "llama_kv_cache_clear",
+    /// `llama_get_embeddings`.
+    Embeddings = "llama_get_embeddings",
+    /// `llama_get_embeddings_seq`, from ~b2500.
+    EmbeddingsSeq = "llama_get_embeddings_seq",
+    /// `common_speculative_accept` with a sequence, from b9310.
+    SpeculativeAccept = "common_speculative_accept",
+    /// `send_error` of the server's context class, for a slot.
+    SlotError = "slot_error",
+    /// `send_error` of the server's context class, for a task.
+    TaskError = "task_error",
     /// `SSL_read` of OpenSSL and its kin, at its entry and at its return: two hits a call.
     SslRead = "ssl_read",
     /// `SSL_write` of OpenSSL and its kin.

@@ -379,6 +379,11 @@ pub struct SlotEndEvent {
     pub drafted_tokens: u32,
     /// Drafted tokens that were accepted.
     pub accepted_tokens: u32,
+    /// Decode calls of the process that could not be read while it ran: its prompt tokens are not known then.
+    pub unread: u32,
+    /// 1 when tokens of its prompt may be missing: while it was computed there was a batch that could not be read to its
+    /// end.
+    pub incomplete: u32,
     /// Always 0.
     pub reserved: u32,
 }
@@ -414,5 +419,5 @@ plain!(
     TaskEvent = 32,
     DraftEvent = 40,
     SlotStartEvent = 40,
-    SlotEndEvent = 120,
+    SlotEndEvent = 128,
 );

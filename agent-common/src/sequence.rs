@@ -63,8 +63,12 @@ pub struct Sequence {
     /// Tokens generated until the client closed its connection, plus 1; 0 while it is there. Not a flag beside others:
     /// it is written where the client's last packet arrives, on any processor.
     pub wanted: u32,
-    /// Always 0.
-    pub reserved: u32,
+    /// Decode calls of the process that could not be read when it took the slot.
+    pub unread: u32,
+    /// Guesses in its last call that the server took for right, plus 1; 0 when it did not say.
+    pub step_accepted: u32,
+    /// Its tokens in that call that count as its prompt: taken back if the call fails.
+    pub step_prompt: u32,
 }
 
 impl Sequence {
@@ -81,4 +85,4 @@ impl Sequence {
     pub const CUT: u32 = 16;
 }
 
-plain!(SequenceKey = 16, Sequence = 128);
+plain!(SequenceKey = 16, Sequence = 136);

@@ -2,8 +2,8 @@
 
 use crate::{histogram::Histogram, loss::Loss, plain, probe::ProbeId};
 
-/// Processes observed at the same time.
-pub const MAX_TARGETS: u32 = 64;
+/// Processes observed at the same time. Each takes a row of counters on every CPU of the machine, some 1.2 kB.
+pub const MAX_TARGETS: u32 = 128;
 
 /// What the programs must know of a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,10 +36,55 @@ impl TargetConfig {
     /// With [`TargetConfig::SLOTS`]: the server's own functions are not visible, and starts and ends of slots are
     /// inferred from its calls into the library.
     pub const INFERRED_SLOTS: u32 = 64;
-    /// Set by the programs: which contexts a server samples slots on is known from [`Context::MAIN`](crate::batch::Context::MAIN).
-    pub const MAIN_SEEN: u32 = 256;
     /// Each decode call that checks guesses is told.
     pub const DRAFT_STEPS: u32 = 128;
+    /// With [`TargetConfig::SLOTS`]: a server's functions are there, which does not say that it is one. Until a slot
+    /// starts it is what it then is, a program that uses the library.
+    pub const EITHER: u32 = 512;
+    /// Set by the programs: a slot has started.
+    pub const STARTED: u32 = 1024;
+
+    /// Set by the programs: before any slot has started a token was counted as a program's that uses the library.
+    pub const TOLD: u32 = 2048;
+
+    /// What the programs set, and the agent leaves as it is.
+    pub const NOTED: u32 = Self::STARTED | Self::TOLD;
+
+    /// The flags that hold now, of those that are set.
+    pub const fn effective(flags: u32) -> u32 {
+        if Self::is_undecided(flags) {
+            flags & !(Self::SLOTS | Self::SLOT_TOKENS | Self::INFERRED_SLOTS)
+        } else {
+            flags
+        }
+    }
+
+    /// Whether it may still turn out to be a server.
+    pub const fn is_undecided(flags: u32) -> bool {
+        flags & (Self::EITHER | Self::STARTED) == Self::EITHER
+    }
+    /// Threads that it starts while it serves a request work on that request.
+    pub const PREDICTS: u32 = 1 << 16;
+}
+
+/// What the programs note of a process for themselves. The agent clears it when it begins to observe, and writes it
+/// never again: a flag of [`TargetConfig`] would be lost when the agent replaces that.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Notes {
+    /// When tokens were last met of which it is not known whose they are, `CLOCK_MONOTONIC` nanoseconds; 0 for never.
+    pub incomplete_ns: u64,
+    /// The context on which a server computes prompts, to tell a draft model's from it; 0 when it is not known.
+    pub main: u64,
+    /// [`Notes::MAIN_SEEN`].
+    pub flags: u32,
+    /// Always 0.
+    pub reserved: u32,
+}
+
+impl Notes {
+    /// Which contexts a server samples slots on is known from [`Context::MAIN`](crate::batch::Context::MAIN).
+    pub const MAIN_SEEN: u32 = 1;
 }
 
 /// Token counters, a partition: computed prompt tokens, reused prompt tokens, generated tokens.
@@ -69,7 +114,7 @@ impl TokenType {
 }
 
 /// What the programs count for one process on one CPU.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct TargetStats {
     /// Probe hits, by [`ProbeId`].
@@ -78,6 +123,8 @@ pub struct TargetStats {
     pub losses: [u64; Loss::COUNT],
     /// Tokens, by [`TokenType`].
     pub tokens: [u64; 3],
+    /// Those of them of which it is not known whose they are, since their batch could not be read to its end.
+    pub unattributed: [u64; 3],
     /// Draft tokens that were accepted.
     pub accepted: u64,
     /// Draft tokens that were not.
@@ -94,22 +141,67 @@ pub struct TargetStats {
     pub batch: Histogram,
 }
 
-plain!(TargetConfig = 16, TargetStats = (ProbeId::COUNT + Loss::COUNT + 3 + 4 + 3 * 33) * 8);
+plain!(TargetConfig = 16, Notes = 24, TargetStats = (ProbeId::COUNT + Loss::COUNT + 6 + 4 + 3 * 33) * 8);
+
+impl Default for TargetStats {
+    fn default() -> Self {
+        Self {
+            hits: [0; ProbeId::COUNT],
+            losses: [0; Loss::COUNT],
+            tokens: [0; 3],
+            unattributed: [0; 3],
+            accepted: 0,
+            rejected: 0,
+            shifts: 0,
+            engine_ns: 0,
+            inter_token: Histogram::default(),
+            step: Histogram::default(),
+            batch: Histogram::default(),
+        }
+    }
+}
+
+// All of it is counters of 64 bits: what is added or subtracted is so element by element, whatever fields there are.
+const _: () = assert!(size_of::<TargetStats>().is_multiple_of(8) && align_of::<TargetStats>() == 8);
 
 impl TargetStats {
     /// Adds what another CPU, or another process, counted.
     pub fn add(&mut self, other: &Self) {
-        let mine = self.hits.iter_mut().chain(&mut self.losses).chain(&mut self.tokens);
-        let theirs = other.hits.iter().chain(&other.losses).chain(&other.tokens);
-        for (mine, theirs) in mine.zip(theirs) {
-            *mine += theirs;
-        }
-        self.accepted += other.accepted;
-        self.rejected += other.rejected;
-        self.shifts += other.shifts;
-        self.engine_ns += other.engine_ns;
-        self.inter_token.add(&other.inter_token);
-        self.step.add(&other.step);
-        self.batch.add(&other.batch);
+        self.words_mut().iter_mut().zip(other.words()).for_each(|(mine, more)| *mine += more);
+    }
+
+    /// What was counted since `before`. Counters of one process never go back: where one did, nothing.
+    pub fn since(&self, before: &Self) -> Self {
+        let mut rest = *self;
+        let words = rest.words_mut().iter_mut().zip(before.words());
+        words.for_each(|(mine, less)| *mine = mine.saturating_sub(*less));
+        rest
+    }
+
+    fn words(&self) -> &[u64] {
+        // SAFETY: `repr(C)` with nothing but `u64` in it, without padding (`plain!` asserts the size).
+        unsafe { core::slice::from_raw_parts(core::ptr::from_ref(self).cast(), size_of::<Self>() / 8) }
+    }
+
+    fn words_mut(&mut self) -> &mut [u64] {
+        // SAFETY: as above, and any value is a counter.
+        unsafe { core::slice::from_raw_parts_mut(core::ptr::from_mut(self).cast(), size_of::<Self>() / 8) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_field_is_added_and_subtracted() {
+        let mut one = TargetStats::default();
+        one.words_mut().iter_mut().zip(1..).for_each(|(word, n)| *word = n);
+        assert_eq!((one.hits[0], one.tokens[0]), (1, 1 + (ProbeId::COUNT + Loss::COUNT) as u64));
+        assert_eq!(one.words().last(), Some(&one.batch.sum), "the last field");
+        let mut two = one;
+        two.add(&one);
+        assert!(two.words().iter().zip(one.words()).all(|(two, one)| *two == 2 * one));
+        assert_eq!((two.since(&one), one.since(&two)), (one, TargetStats::default()));
     }
 }

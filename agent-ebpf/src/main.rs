@@ -12,6 +12,7 @@
 mod arguments;
 mod connections;
 mod contexts;
+mod layouts;
 mod maps;
 mod probes;
 mod sequences;

@@ -7,9 +7,11 @@ use aya_ebpf::{
 use llamaprobe_common::{
     batch::{Context, ContextKey},
     call::Call,
+    event::MAX_ONLY,
+    layout::{LayoutKey, LayoutState},
     request::{Connection, ConnectionKey, Peer, RequestKey, Talk},
     sequence::{Sequence, SequenceKey},
-    target::{MAX_TARGETS, TargetConfig, TargetStats},
+    target::{MAX_TARGETS, Notes, TargetConfig, TargetStats},
     task::TaskKey,
 };
 
@@ -17,17 +19,29 @@ use llamaprobe_common::{
 #[map]
 pub static TARGETS: HashMap<u32, TargetConfig> = HashMap::with_max_entries(MAX_TARGETS, 0);
 
+/// What the programs note of the observed processes, by `TargetConfig::index`.
+#[map]
+pub static NOTES: Array<Notes> = Array::with_max_entries(MAX_TARGETS, 0);
+
 /// What is counted, by `TargetConfig::index`; the row after the last target is the agent's own.
 #[map]
 pub static STATS: PerCpuArray<TargetStats> = PerCpuArray::with_max_entries(MAX_TARGETS + 1, 0);
 
-/// Sequences of the targets. Entries go when their process ends.
+/// Sequences of the targets. Entries go with their context, those of slots with the process.
 #[map]
 pub static SEQUENCES: HashMap<SequenceKey, Sequence> = HashMap::with_max_entries(8192, 0);
 
-/// Contexts of the targets. Entries go when their process ends.
+/// Contexts of the targets. Entries go when the context is freed, or with the process.
 #[map]
 pub static CONTEXTS: HashMap<ContextKey, Context> = HashMap::with_max_entries(256, 0);
+
+/// How batches lie in memory, by file of each target. Entries go when their process ends.
+#[map]
+pub static LAYOUTS: HashMap<LayoutKey, LayoutState> = HashMap::with_max_entries(4 * MAX_TARGETS, 0);
+
+/// The context that a `llama_memory` belongs to, by the address of the memory. Entries go with the context.
+#[map]
+pub static MEMORIES: HashMap<ContextKey, u64> = HashMap::with_max_entries(256, 0);
 
 /// One zeroed context: a value this large does not fit on the stack of a program.
 #[map]
@@ -37,13 +51,35 @@ pub static BLANK_CONTEXT: Array<Context> = Array::with_max_entries(1, 0);
 #[map]
 pub static EVENTS: RingBuf = RingBuf::with_byte_size(64 * 1024, 0);
 
+/// How much what was told of each process mattered, until the agent looks at it.
+#[map]
+pub static TOLD: LruHashMap<u32, u32> = LruHashMap::with_max_entries(8192, 0);
+
+/// The processes that are meant; all, unless 0 is among them.
+#[map]
+pub static ONLY: HashMap<u32, u8> = HashMap::with_max_entries(MAX_ONLY, 0);
+
 /// When each unobserved process that ran a probed function was last reported, `CLOCK_MONOTONIC` nanoseconds.
 #[map]
 pub static STRANGERS: LruHashMap<u32, u64> = LruHashMap::with_max_entries(256, 0);
 
-/// The program that goes on with a batch; the agent puts `lp_follow` at 0.
+/// The programs that go on where one is not enough; the agent puts them there.
 #[map]
-pub static FOLLOW: ProgramArray = ProgramArray::with_max_entries(1, 0);
+pub static FOLLOW: ProgramArray = ProgramArray::with_max_entries(3, 0);
+/// The place of `lp_walk`.
+pub const FOLLOW_WALK: u32 = 0;
+/// The place of `lp_follow`.
+pub const FOLLOW_BATCH: u32 = 1;
+/// The place of `lp_tasks_on`.
+pub const FOLLOW_TASKS: u32 = 2;
+
+/// Where a thread stands in the tasks of its request, between two programs.
+#[map]
+pub static TASK_WALKS: HashMap<u64, u64> = HashMap::with_max_entries(256, 0);
+
+/// The program that shows a batch of unknown layout to the agent; the agent puts `lp_show` at 0.
+#[map]
+pub static SHOW: ProgramArray = ProgramArray::with_max_entries(1, 0);
 
 /// Connections that observed servers accepted. Entries go with the connection.
 #[map]
@@ -71,7 +107,7 @@ pub static CALLS: HashMap<u64, Call> = HashMap::with_max_entries(4096, 0);
 
 /// The request that a task of the engine serves. Entries go with the slot, or when the agent has closed the request.
 #[map]
-pub static TASKS: HashMap<TaskKey, RequestKey> = HashMap::with_max_entries(8192, 0);
+pub static TASKS: HashMap<TaskKey, RequestKey> = HashMap::with_max_entries(16_384, 0);
 
 /// What happens to requests: some 450 bytes each, thousands of requests.
 #[map]

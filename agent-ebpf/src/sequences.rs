@@ -9,7 +9,7 @@ use llamaprobe_common::{
 };
 
 use crate::{
-    connections,
+    connections, contexts, layouts,
     maps::{REQUEST_EVENTS, SEQUENCES},
     target::Target,
 };
@@ -38,8 +38,40 @@ const BLANK: Sequence = Sequence {
     drafted: 0,
     accepted: 0,
     wanted: 0,
-    reserved: 0,
+    unread: 0,
+    step_accepted: 0,
+    step_prompt: 0,
 };
+
+/// The client has gone when `tokens` - 1 tokens of the request were generated.
+#[inline(always)]
+pub fn want(state: *mut Sequence, tokens: u32) {
+    // SAFETY: `state` points to a map value. Volatile, since it is written on any processor.
+    unsafe { (&raw mut (*state).wanted).write_volatile(tokens) };
+}
+
+/// Tokens that were generated for nobody.
+#[inline(always)]
+pub fn wasted(state: *const Sequence) -> u32 {
+    // SAFETY: as in `want`; the other field is the calling thread's.
+    let (wanted, generated) =
+        unsafe { ((&raw const (*state).wanted).read_volatile(), (*state).generated_tokens) };
+    if wanted == 0 { 0 } else { generated.saturating_sub(wanted - 1) }
+}
+
+/// The client of `request` has gone. Runs on any processor, while the thread of the engine may write the same entry: only
+/// raw pointers are used. If the slot changes hands at this moment, a request may be told to have wasted no tokens.
+#[inline(always)]
+pub fn abandon(key: &SequenceKey, request: u64) {
+    let Some(state) = SEQUENCES.get_ptr_mut(key) else { return };
+    // SAFETY: `state` points to a map value; volatile, for the reason above.
+    unsafe {
+        let same = (&raw const (*state).request.arrived_ns).read_volatile() == request;
+        if same && (&raw const (*state).wanted).read_volatile() == 0 {
+            want(state, (&raw const (*state).generated_tokens).read_volatile() + 1);
+        }
+    }
+}
 
 /// The key of a sequence decoded on `context`.
 #[inline(always)]
@@ -56,10 +88,14 @@ pub fn key_of_slot(target: &Target, slot: i32) -> SequenceKey {
 }
 
 /// The state of a sequence, if there is one.
+///
+/// llama.cpp works on one sequence from one thread at a time: programs that get it write it one after the other. The
+/// exception is [`Sequence::wanted`], which is written wherever the client's last packet arrives: see [`want`].
 #[inline(always)]
 pub fn find(key: &SequenceKey) -> Option<&'static mut Sequence> {
-    // SAFETY: llama.cpp works on one sequence from one thread at a time, so no two programs write one entry, and
-    // entries are removed only after their process has ended.
+    // SAFETY: as said above; an entry is removed by the thread that frees its context, or after its process has ended.
+    // An entry that is removed under a program's hands is not given to another before the program is done (RCU), or is
+    // given to one of the same map: what is written then is wrong for a moment, and within the value.
     SEQUENCES.get_ptr_mut(key).map(|state| unsafe { &mut *state })
 }
 
@@ -73,9 +109,15 @@ pub fn find_or_make(key: &SequenceKey) -> Result<&'static mut Sequence, Loss> {
     find(key).ok_or(Loss::SequencesFull)
 }
 
+/// The context that decodes a slot's tokens. Of a slot whose prompt was not found in its batch it is the server's.
+#[inline(always)]
+pub fn decoder(target: &Target, state: &Sequence) -> u64 {
+    if state.context == 0 { target.main() } else { state.context }
+}
+
 /// A request takes the sequence. What the KV cache holds stays: the request may reuse it.
 #[inline(always)]
-pub fn launch(state: &mut Sequence, task: i32, request: RequestKey, now: u64) {
+pub fn launch(target: &Target, state: &mut Sequence, task: i32, request: RequestKey, now: u64) {
     let n_past = state.n_past;
     *state = BLANK;
     state.n_past = n_past;
@@ -83,25 +125,46 @@ pub fn launch(state: &mut Sequence, task: i32, request: RequestKey, now: u64) {
     state.task = task;
     state.request = request;
     state.launched_ns = now;
+    state.unread = layouts::unread(target);
 }
 
-/// Takes part in the decode call under way, with `tokens` of its batch, of which `drafted` are guesses.
+/// Takes part in the decode call under way, with `tokens` of its batch, of which `prompt` are its prompt's and `drafted`
+/// are guesses.
 #[inline(always)]
-pub fn take_part(target: &Target, state: &mut Sequence, context: &Context, tokens: u32, drafted: u32) {
+pub fn take_part(
+    target: &Target,
+    state: &mut Sequence,
+    context: &Context,
+    tokens: u32,
+    prompt: u32,
+    drafted: u32,
+) {
     if state.step == context.step && state.step_tokens > 0 {
         state.step_tokens += tokens;
+        state.step_prompt += prompt;
         return;
     }
     settle(state, context);
-    if context.flags & Context::RETRIED != 0 {
-        // What the call that failed was to check is checked by this one.
-        state.step_drafted = 0;
-    }
     judge_draft(target, state);
     state.step_drafted = drafted;
+    state.step_accepted = 0;
     state.step = context.step;
     state.step_tokens = tokens;
+    state.step_prompt = prompt;
     state.step_generated = 0;
+}
+
+/// If the decode call that it took part in last has failed, what it took from it is taken back.
+#[inline(always)]
+pub fn undo(state: &mut Sequence, context: &Context) {
+    if state.step_tokens == 0 || !contexts::has_failed(context, state.step) {
+        return;
+    }
+    state.n_past = state.n_past.saturating_sub(state.step_tokens);
+    state.prompt_tokens = state.prompt_tokens.saturating_sub(state.step_prompt);
+    state.step_tokens = 0;
+    state.step_prompt = 0;
+    state.step_drafted = 0;
 }
 
 /// The decode call it took part in last is over: each token beyond the first that it gave had been guessed right.
@@ -112,7 +175,9 @@ pub fn judge_draft(target: &Target, state: &mut Sequence) {
         return;
     }
     state.step_drafted = 0;
-    let accepted = state.step_generated.saturating_sub(1).min(drafted);
+    // A stop word may end the answer within what was accepted: then the server's own word is more.
+    let accepted = state.step_generated.max(state.step_accepted).saturating_sub(1).min(drafted);
+    state.step_accepted = 0;
     state.drafted += drafted;
     state.accepted += accepted;
     target.draft(u64::from(accepted), u64::from(drafted - accepted));

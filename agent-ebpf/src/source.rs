@@ -3,21 +3,15 @@
 use llamaprobe_common::{
     batch::{MAX_PLAUSIBLE, MAX_SEQUENCE},
     cookie::{BatchLayout, Cookie},
+    layout::{ExtLayout, NODE_VALUE, SET_NODE},
     loss::Loss,
 };
 
-use crate::arguments::{Arguments, read};
-
-/// Bytes of one `llama_batch_ext::token` (b11181 on, libstdc++).
-const EXT_TOKEN: u64 = 96;
-/// Offset of its `seq_ids`' first list node: `std::unordered_set` keeps it third.
-const EXT_TOKEN_NODE: u64 = 24 + 16;
-/// Offset of its first position.
-const EXT_TOKEN_POSITION: u64 = 80;
-/// Offset of the vector of tokens in `llama_batch_ext`.
-const EXT_TOKENS: u64 = 64;
-/// Offset of the value in a node of `std::unordered_set<int>`.
-const NODE_VALUE: u64 = 8;
+use crate::{
+    arguments::{Arguments, read},
+    layouts,
+    target::Target,
+};
 
 /// A token's place: its first sequence and its position.
 #[derive(Clone, Copy)]
@@ -42,23 +36,22 @@ pub struct Source {
     /// Where the first token's position is.
     positions: u64,
     positions_stride: u64,
+    /// Where the tokens' ids are; 0 when it is a batch of embeddings.
+    ids: u64,
+    ids_stride: u64,
 }
 
 impl Source {
     /// Finds the batch of the probed call. `None` when it is no decode call.
     #[inline(always)]
-    pub fn of(call: &Arguments, cookie: Cookie) -> Result<Option<Self>, Loss> {
+    pub fn of(target: &Target, call: &Arguments, cookie: Cookie) -> Result<Option<Self>, Loss> {
         let source = match cookie.batch_layout().ok_or(Loss::Implausible)? {
-            BatchLayout::ExtArg1 => Self::ext(call.get(1)?)?,
-            BatchLayout::ExtArg2 => {
-                // LLAMA_PROCESS_TYPE_DECODE
-                if call.get(1)? as u32 != 1 {
-                    return Ok(None);
-                }
-                Self::ext(call.get(2)?)?
-            }
             BatchLayout::Pointer => Self::plain(call.get(1)?)?,
             BatchLayout::Value => Self::plain(call.second_by_value())?,
+            BatchLayout::ExtArg1 | BatchLayout::ExtArg2 => {
+                let Some(batch) = ext_batch(call, cookie)? else { return Ok(None) };
+                Self::ext(batch, layouts::of(target, cookie, batch)?)?
+            }
         };
         if source.len > MAX_PLAUSIBLE {
             return Err(Loss::Implausible);
@@ -67,28 +60,33 @@ impl Source {
     }
 
     #[inline(always)]
-    fn ext(batch: u64) -> Result<Self, Loss> {
-        let [begin, end] = read::<[u64; 2]>(batch + EXT_TOKENS)?;
-        let bytes = end.wrapping_sub(begin);
-        let len = bytes / EXT_TOKEN;
-        if end < begin || bytes % EXT_TOKEN != 0 || len > u64::from(MAX_PLAUSIBLE) {
+    fn ext(batch: u64, layout: ExtLayout) -> Result<Self, Loss> {
+        let [begin, end] = read::<[u64; 2]>(batch + u64::from(layout.tokens))?;
+        let (bytes, stride) = (end.wrapping_sub(begin), u64::from(layout.stride));
+        if end < begin
+            || stride == 0
+            || !bytes.is_multiple_of(stride)
+            || bytes / stride > u64::from(MAX_PLAUSIBLE)
+        {
             return Err(Loss::Implausible);
         }
         Ok(Self {
-            len: len as u32,
+            len: (bytes / stride) as u32,
             automatic: false,
-            sequences: begin + EXT_TOKEN_NODE,
-            sequences_stride: EXT_TOKEN,
+            sequences: begin + u64::from(layout.sequences) + SET_NODE,
+            sequences_stride: stride,
             first_sequence: NODE_VALUE,
-            positions: begin + EXT_TOKEN_POSITION,
-            positions_stride: EXT_TOKEN,
+            positions: begin + u64::from(layout.positions),
+            positions_stride: stride,
+            ids: begin,
+            ids_stride: stride,
         })
     }
 
     /// `llama_batch`: n_tokens 0, token 8, embd 16, pos 24, n_seq_id 32, seq_id 40 (b2029 to b11434).
     #[inline(always)]
     fn plain(batch: u64) -> Result<Self, Loss> {
-        let [len, _, _, positions, _, sequences] = read::<[u64; 6]>(batch)?;
+        let [len, ids, _, positions, _, sequences] = read::<[u64; 6]>(batch)?;
         Ok(Self {
             len: len as u32,
             automatic: positions == 0 || sequences == 0,
@@ -97,6 +95,8 @@ impl Source {
             first_sequence: 0,
             positions,
             positions_stride: 4,
+            ids,
+            ids_stride: 4,
         })
     }
 
@@ -110,6 +110,32 @@ impl Source {
         Place { sequence, position: 0 }.checked()
     }
 
+    /// By what the same batch is known again: its first two tokens and, of a `llama_batch`, where they lie. A retry may
+    /// be shorter than what it repeats.
+    #[inline(always)]
+    pub fn mark(&self) -> u64 {
+        if self.ids == 0 {
+            return self.sequences;
+        }
+        let first = read::<u32>(self.ids).unwrap_or(0);
+        let second = if self.len > 1 { read::<u32>(self.ids + self.ids_stride).unwrap_or(0) } else { 0 };
+        let at = if self.automatic { self.ids } else { 0 };
+        (u64::from(first) | u64::from(second) << 32) ^ at << 16
+    }
+
+    /// Whether token `index` goes on with a run that began at token `start` with `head`. One look at most tokens that
+    /// do not: their position tells.
+    #[inline(always)]
+    pub fn continues(&self, index: u32, start: u32, head: Place) -> Result<bool, Loss> {
+        let at = u64::from(index);
+        let position = read::<i32>(self.positions + at * self.positions_stride)?;
+        if position.wrapping_sub(head.position) as u32 != index.wrapping_sub(start) {
+            return Ok(false);
+        }
+        let node = read::<u64>(self.sequences + at * self.sequences_stride)?;
+        Ok(read::<i32>(node + self.first_sequence)? == head.sequence)
+    }
+
     /// The place of token `index`, where positions and sequences are given.
     #[inline(always)]
     pub fn place(&self, index: u32) -> Result<Place, Loss> {
@@ -119,6 +145,19 @@ impl Source {
         let position = read::<i32>(self.positions + index * self.positions_stride)?;
         Place { sequence, position }.checked()
     }
+}
+
+/// The `llama_batch_ext` of the probed call. `None` when it is no decode call.
+#[inline(always)]
+pub fn ext_batch(call: &Arguments, cookie: Cookie) -> Result<Option<u64>, Loss> {
+    if cookie.batch_layout() == Some(BatchLayout::ExtArg1) {
+        return call.get(1).map(Some);
+    }
+    // LLAMA_PROCESS_TYPE_DECODE
+    if call.get(1)? as u32 != 1 {
+        return Ok(None);
+    }
+    call.get(2).map(Some)
 }
 
 impl Place {

@@ -7,10 +7,10 @@ use llamaprobe_common::{
     histogram::{Bounds, Histogram, bucket},
     loss::Loss,
     probe::ProbeId,
-    target::{MAX_TARGETS, TargetConfig, TargetStats, TokenType},
+    target::{MAX_TARGETS, Notes, TargetConfig, TargetStats, TokenType},
 };
 
-use crate::maps::{STATS, TARGETS};
+use crate::maps::{NOTES, STATS, TARGETS};
 
 /// Adds to a counter. The array is per CPU, but a program can be preempted by another on the same CPU, and counts
 /// must be exact. Rust offers no read-modify-write atomics on this target, the instruction is there since Linux 3.19.
@@ -42,6 +42,9 @@ pub struct Target {
     /// Writes of one answer that are looked at.
     pub writes: u32,
     flags: u32,
+    /// What it would be once it is a server.
+    possible: u32,
+    index: u32,
     stats: *mut TargetStats,
 }
 
@@ -52,7 +55,8 @@ impl Target {
         let tgid = tgid();
         // SAFETY: entries are replaced as a whole by the agent; a torn read of two integers does no harm.
         let &TargetConfig { index, flags, writes, .. } = unsafe { TARGETS.get(tgid) }?;
-        Some(Self { tgid, writes, flags, stats: STATS.get_ptr_mut(index)? })
+        let (possible, flags) = (flags, TargetConfig::effective(flags));
+        Some(Self { tgid, writes, flags, possible, index, stats: STATS.get_ptr_mut(index)? })
     }
 
     /// Whether one of the [`TargetConfig`] flags is set.
@@ -61,15 +65,89 @@ impl Target {
         self.flags & flag != 0
     }
 
-    /// Sets one of the flags; the agent's next change of them may take it back.
+    /// The same of the flags that hold once it is known to be a server.
+    #[inline(always)]
+    pub fn may(&self, flag: u32) -> bool {
+        self.possible & flag != 0
+    }
+
+    /// Whether it has a server's functions and may still turn out to be one.
+    #[inline(always)]
+    pub fn is_undecided(&self) -> bool {
+        TargetConfig::is_undecided(self.possible)
+    }
+
+    /// Sets one of the flags; the agent's next change of them may take it back, and what sets it comes again.
     #[inline(always)]
     pub fn note(&self, flag: u32) {
-        if !self.has(flag)
+        if self.possible & flag == 0
             && let Some(config) = TARGETS.get_ptr_mut(self.tgid)
         {
             // SAFETY: `config` points to a map value.
             unsafe { (*config).flags |= flag };
         }
+    }
+
+    /// What the programs note of it for themselves.
+    #[inline(always)]
+    fn notes(&self) -> Option<*mut Notes> {
+        NOTES.get_ptr_mut(self.index)
+    }
+
+    /// Notes that it is known on which contexts a server samples slots.
+    #[inline(always)]
+    pub fn note_samplers(&self) {
+        if let Some(notes) = self.notes() {
+            // SAFETY: `notes` points to a map value; who else writes the field writes the same.
+            unsafe { (&raw mut (*notes).flags).write_volatile(Notes::MAIN_SEEN) };
+        }
+    }
+
+    /// Whether that is known.
+    #[inline(always)]
+    pub fn knows_samplers(&self) -> bool {
+        // SAFETY: as above.
+        self.notes().is_some_and(|notes| unsafe { (&raw const (*notes).flags).read_volatile() } != 0)
+    }
+
+    /// Notes the context on which a server computes prompts.
+    #[inline(always)]
+    pub fn note_main(&self, address: u64) {
+        if let Some(notes) = self.notes() {
+            // SAFETY: `notes` points to a map value; only the thread of the engine writes the field.
+            unsafe { (&raw mut (*notes).main).write_volatile(address) };
+        }
+    }
+
+    /// That context; 0 when it is not known.
+    #[inline(always)]
+    pub fn main(&self) -> u64 {
+        // SAFETY: as above.
+        self.notes().map_or(0, |notes| unsafe { (&raw const (*notes).main).read_volatile() })
+    }
+
+    /// A context is freed.
+    #[inline(always)]
+    pub fn forget_main(&self, address: u64) {
+        if self.main() == address {
+            self.note_main(0);
+        }
+    }
+
+    /// Notes that there were tokens of which it is not known whose they are.
+    #[inline(always)]
+    pub fn note_incomplete(&self, now: u64) {
+        if let Some(notes) = self.notes() {
+            // SAFETY: `notes` points to a map value; of two times either will do.
+            unsafe { (&raw mut (*notes).incomplete_ns).write_volatile(now) };
+        }
+    }
+
+    /// When that was last; 0 for never.
+    #[inline(always)]
+    pub fn incomplete_ns(&self) -> u64 {
+        // SAFETY: as above.
+        self.notes().map_or(0, |notes| unsafe { (&raw const (*notes).incomplete_ns).read_volatile() })
     }
 
     /// Whether what it reads and writes may be looked at.
@@ -108,6 +186,13 @@ impl Target {
     pub fn tokens(&self, kind: TokenType, n: u64) {
         // SAFETY: as above.
         add(unsafe { (&raw mut (*self.stats).tokens).cast::<u64>().add(kind as usize) }, n);
+    }
+
+    /// Counts tokens of which it is not known whose they are; they are among those of [`Target::tokens`].
+    #[inline(always)]
+    pub fn unattributed(&self, kind: TokenType, n: u64) {
+        // SAFETY: as above.
+        add(unsafe { (&raw mut (*self.stats).unattributed).cast::<u64>().add(kind as usize) }, n);
     }
 
     /// Counts draft tokens.

@@ -1,47 +1,63 @@
-//! Wiring: one task owns all state; events, ticks and questions come to it.
+//! Wiring: one task owns all state; events, ticks and questions come to it, and so does what was seen and done on the
+//! threads that look at processes and attach probes. Whatever can take its time is theirs; no branch of the loop waits,
+//! and none goes before another.
 //!
-//! Order of shutdown: the endpoint first (no half-read answers), then the targets are forgotten (programs that still
-//! fire find no target), then the links are dropped (the kernel detaches), then maps and programs go.
+//! Order of shutdown: the endpoint first (no half-read answers, and its address is free), then the counts are read, then
+//! the targets are forgotten (programs that still fire find no target), then what is known is told, then a child takes
+//! the links over (the kernel detaches when it ends), then maps and programs go.
 
+mod ending;
+pub mod heir;
+mod looks;
 mod own;
+mod room;
+mod seats;
+mod signals;
 mod watch;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
-    path::Path,
+    sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use aya::maps::{MapData, RingBuf};
-use llamaprobe_common::target::TargetConfig;
+use llamaprobe_common::{event::MAX_ONLY, layout::ExtLayout, target::TargetConfig};
 use tokio::{
-    signal::unix::{SignalKind, signal},
     sync::mpsc,
+    task::{JoinHandle, spawn_blocking},
     time::{Interval, MissedTickBehavior, interval, sleep_until},
 };
 use tracing::{error, info, warn};
 
-use self::own::{Clock, cpu_time, monotonic_ns, resident_bytes, secret};
+pub use self::signals::Signals;
+use self::{
+    looks::{Looks, Rank},
+    own::{Clock, cpu_time, monotonic_ns, resident_bytes, secret},
+    room::Room,
+    seats::Seats,
+    signals::Order,
+};
 use crate::{
     bpf::{
-        self, Kernel,
+        self, Attacher, Kernel,
         calibrate::Prices,
         events::{self, RequestEvent},
+        run_time::RunTimes,
     },
     cli::{Options, billing::BillingOptions},
-    discovery::Scanner,
-    doctor::{self, KernelVersion, NEEDED, Roots},
+    discovery::{Target, image::ImageId, process::process_of},
+    doctor::{self, Check, NEEDED, Roots},
     export::{
-        compat::Dialect,
-        http::{self, Format, Question},
+        http::{self, Endpoint, Health},
         log::RequestLog,
-        openmetrics,
         otlp::{Otlp, Signal},
-        prometheus, snapshot,
     },
-    plan::catalog::WANTED,
+    output,
+    plan::Plan,
+    scout,
     session::{Billing, Record, Session, Snapshot, payload::head::HeadOptions, tracer::Tracer},
 };
 
@@ -51,10 +67,10 @@ const TICK: Duration = Duration::from_secs(1);
 const STOCKTAKING: Duration = Duration::from_secs(5);
 /// The safety net: all processes are looked at anew.
 const RESCAN: Duration = Duration::from_secs(30);
-/// How long the request log may take at the end.
-const LOG_FLUSH: Duration = Duration::from_secs(2);
-/// How long the export may take at the end.
-const EXPORT_FLUSH: Duration = Duration::from_secs(2);
+/// Entries of a ring buffer that are taken at a time, before it is the others' turn.
+const MOST_EVENTS: usize = 1024;
+/// How long process events gather: whoever starts one process starts many.
+const GATHER: Duration = Duration::from_millis(5);
 /// Events of requests that are taken before the bytes that belong to them.
 const BATCH: usize = 1024;
 /// Such batches without a look at anything else.
@@ -71,19 +87,27 @@ const QUESTIONS: usize = 16;
 
 /// The state and everything it works with.
 struct Agent {
-    scanner: Scanner,
+    looks: Looks,
+    room: Room,
     kernel: Kernel,
     session: Session,
     /// Bytes of a request that came before the events before them.
     held: Option<RequestEvent>,
     only: Vec<u32>,
-    /// Row of the counters, start time and attached probes of each observed process.
-    seats: BTreeMap<u32, Seat>,
-    /// Processes to look at, and when.
-    due: BTreeSet<(Instant, u32)>,
+    /// The processes that map llama.cpp, and who of them has a row of counters.
+    processes: BTreeMap<u32, Process>,
+    seats: Seats,
+    /// Processes that ran a probed function without a seat.
+    strangers: BTreeSet<u32>,
+    /// How often something was to be attached.
+    orders: u64,
+    /// Processes that were there at the start and have not been looked at; `None` before it is known who was there.
+    first: Option<BTreeSet<u32>>,
     /// Processes that are llama.cpp and cannot be observed, with the reason that was logged.
     unobservable: BTreeMap<u32, String>,
     prices: Option<Prices>,
+    /// Absent where no thread could be started for it.
+    run_times: Option<RunTimes>,
     log: RequestLog,
     billing: BillingOptions,
     /// What is charged live is charged every second when the host's time costs, since idle time costs too.
@@ -95,22 +119,58 @@ struct Agent {
     payload: bool,
     /// Whether each decode call that checks guesses is told.
     trace_drafts: bool,
-    /// Under whose names metrics are published, too.
-    compat: Vec<Dialect>,
     attach_failures: u64,
     reload_failures: u64,
-    /// Release of the running kernel.
-    release: Option<KernelVersion>,
+    /// What the engine room was told last of what else to follow.
+    follows_sockets: bool,
+    follows_sessions: bool,
+    follows_offspring: bool,
     /// The sockets could not be followed, which was said.
     deaf: bool,
-    started: SystemTime,
-    ready: bool,
+    /// When the agent started, by the kernel's clock.
+    started: Duration,
+    health: Arc<Health>,
 }
 
-/// The place of an observed process.
-struct Seat {
+/// A process that maps llama.cpp.
+struct Process {
     start_time: u64,
-    config: TargetConfig,
+    /// What the programs know of it, when it is observed.
+    live: Option<TargetConfig>,
+    /// What it will be when its probes are attached.
+    attaching: Option<Box<Attaching>>,
+    /// The orders by which its probes were attached, and the sites of the last one.
+    orders: Vec<u64>,
+    sites: BTreeSet<(ImageId, u64)>,
+    /// The sites that could not be attached, and when they were tried.
+    failed: BTreeSet<(ImageId, u64)>,
+    tried: Instant,
+    /// A slot has started: it is a server.
+    has_started: bool,
+    /// What was said of the layout of its batches, by file.
+    layouts: BTreeMap<u32, Option<ExtLayout>>,
+}
+
+struct Attaching {
+    number: u64,
+    target: Target,
+    plan: Plan,
+}
+
+impl Process {
+    fn new(target: &Target) -> Self {
+        Self {
+            start_time: target.start_time,
+            live: None,
+            attaching: None,
+            orders: Vec::new(),
+            sites: BTreeSet::new(),
+            failed: BTreeSet::new(),
+            tried: Instant::now(),
+            has_started: false,
+            layouts: BTreeMap::new(),
+        }
+    }
 }
 
 /// Observes until SIGTERM or SIGINT.
@@ -118,46 +178,66 @@ struct Seat {
 /// # Errors
 ///
 /// When the endpoint cannot be opened, a named process does not exist, or the kernel refuses the programs.
-pub async fn run(options: Options) -> Result<()> {
-    let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
-    let mut hangup = signal(SignalKind::hangup()).context("cannot handle SIGHUP")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;
-    for pid in &options.only {
-        if !Path::new("/proc").join(pid.to_string()).exists() {
-            bail!("there is no process {pid}: --pid takes the id of a running process");
-        }
-    }
+pub async fn run(mut options: Options, mut signals: Signals) -> Result<()> {
+    options.only = named(&options.only)?;
     // Before anything is loaded: an address in use is the commonest mistake.
     let listener = http::listen(options.listen).await?;
     let address = listener.local_addr().context("the endpoint has no address")?;
-    let log = RequestLog::open(options.requests.clone())
-        .with_context(|| format!("cannot open the request log {:?}", options.requests.file))?;
-    let billing = options.billing.load()?;
-    let clock = Clock::now();
-    let otlp = Otlp::start(&options.otlp, clock.epoch())?;
-    let (kernel, rings) = Kernel::load().map_err(explain)?;
-    let mut agent = Agent::new(kernel, log, otlp, clock, billing, &options);
-    agent.calibrate();
+    let (log, billing) = (options.requests.clone(), options.billing.clone());
+    let files = move || {
+        let open = || format!("cannot open the request log {:?}", log.file);
+        Ok((RequestLog::open(log.clone()).with_context(open)?, billing.load()?))
+    };
+    let Some((log, billing)) = signals.or_end(files).await? else { return Ok(()) };
+    scout::raise_files();
+    let only = options.only.clone();
+    let load = move || {
+        let (kernel, mut attacher, rings) = Kernel::load(&only).map_err(explain)?;
+        let prices = calibrate(&mut attacher);
+        Ok((kernel, attacher, rings, prices))
+    };
+    let Some((kernel, attacher, rings, prices)) = signals.or_end(load).await? else { return Ok(()) };
+    let otlp = Otlp::start(&options.otlp)?;
+    let (telling, mut looked) = mpsc::unbounded_channel();
+    let looks = Looks::start(&telling, rings.told, doctor::kernel_version(&Roots::default()))
+        .context("cannot start a thread")?;
+    let run_times =
+        RunTimes::start(&attacher).inspect_err(|error| warn!(%error, "no thread for run times")).ok();
+    let (telling, mut done) = mpsc::unbounded_channel();
+    let room = Room::open(attacher, telling).context("cannot start a thread")?;
+    let mut agent = Agent::new(looks, room, kernel, log, otlp, billing, &options)?;
+    (agent.prices, agent.run_times) = (prices, run_times);
 
     let (sender, mut questions) = mpsc::channel(QUESTIONS);
-    let endpoint = tokio::spawn(http::serve(listener, sender));
+    let endpoint = Endpoint::start(listener, sender, agent.health.clone(), options.compat.clone())
+        .context("no thread for the endpoint")?;
     announce(address);
 
     let mut processes = bpf::waitable(rings.processes).context("cannot wait for the ring buffer")?;
     let mut requests = bpf::waitable(rings.requests).context("cannot wait for the ring buffer")?;
     let mut payload = bpf::waitable(rings.payload).context("cannot wait for the ring buffer")?;
     let (mut tick, mut rescan) = (ticks(TICK), ticks(RESCAN));
+    let mut gathering: Option<Instant> = None;
+    let mut reloading: Option<JoinHandle<Result<Billing>>> = None;
     loop {
-        let next = agent.due.first().map(|(when, _)| *when);
         tokio::select! {
-            biased;
-            _ = terminate.recv() => break info!("SIGTERM"),
-            _ = interrupt.recv() => break info!("SIGINT"),
+            order = signals.next() => match order {
+                Order::End(signal) => break info!("{signal}"),
+                Order::Reload => {
+                    agent.log.reopen();
+                    let billing = agent.billing.clone();
+                    reloading = Some(spawn_blocking(move || billing.load()));
+                }
+            },
+            Some(loaded) = loaded(&mut reloading), if reloading.is_some() => {
+                reloading = None;
+                agent.reload(loaded);
+            }
             Some(question) = questions.recv() => {
                 agent.take_stock(requests.get_mut(), payload.get_mut());
-                agent.answer(question);
+                // Whoever asked may have gone meanwhile.
+                let _ = question.send(agent.snapshot());
             }
-            _ = hangup.recv() => agent.reload(),
             ready = requests.readable_mut() => {
                 let mut ready = ready.context("the ring buffer failed")?;
                 if agent.drain_requests(ready.get_inner_mut(), payload.get_mut()) {
@@ -169,14 +249,18 @@ pub async fn run(options: Options) -> Result<()> {
                 agent.drain_requests(requests.get_mut(), ready.get_inner_mut());
                 ready.clear_ready();
             }
-            ready = processes.readable_mut() => {
+            ready = processes.readable_mut(), if gathering.is_none() => {
                 let mut ready = ready.context("the ring buffer failed")?;
-                drain(ready.get_inner_mut(), |entry| agent.process_event(entry));
-                ready.clear_ready();
-                // Events come in bursts: whoever starts one process starts many.
-                tokio::time::sleep(watch::SETTLE / 4).await;
+                if drain(ready.get_inner_mut(), |entry| agent.process_event(entry)) {
+                    ready.clear_ready();
+                    gathering = Some(Instant::now() + GATHER);
+                }
             }
-            () = sleep_until(next.unwrap_or_else(Instant::now).into()), if next.is_some() => agent.look_due(),
+            () = sleep_until(gathering.unwrap_or_else(Instant::now).into()), if gathering.is_some() => {
+                gathering = None;
+            }
+            Some(looked) = looked.recv() => agent.looked(looked),
+            Some(done) = done.recv() => agent.done(done),
             _ = rescan.tick() => agent.rescan(),
             _ = tick.tick() => {
                 let exports = agent.otlp.wants_metrics(Instant::now());
@@ -190,15 +274,55 @@ pub async fn run(options: Options) -> Result<()> {
             }
         }
     }
-    endpoint.abort();
-    agent.collect();
-    agent.detach_all();
-    // What has ended meanwhile is still told.
-    while !agent.drain_requests(requests.get_mut(), payload.get_mut()) {}
-    agent.otlp.close(EXPORT_FLUSH);
-    agent.log.close(LOG_FLUSH);
-    info!("detached");
+    endpoint.close();
+    agent.end_all(requests.get_mut(), payload.get_mut());
     Ok(())
+}
+
+/// What a file of names and prices holds by now; never, when none is read.
+async fn loaded(reloading: &mut Option<JoinHandle<Result<Billing>>>) -> Option<Result<Billing>> {
+    let loaded = reloading.as_mut()?.await;
+    Some(loaded.context("reading them panicked").flatten())
+}
+
+fn calibrate(attacher: &mut Attacher) -> Option<Prices> {
+    match attacher.calibrate() {
+        Ok(Some(prices)) => {
+            info!(
+                emulated_ns = prices.emulated_ns,
+                single_stepped_ns = prices.single_stepped_ns,
+                "price of a probe hit here"
+            );
+            return Some(prices);
+        }
+        Ok(None) => warn!("the price of a probe hit could not be measured"),
+        Err(error) => warn!(%error, "the price of a probe hit could not be measured"),
+    }
+    None
+}
+
+/// The processes that were named; a thread stands for its process.
+///
+/// # Errors
+///
+/// When there is no such process, or there are too many.
+pub fn named(pids: &[u32]) -> Result<Vec<u32>> {
+    let mut processes = Vec::new();
+    for pid in pids {
+        let Ok(process) = process_of(*pid) else {
+            bail!("there is no process {pid}: --pid takes the id of a running process");
+        };
+        if process != *pid {
+            output::complain(&format!(
+                "llamaprobe: {pid} is a thread of the process {process}, which is taken for it"
+            ));
+        }
+        processes.push(process);
+    }
+    ensure!(processes.len() < MAX_ONLY as usize, "--pid takes up to {} processes", MAX_ONLY - 1);
+    processes.sort_unstable();
+    processes.dedup();
+    Ok(processes)
 }
 
 /// Missed ticks are not made up for: a machine that slept has nothing to catch up with.
@@ -208,47 +332,67 @@ fn ticks(period: Duration) -> Interval {
     interval
 }
 
-#[expect(clippy::print_stdout, reason = "the address is the program's output: port 0 takes a free one")]
+/// The address is the program's output: port 0 takes a free one.
 fn announce(address: SocketAddr) {
-    println!("listening on http://{address}");
+    if let Err(error) = output::announce(&format!("listening on http://{address}")) {
+        warn!(%error, %address, "listening; standard output does not take the address");
+    }
 }
 
-/// Adds what to do to the kernel's refusals.
+/// Adds to the kernel's refusals what `doctor` finds fatal here: the kernel's own words seldom say what to do.
 fn explain(error: bpf::LoadError) -> anyhow::Error {
+    let fatal = doctor::host(&Roots::default()).into_iter().filter(Check::is_fatal);
+    let found: Vec<String> = fatal.map(|check| check.to_string()).collect();
     let denied = error.is_permission();
     let error = anyhow::Error::new(error);
-    if denied {
+    if !found.is_empty() {
+        error.context(format!("it cannot work here: {}", found.join("; ")))
+    } else if denied {
         error.context(format!("the kernel refuses: {NEEDED}; `llamaprobe doctor` says what is missing"))
     } else {
         error.context("`llamaprobe doctor` says what this host lacks")
     }
 }
 
-fn drain(ring: &mut RingBuf<MapData>, mut each: impl FnMut(&[u8])) {
-    while let Some(item) = ring.next() {
+/// Takes what is in a ring buffer, up to a number of entries; returns whether that was all.
+fn drain(ring: &mut RingBuf<MapData>, mut each: impl FnMut(&[u8])) -> bool {
+    for _ in 0..MOST_EVENTS {
+        let Some(item) = ring.next() else { return true };
         each(&item);
     }
+    false
 }
 
 impl Agent {
     fn new(
+        looks: Looks,
+        room: Room,
         kernel: Kernel,
         log: RequestLog,
         otlp: Otlp,
-        clock: Clock,
         billing: Billing,
         options: &Options,
-    ) -> Self {
-        let key = options.secret.unwrap_or_else(secret);
+    ) -> Result<Self> {
+        let key = match &options.secret {
+            Some(secret) => secret.key,
+            None => secret().context("the kernel has no random numbers")?,
+        };
+        if let Some(warning) = options.secret.as_ref().and_then(|secret| secret.warning.as_ref()) {
+            warn!("{warning}");
+        }
         let head = HeadOptions { user_header: options.user_header.clone(), key };
         let now = Instant::now();
         let timed = billing.rates.host_per_hour.is_some();
         let mut session = Session::new(now, head, billing);
-        if options.otlp.of(Signal::Traces).is_some() {
-            session = session.traced_by(Tracer::new(options.otlp.rules, secret()));
+        if !options.only.is_empty() {
+            session = session.of_some();
         }
-        Self {
-            scanner: Scanner::new(Path::new("/proc"), WANTED),
+        if options.otlp.of(Signal::Traces).is_some() {
+            session = session.traced_by(Tracer::new(options.otlp.rules, secret()?));
+        }
+        Ok(Self {
+            looks,
+            room,
             kernel,
             session,
             held: None,
@@ -258,36 +402,26 @@ impl Agent {
             only: options.only.clone(),
             log,
             otlp,
-            clock,
+            clock: Clock::now(),
             payload: options.payload,
             trace_drafts: options.trace_drafts && options.otlp.of(Signal::Traces).is_some(),
-            compat: options.compat.clone(),
-            seats: BTreeMap::new(),
-            due: BTreeSet::new(),
+            processes: BTreeMap::new(),
+            seats: Seats::default(),
+            strangers: BTreeSet::new(),
+            orders: 0,
+            first: None,
             unobservable: BTreeMap::new(),
             prices: None,
+            run_times: None,
             attach_failures: 0,
             reload_failures: 0,
-            release: doctor::kernel_version(&Roots::default()),
+            follows_sockets: false,
+            follows_sessions: false,
+            follows_offspring: false,
             deaf: false,
-            started: SystemTime::now(),
-            ready: false,
-        }
-    }
-
-    fn calibrate(&mut self) {
-        match self.kernel.calibrate() {
-            Ok(Some(prices)) => {
-                info!(
-                    emulated_ns = prices.emulated_ns,
-                    single_stepped_ns = prices.single_stepped_ns,
-                    "price of a probe hit here"
-                );
-                self.prices = Some(prices);
-            }
-            Ok(None) => warn!("the price of a probe hit could not be measured"),
-            Err(error) => warn!(%error, "the price of a probe hit could not be measured"),
-        }
+            started: Duration::from_nanos(monotonic_ns()),
+            health: Arc::default(),
+        })
     }
 
     /// Takes what happened to requests, bounded. Returns whether that was all.
@@ -354,9 +488,13 @@ impl Agent {
 
     /// Hands finished requests on.
     fn tell(&mut self, records: &[Record]) {
+        if records.is_empty() {
+            return;
+        }
+        let epoch = self.clock.epoch();
         for record in records {
-            self.log.record(record, |ns| self.clock.wall(ns));
-            self.otlp.tell(record);
+            self.log.record(record, |ns| SystemTime::UNIX_EPOCH + epoch + Duration::from_nanos(ns));
+            self.otlp.tell(record, epoch);
             for task in &record.request.stale_tasks {
                 self.kernel.forget_task(record.request.key.tgid, *task);
             }
@@ -365,12 +503,10 @@ impl Agent {
 
     fn tick(&mut self) {
         let now = Instant::now();
-        self.session.unsettled(now).into_iter().for_each(|pid| self.look(pid));
-        for request in self.session.half_answered() {
-            let answer = self.kernel.answer_so_far(request);
-            let records = answer.map(|answer| self.session.answered(now, answer)).unwrap_or_default();
-            self.tell(&records);
-        }
+        self.health.turn();
+        self.settle_servers();
+        self.session.unsettled(now).into_iter().for_each(|pid| self.look(pid, 0, Rank::Likely, &[now]));
+        self.settle_answers(now);
         for request in self.session.unended() {
             if !self.kernel.is_under_way(request) {
                 let lost = self.session.vanished(now, monotonic_ns(), request);
@@ -380,42 +516,29 @@ impl Agent {
         let overdue = self.session.expire(now, monotonic_ns());
         self.tell(&overdue);
         self.session.forget_ended(now);
-        self.kernel.detach_idle();
         self.follow_sockets();
         self.follow_sessions();
-        for (path, fault) in self.scanner.take_faults() {
-            warn!(path = %path.display(), fault, "a file that processes map cannot be read");
+        for model in self.session.take_unpriced() {
+            warn!(model, "the price list has no entry for a model that is served: its tokens cost nothing");
         }
     }
 
-    /// SIGHUP: the log was rotated, or names and prices have changed. A bad file changes nothing.
-    fn reload(&mut self) {
-        self.log.reopen();
-        match self.billing.load() {
+    /// Of answers with a length only the first writes are told: the kernel knows whether they are whole by now.
+    fn settle_answers(&mut self, now: Instant) {
+        for request in self.session.half_answered() {
+            let answer = self.kernel.answer_so_far(request);
+            let records = answer.map(|answer| self.session.answered(now, answer)).unwrap_or_default();
+            self.tell(&records);
+        }
+    }
+
+    /// Names and prices were read again. A bad file changes nothing.
+    fn reload(&mut self, loaded: Result<Billing>) {
+        match loaded {
             Ok(billing) => self.session.rebill(billing),
             Err(error) => {
                 self.reload_failures += 1;
                 error!("names, prices and phrases stay as they were: {error:#}");
-            }
-        }
-    }
-
-    fn answer(&mut self, question: Question) {
-        // Whoever asked may have gone meanwhile.
-        match question {
-            Question::Ready(reply) => drop(reply.send(self.ready)),
-            Question::Snapshot(reply) => {
-                let document = snapshot::document(&self.snapshot());
-                drop(reply.send(document.to_string().into_bytes()));
-            }
-            Question::Metrics(Format::OpenMetrics, reply) => {
-                drop(reply.send(openmetrics::render(&self.snapshot(), &self.compat).into_bytes()));
-            }
-            Question::Metrics(Format::Prometheus, reply) => {
-                match prometheus::render(&self.snapshot(), &self.compat) {
-                    Ok(text) => drop(reply.send(text)),
-                    Err(error) => error!(%error, "the metrics cannot be rendered"),
-                }
             }
         }
     }
@@ -432,50 +555,57 @@ impl Agent {
     /// used is never charged to nobody.
     fn take_stock(&mut self, requests: &mut RingBuf<MapData>, payload: &mut RingBuf<MapData>) {
         let now = Instant::now();
-        let mut readings = Vec::new();
-        for (&pid, seat) in &self.seats {
-            match self.kernel.reading(pid, seat.config.index) {
-                Ok(reading) => readings.push((pid, reading)),
-                Err(error) => error!(pid, %error, "cannot read the counts"),
-            }
+        if let (Some(prices), Some(times)) = (&mut self.prices, &self.run_times) {
+            prices.bodies = times.last().bodies;
         }
+        let live = self.processes.iter().filter_map(|(pid, process)| Some((*pid, process.live?.index)));
+        let rows: Vec<_> = live.collect();
+        let readings = self.kernel.readings(&rows);
         while !self.drain_requests(requests, payload) {}
         let unread = self.kernel.unread();
-        for (pid, reading) in &readings {
-            self.session.read(now, *pid, reading, self.prices);
-            self.session.unread(*pid, unread.get(pid).copied().unwrap_or(0));
+        for (pid, reading) in readings {
+            match reading {
+                Ok(reading) => {
+                    self.tell_layouts(pid, &reading);
+                    self.seats.hits(now, pid, reading.stats.hits.iter().sum());
+                    self.session.read(now, pid, &reading, self.prices);
+                }
+                Err(error) => error!(pid, %error, "cannot read the counts"),
+            }
+            self.session.unread(pid, unread.get(&pid).copied().unwrap_or(0));
         }
         self.session.share_host(now, monotonic_ns());
         self.stock_taken = now;
     }
 
     /// What is known now.
-    fn snapshot(&self) -> Snapshot {
+    fn snapshot(&mut self) -> Snapshot {
+        let epoch = self.clock.epoch();
+        let (looks, scouts) = self.looks.counts();
         Snapshot {
             servers: self.session.servers(Instant::now()),
             host: self.session.host(),
             users: self.session.users(),
             own: self.kernel.own_stats().unwrap_or_default(),
             prices: self.prices,
+            programs_cpu: self.run_times.as_ref().and_then(|times| times.last().cpu_ratio),
             targets: self.seats.len(),
             unobservable: self.unobservable.len(),
+            waiting: self.processes.values().filter(|it| it.live.is_none() && it.attaching.is_none()).count(),
+            looks_abandoned: looks.abandoned,
+            looks_cut: looks.costly,
+            looks_waiting: looks.waiting,
             occupancy: self.kernel.occupancy().to_vec(),
             given_up: self.session.given_up(),
             log_lost: self.log.lost(),
             attach_failures: self.attach_failures,
             reload_failures: self.reload_failures,
-            cpu: cpu_time(),
-            resident_bytes: resident_bytes(),
-            started: self.started.duration_since(SystemTime::UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64()),
-            epoch: self.clock.epoch(),
+            cpu: cpu_time() + looks.cpu,
+            resident_bytes: resident_bytes("self")
+                + scouts.iter().map(|pid| resident_bytes(&pid.to_string())).sum::<u64>(),
+            started: (epoch + self.started).as_secs_f64(),
+            epoch,
             otlp: self.otlp.counts(),
-        }
-    }
-
-    fn detach_all(&mut self) {
-        let pids: Vec<u32> = self.seats.keys().copied().collect();
-        for pid in pids {
-            self.kernel.forget(pid);
         }
     }
 }

@@ -2,20 +2,26 @@
 //!
 //! Precedence: flag, environment, file, default.
 
-use std::{fs, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    fs,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::Deserialize;
 
-use self::billing::{BillingOptions, DEFAULT_USERS};
+use self::billing::{BillingOptions, DEFAULT_USERS, Secret};
 use crate::{
+    agent::heir,
     export::{
         compat::Dialect,
         log::{LogOptions, Logged},
         otlp,
     },
-    session::identity::Source,
+    session::{cost::Rates, identity::Source},
 };
 
 pub mod billing;
@@ -47,7 +53,7 @@ pub enum Command {
     /// Observe llama.cpp processes and serve their metrics (the default)
     Run(Box<RunArguments>),
     /// Say whether this host can be observed, and what to do if not. Exit code: 0 yes, 1 in part, 2 no
-    Doctor(ReportArguments),
+    Doctor(DoctorArguments),
     /// Say what would be attached to which process, at which instruction and price; loads nothing.
     /// Exit code: 0 all can be measured, 1 something cannot, 3 no llama.cpp process
     Plan(ReportArguments),
@@ -55,6 +61,12 @@ pub enum Command {
     Snapshot(SnapshotArguments),
     /// Print the hash that stands for an API key, which is read from standard input: for the file of aliases
     KeyHash(KeyHashArguments),
+    /// Hold what an ending agent leaves until it has ended; it starts this itself
+    #[command(name = heir::COMMAND, hide = true)]
+    Outlive {
+        /// The agent
+        parent: u32,
+    },
 }
 
 /// The options of `key-hash`.
@@ -100,9 +112,9 @@ pub struct RunArguments {
     pub user_header: Option<String>,
     /// What names the user of a request, in the order in which it is asked: header, body (its `user`), key (a keyed hash
     /// of the API key), address (the client's) [default: header,body,key]
-    #[arg(long, env = "LLAMAPROBE_USER_FROM", value_enum, value_delimiter = ',', value_name = "SOURCES")]
+    #[arg(long, env = "LLAMAPROBE_USER_FROM", value_delimiter = ',', value_name = "SOURCES")]
     pub user_from: Option<Vec<Source>>,
-    /// Users told apart: those that use most; the rest is `other` [default: 100]
+    /// Users told apart of each server; the rest is `other` [default: 100]
     #[arg(long, env = "LLAMAPROBE_USERS", value_name = "N")]
     pub users: Option<usize>,
     /// A TOML file with names for hashes, addresses and other users: `"10.0.0.7" = "laptop"`; read again on SIGHUP
@@ -166,6 +178,38 @@ pub struct ReportArguments {
     pub pid: Vec<u32>,
 }
 
+/// The options of `doctor`.
+#[derive(Debug, Args)]
+pub struct DoctorArguments {
+    /// What is looked at, and how it is told.
+    #[command(flatten)]
+    pub report: ReportArguments,
+    /// The price list of the agent: whether it has an entry for each model that is served
+    #[arg(long, env = "LLAMAPROBE_PRICE_FILE", value_name = "FILE")]
+    pub price_file: Option<PathBuf>,
+    /// The configuration file of the agent, for its `price_file`
+    #[arg(long, env = "LLAMAPROBE_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+}
+
+impl DoctorArguments {
+    /// The prices, where there is a list.
+    ///
+    /// # Errors
+    ///
+    /// When a file cannot be read or is bad.
+    pub fn rates(&self) -> Result<Option<Rates>> {
+        let file = match (&self.price_file, &self.config) {
+            (Some(file), _) => Some(file.clone()),
+            (None, Some(config)) => RunArguments::read(config)?.price_file,
+            (None, None) => None,
+        };
+        let Some(prices) = file else { return Ok(None) };
+        let billing = BillingOptions { prices: Some(prices), ..BillingOptions::default() };
+        Ok(Some(billing.load()?.rates))
+    }
+}
+
 /// On or off.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -192,7 +236,7 @@ pub struct Options {
     /// Users and prices.
     pub billing: BillingOptions,
     /// What API keys are hashed with; random when absent.
-    pub secret: Option<[u8; 32]>,
+    pub secret: Option<Secret>,
     /// Whether payload is looked at.
     pub payload: bool,
     /// Whether each decode call that checks guesses is told.
@@ -214,6 +258,13 @@ impl RunArguments {
         }
     }
 
+    /// Reads a configuration file.
+    fn read(path: &Path) -> Result<Self> {
+        let text = fs::read_to_string(path)
+            .with_context(|| format!("cannot read the configuration file {}", path.display()))?;
+        toml::from_str(&text).with_context(|| format!("bad configuration file {}", path.display()))
+    }
+
     /// Joins flags, environment and file.
     ///
     /// # Errors
@@ -222,11 +273,7 @@ impl RunArguments {
     pub fn resolve(self) -> Result<Options> {
         let file = match &self.config {
             None => Self::default(),
-            Some(path) => {
-                let text = fs::read_to_string(path)
-                    .with_context(|| format!("cannot read the configuration file {}", path.display()))?;
-                toml::from_str(&text).with_context(|| format!("bad configuration file {}", path.display()))?
-            }
+            Some(path) => Self::read(path)?,
         };
         let otlp = otlp::Options::resolve(&self.otlp(), &|name| std::env::var(name).ok(), &file.otlp())?;
         let user_header = self.user_header.or(file.user_header);
@@ -246,7 +293,7 @@ impl RunArguments {
         };
         Ok(Options {
             billing: billing.check()?,
-            secret: self.key_file.or(file.key_file).as_ref().map(billing::secret).transpose()?,
+            secret: self.key_file.or(file.key_file).as_deref().map(billing::secret).transpose()?,
             listen: self.listen.or(file.listen).unwrap_or(default),
             only: if self.pid.is_empty() { file.pid } else { self.pid },
             log: self.log.or(file.log).unwrap_or_else(|| "info".to_owned()),

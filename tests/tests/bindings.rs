@@ -42,6 +42,12 @@ fn python_calls_a_sampler() -> Result<()> {
 }
 
 #[test]
+fn python_drives_a_file_that_also_holds_a_server() -> Result<()> {
+    let Some(assets) = privileged() else { return Ok(()) };
+    tokens_are_counted(Binding::python(&assets, Build::Embedded, "sampler")?)
+}
+
+#[test]
 fn node_llama_cpp() -> Result<()> {
     let Some(assets) = privileged() else { return Ok(()) };
     let Some(binding) = Binding::node(&assets)? else {

@@ -3,7 +3,7 @@
 use std::net::TcpListener;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use llamaprobe_tests::agent::{self, Agent};
 use llamaprobe_tests::assets::Build;
 use llamaprobe_tests::comparison::Moment;
@@ -84,6 +84,23 @@ fn one_process_alone_can_be_observed() -> Result<()> {
     assert_eq!(generated(&agent, &wanted, 20)?, 20.0);
     assert!(!agent.scrape()?.mentions("server", &other.label()));
     agent.stop()
+}
+
+#[test]
+fn a_thread_stands_for_its_process() -> Result<()> {
+    let Some(assets) = privileged() else { return Ok(()) };
+    let server = LlamaServer::start(Build::Process, &assets.tiny(), &SERVER)?;
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", server.pid()))?;
+    let ids = tasks.filter_map(|task| task.ok()?.file_name().into_string().ok());
+    let thread = ids.into_iter().find(|id| *id != server.pid().to_string()).context("one thread only")?;
+    let agent = Agent::start(&["--pid", &thread])?;
+    agent.wait_observed(&server)?;
+    assert_eq!(generated(&agent, &server, 20)?, 20.0);
+    agent.stop()?;
+    let plan = agent::run(&["plan", "--pid", &thread])?;
+    let errors = String::from_utf8_lossy(&plan.stderr);
+    assert!(errors.contains(&format!("{thread} is a thread of the process {}", server.pid())), "{errors}");
+    Ok(())
 }
 
 #[test]

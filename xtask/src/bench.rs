@@ -12,7 +12,8 @@ use llamaprobe_tests::traffic::{Request, run_checked};
 use serde_json::{Value, json};
 
 use crate::command::build_agent;
-use crate::{root, setup};
+use crate::root;
+use crate::setup::{self, Purpose};
 
 /// Tokens of one measured request.
 const GENERATED: u32 = 4000;
@@ -36,7 +37,7 @@ pub struct Options {
 /// Measures, and prints.
 pub fn run(options: &Options) -> Result<()> {
     if !options.prepared {
-        setup::run()?;
+        setup::run(Purpose::Demo)?;
         let agent = build_agent("release", &[])?;
         let pairs = options.pairs.to_string();
         let json: &[&str] = if options.json { &["--json"] } else { &[] };

@@ -9,7 +9,7 @@ use llamaprobe_tests::prometheus::NO_PROMETHEUS;
 use llamaprobe_tests::skip::NOT_ROOT;
 
 use crate::command::{build_agent, cargo, run};
-use crate::{root, setup};
+use crate::{kernels, root, setup};
 
 /// The package that builds only for the kernel's virtual machine.
 const NOT_FOR_THE_HOST: &str = "llamaprobe-ebpf";
@@ -43,7 +43,7 @@ fn lint_kernel_programs(machine: &str) -> Result<()> {
 /// Sets up, lints, and runs all tests; the end-to-end tests one at a time.
 pub fn test() -> Result<()> {
     eprintln!("== set-up");
-    setup::run()?;
+    setup::run(setup::Purpose::Tests)?;
     eprintln!("== lints");
     lint()?;
     eprintln!("== tests");
@@ -63,7 +63,12 @@ pub fn test() -> Result<()> {
             .env(BINARY_VARIABLE, &agent)
             .env("RUST_LIB_BACKTRACE", "0"))?;
     }
-    report_skipped(&fs::read_to_string(&skipped)?)
+    eprintln!("== the oldest and the newest of other kernels");
+    let mut skipped = fs::read_to_string(&skipped)?;
+    for missing in kernels::ends(&agent)? {
+        skipped += &format!("{missing}\n");
+    }
+    report_skipped(&skipped)
 }
 
 fn report_skipped(skipped: &str) -> Result<()> {

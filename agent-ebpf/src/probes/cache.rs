@@ -8,20 +8,50 @@ use llamaprobe_common::{
 };
 
 use super::{now, observe};
-use crate::{sequences, target::Target};
+use crate::{contexts, sequences, target::Target};
 
 /// `seq_rm(memory or context, seq_id, p0, p1)`, the same four arguments in every era.
 #[uprobe]
 fn lp_cache_hit(probe: ProbeContext) -> u32 {
-    observe(&probe, |target, _, call| {
-        cut(target, call.get(1)? as i32, call.get(2)? as i32, call.get(3)? as i32)
+    observe(&probe, |target, cookie, call| {
+        let (sequence, from, to) = (call.get(1)? as i32, call.get(2)? as i32, call.get(3)? as i32);
+        if target.has(TargetConfig::SLOTS) {
+            return cut(target, sequence, from, to);
+        }
+        if let Some(address) = contexts::named(target, cookie, call.get(0)?) {
+            shorten(target, address, sequence, from, to);
+        }
+        Ok(())
     })
+}
+
+/// A program without slots cuts a sequence, or all of them.
+#[inline(always)]
+fn shorten(target: &Target, address: u64, sequence: i32, from: i32, to: i32) {
+    if sequence < 0 {
+        if from <= 0 && to < 0 {
+            contexts::forget(target, address, false, now());
+        }
+        return;
+    }
+    if let Some(context) = contexts::find(target, address) {
+        // Whatever was decoded before is decoded.
+        let ended = context.entered_ns;
+        contexts::count_pending(target, context, ended);
+    }
+    let Some(state) = sequences::find(&sequences::key(target, address, sequence)) else { return };
+    let kept = if from < 0 { 0 } else { from as u32 };
+    let to_end = to < 0 || to as u32 >= state.n_past;
+    // Of a cut in the middle the next batch tells the new positions.
+    if to_end && kept < state.n_past {
+        state.n_past = kept;
+    }
 }
 
 #[inline(always)]
 fn cut(target: &Target, sequence: i32, from: i32, to: i32) -> Result<(), Loss> {
     let key = sequences::key(target, 0, sequence);
-    if target.has(TargetConfig::INFERRED_SLOTS) && from >= 0 && to < 0 {
+    if target.may(TargetConfig::INFERRED_SLOTS) && from >= 0 && to < 0 {
         let state = sequences::find_or_make(&key)?;
         if state.flags & Sequence::ACTIVE == 0 {
             // Perhaps the prompt of a request that begins; its first batch tells.

@@ -3,6 +3,10 @@
 mod batch;
 mod cache;
 mod calibration;
+mod context;
+mod failure;
+mod layout;
+mod offspring;
 mod process;
 mod slot;
 mod socket;

@@ -1,7 +1,7 @@
-//! Life of processes: programs started, files mapped for execution, observed processes ended.
+//! Life of processes: programs started, files mapped for execution; observed processes that listen, and that ended.
 
 use aya_ebpf::{
-    helpers::bpf_get_current_pid_tgid,
+    helpers::{bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_uid_gid},
     macros::{raw_tracepoint, tracepoint},
     programs::{RawTracePointContext, TracePointContext},
 };
@@ -11,7 +11,7 @@ use llamaprobe_common::{
 };
 
 use crate::{
-    maps::{CALLS, EVENTS, TARGETS, THREADS},
+    maps::{CALLS, EVENTS, ONLY, TARGETS, THREADS, TOLD},
     target::{lose_unowned, tgid},
 };
 
@@ -22,22 +22,67 @@ const MAP_ANONYMOUS: u64 = 0x20;
 const MMAP_PROT: usize = 16 + 2 * 8;
 const MMAP_FLAGS: usize = 16 + 3 * 8;
 const MMAP_FD: usize = 16 + 4 * 8;
+/// Offset of the result in the record of the end of a system call.
+const RESULT: usize = 16;
 
-/// Sends one process event.
+/// Whether a process is one that is meant.
+#[inline(always)]
+fn is_meant(tgid: u32) -> bool {
+    // SAFETY: only the presence of the entries matters.
+    unsafe { ONLY.get(0).is_none() || ONLY.get(tgid).is_some() }
+}
+
+/// Sends one process event; returns whether there was room for it.
+#[inline(always)]
+fn send(kind: ProcessEventKind, tgid: u32) -> bool {
+    let owner = bpf_get_current_uid_gid() as u32;
+    let comm = bpf_get_current_comm().unwrap_or_default();
+    let Some(mut entry) = EVENTS.reserve::<ProcessEvent>(0) else {
+        lose_unowned(Loss::ProcessRingFull);
+        return false;
+    };
+    entry.write(ProcessEvent { kind: kind as u32, tgid, owner, comm });
+    entry.submit(0);
+    true
+}
+
+/// Sends an event of a process, if it is one that is meant.
 #[inline(always)]
 pub fn report(kind: ProcessEventKind, tgid: u32) {
-    match EVENTS.reserve::<ProcessEvent>(0) {
-        Some(mut entry) => {
-            entry.write(ProcessEvent { kind: kind as u32, tgid });
-            entry.submit(0);
-        }
-        None => lose_unowned(Loss::ProcessRingFull),
+    if is_meant(tgid) {
+        send(kind, tgid);
     }
+}
+
+/// The same, once until the agent looks at the process: whatever it does in a loop is told once a look. What matters more
+/// is told though something was: a new program more than a mapping, and most one that is called like a server.
+#[inline(always)]
+fn report_once(kind: ProcessEventKind, matters: u32, tgid: u32) {
+    // SAFETY: a recycled entry only leads to one event more.
+    let told = unsafe { TOLD.get(tgid) }.copied();
+    if told.is_none_or(|told| told < matters) && is_meant(tgid) && send(kind, tgid) {
+        let _ = TOLD.insert(tgid, matters, 0);
+    }
+}
+
+/// Whether the running program is called like a server: `llama...`, `ollama...`.
+#[inline(always)]
+fn is_named() -> bool {
+    let comm = bpf_get_current_comm().unwrap_or_default();
+    let name = [comm[0], comm[1], comm[2], comm[3]];
+    name == *b"llam" || name == *b"olla"
 }
 
 #[raw_tracepoint(tracepoint = "sched_process_exec")]
 fn lp_exec(_: RawTracePointContext) -> u32 {
-    report(ProcessEventKind::Exec, tgid());
+    let tgid = tgid();
+    // SAFETY: only the presence of the entry matters.
+    if unsafe { TARGETS.get(tgid) }.is_some() {
+        // What was counted before is not the new program's: nothing may hold this back.
+        report(ProcessEventKind::Exec, tgid);
+    } else {
+        report_once(ProcessEventKind::Exec, if is_named() { 3 } else { 2 }, tgid);
+    }
     0
 }
 
@@ -46,6 +91,9 @@ fn lp_exec(_: RawTracePointContext) -> u32 {
 fn lp_exit(_: RawTracePointContext) -> u32 {
     let both = bpf_get_current_pid_tgid();
     let tgid = (both >> 32) as u32;
+    if both as u32 == tgid {
+        let _ = TOLD.remove(tgid);
+    }
     // SAFETY: only the presence of the entry matters.
     if unsafe { TARGETS.get(tgid) }.is_some() {
         let _ = THREADS.remove(both);
@@ -69,7 +117,20 @@ fn lp_mmap(call: TracePointContext) -> u32 {
         && flags & MAP_ANONYMOUS == 0
         && fd as i32 >= 0
     {
-        report(ProcessEventKind::Map, tgid());
+        report_once(ProcessEventKind::Map, 1, tgid());
+    }
+    0
+}
+
+/// An observed process has shown where it listens.
+#[tracepoint(category = "syscalls", name = "sys_exit_listen")]
+fn lp_listen(call: TracePointContext) -> u32 {
+    // SAFETY: the offset lies within the record of this tracepoint.
+    let result = unsafe { call.read_at::<i64>(RESULT) };
+    let tgid = tgid();
+    // SAFETY: only the presence of the entry matters.
+    if result == Ok(0) && unsafe { TARGETS.get(tgid) }.is_some() {
+        report(ProcessEventKind::Listen, tgid);
     }
     0
 }

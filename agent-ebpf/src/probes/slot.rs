@@ -18,7 +18,7 @@ use llamaprobe_common::{
 use super::{now, observe};
 use crate::{
     arguments::read,
-    connections, contexts,
+    connections, contexts, layouts,
     maps::{REQUEST_EVENTS, TASKS},
     sequences,
     target::Target,
@@ -35,16 +35,17 @@ fn start(target: &Target, slot: u64, task: u64) -> Result<(), Loss> {
     let slot = slot_id(slot)?;
     let task = read::<i32>(task)?;
     let now = now();
+    target.note(TargetConfig::STARTED);
     let state = sequences::find_or_make(&sequences::key_of_slot(target, slot))?;
     let key = TaskKey { tgid: target.tgid, task };
     // SAFETY: the entry is replaced only by the server making a task of the same id anew.
     let request = unsafe { TASKS.get(key) }.copied();
     let request = request.unwrap_or(nobody(target));
-    sequences::launch(state, task, request, now);
+    sequences::launch(target, state, task, request, now);
     let sequence = sequences::key_of_slot(target, slot).sequence;
     if request.arrived_ns != 0 && connections::take_slot(&request, sequence) {
         // The client went before there was a token.
-        state.wanted = 1;
+        sequences::want(state, 1);
     }
     tell_start(target, state, slot, -1)
 }
@@ -95,14 +96,23 @@ fn end(target: &Target, slot: u64) -> Result<(), Loss> {
 fn leave(target: &Target, state: &mut Sequence, slot: i32) -> Result<(), Loss> {
     let task = state.task;
     let now = now();
+    let decoded = state.flags & Sequence::DECODING != 0;
     state.flags = 0;
     state.task = -1;
     let mut n_ctx = 0;
     // Embeddings and requests cancelled within their prompt have no token that proves the batch.
     if let Some(context) = contexts::find(target, state.context) {
+        // The last try of a server that gives up: with one token, and no look at what came of it.
+        if context.flags & Context::PENDING != 0 && context.tokens == 1 && contexts::is_retry(context) {
+            contexts::fail(context);
+        }
         contexts::count_pending(target, context, now);
+        sequences::undo(state, context);
         sequences::settle(state, context);
         n_ctx = if context.n_ctx_seq != 0 { context.n_ctx_seq } else { context.n_ctx };
+    }
+    if decoded && let Some(context) = contexts::find(target, sequences::decoder(target, state)) {
+        context.decoding = context.decoding.saturating_sub(1);
     }
     sequences::judge_draft(target, state);
     let _ = TASKS.remove(TaskKey { tgid: target.tgid, task });
@@ -131,17 +141,22 @@ fn leave(target: &Target, state: &mut Sequence, slot: i32) -> Result<(), Loss> {
         n_past: state.n_past,
         n_ctx,
         engine_ns: state.engine_ns,
-        wasted_tokens: if state.wanted == 0 {
-            0
-        } else {
-            state.generated_tokens.saturating_sub(state.wanted - 1)
-        },
+        wasted_tokens: sequences::wasted(state),
         drafted_tokens: state.drafted,
         accepted_tokens: state.accepted,
+        unread: layouts::unread(target).wrapping_sub(state.unread),
+        incomplete: u32::from(is_incomplete(target, state)),
         reserved: 0,
     });
     entry.submit(0);
     Ok(())
+}
+
+/// Whether tokens of its prompt may be among those of which it is not known whose they are.
+#[inline(always)]
+fn is_incomplete(target: &Target, state: &Sequence) -> bool {
+    let at = target.incomplete_ns();
+    at != 0 && at >= state.launched_ns && (state.first_token_ns == 0 || state.first_token_ns >= at)
 }
 
 /// `llama_set_sampler(ctx, seq_id, sampler)`: a server calls it for a slot that is taken for a completion, and for any
@@ -149,12 +164,12 @@ fn leave(target: &Target, state: &mut Sequence, slot: i32) -> Result<(), Loss> {
 #[uprobe]
 fn lp_slot_turn(probe: ProbeContext) -> u32 {
     observe(&probe, |target, _, call| {
-        if !target.has(TargetConfig::INFERRED_SLOTS) {
+        if !target.may(TargetConfig::INFERRED_SLOTS) {
             // Another process that maps the same file.
             return Ok(());
         }
         contexts::find_or_make(target, call.get(0)?)?.flags |= Context::MAIN;
-        target.note(TargetConfig::MAIN_SEEN);
+        target.note_samplers();
         let slot = plausible(call.get(1)? as i32)?;
         let state = sequences::find_or_make(&sequences::key(target, 0, slot))?;
         if state.flags & Sequence::ACTIVE != 0 {
@@ -184,7 +199,7 @@ fn fork(target: &Target, from: i32, to: i32) -> Result<(), Loss> {
     let active = state.flags & Sequence::ACTIVE != 0;
     if target.has(TargetConfig::INFERRED_SLOTS) && !active {
         let launched = if state.flags & Sequence::LAUNCHED != 0 { state.launched_ns } else { now() };
-        sequences::launch(state, -1, nobody(target), launched);
+        sequences::launch(target, state, -1, nobody(target), launched);
         state.flags |= Sequence::CACHE_COUNTED;
         state.context = origin.context;
         state.n_past = origin.n_past;
@@ -200,26 +215,25 @@ fn fork(target: &Target, from: i32, to: i32) -> Result<(), Loss> {
 /// Notes that sequence `to` samples the last token of sequence `from`, too.
 #[inline(always)]
 fn share(context: &mut Context, from: i32, to: i32) {
-    let len = context.runs_len as usize;
+    let (len, shares) = (context.runs_len, context.shares_len);
     let mut end = context.tokens;
     let mut found = false;
     for i in 0..MAX_RUNS {
-        if i >= len {
+        if i as u32 >= len {
             break;
         }
         let run = &context.runs[i];
-        if run.sampled & Run::SHARED != 0 {
-            continue;
-        }
         if found {
             end = run.start;
             break;
         }
         found = run.sequence == from;
     }
-    if found && len < MAX_RUNS {
-        context.runs[len] = Run { start: end.saturating_sub(1), sequence: to, sampled: Run::SHARED };
-        context.runs_len += 1;
+    let at = len.wrapping_add(shares);
+    if found && at < MAX_RUNS as u32 {
+        context.runs[contexts::masked(at)] =
+            Run { start: end.saturating_sub(1), sequence: to, sampled: Run::SHARED };
+        context.shares_len += 1;
     }
 }
 
@@ -232,7 +246,7 @@ pub fn prove(target: &Target, state: &mut Sequence, slot: i32, position: u32) ->
     }
     let (cached, prefill) = (state.cached_tokens, state.prefill_ns);
     let launched = if state.flags & Sequence::LAUNCHED != 0 { state.launched_ns } else { prefill };
-    sequences::launch(state, -1, nobody(target), launched);
+    sequences::launch(target, state, -1, nobody(target), launched);
     state.flags |= Sequence::CACHE_COUNTED;
     state.cached_tokens = cached;
     state.prefill_ns = prefill;

@@ -98,6 +98,7 @@ fn taken() -> Option<Call> {
     Some(call)
 }
 
+// Attached to `sys_exit_accept`, too: the records are alike.
 #[tracepoint(category = "syscalls", name = "sys_exit_accept4")]
 fn lp_accept(call: TracePointContext) -> u32 {
     let Some(target) = server() else { return 0 };
@@ -192,12 +193,7 @@ fn lp_gone(change: TracePointContext) -> u32 {
         return 0;
     }
     let sequence = SequenceKey { context: 0, tgid: key.tgid, sequence: connection.sequence };
-    if let Some(state) = sequences::find(&sequence)
-        && state.request.arrived_ns == connection.arrived_ns
-        && state.wanted == 0
-    {
-        state.wanted = state.generated_tokens + 1;
-    }
+    sequences::abandon(&sequence, connection.arrived_ns);
     0
 }
 

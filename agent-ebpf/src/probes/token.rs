@@ -1,7 +1,5 @@
 //! Roles token and step end: a token is ready; the logits of a step are looked at.
 
-use core::arch::asm;
-
 use aya_ebpf::{macros::uprobe, programs::ProbeContext};
 use llamaprobe_common::{
     batch::{Context, MAX_RUNS, Pick, Run},
@@ -12,7 +10,11 @@ use llamaprobe_common::{
 };
 
 use super::{now, observe, slot::slot_id};
-use crate::{contexts, sequences, target::Target};
+use crate::{
+    contexts::{self, masked},
+    sequences,
+    target::Target,
+};
 
 /// The priority from which on a look at one token's logits may repeat and only the first counts.
 const REPEATS_FROM: u8 = 2;
@@ -22,15 +24,37 @@ const REPEATS_FROM: u8 = 2;
 fn lp_slot_token(probe: ProbeContext) -> u32 {
     observe(&probe, |target, _, call| {
         let slot = slot_id(call.get(2)?)?;
+        let told = target.is_undecided() && target.has(TargetConfig::TOLD);
+        target.note(TargetConfig::STARTED);
+        if told {
+            // A request that was running when the agent came: its sampler told the token already, as a program's.
+            sequences::find_or_make(&sequences::key_of_slot(target, slot))?.flags |=
+                Sequence::ACTIVE | Sequence::DECODING;
+            return Ok(());
+        }
         let state = sequences::find_or_make(&sequences::key_of_slot(target, slot))?;
         let now = now();
-        if let Some(context) = contexts::find(target, state.context) {
+        if let Some(context) = contexts::find(target, sequences::decoder(target, state)) {
             if !target.has(TargetConfig::STEP_END) {
                 contexts::end_step(target, context, now);
             }
             sequences::settle(state, context);
+            context.decoding += u32::from(state.flags & Sequence::DECODING == 0);
         }
         sequences::token(target, state, now);
+        Ok(())
+    })
+}
+
+/// `common_speculative_accept(spec, seq_id, n)`: how many guesses of the call before are taken, once a call that checked
+/// some. Of those behind a stop word no token is told.
+#[uprobe]
+fn lp_accepted(probe: ProbeContext) -> u32 {
+    observe(&probe, |target, _, call| {
+        let (sequence, accepted) = (call.get(1)? as i32, call.get(2)? as u16);
+        if let Some(state) = sequences::find(&sequences::key(target, 0, sequence)) {
+            state.step_accepted = u32::from(accepted) + 1;
+        }
         Ok(())
     })
 }
@@ -53,7 +77,7 @@ fn sample(target: &Target, cookie: Cookie, address: u64, index: Option<i32>) -> 
     let now = now();
     let Some(context) = contexts::find(target, address) else {
         // Nothing was decoded since the agent came; where slots are seen they count the token anyway.
-        return if target.has(TargetConfig::SLOT_TOKENS) { Ok(()) } else { Err(Loss::TokenUnmatched) };
+        return if target.may(TargetConfig::SLOT_TOKENS) { Ok(()) } else { Err(Loss::TokenUnmatched) };
     };
     contexts::end_step(target, context, now);
     if target.has(TargetConfig::SLOT_TOKENS) || !counts(context, cookie.priority()) {
@@ -88,7 +112,11 @@ fn sample(target: &Target, cookie: Cookie, address: u64, index: Option<i32>) -> 
     }
     let state = sequences::find_or_make(&key)?;
     sequences::settle(state, context);
+    context.decoding += u32::from(state.flags & Sequence::DECODING == 0);
     sequences::token(target, state, now);
+    if target.is_undecided() {
+        target.note(TargetConfig::TOLD);
+    }
     Ok(())
 }
 
@@ -109,44 +137,50 @@ fn counts(context: &mut Context, priority: u8) -> bool {
 /// each, in the order of their numbers, as a server goes through its slots.
 #[inline(always)]
 fn run_of(context: &mut Context, index: u32) -> Option<usize> {
+    let (len, shares) = (context.runs_len, context.shares_len);
+    if len == 0 {
+        return None;
+    }
     let none = MAX_RUNS as u32;
-    context.pick = Pick { own: none, next: none, sequence: i32::MAX, reserved: 0 };
+    context.pick = Pick { own: 0, end: len, next: none, sequence: i32::MAX };
     let pick = &raw mut context.pick;
-    for i in 0..MAX_RUNS {
-        if i as u32 >= context.runs_len {
-            break;
-        }
-        let Run { start, sequence, sampled } = context.runs[i];
+    // Runs are in the order of their first tokens. Turns enough for MAX_RUNS of them.
+    for _ in 0..MAX_RUNS.trailing_zeros() + 1 {
         // SAFETY: `pick` points into the map value. Volatile, so that it is not kept in registers all the same.
         unsafe {
-            if sampled & Run::SHARED == 0 {
-                if start <= index {
-                    (&raw mut (*pick).own).write_volatile(i as u32);
-                }
-            } else if start == index
+            let (own, end) =
+                ((&raw const (*pick).own).read_volatile(), (&raw const (*pick).end).read_volatile());
+            if own + 1 >= end {
+                break;
+            }
+            let middle = own + (end - own) / 2;
+            let to = if context.runs[masked(middle)].start <= index {
+                &raw mut (*pick).own
+            } else {
+                &raw mut (*pick).end
+            };
+            to.write_volatile(middle);
+        }
+    }
+    for i in 0..MAX_RUNS {
+        if i as u32 >= shares {
+            break;
+        }
+        let Run { start, sequence, sampled } = context.runs[masked(len.wrapping_add(i as u32))];
+        // SAFETY: as above.
+        unsafe {
+            if start == index
                 && sampled == Run::SHARED
                 && sequence < (&raw const (*pick).sequence).read_volatile()
             {
-                (&raw mut (*pick).next).write_volatile(i as u32);
+                (&raw mut (*pick).next).write_volatile(len.wrapping_add(i as u32));
                 (&raw mut (*pick).sequence).write_volatile(sequence);
             }
         }
     }
     // SAFETY: as above.
     let Pick { own, next, sequence, .. } = unsafe { pick.read_volatile() };
-    if own >= none {
-        return None;
-    }
     let run = &context.runs[masked(own)];
     let own_first = run.sampled != index.wrapping_add(1) && run.sequence < sequence;
     Some(masked(if own_first || next >= none { own } else { next }))
-}
-
-/// An index of a run, which the verifier sees to be one. The compiler knows that it is and would drop the mask.
-#[inline(always)]
-fn masked(index: u32) -> usize {
-    let mut index = u64::from(index);
-    // SAFETY: changes nothing but the register; the bound is that of the array.
-    unsafe { asm!("{0} &= {1}", inout(reg) index, const MAX_RUNS - 1, options(pure, nomem, nostack)) };
-    index as usize & (MAX_RUNS - 1)
 }

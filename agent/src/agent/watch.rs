@@ -7,95 +7,187 @@ use std::{
 
 use llamaprobe_common::{
     event::ProcessEventKind,
-    probe::ProbeId,
+    layout::ExtLayout,
     request::{TEXT_WRITES, WRITES},
-    target::{MAX_TARGETS, TargetConfig},
+    target::TargetConfig,
 };
 use tracing::{error, info, warn};
 
-use super::{Agent, Seat, own::monotonic_ns};
+use super::{
+    Agent, Attaching, Process,
+    looks::{Looked, Rank},
+    own::monotonic_ns,
+    room::{Attach, Done, Order},
+    seats::{Asked, Claim},
+};
 use crate::{
-    bpf::{events, read::Reading},
-    discovery::{Look, Target, image::ImageId, process::Listener},
-    doctor::{self, NEEDED},
-    plan::{self, Joining, Plan, Verdict, catalog::Role},
+    bpf::{attach::AttachError, events, read::Reading},
+    discovery::{
+        Target,
+        image::ImageId,
+        process::{Listener, ProcessId},
+    },
+    doctor::NEEDED,
+    judge::Judged,
+    plan::{Joining, Plan, Probe, Verdict, catalog::Role},
 };
 
 /// How long after an event a process is looked at: a starting program maps a dozen files within this time.
-pub(super) const SETTLE: Duration = Duration::from_millis(20);
-/// Further looks at a program that has just started: for libraries whose mapping was not told.
-const LATER: [Duration; 3] = [Duration::from_millis(200), Duration::from_millis(700), Duration::from_secs(4)];
+const SETTLE: Duration = Duration::from_millis(20);
+/// When a program that has just started is looked at: at last for libraries whose mapping was not told.
+const STARTS: &[Duration] = &[SETTLE, ms(200), ms(700), ms(4000)];
+/// The same for one that is called like a server: it may answer soon.
+const SERVER_STARTS: &[Duration] = &[ms(3), ms(10), ms(20), ms(50), ms(200), ms(700), ms(4000)];
+/// What programs are called that are servers.
+const SERVERS: [&[u8]; 2] = [b"llama", b"ollama"];
+/// Processes that are known to map llama.cpp, whether or not there is a seat for each.
+const MOST_PROCESSES: usize = 1024;
+/// When a probe that could not be attached is tried again.
+const AGAIN: Duration = Duration::from_secs(25);
+/// When what could not be finished is looked at again.
+const SOON: Duration = ms(200);
+/// Over how long the looks of a rescan are spread.
+const SPREAD: Duration = Duration::from_secs(10);
+
+const fn ms(ms: u64) -> Duration {
+    Duration::from_millis(ms)
+}
 
 impl Agent {
     pub(super) fn process_event(&mut self, entry: &[u8]) {
+        if let Some(shown) = events::shown(entry) {
+            return self.kernel.learn(&shown);
+        }
         let known = events::process(entry);
         let Some((event, kind)) =
             known.and_then(|event| Some((event, ProcessEventKind::from_wire(event.kind)?)))
         else {
             return warn!(len = entry.len(), "unknown process event");
         };
-        let now = Instant::now();
-        self.due.insert((now + SETTLE, event.tgid));
-        if matches!(kind, ProcessEventKind::Exec) {
-            // Another program in the same process: what was counted before is not its.
-            self.end(event.tgid);
-            self.due.extend(LATER.map(|later| (now + later, event.tgid)));
+        let (now, pid) = (Instant::now(), event.tgid);
+        let owner = event.owner;
+        match kind {
+            ProcessEventKind::Exec => {
+                // Another program in the same process: what was counted before is not its.
+                self.end(pid);
+                let named = SERVERS.iter().any(|name| event.comm.starts_with(name));
+                let (rank, times) = if named { (Rank::Likely, SERVER_STARTS) } else { (Rank::Any, STARTS) };
+                self.look(pid, owner, rank, &Vec::from_iter(times.iter().map(|later| now + *later)));
+            }
+            ProcessEventKind::Exit => self.end(pid),
+            ProcessEventKind::Stranger | ProcessEventKind::Listen => {
+                if kind == ProcessEventKind::Stranger && self.strangers.len() < MOST_PROCESSES {
+                    self.strangers.insert(pid);
+                }
+                self.look(pid, owner, Rank::Likely, &[now]);
+            }
+            ProcessEventKind::Map => self.look(pid, owner, Rank::Any, &[now + SETTLE]),
         }
     }
 
-    pub(super) fn look_due(&mut self) {
-        let now = Instant::now();
-        let mut pids = BTreeSet::new();
-        while let Some(&(when, pid)) = self.due.first()
-            && when <= now
-        {
-            self.due.pop_first();
-            pids.insert(pid);
+    /// Has a process of a user looked at, if it is one of those that are meant.
+    pub(super) fn look(&self, pid: u32, owner: u32, rank: Rank, times: &[Instant]) {
+        if self.only.is_empty() || self.only.contains(&pid) {
+            self.looks.at(pid, owner, rank, times);
         }
-        pids.into_iter().for_each(|pid| self.look(pid));
     }
 
+    /// Has all processes looked at, those of the first time at once.
     pub(super) fn rescan(&mut self) {
-        let pids = match self.scanner.processes() {
-            Ok(pids) => pids,
-            Err(error) => return error!(%error, "cannot list processes"),
-        };
-        let gone: Vec<u32> = self.seats.keys().copied().filter(|pid| !pids.contains(pid)).collect();
-        gone.into_iter().for_each(|pid| self.end(pid));
-        self.unobservable.retain(|pid, _| pids.contains(pid));
-        pids.into_iter().for_each(|pid| self.look(pid));
-        self.scanner.forget_except(self.session.targets());
-        if !self.ready {
-            self.ready = true;
+        if self.only.is_empty() {
+            self.looks.at_all();
+        } else {
+            let only = self.only.iter().map(|pid| (*pid, 0)).collect::<Vec<_>>();
+            self.listed(&only);
+        }
+    }
+
+    fn listed(&mut self, all: &[(u32, u32)]) {
+        let pids: BTreeSet<u32> = all.iter().map(|(pid, _)| *pid).collect();
+        if self.only.is_empty() {
+            let gone: Vec<u32> = self.processes.keys().copied().filter(|pid| !pids.contains(pid)).collect();
+            gone.into_iter().for_each(|pid| self.end(pid));
+            self.unobservable.retain(|pid, _| pids.contains(pid));
+        }
+        let now = Instant::now();
+        let first = self.first.is_none();
+        let step =
+            if first { Duration::ZERO } else { SPREAD / u32::try_from(pids.len().max(1)).unwrap_or(1) };
+        let mut time = now;
+        for (pid, owner) in all {
+            let rank = if first || self.processes.contains_key(pid) { Rank::Likely } else { Rank::Routine };
+            self.look(*pid, *owner, rank, &[time]);
+            time += step;
+        }
+        if first {
+            self.first = Some(pids);
+        }
+        self.settle_first();
+    }
+
+    /// Ready is who has looked at, and attached for, all processes that were there at the start.
+    pub(super) fn settle_first(&mut self) {
+        if !self.health.is_ready()
+            && self.first.as_ref().is_some_and(BTreeSet::is_empty)
+            && self.processes.values().all(|process| process.attaching.is_none())
+        {
+            self.health.set_ready();
             info!(targets = self.seats.len(), late_loads = self.kernel.sees_late_loads(), "ready");
         }
     }
 
-    /// Looks at one process and brings what is attached in line with what it is now.
-    pub(super) fn look(&mut self, pid: u32) {
-        if !self.only.is_empty() && !self.only.contains(&pid) {
-            return;
+    pub(super) fn looked(&mut self, looked: Looked) {
+        match looked {
+            Looked::All(pids) => self.listed(&pids),
+            Looked::Process(pid, judged) => {
+                self.judged(pid, judged);
+                if let Some(first) = &mut self.first {
+                    first.remove(&pid);
+                }
+                self.settle_first();
+            }
+            Looked::Abandoned(pid, device, why) => {
+                let device = device.as_deref().unwrap_or("unknown");
+                warn!(pid, device, ?why, "a look at a process did not end; it is left alone for a while");
+                if let Some(first) = &mut self.first {
+                    first.remove(&pid);
+                }
+                self.settle_first();
+            }
+            Looked::Connections(id, open) => {
+                if self.is_observed(id) {
+                    if let Err(error) = self.kernel.adopt(id.pid, &open) {
+                        warn!(
+                            id.pid, %error,
+                            "requests on connections that were open before are not followed"
+                        );
+                    }
+                    self.follow_sessions();
+                }
+            }
+            Looked::Fault(path, fault) => {
+                warn!(path = %path.display(), fault, "a file that processes map cannot be read");
+            }
         }
-        if let Some(seat) = self.seats.get(&pid)
-            && !self.scanner.is_alive(pid, seat.start_time)
-        {
-            self.end(pid);
-        }
-        match self.scanner.look(pid) {
-            Look::Found(target) => {
-                let no_return =
-                    self.release.and_then(|release| doctor::no_return_probe(target.seccomp, release));
-                match plan::plan(&target.plain_images()).without_return_probes(no_return) {
+    }
+
+    /// Brings what is attached in line with what a process is now.
+    fn judged(&mut self, pid: u32, judged: Judged) {
+        match judged {
+            Judged::Llama(target, verdict) => {
+                if self.processes.get(&pid).is_some_and(|known| known.start_time != target.start_time) {
+                    self.end(pid);
+                }
+                match verdict {
                     Verdict::Observable(plan) => self.watch(*target, plan),
                     Verdict::Unsupported(why) => self.refuse(pid, &target.comm, why),
                     Verdict::Foreign => self.end(pid),
                 }
             }
-            Look::Opaque(target) if target.is_listening_server() => self.watch(*target, plan::sockets_only()),
-            Look::Opaque(target) => {
-                self.refuse(pid, &target.comm, "no file it maps shows a symbol of llama.cpp")
-            }
-            Look::Nothing | Look::Closed => self.end(pid),
+            Judged::Opaque(target) => self.refuse(pid, &target.comm, target.why_opaque()),
+            Judged::Closed | Judged::Nothing(_) => self.end(pid),
+            // What it was it may still be.
+            Judged::Costly => {}
         }
     }
 
@@ -109,77 +201,199 @@ impl Agent {
         }
     }
 
-    /// The sockets are followed as long as there is a server.
-    pub(super) fn follow_sockets(&mut self) {
-        let http = self.session.targets().any(|target| {
-            self.session.plan(target.pid).is_some_and(|plan| plan.flags & TargetConfig::HTTP != 0)
-        });
-        if let Err(error) = self.kernel.follow_sockets(http)
-            && !std::mem::replace(&mut self.deaf, true)
-        {
-            self.attach_failures += 1;
-            error!(%error, "HTTP requests cannot be followed; tokens and steps are");
+    /// Says how the batches of a process lie in its memory as soon as that is known, or that it is not.
+    pub(super) fn tell_layouts(&mut self, pid: u32, reading: &Reading) {
+        let Some(process) = self.processes.get_mut(&pid) else { return };
+        for (image, state) in &reading.layouts {
+            let layout = state.proved();
+            if (layout.is_none() && state.shown == 0) || process.layouts.get(image) == Some(&layout) {
+                continue;
+            }
+            process.layouts.insert(*image, layout);
+            match layout {
+                Some(ExtLayout { tokens, stride, .. }) => {
+                    info!(pid, tokens, stride, "the layout of its batches is proved")
+                }
+                None => {
+                    warn!(pid, "its batches lie in memory in no way that is known: prompt tokens are not")
+                }
+            }
         }
     }
 
-    fn watch(&mut self, target: Target, mut plan: Plan) {
+    /// Looks anew at processes that have turned out to be servers.
+    pub(super) fn settle_servers(&mut self) {
+        let turned = |(pid, process): (&u32, &mut Process)| {
+            let undecided = !process.has_started && process.live?.flags & TargetConfig::EITHER != 0;
+            process.has_started |= undecided && self.kernel.noted(*pid) & TargetConfig::STARTED != 0;
+            (undecided && process.has_started).then_some(*pid)
+        };
+        let turned: Vec<u32> = self.processes.iter_mut().filter_map(turned).collect();
+        turned.into_iter().for_each(|pid| self.look(pid, 0, Rank::Likely, &[Instant::now()]));
+    }
+
+    /// The sockets are followed as long as there is a server.
+    pub(super) fn follow_sockets(&mut self) {
+        let observed = self.session.targets().filter_map(|target| self.session.plan(target.pid));
+        let coming = self.processes.values().filter_map(|process| Some(&process.attaching.as_ref()?.plan));
+        let http = observed.chain(coming).any(|plan| plan.flags & TargetConfig::HTTP != 0);
+        if http != self.follows_sockets && !self.deaf {
+            self.follows_sockets = http;
+            self.room.order(Order::Sockets(http));
+        }
+        let predicts = http && self.session.targets().any(|target| target.told.predict.is_some());
+        if predicts != self.follows_offspring {
+            self.follows_offspring = predicts;
+            self.room.order(Order::Offspring(predicts));
+        }
+    }
+
+    fn watch(&mut self, mut target: Target, mut plan: Plan) {
         let now = Instant::now();
+        if self.processes.get(&target.pid).is_some_and(|process| process.has_started) {
+            plan.settle_for_server();
+        }
         if !self.payload {
             plan.flags |= TargetConfig::NO_PAYLOAD;
         }
         if self.trace_drafts {
             plan.flags |= TargetConfig::DRAFT_STEPS;
         }
+        if target.told.predict.is_some() {
+            plan.flags |= TargetConfig::PREDICTS;
+        }
         let pid = target.pid;
-        // First who, then where: what fires in between is counted, not reported as a stranger's.
-        let index = match self.seats.get(&pid) {
-            Some(seat) => seat.config.index,
-            None => match self.free_index() {
-                Some(index) => index,
-                None => {
-                    return self.refuse(
-                        pid,
-                        &target.comm,
-                        "as many processes as possible are observed already",
-                    );
-                }
-            },
+        let sites = sites(&plan);
+        if let Some(process) = self.processes.get(&pid) {
+            if process.attaching.is_some() {
+                // What was found meanwhile is found again.
+                return self.look(pid, target.owner, Rank::Likely, &[now + SOON]);
+            }
+            let has_tls = |plan: &Plan| plan.probes.iter().any(|probe| probe.role == Role::Tls);
+            if self.session.plan(pid).is_some_and(has_tls) && !has_tls(&plan) {
+                // It is under a seccomp filter by now: no return probe may stay.
+                self.room.order(Order::DetachOwn(pid));
+            }
+            if process.sites == sites && (process.failed.is_empty() || process.tried.elapsed() < AGAIN) {
+                target.close();
+                return self.settle(target, plan);
+            }
+        } else if self.processes.len() >= MOST_PROCESSES {
+            return self.refuse(pid, &target.comm, "as many processes as possible are known already");
+        }
+        let files = target.images.iter().filter_map(|it| Some((it.image.id, it.file.clone()?))).collect();
+        target.close();
+        self.orders += 1;
+        let attach = Attach {
+            number: self.orders,
+            id: target.id(),
+            probes: plan.probes.clone(),
+            files,
+            urgent: self.claim(&target) > Claim::Idle,
         };
+        let process = self.processes.entry(pid).or_insert_with(|| Process::new(&target));
+        process.sites = sites;
+        process.tried = now;
+        process.attaching = Some(Box::new(Attaching { number: self.orders, target, plan }));
+        // Sockets first: a request whose beginning was not seen is not told.
+        self.follow_sockets();
+        self.room.order(Order::Attach(Box::new(attach)));
+    }
+
+    fn config(&self, index: u32, target: &Target, plan: &Plan) -> TargetConfig {
         let writes = if self.billing.refusals.is_some() { TEXT_WRITES } else { WRITES };
-        let config = TargetConfig { index, flags: plan.flags, port: port(&target), writes };
-        let seated = match self.seats.get(&pid) {
-            Some(seat) if seat.config == config => Ok(()),
-            Some(_) => self.kernel.update(pid, config),
-            None => self.kernel.observe(pid, config),
+        TargetConfig { index, flags: plan.flags, port: port(target), writes }
+    }
+
+    fn claim(&self, target: &Target) -> Claim {
+        if self.strangers.contains(&target.pid) {
+            Claim::Works
+        } else if target.listeners.is_empty() {
+            Claim::Idle
+        } else {
+            Claim::Listens
+        }
+    }
+
+    /// The row of a process, which it is given if it has a claim. What others have to give up goes on when it is theirs
+    /// again.
+    fn row(&mut self, target: &Target) -> Option<u32> {
+        let (now, pid) = (Instant::now(), target.pid);
+        let claim = self.claim(target);
+        self.strangers.remove(&pid);
+        if let Some(index) = self.seats.index(pid) {
+            self.seats.note(pid, !target.listeners.is_empty());
+            return Some(index);
+        }
+        let mut asked = self.seats.ask(now, target.owner, claim);
+        if !matches!(asked, Asked::Free(_)) {
+            // Who works is known as of the last reading.
+            for (pid, index) in self.seats.rows() {
+                if let Ok(stats) = self.kernel.stats(index) {
+                    self.seats.hits(now, pid, stats.hits.iter().sum());
+                }
+            }
+            asked = self.seats.ask(now, target.owner, claim);
+        }
+        let index = match asked {
+            Asked::Free(index) => index,
+            Asked::Instead(other) => {
+                let index = self.seats.index(other)?;
+                self.unseat(other);
+                info!(pid = other, instead = pid, "gives its seat up");
+                index
+            }
+            Asked::None => return None,
         };
-        if let Err(error) = seated {
-            return error!(pid, %error, "cannot observe");
+        self.seats.take(now, pid, index, target.owner, claim);
+        Some(index)
+    }
+
+    fn is_observed(&self, id: ProcessId) -> bool {
+        self.processes
+            .get(&id.pid)
+            .is_some_and(|known| known.start_time == id.start_time && known.live.is_some())
+    }
+
+    /// Something was done in the engine room.
+    pub(super) fn done(&mut self, done: Done) {
+        match done {
+            Done::Attached(number, id, failures) => {
+                let process = self.processes.get_mut(&id.pid);
+                let ours = process.filter(|it| it.attaching.as_ref().is_some_and(|it| it.number == number));
+                match ours.and_then(|process| Some((process.attaching.take()?, process))) {
+                    Some((attached, process)) => {
+                        // What the new order attaches is kept; the rest of the old ones has no user any more.
+                        let old = std::mem::replace(&mut process.orders, vec![number]);
+                        process.failed = failures.iter().map(|it| (it.image, it.offset)).collect();
+                        old.into_iter().for_each(|order| self.room.order(Order::Release(order)));
+                        self.attached(attached.target, attached.plan, &failures);
+                    }
+                    // It ended meanwhile: what was attached for it is not wanted any more.
+                    None => self.room.order(Order::Release(number)),
+                }
+                self.settle_first();
+            }
+            Done::NoSockets(error) => {
+                if !std::mem::replace(&mut self.deaf, true) {
+                    self.attach_failures += 1;
+                    error!(%error, "HTTP requests cannot be followed; tokens and steps are");
+                }
+            }
+            Done::NoOffspring(error) => warn!(%error, "tokens of predictions are nobody's"),
+            Done::NoSessions(error) => {
+                warn!(%error, "requests over TLS on connections that were open before are not followed");
+            }
         }
-        self.seats.insert(pid, Seat { start_time: target.start_time, config });
-        let has_tls = |plan: &Plan| plan.probes.iter().any(|probe| probe.role == Role::Tls);
-        if self.session.plan(pid).is_some_and(has_tls) && !has_tls(&plan) {
-            // It is under a seccomp filter by now: no return probe may stay.
-            self.kernel.detach_own(pid);
-        }
-        let known = self.session.plan(pid).map(sites);
-        if known.as_ref().is_some_and(|known| *known == sites(&plan)) {
-            return self.session.refresh(now, target, plan);
-        }
-        let file =
-            |id| target.images.iter().find(|mapped| mapped.image.id == id).map(|mapped| mapped.file.clone());
-        let failures = self.kernel.attach(pid, &plan.probes, file);
+    }
+
+    fn attached(&mut self, target: Target, mut plan: Plan, failures: &[AttachError]) {
+        let pid = target.pid;
         self.attach_failures += failures.len() as u64;
-        for failure in &failures {
+        for failure in failures {
             error!(pid, %failure, "a probe cannot be attached");
         }
-        // What is not attached is not served: the metrics of these roles stay absent.
-        plan.probes.retain(|probe| !failures.iter().any(|failure| failure.is_of(probe)));
-        let tls = [ProbeId::SslRead, ProbeId::SslWrite, ProbeId::SslAccept];
-        if failures.iter().any(|failure| tls.contains(&failure.probe)) {
-            // Half of a conversation would be worse than none.
-            self.kernel.detach_own(pid);
-            plan.drop_tls("its library cannot be probed");
-        }
+        self.without_failed(pid, &mut plan);
         let probed = plan.joining() != Joining::Answers;
         if probed && !plan.probes.iter().any(|probe| probe.role == Role::Batch) {
             let denied = failures.iter().any(|failure| failure.cause.is_permission());
@@ -187,6 +401,46 @@ impl Agent {
             return self.refuse(pid, &target.comm, why);
         }
         self.unobservable.remove(&pid);
+        self.settle(target, plan);
+    }
+
+    /// What is not attached is not served: the metrics of these roles stay absent.
+    fn without_failed(&self, pid: u32, plan: &mut Plan) {
+        let Some(process) = self.processes.get(&pid).filter(|process| !process.failed.is_empty()) else {
+            return;
+        };
+        let failed = |probe: &Probe| process.failed.contains(&(probe.image.id, probe.offset()));
+        let half = plan.probes.iter().any(|probe| probe.role == Role::Tls && failed(probe));
+        plan.probes.retain(|probe| !failed(probe));
+        if half {
+            // Half of a conversation would be worse than none.
+            self.room.order(Order::DetachOwn(pid));
+            plan.drop_tls("its library cannot be probed");
+        }
+    }
+
+    /// All that is to be attached for a process is: it is observed from now on, if there is a seat for it.
+    fn settle(&mut self, target: Target, mut plan: Plan) {
+        let (now, pid) = (Instant::now(), target.pid);
+        self.without_failed(pid, &mut plan);
+        let Some(index) = self.row(&target) else { return };
+        // Where first, then who: all probes of a process begin to count at the same moment.
+        let config = self.config(index, &target, &plan);
+        let Some(process) = self.processes.get_mut(&pid) else { return };
+        let told = match process.live {
+            Some(live) if live == config => Ok(()),
+            Some(_) => self.kernel.update(pid, config),
+            None => self.kernel.observe(pid, config),
+        };
+        if let Err(error) = told {
+            error!(pid, %error, "cannot observe");
+            return self.end(pid);
+        }
+        process.has_started |= self.kernel.noted(pid) & TargetConfig::STARTED != 0;
+        if process.live.replace(config).is_some() {
+            self.session.refresh(now, target, plan);
+            return self.follow_sockets();
+        }
         info!(
             pid,
             comm = target.comm,
@@ -194,19 +448,13 @@ impl Agent {
             missing = ?plan.missing.iter().map(|missing| missing.role.name()).collect::<Vec<_>>(),
             "observing"
         );
-        if known.is_some() {
-            self.session.refresh(now, target, plan);
-            return self.follow_sockets();
-        }
         // Connections that stay open over many requests may have been accepted long ago.
-        let http = plan.flags & TargetConfig::HTTP != 0;
-        let open = if http { self.scanner.connections(&target) } else { Vec::new() };
+        if plan.flags & TargetConfig::HTTP != 0 {
+            self.looks.at_connections(target.id(), target.listeners.clone());
+        }
         self.otlp.meet(pid, &target.comm);
         self.session.begin(now, target, plan);
         self.follow_sockets();
-        if let Err(error) = self.kernel.adopt(pid, &open) {
-            warn!(pid, %error, "requests on connections that were open before are not followed");
-        }
         self.follow_sessions();
     }
 
@@ -218,20 +466,32 @@ impl Agent {
             plan.is_some_and(|plan| plan.probes.iter().any(|probe| probe.role == Role::Tls))
         });
         let unknown = tls.map(|target| target.pid).any(|pid| self.kernel.has_adopted(pid));
-        if let Err(error) = self.kernel.follow_sessions(unknown) {
-            warn!(%error, "requests over TLS on connections that were open before are not followed");
+        if unknown != self.follows_sessions {
+            self.follows_sessions = unknown;
+            self.room.order(Order::Sessions(unknown));
         }
-    }
-
-    fn free_index(&self) -> Option<u32> {
-        (0..MAX_TARGETS).find(|index| self.seats.values().all(|seat| seat.config.index != *index))
     }
 
     /// A process ended or is llama.cpp no longer. Nothing happens when it was not observed.
     pub(super) fn end(&mut self, pid: u32) {
         self.unobservable.remove(&pid);
-        let Some(seat) = self.seats.remove(&pid) else { return };
-        let last = self.kernel.reading(pid, seat.config.index).unwrap_or_else(|error| {
+        self.strangers.remove(&pid);
+        if !self.processes.contains_key(&pid) {
+            return;
+        }
+        self.unseat(pid);
+        for order in self.processes.remove(&pid).map(|process| process.orders).unwrap_or_default() {
+            self.room.order(Order::Release(order));
+        }
+    }
+
+    /// A process is observed no more. Its probes stay: when they fire it has a claim to a seat.
+    fn unseat(&mut self, pid: u32) {
+        self.seats.free(pid);
+        let Some(config) = self.processes.get_mut(&pid).and_then(|process| process.live.take()) else {
+            return;
+        };
+        let last = self.kernel.reading(pid, config.index).unwrap_or_else(|error| {
             error!(pid, %error, "the last counts are lost");
             Reading::default()
         });
@@ -239,7 +499,6 @@ impl Agent {
         self.tell(&records);
         self.otlp.part(pid);
         self.kernel.forget(pid);
-        self.kernel.release(pid);
         info!(pid, "ended");
     }
 }

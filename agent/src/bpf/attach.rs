@@ -10,7 +10,7 @@ use std::{
 use aya::programs::uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeLink, UProbeScope};
 use llamaprobe_common::probe::ProbeId;
 
-use super::{Kernel, LoadError, load::uprobe};
+use super::{Attacher, LoadError, load::uprobe};
 use crate::{
     discovery::image::ImageId,
     plan::{Probe, catalog::Program},
@@ -22,15 +22,17 @@ const LINGER: Duration = Duration::from_secs(30);
 /// A site: the file, the offset in it, the program, and the process if it is attached for one alone.
 type Site = (ImageId, u64, Program, Option<NonZeroU32>);
 
+/// What is attached at one site: at the entry and, where there is a program for it, at the return. Detaches when
+/// dropped, which the kernel takes its time for.
+pub type Links = Vec<UProbeLink>;
+
 /// One attached probe.
 struct Attached {
-    probe: ProbeId,
-    /// The processes it is attached for.
-    users: Vec<u32>,
+    /// The orders by which it is attached.
+    users: Vec<u64>,
     /// Since when there are none.
     idle: Option<Instant>,
-    /// At the entry and, where there is a program for it, at the return. Detaches when dropped.
-    _links: Vec<UProbeLink>,
+    links: Links,
 }
 
 /// Everything attached to llama.cpp.
@@ -45,7 +47,9 @@ pub struct Attachments {
 pub struct AttachError {
     /// Which.
     pub probe: ProbeId,
-    /// Where.
+    /// The file.
+    pub image: ImageId,
+    /// What it is called.
     pub path: PathBuf,
     /// The function.
     pub symbol: String,
@@ -55,19 +59,13 @@ pub struct AttachError {
     pub cause: Box<LoadError>,
 }
 
-impl AttachError {
-    /// Whether it is about this probe.
-    pub fn is_of(&self, probe: &Probe) -> bool {
-        self.probe == probe.probe && self.offset == probe.offset() && self.path == probe.image.path
-    }
-}
-
-impl Kernel {
+impl Attacher {
     /// Attaches the probes of a process. Sites that are probed already only gain a user.
     ///
-    /// `file` gives a path that opens an image. All that can be attached is; what cannot be is returned.
+    /// `order` is what [`Attacher::release`] will name. `file` gives a path that leads to an image. All that can be attached is; what cannot be is returned.
     pub fn attach(
         &mut self,
+        order: u64,
         pid: u32,
         probes: &[Probe],
         file: impl Fn(ImageId) -> Option<PathBuf>,
@@ -78,20 +76,20 @@ impl Kernel {
             let site = (probe.image.id, probe.offset(), probe.program, only);
             if let Some(attached) = self.attachments.sites.get_mut(&site) {
                 attached.idle = None;
-                if !attached.users.contains(&pid) {
-                    attached.users.push(pid);
+                if !attached.users.contains(&order) {
+                    attached.users.push(order);
                 }
                 continue;
             }
             let path = file(probe.image.id).unwrap_or_else(|| probe.image.path.clone());
             match self.attach_one(probe, &path, only) {
                 Ok(links) => {
-                    let attached =
-                        Attached { probe: probe.probe, users: vec![pid], idle: None, _links: links };
+                    let attached = Attached { users: vec![order], idle: None, links };
                     self.attachments.sites.insert(site, attached);
                 }
                 Err(cause) => failed.push(AttachError {
                     probe: probe.probe,
+                    image: probe.image.id,
                     path: probe.image.path.clone(),
                     symbol: probe.symbol.clone(),
                     offset: probe.offset(),
@@ -130,35 +128,29 @@ impl Kernel {
             .collect()
     }
 
-    /// Detaches what is attached for a process alone.
-    pub fn detach_own(&mut self, pid: u32) {
-        self.attachments.sites.retain(|(_, _, _, only), _| only.map(NonZeroU32::get) != Some(pid));
+    /// Gives up what is attached for a process alone; it is detached where the links are dropped.
+    pub fn detach_own(&mut self, pid: u32) -> Vec<Links> {
+        self.take(|(_, _, _, only), _| only.map(NonZeroU32::get) == Some(pid))
     }
 
-    /// Gives up what was attached for a process; sites without users are detached a while later, those of its own now.
-    pub fn release(&mut self, pid: u32) {
-        self.detach_own(pid);
+    /// Gives up what was attached by an order; sites without users are idle then, those of one process are returned.
+    pub fn release(&mut self, order: u64) -> Vec<Links> {
         for attached in self.attachments.sites.values_mut() {
-            attached.users.retain(|user| *user != pid);
+            attached.users.retain(|user| *user != order);
             if attached.users.is_empty() {
                 attached.idle.get_or_insert_with(Instant::now);
             }
         }
+        self.take(|(_, _, _, only), attached| only.is_some() && attached.users.is_empty())
     }
 
-    /// Detaches sites that have had no user for a while.
-    pub fn detach_idle(&mut self) {
-        self.attachments
-            .sites
-            .retain(|_, attached| attached.idle.is_none_or(|since| since.elapsed() < LINGER));
+    /// Gives up the sites that have had no user for a while.
+    pub fn detach_idle(&mut self) -> Vec<Links> {
+        self.take(|_, attached| attached.idle.is_some_and(|since| since.elapsed() >= LINGER))
     }
 
-    /// How many sites each probe is attached to.
-    pub fn attached(&self) -> HashMap<ProbeId, usize> {
-        let mut counts = HashMap::new();
-        for attached in self.attachments.sites.values() {
-            *counts.entry(attached.probe).or_default() += 1;
-        }
-        counts
+    fn take(&mut self, meant: impl Fn(&Site, &Attached) -> bool) -> Vec<Links> {
+        let sites = self.attachments.sites.extract_if(|site, attached| meant(site, attached));
+        sites.map(|(_, attached)| attached.links).collect()
     }
 }

@@ -10,22 +10,28 @@ use aya::programs::uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeScope
 use serde::Serialize;
 
 use super::{
-    Kernel, LoadError,
+    Attacher, LoadError,
     load::uprobe,
     raw::{emulated, single_stepped},
 };
-use crate::{discovery::process::ProcessRoot, plan::site::Stepping};
+use crate::{
+    discovery::process::ProcessRoot,
+    plan::{catalog::Program, site::Stepping},
+};
 
 /// Calls timed for each kind of site; enough for three digits, a few milliseconds in all.
 const CALLS: u32 = 300;
 
 /// Nanoseconds of one probe hit with a program that only looks up its process.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Prices {
     /// At an instruction that the kernel emulates.
     pub emulated_ns: u32,
     /// At one that is single-stepped.
     pub single_stepped_ns: u32,
+    /// What the program that is hit takes beyond that, by its number, as far as it has been measured.
+    #[serde(skip)]
+    pub bodies: [u32; Program::ALL.len()],
 }
 
 impl Prices {
@@ -38,7 +44,7 @@ impl Prices {
     }
 }
 
-impl Kernel {
+impl Attacher {
     /// Measures both prices. `None` when the agent's own file cannot be found or probed: then estimates serve.
     ///
     /// # Errors
@@ -47,9 +53,11 @@ impl Kernel {
     pub fn calibrate(&mut self) -> Result<Option<Prices>, LoadError> {
         let emulated_ns = self.price(emulated)?;
         let single_stepped_ns = self.price(single_stepped)?;
-        Ok(emulated_ns
-            .zip(single_stepped_ns)
-            .map(|(emulated_ns, single_stepped_ns)| Prices { emulated_ns, single_stepped_ns }))
+        Ok(emulated_ns.zip(single_stepped_ns).map(|(emulated_ns, single_stepped_ns)| Prices {
+            emulated_ns,
+            single_stepped_ns,
+            ..Prices::default()
+        }))
     }
 
     fn price(&mut self, function: extern "C" fn()) -> Result<Option<u32>, LoadError> {
@@ -83,7 +91,6 @@ fn time(function: extern "C" fn()) -> Duration {
 
 /// Where an address of this process lies in its executable.
 fn file_offset(address: u64) -> Option<u64> {
-    let mappings = ProcessRoot::new(Path::new("/proc"), std::process::id()).mappings().ok()?;
-    let mapping = mappings.into_iter().find(|m| m.executable && (m.start..m.end).contains(&address))?;
+    let mapping = ProcessRoot::new(Path::new("/proc"), std::process::id()).mapping_at(address).ok()??;
     Some(address - mapping.start + mapping.offset)
 }

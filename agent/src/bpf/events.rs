@@ -1,7 +1,7 @@
 //! Entries of the ring buffers as values.
 
 use llamaprobe_common::{
-    event::ProcessEvent,
+    event::{ProcessEvent, ShownEvent},
     request::{
         BeginEvent, DraftEvent, EndEvent, PieceHead, RequestEventKind, RequestKey, SlotEndEvent,
         SlotStartEvent, TaskEvent, WriteEvent,
@@ -116,6 +116,11 @@ pub fn process(entry: &[u8]) -> Option<ProcessEvent> {
     value(entry)
 }
 
+/// The memory that an entry shows, if it is one that does.
+pub fn shown(entry: &[u8]) -> Option<ShownEvent> {
+    value(entry).filter(|event: &ShownEvent| event.kind == ShownEvent::KIND)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -128,7 +133,7 @@ mod tests {
             request(&entry).is_some()
         };
         assert!(task(4, 32) && !task(4, 31) && !task(4, 33) && !task(9, 32));
-        assert!(request(&[]).is_none() && process(&[0; 7]).is_none() && process(&[0; 8]).is_some());
+        assert!(request(&[]).is_none() && process(&[0; 8]).is_none() && process(&[0; 28]).is_some());
     }
 
     #[test]

@@ -10,15 +10,21 @@ use aya::{
 use llamaprobe_common::{
     batch::{Context, ContextKey},
     call::Call,
+    layout::{LayoutKey, LayoutState},
     request::{Connection, ConnectionKey, Peer, RequestKey, Talk},
     sequence::{Sequence, SequenceKey},
-    target::{TargetConfig, TargetStats},
+    target::{Notes, TargetConfig, TargetStats},
     task::TaskKey,
 };
-use tracing::warn;
+use tracing::{debug, warn};
 
 use super::{attach::Attachments, sockets::SocketLinks};
 use crate::plan::catalog::Program;
+
+/// Programs that others go on with by a tail call, by their place in the map `FOLLOW`; with each one that does less at
+/// once, for a kernel that refuses it.
+const FOLLOW: [(&str, Option<&str>); 3] =
+    [("lp_walk", Some("lp_walk_few")), ("lp_follow", Some("lp_follow_few")), ("lp_tasks_on", None)];
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/llamaprobe-ebpf"));
 
@@ -98,7 +104,7 @@ impl LoadError {
     }
 }
 
-/// The ring buffers.
+/// The ring buffers, and what governs them.
 pub struct Rings {
     /// Process events.
     pub processes: RingBuf<MapData>,
@@ -106,39 +112,62 @@ pub struct Rings {
     pub requests: RingBuf<MapData>,
     /// Bytes of requests and answers.
     pub payload: RingBuf<MapData>,
+    /// What holds process events back.
+    pub told: Told,
 }
 
-/// The loaded programs and their maps.
+/// Who was told of and has not been looked at since: nothing more is told of those.
+pub struct Told(HashMap<MapData, u32, u32>);
+
+impl Told {
+    /// What a process does from now on is told again.
+    pub fn forget(&mut self, pid: u32) {
+        // It may have ended, or not have been told of.
+        let _ = self.0.remove(&pid);
+    }
+}
+
+/// The maps of the loaded programs.
 pub struct Kernel {
-    pub(super) ebpf: Ebpf,
     pub(super) targets: HashMap<MapData, u32, TargetConfig>,
     pub(super) stats: PerCpuArray<MapData, TargetStats>,
     pub(super) sequences: HashMap<MapData, SequenceKey, Sequence>,
     pub(super) contexts: HashMap<MapData, ContextKey, Context>,
+    pub(super) memories: HashMap<MapData, ContextKey, u64>,
+    pub(super) notes: Array<MapData, Notes>,
     pub(super) connections: HashMap<MapData, ConnectionKey, Connection>,
     pub(super) talks: HashMap<MapData, ConnectionKey, Talk>,
     pub(super) peers: HashMap<MapData, Peer, ConnectionKey>,
     pub(super) threads: HashMap<MapData, u64, ConnectionKey>,
     pub(super) tasks: HashMap<MapData, TaskKey, RequestKey>,
     pub(super) calls: HashMap<MapData, u64, Call>,
-    pub(super) attachments: Attachments,
-    pub(super) sockets: SocketLinks,
-    pub(super) sessions: Option<TracePointLink>,
-    /// Keeps the program of the tail call alive.
-    _follow: ProgramArray<MapData>,
+    pub(super) layouts: HashMap<MapData, LayoutKey, LayoutState>,
+    _only: HashMap<MapData, u32, u8>,
     /// Maps the programs read only; held so that they are not closed.
     _blank: (Array<MapData, Context>, Array<MapData, Talk>),
     late_loads: bool,
 }
 
+/// The loaded programs and what is attached with them. Apart from the maps, because attaching and detaching take their
+/// time: whoever does it is not who reads.
+pub struct Attacher {
+    pub(super) ebpf: Ebpf,
+    pub(super) attachments: Attachments,
+    pub(super) sockets: SocketLinks,
+    pub(super) sessions: Option<TracePointLink>,
+    pub(super) offspring: Option<TracePointLink>,
+    /// Keeps the programs of the tail calls alive.
+    _follow: Vec<ProgramArray<MapData>>,
+}
+
 impl Kernel {
-    /// Loads everything and starts to watch process life. Returns the ring buffers of process and request events
-    /// beside.
+    /// Loads everything and starts to watch process life. Returns what attaches, and the ring buffers of process and
+    /// request events, beside. Of other processes than `only` nothing is told, unless it is empty.
     ///
     /// # Errors
     ///
     /// When the kernel refuses a program or a map: no rights, Linux older than 5.15, lockdown.
-    pub fn load() -> Result<(Self, Rings), LoadError> {
+    pub fn load(only: &[u32]) -> Result<(Self, Attacher, Rings), LoadError> {
         // No program needs relocation against kernel types, so the kernel's BTF (megabytes) is not read.
         let mut ebpf = EbpfLoader::new()
             .btf(None)
@@ -147,50 +176,85 @@ impl Kernel {
         let at_return = Program::ALL.into_iter().filter_map(Program::at_return);
         let at_end = Program::ALL.into_iter().filter_map(Program::at_end);
         let names = Program::ALL.into_iter().map(Program::name).chain(at_return).chain(at_end);
-        for name in names.chain(["lp_follow", "lp_calibration"]) {
+        for name in names.chain(["lp_show", "lp_calibration"]) {
             let program = uprobe(&mut ebpf, name)?;
             program.load().map_err(|source| LoadError::program("load", name, source))?;
         }
-        let mut follow: ProgramArray<MapData> = take(&mut ebpf, "FOLLOW")?;
-        let fd = uprobe(&mut ebpf, "lp_follow")?;
-        let fd = fd.fd().map_err(|source| LoadError::program("open", "lp_follow", source))?;
-        follow.set(0, fd, 0).map_err(|source| LoadError::map("fill", "FOLLOW", source))?;
+        let follow =
+            vec![fill(&mut ebpf, "FOLLOW", &FOLLOW)?, fill(&mut ebpf, "SHOW", &[("lp_show", None)])?];
 
+        // Before anything is told: who is not meant never fills a ring.
+        let mut meant: HashMap<MapData, u32, u8> = take(&mut ebpf, "ONLY")?;
+        for pid in only.first().map(|_| &0).into_iter().chain(only) {
+            meant.insert(pid, 1, 0).map_err(|source| LoadError::map("fill", "ONLY", source))?;
+        }
         watch(&mut ebpf, "lp_exec", "sched_process_exec")?;
         watch(&mut ebpf, "lp_exit", "sched_process_exit")?;
-        let late_loads = watch_maps(&mut ebpf)?;
+        let late_loads = watch_calls(&mut ebpf)?;
         let rings = Rings {
             processes: take(&mut ebpf, "EVENTS")?,
             requests: take(&mut ebpf, "REQUEST_EVENTS")?,
             payload: take(&mut ebpf, "PAYLOAD")?,
+            told: Told(take(&mut ebpf, "TOLD")?),
         };
-        let mut kernel = Self {
+        let kernel = Self {
             targets: take(&mut ebpf, "TARGETS")?,
             stats: take(&mut ebpf, "STATS")?,
             sequences: take(&mut ebpf, "SEQUENCES")?,
             contexts: take(&mut ebpf, "CONTEXTS")?,
+            layouts: take(&mut ebpf, "LAYOUTS")?,
+            memories: take(&mut ebpf, "MEMORIES")?,
+            notes: take(&mut ebpf, "NOTES")?,
             connections: take(&mut ebpf, "CONNECTIONS")?,
             talks: take(&mut ebpf, "TALKS")?,
             peers: take(&mut ebpf, "PEERS")?,
             threads: take(&mut ebpf, "THREADS")?,
             tasks: take(&mut ebpf, "TASKS")?,
             calls: take(&mut ebpf, "CALLS")?,
+            _only: meant,
+            _blank: (take(&mut ebpf, "BLANK_CONTEXT")?, take(&mut ebpf, "BLANK_TALK")?),
+            late_loads,
+        };
+        let mut attacher = Attacher {
             attachments: Attachments::default(),
             sockets: SocketLinks::new(),
             sessions: None,
+            offspring: None,
             _follow: follow,
-            _blank: (take(&mut ebpf, "BLANK_CONTEXT")?, take(&mut ebpf, "BLANK_TALK")?),
-            late_loads,
             ebpf,
         };
-        kernel.load_sockets()?;
-        Ok((kernel, rings))
+        attacher.load_sockets()?;
+        Ok((kernel, attacher, rings))
     }
 
     /// Whether libraries loaded late announce themselves; otherwise only the slow rescan finds them.
     pub const fn sees_late_loads(&self) -> bool {
         self.late_loads
     }
+}
+
+/// Puts the programs of tail calls where others look for them; in place of one that this kernel refuses the other of its
+/// pair.
+fn fill(
+    ebpf: &mut Ebpf,
+    map: &'static str,
+    programs: &[(&'static str, Option<&'static str>)],
+) -> Result<ProgramArray<MapData>, LoadError> {
+    let mut array: ProgramArray<MapData> = take(ebpf, map)?;
+    for (place, &(mut name, instead)) in (0..).zip(programs) {
+        let loaded = uprobe(ebpf, name)?.fd().is_ok();
+        if !loaded && let (Err(error), Some(instead)) = (uprobe(ebpf, name)?.load(), instead) {
+            debug!(name, instead, error = chain(&error), "this kernel refuses a program");
+            name = instead;
+        }
+        let program = uprobe(ebpf, name)?;
+        if program.fd().is_err() {
+            program.load().map_err(|source| LoadError::program("load", name, source))?;
+        }
+        let fd = program.fd().map_err(|source| LoadError::program("open", name, source))?;
+        array.set(place, fd, 0).map_err(|source| LoadError::map("fill", map, source))?;
+    }
+    Ok(array)
 }
 
 /// Takes a map out of the object under its type.
@@ -217,20 +281,21 @@ fn watch(ebpf: &mut Ebpf, name: &str, event: &str) -> Result<(), LoadError> {
     Ok(())
 }
 
-/// The tracepoint of a system call needs tracefs for its number; without it the agent does with less.
-fn watch_maps(ebpf: &mut Ebpf) -> Result<bool, LoadError> {
-    let name = "lp_mmap";
-    let program = ebpf.program_mut(name).ok_or_else(|| LoadError::Absent(format!("program {name}")))?;
-    let program: &mut TracePoint =
-        program.try_into().map_err(|source| LoadError::program("open", name, source))?;
-    program.load().map_err(|source| LoadError::program("load", name, source))?;
-    if let Err(error) = program.attach("syscalls", "sys_enter_mmap") {
-        warn!(
-            error = chain(&error),
-            "libraries loaded late are found by the slow rescan only; \
-             `mount -t tracefs nodev /sys/kernel/tracing` helps"
-        );
-        return Ok(false);
+/// The tracepoints of system calls need tracefs for their numbers; without it the agent does with less.
+fn watch_calls(ebpf: &mut Ebpf) -> Result<bool, LoadError> {
+    for (name, event) in [("lp_mmap", "sys_enter_mmap"), ("lp_listen", "sys_exit_listen")] {
+        let program = ebpf.program_mut(name).ok_or_else(|| LoadError::Absent(format!("program {name}")))?;
+        let program: &mut TracePoint =
+            program.try_into().map_err(|source| LoadError::program("open", name, source))?;
+        program.load().map_err(|source| LoadError::program("load", name, source))?;
+        if let Err(error) = program.attach("syscalls", event) {
+            warn!(
+                error = chain(&error),
+                "libraries loaded late are found by the slow rescan only; \
+                 `mount -t tracefs nodev /sys/kernel/tracing` helps"
+            );
+            return Ok(false);
+        }
     }
     Ok(true)
 }

@@ -1,7 +1,7 @@
 //! Loads the kernel programs, attaches them to planned sites, reads what they count. In: plans. Out: process events
 //! and aggregates.
 //!
-//! Links are owned here: dropping [`Kernel`] detaches everything, and so does the end of the agent in any way, since
+//! Links are owned here: dropping [`Attacher`] detaches everything, and so does the end of the agent in any way, since
 //! the kernel closes the descriptors.
 
 pub mod attach;
@@ -10,8 +10,9 @@ pub mod events;
 pub mod load;
 mod raw;
 pub mod read;
+pub mod run_time;
 pub mod sockets;
 pub mod tracefs;
 
-pub use load::{Kernel, LoadError};
-pub use raw::waitable;
+pub use load::{Attacher, Kernel, LoadError, Told};
+pub use raw::{bequeath_links, waitable};

@@ -1,11 +1,20 @@
 //! The one file of the agent with `unsafe`: functions made of chosen instructions, the call that gives the process a
-//! mount namespace of its own, the registration of a ring buffer, and the reading of its entries.
+//! mount namespace of its own, the registration of a ring buffer, the reading of its entries, and the descriptors that a
+//! child inherits.
+
+use std::{
+    fs,
+    os::fd::{BorrowedFd, RawFd},
+};
 
 use aya::{
     Pod,
     maps::{MapData, RingBuf},
 };
-use rustix::{io, thread::UnshareFlags};
+use rustix::{
+    io::{self, FdFlags},
+    thread::UnshareFlags,
+};
 use tokio::io::unix::AsyncFd;
 
 /// Begins with an instruction that the kernel emulates.
@@ -49,4 +58,24 @@ pub fn value<T: Pod>(entry: &[u8]) -> Option<T> {
     }
     // SAFETY: any bytes are a `T`, there are as many as it has, and the read asks for no alignment.
     Some(unsafe { entry.as_ptr().cast::<T>().read_unaligned() })
+}
+
+/// Lets a program that is started from here inherit all that keeps probes attached. Returns how many links that are.
+///
+/// # Errors
+///
+/// When the descriptors cannot be listed.
+pub fn bequeath_links() -> std::io::Result<usize> {
+    let mut links = 0;
+    for entry in fs::read_dir("/proc/self/fd")?.flatten() {
+        // As fs/anon_inodes.c and kernel/bpf/syscall.c name it.
+        let is_link = fs::read_link(entry.path()).is_ok_and(|it| it.as_os_str() == "anon_inode:bpf_link");
+        let number = entry.file_name().to_str().and_then(|number| number.parse::<RawFd>().ok());
+        let Some(number) = number.filter(|_| is_link) else { continue };
+        // SAFETY: only a flag of the descriptor is set; if it was closed meanwhile, or became another, the worst is that a
+        // child inherits one too many.
+        let link = unsafe { BorrowedFd::borrow_raw(number) };
+        links += usize::from(io::fcntl_setfd(link, FdFlags::empty()).is_ok());
+    }
+    Ok(links)
 }

@@ -1,7 +1,7 @@
 //! Reading and writing the maps: targets in, aggregates out.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     hash::Hash,
 };
 
@@ -11,12 +11,15 @@ use aya::{
 };
 use llamaprobe_common::{
     batch::Context,
+    event::ShownEvent,
+    layout::{CANDIDATES, ExtLayout, FOUND, LayoutKey, LayoutState},
     request::Peer,
     sequence::Sequence,
-    target::{MAX_TARGETS, TargetConfig, TargetStats},
+    target::{MAX_TARGETS, Notes, TargetConfig, TargetStats},
 };
 
 use super::{Kernel, LoadError};
+use crate::plan::layout;
 
 /// What the kernel knows of one process at this moment.
 #[derive(Clone, Debug, Default)]
@@ -27,6 +30,8 @@ pub struct Reading {
     pub sequences: Vec<(i32, Sequence)>,
     /// Its contexts, with their pointer.
     pub contexts: Vec<(u64, Context)>,
+    /// How batches lie in its memory, by the number of the file.
+    pub layouts: Vec<(u32, LayoutState)>,
 }
 
 impl Kernel {
@@ -40,6 +45,9 @@ impl Kernel {
         let blank = PerCpuValues::try_from(vec![TargetStats::default(); cpus])
             .map_err(|source| LoadError::map("clear", "STATS", MapError::from(source)))?;
         self.stats.set(config.index, blank, 0).map_err(|source| LoadError::map("clear", "STATS", source))?;
+        self.notes
+            .set(config.index, Notes::default(), 0)
+            .map_err(|source| LoadError::map("clear", "NOTES", source))?;
         self.update(pid, config)
     }
 
@@ -48,15 +56,46 @@ impl Kernel {
     /// # Errors
     ///
     /// When the map cannot be written.
-    pub fn update(&mut self, pid: u32, config: TargetConfig) -> Result<(), LoadError> {
+    pub fn update(&mut self, pid: u32, mut config: TargetConfig) -> Result<(), LoadError> {
+        config.flags |= self.noted(pid);
         self.targets.insert(pid, config, 0).map_err(|source| LoadError::map("fill", "TARGETS", source))
+    }
+
+    /// What the programs have noted in the flags of a process.
+    pub fn noted(&self, pid: u32) -> u32 {
+        self.targets.get(&pid, 0).map_or(0, |config| config.flags & TargetConfig::NOTED)
+    }
+
+    /// Takes up what was found in the memory that an event shows: the next calls prove it or do not.
+    pub fn learn(&mut self, shown: &ShownEvent) {
+        let key = LayoutKey { tgid: shown.tgid, image: shown.image };
+        let Some(found) = layout::find(shown) else { return };
+        let Ok(mut state) = self.layouts.get(&key, 0) else { return };
+        if state.chosen != 0
+            || state.candidates[FOUND..] == found
+            || found.iter().any(|it| ExtLayout::KNOWN.contains(it))
+        {
+            return;
+        }
+        state.candidates[FOUND..].copy_from_slice(&found);
+        state.agreed = [0; CANDIDATES - FOUND];
+        // Gone with its process, if it is.
+        let _ = self.layouts.insert(key, state, 0);
+    }
+
+    /// The programs do not know a process any more; what they know of it stays.
+    pub fn observe_no_more(&mut self, pid: u32) {
+        // It may have ended.
+        let _ = self.targets.remove(&pid);
     }
 
     /// Stops to observe a process and forgets its sequences and contexts. What cannot be removed is gone already.
     pub fn forget(&mut self, pid: u32) {
-        let _ = self.targets.remove(&pid);
+        self.observe_no_more(pid);
         remove(&mut self.sequences, |key| key.tgid == pid);
         remove(&mut self.contexts, |key| key.tgid == pid);
+        remove(&mut self.layouts, |key| key.tgid == pid);
+        remove(&mut self.memories, |key| key.tgid == pid);
         let peers = self.peers.iter().flatten().filter(|(_, key)| key.tgid == pid);
         let peers: Vec<Peer> = peers.map(|(peer, _)| peer).collect();
         remove(&mut self.peers, |peer| peers.contains(peer));
@@ -113,20 +152,49 @@ impl Kernel {
         self.stats(MAX_TARGETS)
     }
 
+    /// Reads all that is known of these processes, given with the rows of their counters, by one walk over each map.
+    pub fn readings(&self, processes: &[(u32, u32)]) -> BTreeMap<u32, Result<Reading, LoadError>> {
+        // The counters first: what the sequences have used may then be ahead of the sums, never behind.
+        let stats = |index: u32| self.stats(index).map(|stats| Reading { stats, ..Reading::default() });
+        let mut readings: BTreeMap<_, _> =
+            processes.iter().map(|(pid, index)| (*pid, stats(*index))).collect();
+        if readings.is_empty() {
+            return readings;
+        }
+        let is_server = |pid: u32| {
+            let config = self.targets.get(&pid, 0);
+            config.is_ok_and(|it| TargetConfig::effective(it.flags) & TargetConfig::SLOTS != 0)
+        };
+        let servers: BTreeSet<u32> = readings.keys().copied().filter(|pid| is_server(*pid)).collect();
+        for (key, state) in self.sequences.iter().flatten() {
+            // What a server decoded before it was known to be one is on no slot.
+            if key.context != 0 && servers.contains(&key.tgid) {
+                continue;
+            }
+            if let Some(Ok(reading)) = readings.get_mut(&key.tgid) {
+                reading.sequences.push((key.sequence, state));
+            }
+        }
+        for (key, state) in self.contexts.iter().flatten() {
+            if let Some(Ok(reading)) = readings.get_mut(&key.tgid) {
+                reading.contexts.push((key.context, state));
+            }
+        }
+        for (key, state) in self.layouts.iter().flatten().filter(|(key, _)| key.image != LayoutKey::ALL) {
+            if let Some(Ok(reading)) = readings.get_mut(&key.tgid) {
+                reading.layouts.push((key.image, state));
+            }
+        }
+        readings
+    }
+
     /// Reads all that is known of a process.
     ///
     /// # Errors
     ///
     /// When a map cannot be read.
     pub fn reading(&self, pid: u32, index: u32) -> Result<Reading, LoadError> {
-        let sequences = self.sequences.iter().flatten().filter(|(key, _)| key.tgid == pid);
-        let contexts = self.contexts.iter().flatten().filter(|(key, _)| key.tgid == pid);
-        Ok(Reading {
-            // First: what the sequences have used may then be ahead of the sums, never behind.
-            stats: self.stats(index)?,
-            sequences: sequences.map(|(key, state)| (key.sequence, state)).collect(),
-            contexts: contexts.map(|(key, state)| (key.context, state)).collect(),
-        })
+        self.readings(&[(pid, index)]).remove(&pid).unwrap_or_else(|| Ok(Reading::default()))
     }
 }
 

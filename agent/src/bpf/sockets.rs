@@ -2,6 +2,7 @@
 //! on the host make the same calls and each costs them a look-up.
 
 use std::{
+    collections::BTreeSet,
     io::ErrorKind,
     net::{IpAddr, SocketAddr},
 };
@@ -13,11 +14,13 @@ use llamaprobe_common::{
     task::TaskKey,
 };
 
-use super::{Kernel, LoadError, read::walk};
+use super::{Attacher, Kernel, LoadError, read::walk};
 
 /// Program, category and name of the tracepoint of each system call that is followed, and of the end of connections.
 const CALLS: &[(&str, &str, &str)] = &[
     ("lp_accept", "syscalls", "sys_exit_accept4"),
+    // Servers up to ~b3848 call the older one, and the kernel tells the two apart.
+    ("lp_accept", "syscalls", "sys_exit_accept"),
     ("lp_take_up", "syscalls", "sys_enter_getpeername"),
     ("lp_taken_up", "syscalls", "sys_exit_getpeername"),
     ("lp_recv", "syscalls", "sys_enter_recvfrom"),
@@ -31,6 +34,9 @@ const CALLS: &[(&str, &str, &str)] = &[
 
 /// The same for what tells the descriptor of a TLS session.
 const SESSION_CALL: (&str, &str, &str) = ("lp_tls_socket", "syscalls", "sys_enter_read");
+
+/// The same for what tells the threads that a server starts.
+const FORK: (&str, &str, &str) = ("lp_fork", "sched", "sched_process_fork");
 
 /// `BPF_NOEXIST` of linux/bpf.h.
 const NOT_YET_THERE: u64 = 1;
@@ -47,10 +53,13 @@ fn peer(address: SocketAddr) -> Peer {
     Peer { address: ip.octets(), port: address.port().into() }
 }
 
-impl Kernel {
+impl Attacher {
     /// Loads the programs of the system calls.
     pub(super) fn load_sockets(&mut self) -> Result<(), LoadError> {
-        for &(name, ..) in CALLS.iter().chain([&SESSION_CALL]) {
+        // A program may serve two calls.
+        let all = CALLS.iter().chain([&SESSION_CALL, &FORK]);
+        let names: BTreeSet<_> = all.map(|(name, ..)| *name).collect();
+        for name in names {
             let program = self.tracepoint(name)?;
             program.load().map_err(|source| LoadError::program("load", name, source))?;
         }
@@ -89,6 +98,20 @@ impl Kernel {
         Ok(())
     }
 
+    /// Starts or stops to follow the threads that servers start for a request.
+    ///
+    /// # Errors
+    ///
+    /// As [`Kernel::follow_sockets`].
+    pub fn follow_offspring(&mut self, follow: bool) -> Result<(), LoadError> {
+        if !follow {
+            self.offspring = None;
+        } else if self.offspring.is_none() {
+            self.offspring = Some(self.attach_call(FORK)?);
+        }
+        Ok(())
+    }
+
     fn attach_call(
         &mut self,
         (name, category, event): (&str, &str, &str),
@@ -98,6 +121,14 @@ impl Kernel {
         link.map_err(|source| LoadError::program("attach", name, source))
     }
 
+    fn tracepoint(&mut self, name: &str) -> Result<&mut TracePoint, LoadError> {
+        let program =
+            self.ebpf.program_mut(name).ok_or_else(|| LoadError::Absent(format!("program {name}")))?;
+        program.try_into().map_err(|source| LoadError::program("open", name, source))
+    }
+}
+
+impl Kernel {
     /// Whether a process has a connection that was open before and of which no thread was seen since.
     pub fn has_adopted(&self, pid: u32) -> bool {
         let all = walk(&self.connections);
@@ -159,11 +190,5 @@ impl Kernel {
     pub fn forget_task(&mut self, pid: u32, task: i32) {
         // Gone already when the task took a slot after all.
         let _ = self.tasks.remove(&TaskKey { tgid: pid, task });
-    }
-
-    fn tracepoint(&mut self, name: &str) -> Result<&mut TracePoint, LoadError> {
-        let program =
-            self.ebpf.program_mut(name).ok_or_else(|| LoadError::Absent(format!("program {name}")))?;
-        program.try_into().map_err(|source| LoadError::program("open", name, source))
     }
 }

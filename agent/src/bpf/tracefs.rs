@@ -1,4 +1,4 @@
-//! tracefs gives the number of the one system-call tracepoint. Where the host has it not mounted the agent mounts it
+//! tracefs gives the numbers of the system-call tracepoints, without which no request is seen. Where the host has it not mounted the agent mounts it
 //! in a mount namespace of its own: the host does not change.
 
 use std::path::Path;

@@ -1,8 +1,15 @@
 //! The options about users and prices, and the files they name. Read at the start and again on SIGHUP.
 
-use std::{collections::BTreeMap, fs, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    fs::{self, File},
+    io::Read as _,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use ring::hkdf::{HKDF_SHA256, Salt};
 use serde::de::DeserializeOwned;
 
 use crate::session::{
@@ -14,6 +21,10 @@ use crate::session::{
 
 /// The shortest secret that API keys are hashed with, bytes.
 const SHORTEST_SECRET: usize = 32;
+/// The longest: what is longer is another file.
+const LONGEST_SECRET: u64 = 64 << 10;
+/// What the key that is derived from the secret is for.
+const PURPOSE: &[u8] = b"llamaprobe: hashes of API keys";
 
 /// More users than this are never told apart.
 const MOST_USERS: usize = 10_000;
@@ -93,13 +104,35 @@ fn table<T: DeserializeOwned>(path: &PathBuf) -> Result<T> {
     toml::from_str(&text).with_context(|| format!("bad file {}", path.display()))
 }
 
-/// The secret that API keys are hashed with, from a file: hashes stay the same over restarts then.
+/// The secret that API keys are hashed with.
+#[derive(Clone, Debug)]
+pub struct Secret {
+    /// The key of the hash.
+    pub key: [u8; 32],
+    /// Whoever else may read it could find out whose hash is whose.
+    pub warning: Option<String>,
+}
+
+/// Reads the secret from a file: hashes stay the same over restarts then.
 ///
 /// # Errors
 ///
-/// When the file cannot be read or is shorter than 32 bytes.
-pub fn secret(path: &PathBuf) -> Result<[u8; 32]> {
-    let bytes = fs::read(path).with_context(|| format!("cannot read the secret {}", path.display()))?;
+/// When the file cannot be read, is shorter than 32 bytes or longer than 64 KiB.
+pub fn secret(path: &Path) -> Result<Secret> {
+    let open = || -> Result<_> {
+        let file = File::open(path)?;
+        let metadata = file.metadata()?;
+        let mut bytes = Vec::new();
+        // One more than is good; what is no file has no end.
+        file.take(LONGEST_SECRET + 1).read_to_end(&mut bytes)?;
+        Ok((metadata, bytes))
+    };
+    let (metadata, bytes) = open().with_context(|| format!("cannot read the secret {}", path.display()))?;
+    ensure!(
+        bytes.len() as u64 <= LONGEST_SECRET,
+        "the secret {} has more than {LONGEST_SECRET} bytes: is it the right file?",
+        path.display()
+    );
     let bytes = bytes.trim_ascii_end();
     ensure!(
         bytes.len() >= SHORTEST_SECRET,
@@ -107,15 +140,26 @@ pub fn secret(path: &PathBuf) -> Result<[u8; 32]> {
         path.display(),
         bytes.len()
     );
-    // All of a longer one counts.
-    let mut secret = [0_u8; 32];
-    bytes.iter().enumerate().for_each(|(i, byte)| secret[i % 32] = secret[i % 32].rotate_left(3) ^ byte);
-    Ok(secret)
+    let open_to = metadata.mode() & 0o077;
+    let warning = (metadata.is_file() && open_to != 0).then(|| {
+        format!(
+            "the secret {} can be read by others (mode {:03o}): `chmod 600` it",
+            path.display(),
+            metadata.mode() & 0o777
+        )
+    });
+    // All of it counts, whatever its length.
+    let mut key = [0; 32];
+    let derived = Salt::new(HKDF_SHA256, PURPOSE);
+    let derived = derived.extract(bytes);
+    let filled = derived.expand(&[PURPOSE], HKDF_SHA256).and_then(|material| material.fill(&mut key));
+    filled.map_err(|_| anyhow!("no key can be derived from {}", path.display()))?;
+    Ok(Secret { key, warning })
 }
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write as _;
+    use std::{io::Write as _, os::unix::fs::PermissionsExt as _};
 
     use super::*;
 
@@ -162,16 +206,29 @@ mod tests {
 
     #[test]
     fn a_secret_is_long_enough_and_counts_whole() {
-        let of = |text: &str| secret(file(text).1.as_ref().unwrap()).map_err(|error| error.to_string());
-        let (_kept, path) = file(&"a".repeat(31));
-        assert!(secret(path.as_ref().unwrap()).unwrap_err().to_string().contains("31 bytes"));
-        assert!(of("gone with its file").is_err());
-        let same = |a: &str, b: &str| {
-            let ((_a, a), (_b, b)) = (file(a), file(b));
-            secret(a.as_ref().unwrap()).unwrap() == secret(b.as_ref().unwrap()).unwrap()
+        let of = |text: &str| {
+            let (_kept, path) = file(text);
+            secret(path.as_ref().unwrap()).map(|secret| secret.key).map_err(|error| format!("{error:#}"))
         };
+        assert!(of(&"a".repeat(31)).unwrap_err().contains("31 bytes"));
+        assert!(of(&"a".repeat(65 << 10)).unwrap_err().contains("more than"));
+        assert!(secret(Path::new("/dev/zero")).unwrap_err().to_string().contains("more than"));
+        assert!(secret(Path::new("/no/such/file")).unwrap_err().to_string().contains("/no/such/file"));
+        let same = |a: &str, b: &str| of(a).unwrap() == of(b).unwrap();
         let long = "0123456789".repeat(5);
         assert!(same(&long, &format!("{long}\n")));
         assert!(!same(&long, &format!("{long}x")) && !same(&long, &long.replace('7', "8")));
+        // Folding would make these the same.
+        assert!(!same(&"a".repeat(64), &"b".repeat(64)));
+    }
+
+    #[test]
+    fn whoever_else_may_read_a_secret_is_said() {
+        let (kept, path) = file(&"a".repeat(40));
+        for (mode, said) in [(0o600, false), (0o400, false), (0o640, true), (0o604, true)] {
+            kept.as_file().set_permissions(fs::Permissions::from_mode(mode)).unwrap();
+            let warning = secret(path.as_ref().unwrap()).unwrap().warning;
+            assert_eq!(warning.is_some(), said, "{mode:o}: {warning:?}");
+        }
     }
 }

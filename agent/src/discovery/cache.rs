@@ -38,9 +38,10 @@ impl<V> Cache<V> {
         self.known.insert(id, facts);
     }
 
-    /// Keeps the files that `keep` accepts.
-    pub(super) fn retain(&mut self, keep: impl Fn(&ImageId, Option<&V>) -> bool) {
-        self.known.retain(|id, facts| keep(id, facts.as_deref()));
+    /// Keeps the files that somebody holds, and of the others those without facts and those that `keep` accepts.
+    pub(super) fn retain(&mut self, keep: impl Fn(&V) -> bool) {
+        let held = |facts: &Arc<V>| Arc::strong_count(facts) > 1 || keep(facts);
+        self.known.retain(|_, facts| facts.as_ref().is_none_or(held));
     }
 }
 

@@ -1,10 +1,11 @@
 //! One ELF file that processes map: what is true of the file whoever maps it, so that it is read once.
 //!
-//! In: a path that opens the file and two questions about names. Out: [`Image`], with the file offset and the
+//! In: the open file and two questions about names. Out: [`Image`], with the file offset and the
 //! first bytes of every function that was asked for. A host maps hundreds of files that are none of ours; for
 //! those only headers and string tables are read. Nothing of the file stays in memory or open after [`read`].
 
 mod elf;
+mod hex;
 mod symbols;
 
 #[cfg(test)]
@@ -12,20 +13,24 @@ mod tests;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs::Metadata,
+    fs::{File, Metadata},
     io,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
 
 use object::{LittleEndian as Little, elf as format};
+use serde::{Deserialize, Serialize};
 
 use self::elf::Elf;
-use super::process::open_regular;
+use super::budget::Budget;
+
+/// Bytes of code that are kept of all functions of an image; those of real ones have some 200 kB.
+const MAX_CODE: u64 = 2 << 20;
 
 /// Identity of a file by `stat`. The numbers in `/proc/PID/maps` are no identity: on overlayfs and btrfs they
 /// belong to another layer.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
+#[derive(Serialize, Deserialize, Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
 pub struct ImageId {
     /// `st_dev`.
     pub device: u64,
@@ -38,7 +43,8 @@ pub struct ImageId {
 }
 
 impl ImageId {
-    /// Identity of the file behind `path`; symbolic links, and those of `/proc/PID/map_files`, are followed.
+    /// Identity of the file behind `path`; symbolic links are followed.
+    #[cfg(test)]
     pub fn of(path: &Path) -> io::Result<Self> {
         Ok(Self::from(&std::fs::metadata(path)?))
     }
@@ -52,7 +58,7 @@ impl From<&Metadata> for ImageId {
 }
 
 /// Instruction set of an image.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Serialize, Deserialize, Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Machine {
     /// `EM_X86_64`.
     X86_64,
@@ -63,7 +69,7 @@ pub enum Machine {
 }
 
 /// A function that an image defines.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 pub struct Symbol {
     /// Mangled name without symbol version.
     pub name: String,
@@ -73,11 +79,12 @@ pub struct Symbol {
     pub size: u64,
     /// The function's bytes: `size` of them, but at least 64 and at most 16 KiB, fewer only at the file's
     /// end.
+    #[serde(with = "hex")]
     pub code: Vec<u8>,
 }
 
 /// What is known of one ELF file.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 pub struct Image {
     /// Identity of the file that was read.
     pub id: ImageId,
@@ -96,6 +103,11 @@ pub struct Image {
 }
 
 impl Image {
+    /// The same without what takes room: for whoever knows the rest by its identity.
+    pub fn stub(&self) -> Self {
+        Self { symbols: Vec::new(), imports: Vec::new(), ..self.clone() }
+    }
+
     /// Whether it holds nothing that was wanted.
     pub fn is_foreign(&self) -> bool {
         self.symbols.is_empty() && self.imports.is_empty()
@@ -123,6 +135,12 @@ pub enum ImageError {
         /// What else it is.
         reason: &'static str,
     },
+    /// It costs more to read than what there is to spend.
+    #[error("{} would take too long to read", path.display())]
+    Costly {
+        /// The name to report.
+        path: PathBuf,
+    },
     /// The file contradicts itself, or exceeds a bound that no real file reaches.
     #[error("{} is malformed: {what} at offset {offset:#x}", path.display())]
     Malformed {
@@ -135,22 +153,22 @@ pub enum ImageError {
     },
 }
 
-/// Reads the image that `path` opens and calls it `named`.
+/// Reads the image in `file` and calls it `named`, as far as the budget goes.
 ///
 /// `wanted` chooses among the names of defined functions (STT_FUNC of `.dynsym` and `.symtab`, local and weak
-/// ones included, indirect ones not; names beyond 1 KiB are never asked for). Symbol tables are walked only
-/// if `marker` accepts a piece of a string table: a byte search for something that is at most 256 bytes long
-/// and part of all wanted names.
+/// ones included, indirect ones not; names beyond 1 KiB are never asked for). Only names are asked for in which `marker`
+/// finds something: a byte search for a part of all wanted names, which is shown whole string tables. Holes of a sparse
+/// file are not read.
 pub fn read(
-    path: &Path,
+    file: File,
     named: &Path,
     wanted: &dyn Fn(&str) -> bool,
     marker: &dyn Fn(&[u8]) -> bool,
+    budget: &Budget,
 ) -> Result<Image, ImageError> {
     let io = |what| move |source| ImageError::Io { path: named.to_owned(), what, source };
-    let file = open_regular(path).map_err(io("open"))?;
     let id = ImageId::from(&file.metadata().map_err(io("stat"))?);
-    let elf = Elf { file, size: id.size, named };
+    let elf = Elf { file, size: id.size, named, budget };
     let header = elf.header()?;
     let machine = match header.e_machine.get(Little) {
         format::EM_X86_64 => Machine::X86_64,
@@ -163,15 +181,15 @@ pub fn read(
         .into_iter()
         .filter_map(|kind| elf.table(&sections, kind).transpose())
         .collect::<Result<_, _>>()?;
-    let mut marked = false;
-    for table in &tables {
-        marked = marked || elf.is_marked(table, marker)?;
-    }
     let (mut found, mut imports) = (BTreeMap::new(), BTreeSet::new());
-    for table in tables.iter().filter(|_| marked) {
-        elf.walk(table, &segments.loads, wanted, &mut found, &mut imports)?;
+    for table in &tables {
+        let names = elf.marked(table, marker)?;
+        if !names.is_empty() {
+            elf.walk(table, &names, &segments.loads, wanted, &mut found, &mut imports)?;
+        }
     }
-    let symbols = found.into_iter().map(|(name, function)| elf.symbol(name, &function));
+    let mut left = MAX_CODE;
+    let symbols = found.into_iter().map(|(name, function)| elf.symbol(name, &function, &mut left));
     Ok(Image {
         id,
         path: named.to_owned(),

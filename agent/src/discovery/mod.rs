@@ -3,36 +3,49 @@
 //! Facts of a file (symbols, a model's header) are read once for each identity and shared; facts of a process are
 //! read anew at each look.
 
+pub mod budget;
 mod cache;
 pub mod image;
 pub mod model;
 pub mod process;
+mod told;
 
 use std::{
-    collections::BTreeMap,
-    fs, io,
+    collections::{BTreeMap, HashMap},
+    ffi::CString,
+    fs::{self, File},
+    hash::{DefaultHasher, Hash as _, Hasher as _},
+    io,
     net::SocketAddr,
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
     sync::Arc,
+    time::{Duration, Instant},
 };
 
+use budget::Budget;
 use cache::Cache;
 use image::{Image, ImageError, ImageId};
 use model::{Model, ModelError};
-use process::{Listener, ProcessRoot};
+use process::{Listener, Place, ProcessId, ProcessRoot};
+use rustix::thread::set_name;
+use serde::{Deserialize, Serialize};
+pub use told::Told;
+use told::{is_hash, name_of_file};
 use tracing::debug;
 
 /// A file that a process has mapped.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct MappedImage {
     /// What is known of it.
     pub image: Arc<Image>,
-    /// A path that opens exactly this file as long as the process maps it, whatever happened to its name.
-    pub file: PathBuf,
+    /// The open file, whatever happened to its name: what a probe is attached to.
+    #[serde(skip)]
+    pub file: Option<Arc<OwnedFd>>,
 }
 
 /// A process that maps at least one file with symbols of llama.cpp.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Target {
     /// Process id.
     pub pid: u32,
@@ -46,20 +59,46 @@ pub struct Target {
     pub listeners: Vec<Listener>,
     /// The model it serves, if its file is mapped or named.
     pub model: Option<Arc<Model>>,
-    /// The alias it gives the model.
-    pub alias: Option<String>,
-    /// How many slots it was told to have; `None` when it was left to choose.
-    pub slots: Option<u64>,
+    /// What it was told at its start.
+    pub told: Told,
+    /// Where it runs: an address means something only there.
+    pub place: Place,
     /// Seccomp mode of its main thread: 0 none, 1 strict, 2 filter.
     pub seccomp: u8,
+    /// Its user.
+    pub owner: u32,
     /// The server that routes requests to it: one without a model starts one server for each model as its children.
     pub router: Option<u32>,
 }
 
 impl Target {
+    /// Which process it is.
+    pub const fn id(&self) -> ProcessId {
+        ProcessId { pid: self.pid, start_time: self.start_time }
+    }
+
+    /// Closes its files: what is to be attached is.
+    pub fn close(&mut self) {
+        self.images.iter_mut().for_each(|mapped| mapped.file = None);
+    }
+
     /// Whether it is llama-server by its name, and listens: without symbols its sockets may be followed all the same.
     pub fn is_listening_server(&self) -> bool {
         self.comm == SERVER_NAMES[0] && !self.listeners.is_empty()
+    }
+
+    /// What is there and cannot be seen, of a process that shows no symbol.
+    pub fn why_opaque(&self) -> &'static str {
+        if SERVER_NAMES.contains(&self.comm.as_str()) {
+            "no file it maps shows a symbol of llama.cpp"
+        } else {
+            "it maps a model (GGUF), and no file it maps shows a symbol of llama.cpp"
+        }
+    }
+
+    /// Whether it only passes requests on, as far as is known of it: a server that was told of no model and has none.
+    pub fn is_router(&self) -> bool {
+        self.told.no_model && self.router.is_none() && self.model.is_none()
     }
 
     /// Only the images, for the plan.
@@ -67,26 +106,27 @@ impl Target {
         self.images.iter().map(|mapped| mapped.image.clone()).collect()
     }
 
-    /// The name of the model: its alias, else the name of its file.
+    /// The name of the model: as the server was told to call it, else by its file.
     pub fn model_name(&self) -> Option<String> {
-        self.alias.clone().or_else(|| {
-            let model = self.model.as_ref()?;
-            Some(model.path.file_name()?.to_string_lossy().into_owned())
-        })
+        let told = self.told.name.clone().filter(|name| !is_hash(name));
+        let file = || self.model.as_deref().and_then(name_of_file);
+        told.or_else(file).or_else(|| self.told.name.clone())
     }
 }
 
 /// What a look at a process found.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub enum Look {
     /// It maps llama.cpp.
     Found(Box<Target>),
-    /// It looks like a llama.cpp server by its name, but shows no symbol: no images.
+    /// It looks like llama.cpp by its name, or by the model that it maps, but shows no symbol: no images.
     Opaque(Box<Target>),
     /// It may not be looked at.
     Closed,
-    /// It is something else, or gone.
-    Nothing,
+    /// It is something else, or gone; and when it was looked at, whether it was there.
+    Nothing(bool),
+    /// There was more to read than may be spent on one look.
+    Costly,
 }
 
 /// What makes a file interesting.
@@ -111,7 +151,18 @@ pub struct Scanner {
     models: Cache<Model>,
     /// Files that could not be read since the last call of [`Scanner::take_faults`], by path.
     faults: BTreeMap<PathBuf, String>,
+    /// Files of strangers, by how `maps` shows them, and when they were found to be such.
+    dull: HashMap<u64, Instant>,
+    /// What is in hand, as the name of the thread.
+    announced: Option<String>,
 }
+
+/// What opening a file counts in a budget, bytes.
+const OPENING: u64 = 16 << 10;
+/// How long a file that `maps` shows as before is taken for the one that it was.
+const DULL: Duration = Duration::from_secs(10);
+/// Such files that are remembered.
+const MOST_DULL: usize = 16_384;
 
 /// The variable by which a server that routes requests tells its children its port.
 const ROUTED_BY: &str = "LLAMA_SERVER_ROUTER_PORT";
@@ -128,6 +179,24 @@ impl Scanner {
             images: Cache::new(cache::MOST),
             models: Cache::new(cache::MOST),
             faults: BTreeMap::new(),
+            dull: HashMap::new(),
+            announced: None,
+        }
+    }
+
+    /// Says by the name of its thread on which file system it is, so that whoever waits for it can tell which one hangs.
+    pub fn announcing(self) -> Self {
+        Self { announced: Some(String::new()), ..self }
+    }
+
+    fn announce(&mut self, what: &str) {
+        if let Some(announced) = &mut self.announced
+            && announced != what
+            && let Ok(name) = CString::new(what)
+        {
+            what.clone_into(announced);
+            // A name is worth no failure.
+            let _ = set_name(&name);
         }
     }
 
@@ -141,61 +210,84 @@ impl Scanner {
         Ok(names.filter_map(|name| name.parse().ok()).collect())
     }
 
-    /// Whether a process is still the one that started at `start_time`, and alive.
-    pub fn is_alive(&self, pid: u32, start_time: u64) -> bool {
-        let process = ProcessRoot::new(&self.proc, pid);
-        process.start_time().is_ok_and(|now| now == start_time) && !process.is_zombie().unwrap_or(true)
-    }
-
-    /// Looks at one process.
-    pub fn look(&mut self, pid: u32) -> Look {
+    /// Looks at one process, but not at files on the file systems `avoid`, given as in `maps`.
+    pub fn look(&mut self, pid: u32, avoid: &[Box<str>]) -> Look {
+        self.announce(LOOK);
         // A process can end at any point of this: whatever cannot be read then is gone, not wrong.
         let process = ProcessRoot::new(&self.proc, pid);
-        let mappings = match process.mappings() {
+        let budget = Budget::of_a_look();
+        let mut mappings = match process.mappings(&budget) {
             Ok(mappings) => mappings,
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Look::Closed,
-            Err(_) => return Look::Nothing,
+            Err(_) => return Look::Nothing(false),
         };
-        let Ok(start_time) = process.start_time() else { return Look::Nothing };
+        // Kernel threads, and what has ended and waits for its parent.
+        if mappings.is_empty() {
+            return Look::Nothing(!process.is_zombie().unwrap_or(true));
+        }
+        mappings.retain(|mapping| !avoid.contains(&mapping.device));
+        let Ok(start_time) = process.start_time() else { return Look::Nothing(false) };
         let comm = process.comm().unwrap_or_default();
         let mut images = Vec::new();
         for mapping in mappings.iter().filter(|mapping| mapping.executable) {
-            let file = process.file(mapping);
-            if let Some(image) = self.image(&file, &mapping.path)
-                && !image.is_foreign()
-                && !images.iter().any(|known: &MappedImage| known.image.id == image.id)
-            {
-                images.push(MappedImage { image, file });
+            let known = dull_key(mapping);
+            if self.dull.get(&known).is_some_and(|since| since.elapsed() < DULL) {
+                continue;
             }
+            if budget.spend(OPENING).is_err() {
+                break;
+            }
+            self.announce(&mapping.device);
+            let Ok(file) = process.file(mapping) else { continue };
+            match self.image(&file, &mapping.path, &budget) {
+                Some(image) if !image.is_foreign() => {
+                    if !images.iter().any(|known: &MappedImage| known.image.id == image.id) {
+                        images.push(MappedImage { image, file: Some(Arc::new(file.into())) });
+                    }
+                }
+                _ if budget.is_spent() => break,
+                _ => {
+                    if self.dull.len() >= MOST_DULL {
+                        self.dull.clear();
+                    }
+                    self.dull.insert(known, Instant::now());
+                }
+            }
+        }
+        if budget.is_spent() {
+            return Look::Costly;
         }
         let beside = |mapped: &MappedImage| {
             mapped.image.symbols.iter().all(|symbol| (self.wanted.beside)(&symbol.name))
         };
         let opaque = images.iter().all(beside);
-        if opaque && !SERVER_NAMES.contains(&comm.as_str()) {
-            return Look::Nothing;
+        let called_so = SERVER_NAMES.contains(&comm.as_str());
+        if opaque && !called_so && !mappings.iter().any(may_be_model) {
+            return Look::Nothing(true);
         }
-        let arguments = process.command_line().unwrap_or_default();
-        let option = |flags: &[&str], variable: &str| {
-            option(&arguments, flags).or_else(|| process.environment(variable))
-        };
+        self.announce(LOOK);
+        let environment = process.environment();
+        let told = Told::read(&process.command_line().unwrap_or_default(), |name| environment.get(name));
         let mut listeners = process.listeners().unwrap_or_default();
         listeners.sort();
-        let named = option(&["-m", "--model"], "LLAMA_ARG_MODEL");
-        let model = self.model(&process, &mappings, named.as_deref());
-        let alias = option(&["-a", "--alias"], "LLAMA_ARG_ALIAS");
-        let slots = option(&["-np", "--parallel"], "LLAMA_ARG_N_PARALLEL").and_then(|n| n.parse().ok());
+        let model = self.model(&process, &mappings, &told, &budget);
+        if opaque && !called_so && model.is_none() {
+            return Look::Nothing(true);
+        }
+        let place = process.place();
         let seccomp = process.seccomp().unwrap_or_default();
-        let routed = process.environment(ROUTED_BY).is_some();
+        let owner = process.owner().unwrap_or_default();
+        let routed = environment.get(ROUTED_BY).is_some();
         let router = routed.then(|| process.parent().ok()).flatten();
         let target =
-            Target { pid, start_time, comm, images, listeners, model, alias, slots, seccomp, router };
+            Target { pid, start_time, comm, images, listeners, model, told, place, seccomp, owner, router };
         if opaque { Look::Opaque(Box::new(target)) } else { Look::Found(Box::new(target)) }
     }
 
     /// The connections that a process has open on its listeners: descriptor and, over TCP, the client's address.
-    pub fn connections(&self, target: &Target) -> Vec<(i32, Option<SocketAddr>)> {
-        ProcessRoot::new(&self.proc, target.pid).connections(&target.listeners).unwrap_or_default()
+    pub fn connections(&self, id: ProcessId, listeners: &[Listener]) -> Vec<(i32, Option<SocketAddr>)> {
+        let process = ProcessRoot::new(&self.proc, id.pid);
+        if process.is(id) { process.connections(listeners).unwrap_or_default() } else { Vec::new() }
     }
 
     /// Files that could not be read since the last call, with the reason.
@@ -203,31 +295,32 @@ impl Scanner {
         std::mem::take(&mut self.faults)
     }
 
-    /// Forgets files that none of the given targets maps; unrelated files are kept, they are cheap and come again.
-    pub fn forget_except<'a>(&mut self, targets: impl Iterator<Item = &'a Target>) {
-        let used: Vec<ImageId> =
-            targets.flat_map(|t| t.images.iter().map(|mapped| mapped.image.id)).collect();
+    /// Forgets files of llama.cpp that no target holds; others are kept, they are cheap and come again.
+    pub fn forget_unused(&mut self) {
         let beside = self.wanted.beside;
-        let unrelated = |image: &Image| image.symbols.iter().all(|symbol| beside(&symbol.name));
-        self.images.retain(|id, image| image.is_none_or(|image| unrelated(image) || used.contains(id)));
+        self.images.retain(|image| image.symbols.iter().all(|symbol| beside(&symbol.name)));
     }
 
-    fn image(&mut self, file: &Path, named: &Path) -> Option<Arc<Image>> {
-        let id = ImageId::of(file).ok()?;
+    fn image(&mut self, file: &File, named: &Path, budget: &Budget) -> Option<Arc<Image>> {
+        let id = ImageId::from(&file.metadata().ok()?);
         if let Some(known) = self.images.get(&id) {
             return known;
         }
-        let read = image::read(file, named, &self.wanted.symbol, &self.wanted.strings);
+        let left = budget.left();
+        let file = file.try_clone().ok()?;
+        let read = image::read(file, named, &self.wanted.symbol, &self.wanted.strings, budget);
         let image = match read {
             Ok(image) => Some(Arc::new(image)),
             // Gone since, or no descriptor left: not a fact about the file.
             Err(ImageError::Io { .. }) => return None,
+            // It was the last one for now, or it is the one that costs so much: that one is not read again.
+            Err(ImageError::Costly { .. }) if left < Budget::A_LOT => return None,
             // Another architecture, or no ELF at all: plenty of programs map such files.
             Err(error @ ImageError::Foreign { .. }) => {
                 debug!(%error, "not an image");
                 None
             }
-            Err(error @ ImageError::Malformed { .. }) => {
+            Err(error) => {
                 self.faults.insert(named.to_path_buf(), error.to_string());
                 None
             }
@@ -237,42 +330,50 @@ impl Scanner {
     }
 
     /// The model a process serves: of the model files it maps the one it names, else the largest that is no adapter
-    /// or projector; where nothing is mapped (`--no-mmap`), the file it names.
+    /// or projector and only guesses for no other; where nothing is mapped (`--no-mmap`), the file it names.
     fn model(
         &mut self,
         process: &ProcessRoot,
         mappings: &[process::Mapping],
-        named: Option<&str>,
+        told: &Told,
+        budget: &Budget,
     ) -> Option<Arc<Model>> {
         let mut mapped: Vec<Arc<Model>> = Vec::new();
-        let mut seen: Vec<&Path> = Vec::new();
         for mapping in mappings.iter().filter(|mapping| !mapping.executable) {
-            if seen.contains(&mapping.path.as_path()) {
-                continue;
+            if budget.spend(OPENING).is_err() {
+                break;
             }
-            seen.push(&mapping.path);
-            mapped.extend(self.model_file(&process.file(mapping), &mapping.path));
+            self.announce(&mapping.device);
+            if let Ok(file) = process.file(mapping) {
+                mapped.extend(self.model_file(file, &mapping.path, budget));
+            }
         }
-        let wanted = named.and_then(|name| Path::new(name).file_name());
-        let by_name = mapped.iter().find(|model| wanted.is_some() && model.path.file_name() == wanted);
-        let by_size = || {
-            let whole = |model: &&Arc<Model>| model.kind.as_deref().is_none_or(|kind| kind == "model");
-            mapped.iter().filter(whole).max_by_key(|model| model.file_bytes)
-        };
-        if let Some(model) = by_name.or_else(by_size) {
+        self.announce(LOOK);
+        if mapped.len() > 1 {
+            mapped.sort_by_key(|model| std::cmp::Reverse(model.file_bytes));
+            let is_whole = |model: &Arc<Model>| model.kind.as_deref().is_none_or(|kind| kind == "model");
+            let is = |model: &Arc<Model>, named: &PathBuf| is_same(process, &model.path, named);
+            let main = mapped.iter().find(|model| told.model.as_ref().is_some_and(|named| is(model, named)));
+            let drafts = |model: &Arc<Model>| told.drafts.iter().any(|named| is(model, named));
+            let other = || mapped.iter().find(|model| is_whole(model) && !drafts(model));
+            if let Some(model) = main.or_else(other) {
+                return Some(model.clone());
+            }
+        }
+        if let Some(model) = mapped.first() {
             return Some(model.clone());
         }
-        let name = Path::new(named?);
-        self.model_file(&process.named_file(name), name)
+        let name = told.model.as_deref()?;
+        self.model_file(process.named_file(name).ok()?, name, budget)
     }
 
-    fn model_file(&mut self, file: &Path, named: &Path) -> Option<Arc<Model>> {
-        let id = ImageId::of(file).ok()?;
+    fn model_file(&mut self, file: File, named: &Path, budget: &Budget) -> Option<Arc<Model>> {
+        let id = ImageId::from(&file.metadata().ok()?);
         if let Some(known) = self.models.get(&id) {
             return known;
         }
-        let model = if model::is_gguf(file) {
-            match model::read(file, named) {
+        let model = if model::is_gguf(&file) {
+            match model::read(file, named, budget) {
                 Ok(model) => Some(Arc::new(model)),
                 Err(ModelError::Io { .. }) => return None,
                 Err(error) => {
@@ -288,31 +389,28 @@ impl Scanner {
     }
 }
 
-/// The value of a command-line option, given as the next argument or after `=`. The last one counts.
-fn option(arguments: &[String], flags: &[&str]) -> Option<String> {
-    let mut found = None;
-    for (i, argument) in arguments.iter().enumerate() {
-        if flags.contains(&argument.as_str()) {
-            found = arguments.get(i + 1).cloned();
-        } else if let Some((flag, value)) = argument.split_once('=')
-            && flags.contains(&flag)
-        {
-            found = Some(value.to_owned());
-        }
-    }
-    found
+/// Whether a file that a process maps is the one it was told of, which may be a link to it.
+fn is_same(process: &ProcessRoot, mapped: &Path, named: &Path) -> bool {
+    let id = |name: &Path| Some(ImageId::from(&process.named_file(name).ok()?.metadata().ok()?));
+    mapped.file_name() == named.file_name() || id(named).is_some_and(|named| id(mapped) == Some(named))
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// Whether a mapped file can be a model by its name: by its extension, or as the caches of Ollama and of Hugging Face
+/// name what they hold. Whoever maps one runs it, even where no symbol says with what.
+fn may_be_model(mapping: &process::Mapping) -> bool {
+    let Some(name) = mapping.path.file_name().and_then(|name| name.to_str()) else { return false };
+    let blob = name.strip_prefix("sha256-").unwrap_or(name);
+    let hash = blob.len() == 64 && blob.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let extension = Path::new(name).extension();
+    !mapping.executable && (hash || extension.is_some_and(|it| it.eq_ignore_ascii_case("gguf")))
+}
 
-    #[test]
-    fn the_last_option_counts() {
-        let arguments = |line: &str| line.split(' ').map(str::to_owned).collect::<Vec<_>>();
-        let model = |line| option(&arguments(line), &["-m", "--model"]);
-        assert_eq!(model("llama-server -m a.gguf --port 1").as_deref(), Some("a.gguf"));
-        assert_eq!(model("llama-server -m a.gguf --model=b.gguf").as_deref(), Some("b.gguf"));
-        assert_eq!(model("llama-server -m").as_deref(), None);
-    }
+/// What a thread is called that looks at a process, and at no file of it.
+const LOOK: &str = "look";
+
+/// Tells a mapped file from others for a while, without opening it.
+fn dull_key(mapping: &process::Mapping) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    (&mapping.device, mapping.inode, &mapping.path, mapping.deleted).hash(&mut hasher);
+    hasher.finish()
 }

@@ -1,6 +1,6 @@
 //! Facts of a model from the header of its GGUF file.
 //!
-//! In: a path that opens the file. Out: [`Model`]. The header is read as a stream: token lists and chat
+//! In: the open file. Out: [`Model`]. The header is read as a stream: token lists and chat
 //! templates are stepped over, tensor data is never touched. Everything counted is bounded by the file's
 //! length and by `gguf::MAX_HEADER`, so that a hostile file costs as much as a large honest one.
 
@@ -12,17 +12,22 @@ mod tests;
 
 use std::{
     collections::BTreeMap,
-    io::{self, Read},
+    fs::File,
+    io,
+    os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
 };
 
 use serde::Serializer;
 
 use self::gguf::{Facts, Header, MAGIC};
-use super::process::open_regular;
+use super::budget::Budget;
+
+/// Types of tensors in one file; there are some forty in all.
+const MAX_TYPES: usize = 256;
 
 /// A model as its file describes it.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
 pub struct Model {
     /// The name to report.
     #[serde(serialize_with = "lossy")]
@@ -61,6 +66,12 @@ pub enum ModelError {
         /// The error of the call.
         source: io::Error,
     },
+    /// It costs more to read than what there is to spend.
+    #[error("{} would take too long to read", path.display())]
+    Costly {
+        /// The name to report.
+        path: PathBuf,
+    },
     /// Not GGUF of a known version, cut short, or beyond a bound that no real file reaches.
     #[error("{} is not a readable GGUF file: {field} at offset {offset:#x}: {reason}", path.display())]
     Malformed {
@@ -76,17 +87,17 @@ pub enum ModelError {
 }
 
 /// Whether the file begins as GGUF does; false for what cannot be read.
-pub fn is_gguf(path: &Path) -> bool {
+pub fn is_gguf(file: &File) -> bool {
     let mut magic = [0; 4];
-    open_regular(path).and_then(|mut file| file.read_exact(&mut magic)).is_ok() && magic == MAGIC
+    file.read_exact_at(&mut magic, 0).is_ok() && magic == MAGIC
 }
 
-/// Reads the header (version 2 or 3, little-endian) of the file that `path` opens and calls it `named`.
-pub fn read(path: &Path, named: &Path) -> Result<Model, ModelError> {
+/// Reads the header (version 2 or 3, little-endian) of a file that nothing was read of, and calls it `named`; as far as
+/// the budget goes.
+pub fn read(file: File, named: &Path, budget: &Budget) -> Result<Model, ModelError> {
     let io = |source| ModelError::Io { path: named.to_owned(), field: "file".into(), offset: 0, source };
-    let file = open_regular(path).map_err(io)?;
     let file_bytes = file.metadata().map_err(io)?.len();
-    let mut header = Header::new(file, named, file_bytes);
+    let mut header = Header::new(file, named, file_bytes, budget);
     let (tensors, keys) = header.counts()?;
     let mut facts = Facts::default();
     for _ in 0..keys {
@@ -98,6 +109,9 @@ pub fn read(path: &Path, named: &Path) -> Result<Model, ModelError> {
         let (kind, count) = header.tensor()?;
         parameters = parameters.checked_add(count).ok_or_else(|| header.malformed("too many elements"))?;
         *elements.entry(kind).or_insert(0) += count;
+        if elements.len() > MAX_TYPES {
+            return Err(header.malformed("too many types of tensors"));
+        }
     }
     header.field = "general.architecture".to_owned();
     let architecture = facts.architecture.ok_or_else(|| header.malformed("missing"))?;

@@ -5,96 +5,237 @@
 
 mod listener;
 mod mapping;
+mod place;
+mod user;
 
 #[cfg(test)]
 mod tests;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     ffi::OsStr,
     fs::{File, OpenOptions},
+    hash::{DefaultHasher, Hash as _, Hasher as _},
     io::{self, BufRead, BufReader, Read},
     net::SocketAddr,
-    os::unix::{ffi::OsStrExt, fs::OpenOptionsExt},
+    os::{
+        fd::{AsRawFd, OwnedFd},
+        unix::{
+            ffi::OsStrExt,
+            fs::{MetadataExt, OpenOptionsExt},
+        },
+    },
     path::{Path, PathBuf},
 };
 
-use rustix::{fs::OFlags, io::Errno};
-
-pub use self::{listener::Listener, mapping::Mapping};
-use self::{
-    listener::{Parse, Socket, State, tcp, unix},
-    mapping::{DELETED, mapping},
+use rustix::{
+    fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2},
+    io::Errno,
 };
 
+pub use self::{
+    listener::Listener,
+    mapping::Mapping,
+    place::{Place, container},
+};
+use self::{
+    listener::{Parse, Socket, State, tcp, unix},
+    mapping::{DELETED, file_of, mapping},
+    user::User,
+};
+use super::budget::Budget;
+
+/// Files of one process that are looked at.
+const MAX_FILES: usize = 16_384;
+/// How much dearer a byte of `maps` is than one of a file: the kernel makes it on the spot, under a lock of the process.
+const MAPS_PRICE: u64 = 64;
 /// More than the kernel lets a process have as arguments or environment, less than what would hurt the agent.
 const MAX_TEXT: u64 = 8 << 20;
 
-/// Opens a regular file. A process may map a device or have a pipe where a library was: opening those would
-/// wait, or act on hardware.
+/// Opens a regular file. A process may map a device or have a pipe where a library was: opening those would wait, or act
+/// on hardware. So the descriptor comes first, without opening; then the look at what it is.
 pub(super) fn open_regular(path: &Path) -> io::Result<File> {
-    let regular = |is_file| if is_file { Ok(()) } else { Err(io::Error::other("not a regular file")) };
-    regular(std::fs::metadata(path)?.is_file())?;
-    let wait = OFlags::NONBLOCK.bits().cast_signed();
-    let file = OpenOptions::new().read(true).custom_flags(wait).open(path)?;
-    regular(file.metadata()?.is_file())?;
-    Ok(file)
+    regular(openat(CWD, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?)
 }
 
-/// The directory of one process.
-#[derive(Clone, Debug)]
+/// Opens for reading what a descriptor stands for, if that is a regular file.
+fn regular(what: OwnedFd) -> io::Result<File> {
+    if !File::from(what.try_clone()?).metadata()?.is_file() {
+        return Err(io::Error::other("not a regular file"));
+    }
+    let flags = (OFlags::NONBLOCK | OFlags::NOCTTY).bits().cast_signed();
+    OpenOptions::new().read(true).custom_flags(flags).open(descriptor(&what))
+}
+
+/// Opens a regular file by a path in a root, which links do not leave.
+fn within(root: &OwnedFd, path: &Path) -> io::Result<File> {
+    let within = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    regular(openat2(root, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), within)?)
+}
+
+/// A path that leads to the very thing that a descriptor of this process stands for.
+pub fn descriptor(of: &OwnedFd) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", of.as_raw_fd()))
+}
+
+/// The process that an id stands for: that of a thread stands for its process.
+///
+/// # Errors
+///
+/// When there is no such process.
+pub fn process_of(pid: u32) -> io::Result<u32> {
+    ProcessRoot::new(Path::new("/proc"), pid).thread_group()
+}
+
+/// A process for ever: ids are used again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Deserialize, serde::Serialize)]
+pub struct ProcessId {
+    /// Process id.
+    pub pid: u32,
+    /// When it started, clock ticks since boot.
+    pub start_time: u64,
+}
+
+/// The environment of a process.
+#[derive(Clone, Debug, Default)]
+pub struct Environment(Vec<u8>);
+
+impl Environment {
+    /// The value of a variable.
+    pub fn get(&self, key: &str) -> Option<String> {
+        let mut entries = self.0.split(|byte| *byte == 0);
+        entries.find_map(|entry| entry.strip_prefix(key.as_bytes())?.strip_prefix(b"=")).map(lossy)
+    }
+}
+
+/// The directory of one process. It is held: whatever is read through it is of this process, and nothing can be read when
+/// it has ended, whoever has its id by then.
+#[derive(Debug)]
 pub struct ProcessRoot {
     directory: PathBuf,
+    /// What it is called in errors.
+    named: PathBuf,
+    held: Option<OwnedFd>,
 }
 
 impl ProcessRoot {
     /// `root` is where procfs is mounted, `pid` a process in the pid namespace of that mount.
     pub fn new(root: &Path, pid: u32) -> Self {
-        Self { directory: root.join(pid.to_string()) }
+        let named = root.join(pid.to_string());
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let held = openat(CWD, &named, flags, Mode::empty()).ok();
+        // Reading through a name that does not exist says so, with the name.
+        let directory = held.as_ref().map_or_else(|| named.clone(), descriptor);
+        Self { directory, named, held }
     }
 
-    /// The mappings that a file backs, in the order of addresses; anonymous memory, `[vdso]` and the like are
-    /// left out.
-    pub fn mappings(&self) -> io::Result<Vec<Mapping>> {
-        let mut mappings = Vec::new();
+    /// Whether there is, or was when it was opened, such a process.
+    pub const fn exists(&self) -> bool {
+        self.held.is_some()
+    }
+
+    /// Whether it is the process that is meant, and lives.
+    pub fn is(&self, id: ProcessId) -> bool {
+        self.start_time().is_ok_and(|now| now == id.start_time) && !self.is_zombie().unwrap_or(true)
+    }
+
+    /// The user it belongs to.
+    pub fn owner(&self) -> io::Result<u32> {
+        Ok(std::fs::metadata(&self.directory)?.uid())
+    }
+
+    /// The process that a thread belongs to; its own id for a process.
+    pub fn thread_group(&self) -> io::Result<u32> {
+        self.status("Tgid:")?.and_then(|id| id.parse().ok()).ok_or_else(|| self.invalid("status"))
+    }
+
+    /// The mappings that a file backs, in the order of addresses, as far as the budget goes; anonymous memory, `[vdso]`
+    /// and the like are left out, and so are further mappings of a file, told apart by whether they are executable.
+    pub fn mappings(&self, budget: &Budget) -> io::Result<Vec<Mapping>> {
+        let (mut mappings, mut seen) = (Vec::new(), HashSet::new());
         self.lines("maps", |line| {
-            mappings.extend(mapping(line));
+            let mut hasher = DefaultHasher::new();
+            file_of(line).hash(&mut hasher);
+            if file_of(line).is_some() && seen.insert(hasher.finish()) {
+                mappings.extend(mapping(line));
+            }
+            let many = seen.len() > MAX_FILES && budget.spend(u64::MAX).is_err();
+            budget.spend(line.len() as u64 * MAPS_PRICE).is_ok() && !many
         })?;
         Ok(mappings)
     }
 
-    /// A path that opens the very file that is mapped, in whatever container and under whatever name.
-    ///
-    /// `map_files` needs CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN, and the range as it still is; without it a
-    /// file that has a name is found under the process's root. Where neither works the answer does not open,
-    /// rather than open the file that has taken a deleted one's name.
-    pub fn file(&self, mapping: &Mapping) -> PathBuf {
-        let exact = self.directory.join(format!("map_files/{:x}-{:x}", mapping.start, mapping.end));
-        if open_regular(&exact).is_ok() {
-            return exact;
-        }
-        let mut inside = self.directory.join("root").into_os_string();
-        inside.push(&mapping.path);
-        if mapping.deleted {
-            // Also what the kernel shows for a living file whose name ends so.
-            inside.push(OsStr::from_bytes(DELETED));
-            let executable = self.directory.join("exe");
-            let mut name = mapping.path.clone().into_os_string();
-            name.push(OsStr::from_bytes(DELETED));
-            if std::fs::read_link(&executable).is_ok_and(|link| link == name) {
-                return executable;
-            }
-        }
-        let inside = PathBuf::from(inside);
-        if open_regular(&inside).is_ok() { inside } else { exact }
+    /// The executable mapping of this process that an address lies in.
+    pub fn mapping_at(&self, address: u64) -> io::Result<Option<Mapping>> {
+        let mut found = None;
+        self.lines("maps", |line| {
+            found = mapping(line).filter(|m| m.executable && (m.start..m.end).contains(&address));
+            found.is_none()
+        })?;
+        Ok(found)
     }
 
-    /// A path that opens the file which the process calls `name`, in its own root and from its own directory.
-    pub fn named_file(&self, name: &Path) -> PathBuf {
-        match name.strip_prefix("/") {
-            Ok(inside) => self.directory.join("root").join(inside),
-            Err(_) => self.directory.join("cwd").join(name),
-        }
+    /// Opens the very file that is mapped, in whatever container and under whatever name.
+    ///
+    /// `map_files` needs CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN, and the range as it still is; without it a
+    /// file is looked for as the executable, and under its name in the process's root, and is taken if it has the number
+    /// of the mapped one: not what has taken its name since, nor what a link leads to.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be found, or is no regular file.
+    pub fn file(&self, mapping: &Mapping) -> io::Result<File> {
+        let exact = self.directory.join(format!("map_files/{:x}-{:x}", mapping.start, mapping.end));
+        let failed = match open_regular(&exact) {
+            Ok(file) => return Ok(file),
+            Err(error) => error,
+        };
+        let is_it = |file: &File| file.metadata().is_ok_and(|stat| stat.ino() == mapping.inode);
+        let mut deleted = mapping.path.clone().into_os_string();
+        deleted.push(OsStr::from_bytes(DELETED));
+        // The second is what the kernel shows for a living file whose name ends so.
+        let root = self.root()?;
+        let names = [mapping.path.as_path(), Path::new(&deleted)];
+        let inside = names.into_iter().filter_map(|name| within(&root, name).ok());
+        let executable = open_regular(&self.directory.join("exe")).ok();
+        executable.into_iter().chain(inside).find(is_it).ok_or(failed)
+    }
+
+    /// The process's root directory.
+    fn root(&self) -> io::Result<OwnedFd> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        Ok(openat(CWD, self.directory.join("root"), flags, Mode::empty())?)
+    }
+
+    /// Opens the file which the process calls `name`, in its own root and from its own directory, with the rights of its
+    /// user: who may not open it does not make the agent read it.
+    ///
+    /// # Errors
+    ///
+    /// When there is none, it is no regular file, its user may not open it, or the agent may not become that user.
+    pub fn named_file(&self, name: &Path) -> io::Result<File> {
+        let path = if name.is_absolute() {
+            name.to_owned()
+        } else {
+            let root = std::fs::read_link(self.directory.join("root"))?;
+            let cwd = std::fs::read_link(self.directory.join("cwd"))?;
+            Path::new("/").join(cwd.strip_prefix(&root).map_err(io::Error::other)?).join(name)
+        };
+        let (user, root) = (self.user()?, self.root()?);
+        user::with_rights_of(&user, || within(&root, &path))?
+    }
+
+    /// With whose rights it opens files.
+    fn user(&self) -> io::Result<User> {
+        // Real, effective, saved, and that of file systems.
+        let id = |field: &str| -> io::Result<u32> {
+            let ids = self.status(field)?.unwrap_or_default();
+            let id = ids.split_ascii_whitespace().nth(3).and_then(|id| id.parse().ok());
+            id.ok_or_else(|| self.invalid("status"))
+        };
+        let groups = self.status("Groups:")?.unwrap_or_default();
+        let groups = groups.split_ascii_whitespace().filter_map(|id| id.parse().ok()).collect();
+        Ok(User { uid: id("Uid:")?, gid: id("Gid:")?, groups })
     }
 
     /// Name of the main thread, at most 15 bytes.
@@ -127,21 +268,29 @@ impl ProcessRoot {
         Ok(matches!(self.stat(0)?.as_str(), "Z" | "X" | "x"))
     }
 
-    /// Value of an environment variable as it was at exec.
-    pub fn environment(&self, key: &str) -> Option<String> {
-        let text = self.text("environ").ok()?;
-        text.split(|byte| *byte == 0)
-            .find_map(|entry| entry.strip_prefix(key.as_bytes())?.strip_prefix(b"="))
-            .map(lossy)
+    /// The environment as it was at exec; empty where it cannot be read.
+    pub fn environment(&self) -> Environment {
+        Environment(self.text("environ").unwrap_or_default())
+    }
+
+    /// Where the process runs.
+    pub fn place(&self) -> Place {
+        Place::read(&self.directory)
     }
 
     /// Seccomp mode of the main thread: 0 none, 1 strict, 2 filter; 0 where the kernel has no seccomp.
     pub fn seccomp(&self) -> io::Result<u8> {
-        let text = self.text("status")?;
-        match text.split(|byte| *byte == b'\n').find_map(|line| line.strip_prefix(b"Seccomp:")) {
-            Some(mode) => lossy(mode).trim().parse().map_err(|_| self.invalid("status")),
+        match self.status("Seccomp:")? {
+            Some(mode) => mode.parse().map_err(|_| self.invalid("status")),
             None => Ok(0),
         }
+    }
+
+    /// The value of a line of `status`.
+    fn status(&self, field: &str) -> io::Result<Option<String>> {
+        let text = self.text("status")?;
+        let line = text.split(|byte| *byte == b'\n').find_map(|line| line.strip_prefix(field.as_bytes()));
+        Ok(line.map(|value| lossy(value.trim_ascii())))
     }
 
     /// The listening sockets that the process has open, sorted.
@@ -181,6 +330,7 @@ impl ProcessRoot {
                 found.extend(
                     parse(line, state).and_then(|socket| Some((*sockets.get(&socket.inode)?, socket))),
                 );
+                true
             });
             match read {
                 // A kernel without IPv6 has no tcp6.
@@ -195,9 +345,9 @@ impl ProcessRoot {
     fn sockets(&self) -> io::Result<HashMap<u64, i32>> {
         let directory = self.directory.join("fd");
         let mut sockets = HashMap::new();
-        for entry in std::fs::read_dir(&directory).map_err(named(&directory))? {
+        for entry in std::fs::read_dir(&directory).map_err(self.failed("fd"))? {
             // A descriptor that is closed meanwhile is nobody's loss.
-            let entry = entry.map_err(named(&directory))?;
+            let entry = entry.map_err(self.failed("fd"))?;
             let fd = entry.file_name().to_str().and_then(|fd| fd.parse::<i32>().ok());
             let link = std::fs::read_link(entry.path()).unwrap_or_default();
             let inode = link.to_str().and_then(|link| link.strip_prefix("socket:[")?.strip_suffix(']'));
@@ -215,37 +365,40 @@ impl ProcessRoot {
     }
 
     fn text(&self, name: &str) -> io::Result<Vec<u8>> {
-        let path = self.directory.join(name);
         let mut text = Vec::new();
-        let read = File::open(&path).and_then(|file| file.take(MAX_TEXT).read_to_end(&mut text));
-        read.map_err(named(&path))?;
+        let read =
+            File::open(self.directory.join(name)).and_then(|file| file.take(MAX_TEXT).read_to_end(&mut text));
+        read.map_err(self.failed(name))?;
         Ok(text)
     }
 
-    /// Line by line, because these files grow with the process and the host.
-    fn lines(&self, name: &str, mut each: impl FnMut(&[u8])) -> io::Result<()> {
-        let path = self.directory.join(name);
-        let mut reader = BufReader::with_capacity(64 << 10, File::open(&path).map_err(named(&path))?);
+    /// Line by line, because these files grow with the process and the host; until one says that it is enough.
+    fn lines(&self, name: &str, mut each: impl FnMut(&[u8]) -> bool) -> io::Result<()> {
+        let file = File::open(self.directory.join(name)).map_err(self.failed(name))?;
+        let mut reader = BufReader::with_capacity(64 << 10, file);
         let mut line = Vec::new();
-        while reader.read_until(b'\n', &mut line).map_err(named(&path))? > 0 {
-            each(line.strip_suffix(b"\n").unwrap_or(&line));
+        while reader.read_until(b'\n', &mut line).map_err(self.failed(name))? > 0 {
+            if !each(line.strip_suffix(b"\n").unwrap_or(&line)) {
+                break;
+            }
             line.clear();
         }
         Ok(())
     }
 
     fn invalid(&self, name: &str) -> io::Error {
-        let path = self.directory.join(name);
+        let path = self.named.join(name);
         io::Error::new(io::ErrorKind::InvalidData, format!("unexpected text in {}", path.display()))
     }
-}
 
-fn named(path: &Path) -> impl Fn(io::Error) -> io::Error {
-    move |error| {
-        // Reading an open file of a process that has gone fails so.
-        let gone = error.raw_os_error() == Some(Errno::SRCH.raw_os_error());
-        let kind = if gone { io::ErrorKind::NotFound } else { error.kind() };
-        io::Error::new(kind, format!("cannot read {}: {error}", path.display()))
+    fn failed(&self, name: &str) -> impl Fn(io::Error) -> io::Error {
+        let path = self.named.join(name);
+        move |error| {
+            // Reading an open file of a process that has gone fails so.
+            let gone = error.raw_os_error() == Some(Errno::SRCH.raw_os_error());
+            let kind = if gone { io::ErrorKind::NotFound } else { error.kind() };
+            io::Error::new(kind, format!("cannot read {}: {error}", path.display()))
+        }
     }
 }
 

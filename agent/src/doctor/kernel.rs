@@ -101,7 +101,7 @@ fn lockdown_mode(text: &str) -> Option<&str> {
     text.split_whitespace().find_map(|mode| mode.strip_prefix('[')?.strip_suffix(']'))
 }
 
-/// Tracepoints are found by number in tracefs; without them a library loaded late is noticed late.
+/// Tracepoints are found by number in tracefs; without them no request is seen, and a library loaded late is noticed late.
 pub(super) fn tracefs(roots: &Roots, capabilities: &Capabilities) -> Check {
     const NAME: &str = "tracefs";
     let mut denied = None;
@@ -125,7 +125,7 @@ pub(super) fn tracefs(roots: &Roots, capabilities: &Capabilities) -> Check {
             NAME,
             Verdict::Degraded,
             format!(
-                "{found}; libraries loaded after the start of a server are found only by the slow rescan"
+                "{found}; no HTTP request can be followed, and libraries loaded after the start of a server are found only by the slow rescan"
             ),
         )
         .with_remedy(format!("mount -t tracefs nodev {}", roots.sys.join("kernel/tracing").display()))

@@ -15,6 +15,7 @@ pub use report::{Check, Report, Verdict};
 pub use rights::NEEDED;
 pub use version::KernelVersion;
 
+use crate::session::cost::Rates;
 use std::{
     fs, io,
     path::{Path, PathBuf},
@@ -114,6 +115,25 @@ pub fn target_seccomp(pid: u32, comm: &str, seccomp: u8, kernel: KernelVersion) 
     } else {
         Check::new("target seccomp", Verdict::Ok, found)
     }
+}
+
+/// Checks whether a model that is served has a price, which goes by its name exactly.
+#[must_use]
+pub fn target_prices(model: &str, rates: &Rates) -> Check {
+    let name = "target prices";
+    if rates.tokens.contains_key(model) {
+        return Check::new(name, Verdict::Ok, format!("{model} is in the price list"));
+    }
+    if rates.of(model).is_some() {
+        let found = format!("{model} is not in the price list: its tokens cost what `default` says");
+        return Check::new(name, Verdict::Note, found);
+    }
+    let listed: Vec<_> = rates.tokens.keys().map(|listed| format!("{listed:?}")).collect();
+    let found = format!(
+        "{model} is not in the price list, which has no `default` either ({}): its tokens cost nothing",
+        if listed.is_empty() { "it is empty".to_owned() } else { listed.join(", ") }
+    );
+    Check::new(name, Verdict::Degraded, found).with_remedy(format!("a table [{model:?}] in the price list"))
 }
 
 /// Says why a file is of no use, in the words of a finding.

@@ -53,6 +53,19 @@ impl Check {
     pub fn with_remedy(self, remedy: impl Into<String>) -> Self {
         Self { remedy: Some(remedy.into()), ..self }
     }
+
+    /// Whether the agent cannot work for it.
+    #[must_use]
+    pub fn is_fatal(&self) -> bool {
+        self.verdict == Verdict::Fatal
+    }
+}
+
+impl fmt::Display for Check {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.name, self.found)?;
+        self.remedy.as_ref().map_or(Ok(()), |remedy| write!(f, " ({remedy})"))
+    }
 }
 
 /// All findings, in the order they are to be read. Displays as a table, one line a check, remedies indented below.

@@ -334,3 +334,16 @@ fn shown_as_a_table_and_as_json() {
     assert_eq!(json["checks"][1]["verdict"], "degraded");
     assert_eq!(json["checks"][0]["remedy"], serde_json::Value::Null);
 }
+
+#[test]
+fn a_model_without_a_price_is_told() {
+    use crate::session::cost::{Rates, TokenPrices};
+    let prices = TokenPrices { prompt: 1.0, cached: 0.0, generated: 1.0 };
+    let mut rates = Rates { tokens: [("a.gguf".to_owned(), prices)].into(), host_per_hour: None };
+    assert_eq!(target_prices("a.gguf", &rates).verdict, Verdict::Ok);
+    let missing = target_prices("b.gguf", &rates);
+    assert_eq!(missing.verdict, Verdict::Degraded);
+    assert!(missing.found.contains("b.gguf") && missing.found.contains("\"a.gguf\""), "{}", missing.found);
+    rates.tokens.insert("default".to_owned(), prices);
+    assert_eq!(target_prices("b.gguf", &rates).verdict, Verdict::Note);
+}

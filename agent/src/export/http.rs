@@ -1,6 +1,20 @@
-//! The HTTP endpoint: `/metrics`, `/snapshot`, `/healthz` and `/readyz`, and the names of the last two in the Prometheus family.
+//! The HTTP endpoint: `/metrics`, `/snapshot`, `/healthz` and `/readyz`, and the names of the last two in the Prometheus
+//! family. On a thread of its own: whoever connects, and whatever he does then, takes no time of the measurement.
 
-use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
+mod seats;
+mod view;
+
+use std::{
+    convert::Infallible,
+    io,
+    net::{IpAddr, SocketAddr, TcpListener},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
 
 use http_body_util::Full;
 use hyper::{
@@ -12,17 +26,35 @@ use hyper::{
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
-    net::TcpListener,
-    sync::{Semaphore, mpsc, oneshot},
+    net::{TcpSocket, TcpStream},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
+    task::yield_now,
+    time::{interval, sleep},
 };
 use tracing::{debug, warn};
 
-use super::{openmetrics, prometheus};
+use self::{
+    seats::{Progress, Seats, Stage, Watched},
+    view::Views,
+};
+use super::{compat::Dialect, openmetrics, prometheus};
+use crate::session::Snapshot;
 
-/// Connections served at the same time; more wait in the accept queue.
-const MAX_CONNECTIONS: usize = 32;
-/// How long a client may take to send the head of a request.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// Connections served at the same time; for one more somebody goes.
+const MAX_CONNECTIONS: usize = 128;
+/// Of those that had to go so many may still be on their way out; then no more are accepted for the moment.
+const LEAVING: usize = 64;
+/// Connections that may wait to be accepted, as far as the kernel allows (`net.core.somaxconn`).
+const BACKLOG: u32 = 4096;
+/// What one connection may keep of heads and of answers that are not taken, bytes each.
+const BUFFER: usize = 16 * 1024;
+/// What the kernel may keep of answers that are not taken, bytes each (it takes twice of it). Without a bound it is
+/// megabytes, and copying them takes the time of others.
+const SEND_BUFFER: u32 = 64 * 1024;
+/// How often it is looked for connections that are over their time.
+const REVIEW: Duration = Duration::from_millis(500);
+/// How long the task that measures may be away until it counts as hung: it turns every second.
+const HUNG: Duration = Duration::from_secs(30);
 
 /// A text format of metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,15 +81,45 @@ impl Format {
     }
 }
 
-/// A question to the task that owns the state.
+/// A question to the task that owns the state: what it knows now.
+pub type Question = oneshot::Sender<Snapshot>;
+
+/// How the task that measures is: known without asking it.
 #[derive(Debug)]
-pub enum Question {
-    /// The rendered metrics.
-    Metrics(Format, oneshot::Sender<Vec<u8>>),
-    /// The whole state as a JSON document.
-    Snapshot(oneshot::Sender<Vec<u8>>),
+pub struct Health {
+    start: Instant,
+    ready: AtomicBool,
+    /// Milliseconds after `start`.
+    turned: AtomicU64,
+}
+
+impl Default for Health {
+    fn default() -> Self {
+        Self { start: Instant::now(), ready: AtomicBool::new(false), turned: AtomicU64::new(0) }
+    }
+}
+
+impl Health {
+    /// The first scan is done.
+    pub fn set_ready(&self) {
+        self.ready.store(true, Ordering::Relaxed);
+    }
+
     /// Whether the first scan is done.
-    Ready(oneshot::Sender<bool>),
+    pub fn is_ready(&self) -> bool {
+        self.ready.load(Ordering::Relaxed)
+    }
+
+    /// It is at work. To be called about every second.
+    pub fn turn(&self) {
+        let at = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.turned.store(at, Ordering::Relaxed);
+    }
+
+    fn is_hung(&self, now: Instant) -> bool {
+        let turned = self.start + Duration::from_millis(self.turned.load(Ordering::Relaxed));
+        now.saturating_duration_since(turned) >= HUNG
+    }
 }
 
 /// The endpoint could not be opened.
@@ -67,86 +129,182 @@ pub struct ListenError {
     /// Where.
     pub address: SocketAddr,
     /// Why.
-    pub cause: std::io::Error,
+    pub cause: io::Error,
 }
 
-/// Opens the endpoint.
+/// Opens the endpoint: an address in use is the commonest mistake, and known before anything is loaded.
 ///
 /// # Errors
 ///
 /// When the address is in use or not this machine's.
 pub async fn listen(address: SocketAddr) -> Result<TcpListener, ListenError> {
-    TcpListener::bind(address).await.map_err(|cause| ListenError { address, cause })
+    let open = || {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+        // Connections of the agent before that are still being closed hold nobody up.
+        socket.set_reuseaddr(true)?;
+        // Connections have it from their listener.
+        socket.set_send_buffer_size(SEND_BUFFER)?;
+        socket.bind(address)?;
+        socket.listen(BACKLOG)?.into_std()
+    };
+    open().map_err(|cause| ListenError { address, cause })
+}
+
+/// The endpoint as it serves.
+pub struct Endpoint {
+    closing: oneshot::Sender<()>,
+    thread: JoinHandle<()>,
+}
+
+impl Endpoint {
+    /// Serves from now on, on a thread of its own.
+    ///
+    /// # Errors
+    ///
+    /// When no thread can be started.
+    pub fn start(
+        listener: TcpListener,
+        questions: mpsc::Sender<Question>,
+        health: Arc<Health>,
+        dialects: Vec<Dialect>,
+    ) -> io::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let listener = {
+            let _within = runtime.enter();
+            tokio::net::TcpListener::from_std(listener)?
+        };
+        let service = Service { views: Arc::new(Views::new(questions, dialects)), health };
+        let (closing, closed) = oneshot::channel::<()>();
+        let run = move || {
+            runtime.block_on(async {
+                tokio::select! {
+                    () = serve(listener, service) => {}
+                    _ = closed => {}
+                }
+            });
+            runtime.shutdown_background();
+        };
+        let thread = std::thread::Builder::new().name("endpoint".to_owned()).spawn(run)?;
+        Ok(Self { closing, thread })
+    }
+
+    /// Ends it, with all connections; the address is free when this returns.
+    pub fn close(self) {
+        let _ = self.closing.send(());
+        // It waits for nothing but the network's readiness.
+        let _ = self.thread.join();
+    }
+}
+
+/// What answers.
+#[derive(Clone)]
+struct Service {
+    views: Arc<Views>,
+    health: Arc<Health>,
 }
 
 /// Serves until dropped.
-pub async fn serve(listener: TcpListener, questions: mpsc::Sender<Question>) {
-    let seats = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+async fn serve(listener: tokio::net::TcpListener, service: Service) {
+    let seats = Arc::new(Seats::new(MAX_CONNECTIONS));
+    let open = Arc::new(Semaphore::new(MAX_CONNECTIONS + LEAVING));
+    let accept = async || {
+        let permit = open.clone().acquire_owned().await.map_err(io::Error::other)?;
+        Ok((permit, listener.accept().await?))
+    };
+    let mut review = interval(REVIEW);
     loop {
-        let Ok(seat) = seats.clone().acquire_owned().await else { return };
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
-            Err(error) => {
-                // Out of descriptors: others must end first.
-                warn!(%error, "cannot accept a connection");
-                tokio::time::sleep(Duration::from_millis(200)).await;
+        let accepted: io::Result<_> = tokio::select! {
+            accepted = accept() => accepted,
+            _ = review.tick() => {
+                seats.end_overdue(Instant::now());
                 continue;
             }
         };
-        let questions = questions.clone();
-        tokio::spawn(async move {
-            let answer = service_fn(move |request| answer(request, questions.clone()));
-            let served = http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(HEAD_TIMEOUT)
-                .serve_connection(TokioIo::new(stream), answer)
-                .await;
-            if let Err(error) = served {
-                debug!(%error, "connection ended");
+        match accepted {
+            Ok((permit, (stream, peer))) => {
+                seat(&seats, permit, stream, peer.ip().to_canonical(), service.clone());
+                // However fast others come: who is here is served.
+                yield_now().await;
             }
-            drop(seat);
-        });
-    }
-}
-
-async fn answer(
-    request: Request<Incoming>,
-    questions: mpsc::Sender<Question>,
-) -> Result<Response<Full<Bytes>>, Infallible> {
-    if !matches!(*request.method(), Method::GET | Method::HEAD) {
-        let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "only GET is served here\n");
-        response.headers_mut().insert(ALLOW, hyper::header::HeaderValue::from_static("GET, HEAD"));
-        return Ok(response);
-    }
-    Ok(match request.uri().path() {
-        "/metrics" => {
-            let format = Format::wanted(&request);
-            match ask(&questions, |reply| Question::Metrics(format, reply)).await {
-                Some(body) => respond(StatusCode::OK, format.content_type(), body.into()),
-                None => text(StatusCode::SERVICE_UNAVAILABLE, "shutting down\n"),
+            Err(error) => {
+                // Out of descriptors: one connection less, and again.
+                warn!(%error, "cannot accept a connection");
+                seats.give_up_one();
+                sleep(Duration::from_millis(50)).await;
             }
         }
-        "/snapshot" => match ask(&questions, Question::Snapshot).await {
-            Some(body) => respond(StatusCode::OK, "application/json", body.into()),
-            None => text(StatusCode::SERVICE_UNAVAILABLE, "shutting down\n"),
-        },
-        "/healthz" | "/-/healthy" => text(StatusCode::OK, "ok\n"),
-        "/readyz" | "/-/ready" => match ask(&questions, Question::Ready).await {
-            Some(true) => text(StatusCode::OK, "ready\n"),
-            _ => text(StatusCode::SERVICE_UNAVAILABLE, "not ready: the first scan is under way\n"),
-        },
-        "/" => text(StatusCode::OK, "llamaprobe: see /metrics, /snapshot, /healthz, /readyz\n"),
-        _ => text(StatusCode::NOT_FOUND, "not found: see /metrics, /snapshot, /healthz, /readyz\n"),
-    })
+    }
 }
 
-async fn ask<T>(
-    questions: &mpsc::Sender<Question>,
-    question: impl FnOnce(oneshot::Sender<T>) -> Question,
-) -> Option<T> {
-    let (sender, receiver) = oneshot::channel();
-    questions.send(question(sender)).await.ok()?;
-    receiver.await.ok()
+fn seat(seats: &Arc<Seats>, permit: OwnedSemaphorePermit, stream: TcpStream, peer: IpAddr, service: Service) {
+    let (id, progress) = seats.take(peer, Instant::now());
+    let (left, watched) = (seats.clone(), Watched::new(stream, progress.clone()));
+    let task = tokio::spawn(async move {
+        let answer = service_fn(move |request| {
+            let (service, progress) = (service.clone(), progress.clone());
+            async move { Ok::<_, Infallible>(service.answer(&request, &progress).await) }
+        });
+        let served = http1::Builder::new()
+            .timer(TokioTimer::new())
+            // The seats have limits of their own, one for each stage.
+            .header_read_timeout(None)
+            // Who has no more to ask may still want the answer.
+            .half_close(true)
+            .max_buf_size(BUFFER)
+            .serve_connection(TokioIo::new(watched), answer)
+            .await;
+        if let Err(error) = served {
+            debug!(%error, "connection ended");
+        }
+        left.leave(id);
+        drop(permit);
+    });
+    seats.serve(id, task.abort_handle());
+}
+
+impl Service {
+    async fn answer(&self, request: &Request<Incoming>, progress: &Progress) -> Response<Full<Bytes>> {
+        progress.enter(Stage::Asked);
+        let response = self.response(request).await;
+        progress.enter(Stage::Answered);
+        response
+    }
+
+    async fn response(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+        if !matches!(*request.method(), Method::GET | Method::HEAD) {
+            let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "only GET is served here\n");
+            response.headers_mut().insert(ALLOW, hyper::header::HeaderValue::from_static("GET, HEAD"));
+            return response;
+        }
+        match request.uri().path() {
+            "/metrics" => {
+                let format = Format::wanted(request);
+                let view = self.views.clone().fresh().await;
+                match view.and_then(|view| view.metrics(format)) {
+                    Some(body) => respond(StatusCode::OK, format.content_type(), body),
+                    None => away(),
+                }
+            }
+            "/snapshot" => match self.views.clone().fresh().await {
+                Some(view) => respond(StatusCode::OK, "application/json", view.document()),
+                None => away(),
+            },
+            "/healthz" | "/-/healthy" if self.health.is_hung(Instant::now()) => {
+                text(StatusCode::SERVICE_UNAVAILABLE, "hung: nothing is measured\n")
+            }
+            "/healthz" | "/-/healthy" => text(StatusCode::OK, "ok\n"),
+            "/readyz" | "/-/ready" if self.health.is_ready() => text(StatusCode::OK, "ready\n"),
+            "/readyz" | "/-/ready" => {
+                text(StatusCode::SERVICE_UNAVAILABLE, "not ready: the first scan is under way\n")
+            }
+            "/" => text(StatusCode::OK, "llamaprobe: see /metrics, /snapshot, /healthz, /readyz\n"),
+            _ => text(StatusCode::NOT_FOUND, "not found: see /metrics, /snapshot, /healthz, /readyz\n"),
+        }
+    }
+}
+
+fn away() -> Response<Full<Bytes>> {
+    text(StatusCode::SERVICE_UNAVAILABLE, "the agent does not answer: it ends, or is busy\n")
 }
 
 fn text(status: StatusCode, text: &'static str) -> Response<Full<Bytes>> {
@@ -159,3 +317,6 @@ fn respond(status: StatusCode, content_type: &'static str, body: Bytes) -> Respo
     response.headers_mut().insert(CONTENT_TYPE, hyper::header::HeaderValue::from_static(content_type));
     response
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,23 +1,25 @@
-//! The request log: one JSON line a finished request. A thread of its own writes; what it cannot keep up with is
-//! counted and dropped, so that a full disk or a blocked pipe never slows the measurement.
+//! The request log: one JSON line a finished request. A thread of its own opens and writes; what it cannot keep up with
+//! is counted and dropped, so that a full disk, a dead mount or a blocked pipe never slows the measurement.
+
+mod writer;
 
 use std::{
-    fs::OpenOptions,
-    io::{self, Write},
+    io,
     path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
-        mpsc::{Receiver, SyncSender, sync_channel},
+        mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
     },
     thread::JoinHandle,
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use clap::ValueEnum;
 use serde::Serialize;
 use tracing::warn;
 
+use self::writer::Writer;
 use crate::session::{
     Record,
     finished::{Outcome, UNKNOWN},
@@ -25,6 +27,8 @@ use crate::session::{
 
 /// Lines that may wait for the writer.
 const QUEUE: usize = 4096;
+/// How long the start waits for the file to open: a disk that hangs does not hold up the measurement.
+const OPENING: Duration = Duration::from_millis(500);
 
 /// Which requests are logged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, serde::Deserialize)]
@@ -59,7 +63,8 @@ pub struct Line<'a> {
     finish_reason: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     error_type: Option<&'a str>,
-    prompt_tokens: u64,
+    /// `null` where it is not known.
+    prompt_tokens: Option<u64>,
     cached_tokens: u64,
     completion_tokens: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -117,7 +122,7 @@ impl<'a> Line<'a> {
             stream: request.stream,
             finish_reason: request.outcome.name(),
             error_type: request.error_type.as_deref(),
-            prompt_tokens: request.prompt_tokens + request.cached_tokens,
+            prompt_tokens: request.input_tokens(),
             cached_tokens: request.cached_tokens,
             completion_tokens: request.generated_tokens,
             queue_ms: request.queue_ns().map(ms),
@@ -125,7 +130,7 @@ impl<'a> Line<'a> {
             prefill_ms: request.prefill_ns().map(ms),
             decode_ms: request.decode_ns().map(ms),
             latency_ms: ms(request.latency_ns()),
-            worst_gap_ms: (request.generated_tokens > 1).then(|| ms(request.worst_gap_ns)),
+            worst_gap_ms: request.worst_gap().map(ms),
             tokens_per_second: seconds
                 .map(|seconds| request.generated_tokens.saturating_sub(1) as f64 / seconds)
                 .map(|rate| (rate * 10.0).round() / 10.0),
@@ -194,30 +199,76 @@ pub struct LogOptions {
 /// The request log.
 pub struct RequestLog {
     options: LogOptions,
-    sender: Option<SyncSender<String>>,
+    sender: Option<SyncSender<Message>>,
     writer: Option<JoinHandle<()>>,
-    lost: Arc<AtomicU64>,
-    rotated: Arc<AtomicBool>,
+    shared: Arc<Shared>,
+}
+
+/// What the writer is told.
+enum Message {
+    /// To be written.
+    Line(String),
+    /// There may be something to do without one.
+    Look,
+}
+
+/// What both sides know.
+#[derive(Debug, Default)]
+struct Shared {
+    /// Lines that were not written.
+    lost: AtomicU64,
+    /// Lines that are to be written.
+    waiting: AtomicU64,
+    /// The file was rotated away.
+    rotated: AtomicBool,
+}
+
+/// What takes lines.
+trait Lines {
+    /// Writes one.
+    fn write(&mut self, line: &str) -> io::Result<()>;
+
+    /// Opens the place anew.
+    fn reopen(&mut self) -> io::Result<()>;
 }
 
 impl RequestLog {
-    /// Opens the log and starts its writer.
+    /// Starts the writer, which opens the log. Where that takes long it goes on in the background: lines that do not
+    /// fit into the queue meanwhile are lost.
     ///
     /// # Errors
     ///
     /// When the file cannot be opened.
     pub fn open(options: LogOptions) -> io::Result<Self> {
-        let (lost, rotated) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
+        let shared = Arc::new(Shared::default());
         if options.logged == Logged::Off {
-            return Ok(Self { options, sender: None, writer: None, lost, rotated });
+            return Ok(Self { options, sender: None, writer: None, shared });
         }
-        let output = output(options.file.as_deref())?;
         let (sender, receiver) = sync_channel(QUEUE);
-        let (file, counter, flag) = (options.file.clone(), lost.clone(), rotated.clone());
-        let writer = std::thread::Builder::new()
-            .name("request log".to_owned())
-            .spawn(move || write(&receiver, output, file.as_deref(), &counter, &flag))?;
-        Ok(Self { options, sender: Some(sender), writer: Some(writer), lost, rotated })
+        let (tell, opened) = sync_channel(1);
+        let (file, of_writer) = (options.file.clone(), shared.clone());
+        let run = move || match open(file.as_deref()) {
+            Ok(output) => {
+                let _ = tell.send(Ok(()));
+                write(&receiver, output, &of_writer);
+            }
+            Err(error) => {
+                // Late, it is said here, and what comes finds the queue closed.
+                if let Err(late) = tell.send(Err(error)) {
+                    warn!(error = ?late.0, "the request log cannot be opened: its lines are lost");
+                }
+                lose(&receiver, &of_writer);
+            }
+        };
+        let writer = std::thread::Builder::new().name("request log".to_owned()).spawn(run)?;
+        match opened.recv_timeout(OPENING) {
+            Ok(Err(error)) => return Err(error),
+            Err(RecvTimeoutError::Timeout) => {
+                warn!(file = ?options.file, "the request log does not open yet; lines wait, and are lost when too many do");
+            }
+            Ok(Ok(())) | Err(RecvTimeoutError::Disconnected) => {}
+        }
+        Ok(Self { options, sender: Some(sender), writer: Some(writer), shared })
     }
 
     /// Logs a request, if it is one to log. Never waits.
@@ -234,67 +285,84 @@ impl RequestLog {
             return;
         }
         let line = serde_json::to_string(&Line::new(record, to_wall));
-        if !line.is_ok_and(|line| sender.try_send(line).is_ok()) {
-            self.lost.fetch_add(1, Ordering::Relaxed);
+        self.shared.waiting.fetch_add(1, Ordering::Relaxed);
+        if !line.is_ok_and(|line| sender.try_send(Message::Line(line)).is_ok()) {
+            self.shared.waiting.fetch_sub(1, Ordering::Relaxed);
+            self.shared.lost.fetch_add(1, Ordering::Relaxed);
         }
     }
 
-    /// Opens the file anew before the next line: it was rotated away.
+    /// Opens the file anew: it was rotated away.
     pub fn reopen(&self) {
-        self.rotated.store(true, Ordering::Relaxed);
+        self.shared.rotated.store(true, Ordering::Relaxed);
+        if let Some(sender) = &self.sender {
+            // A full queue is read on anyway.
+            let _ = sender.try_send(Message::Look);
+        }
     }
 
     /// Lines that were not written.
     pub fn lost(&self) -> u64 {
-        self.lost.load(Ordering::Relaxed)
+        self.shared.lost.load(Ordering::Relaxed)
     }
 
-    /// Writes what waits and ends, within `limit`: a blocked pipe must not keep the agent.
-    pub fn close(&mut self, limit: Duration) {
+    /// No more lines come: the writer ends when it has written those that wait.
+    pub fn finish(&mut self) {
         self.sender = None;
+    }
+
+    /// Waits for the writer's end until `deadline`: a blocked pipe must not keep the agent.
+    pub fn close(&mut self, deadline: Instant) {
+        self.finish();
         let Some(writer) = self.writer.take() else { return };
-        let deadline = std::time::Instant::now() + limit;
-        while !writer.is_finished() && std::time::Instant::now() < deadline {
-            std::thread::sleep(Duration::from_millis(5));
+        while !writer.is_finished() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(2));
         }
-        if !writer.is_finished() {
-            warn!("the request log is blocked: its last lines are lost");
+        let lines = self.shared.waiting.load(Ordering::Relaxed);
+        if lines > 0 {
+            warn!(lines, "the request log is blocked: its last lines are lost");
         }
     }
 }
 
-fn output(file: Option<&Path>) -> io::Result<Box<dyn Write + Send>> {
-    Ok(match file {
-        None => Box::new(io::stdout()),
-        Some(path) => Box::new(OpenOptions::new().create(true).append(true).open(path)?),
-    })
+fn open(file: Option<&Path>) -> io::Result<Writer> {
+    let writer = Writer::open(file)?;
+    if !writer.is_open() {
+        warn!(?file, "nobody reads the pipe of the request log: lines are lost until somebody does");
+    }
+    Ok(writer)
 }
 
-/// Writes lines until the log is closed. Each is written whole, in one call where the file takes it.
-fn write(
-    receiver: &Receiver<String>,
-    mut output: Box<dyn Write + Send>,
-    file: Option<&Path>,
-    lost: &AtomicU64,
-    rotated: &AtomicBool,
-) {
+/// Writes lines until the log is closed.
+fn write(receiver: &Receiver<Message>, mut output: impl Lines, shared: &Shared) {
     let mut failing = false;
-    while let Ok(line) = receiver.recv() {
-        if rotated.swap(false, Ordering::Relaxed) {
-            match self::output(file) {
-                Ok(opened) => output = opened,
-                // The old file serves on.
-                Err(error) => warn!(%error, "the request log cannot be opened anew"),
-            }
+    while let Ok(message) = receiver.recv() {
+        if shared.rotated.swap(false, Ordering::Relaxed)
+            && let Err(error) = output.reopen()
+        {
+            // The old file serves on.
+            warn!(%error, "the request log cannot be opened anew");
         }
-        let done = output.write_all((line + "\n").as_bytes()).and_then(|()| output.flush());
+        let Message::Line(line) = message else { continue };
+        let done = output.write(&line);
+        shared.waiting.fetch_sub(1, Ordering::Relaxed);
         if let Err(error) = &done {
-            lost.fetch_add(1, Ordering::Relaxed);
+            shared.lost.fetch_add(1, Ordering::Relaxed);
             if !failing {
                 warn!(%error, "the request log cannot be written");
             }
         }
         failing = done.is_err();
+    }
+}
+
+/// There is no log: all lines are lost.
+fn lose(receiver: &Receiver<Message>, shared: &Shared) {
+    while let Ok(message) = receiver.recv() {
+        if matches!(message, Message::Line(_)) {
+            shared.waiting.fetch_sub(1, Ordering::Relaxed);
+            shared.lost.fetch_add(1, Ordering::Relaxed);
+        }
     }
 }
 

@@ -346,9 +346,47 @@ pub static METRICS: &[Metric] = &[
     ),
     metric(
         Gauge,
+        "llamaprobe_waiting_processes",
+        "Processes that map llama.cpp and wait for a seat: all are taken by such as work or listen, and these do not.",
+        |all| number(all.waiting as f64),
+    ),
+    metric(
+        Counter,
+        "llamaprobe_looks_abandoned_total",
+        "Looks at processes that did not end, as on a file system that hangs: these are not observed for a while.",
+        |all| number(all.looks_abandoned as f64),
+    ),
+    metric(
+        Counter,
+        "llamaprobe_looks_cut_total",
+        "Looks at processes that were broken off because there was more to read than may be spent on one.",
+        |all| number(all.looks_cut as f64),
+    ),
+    metric(
+        Gauge,
+        "llamaprobe_looks_waiting",
+        "Processes that wait for a look that is due: more happens on the host than may be spent on looking.",
+        |all| number(all.looks_waiting as f64),
+    ),
+    metric(
+        Gauge,
         "llamaprobe_probe_attached",
         "Whether a probe is attached for a server, and for roles that no probe serves 0 with the role's name.",
         attached,
+    ),
+    metric(
+        Gauge,
+        "llamaprobe_layout_info",
+        "Where a build keeps what is read: the tokens of a batch as the first calls have proved it, the sizes of a context as its own code says. `unknown`: what hangs on it is absent; the value is 1.",
+        |all| {
+            per_server(all, |server| {
+                let layouts = server.live.iter().flat_map(|live| &live.layouts);
+                let labels = layouts.map(|(part, layout)| {
+                    vec![("part", (*part).to_owned()), ("layout", layout.clone())]
+                });
+                labels.map(|labels| (labels, Value::Number(1.0))).collect()
+            })
+        },
     ),
     metric(
         Counter,
@@ -373,8 +411,14 @@ pub static METRICS: &[Metric] = &[
     ),
     metric(
         Counter,
+        "llamaprobe_unattributed_tokens_total",
+        "Tokens among those of llm_tokens_total of which it is not known whose they are: their batch could not be read to its end.",
+        usage::unattributed,
+    ),
+    metric(
+        Counter,
         "llamaprobe_join_total",
-        "Requests that ran on a slot by how they were joined to it; ambiguous ones were not, unmatched are slots.",
+        "Requests that ran on a slot by how they were joined to it; ambiguous ones were not, unmatched are slots, of partial ones prompt tokens may be missing.",
         joins,
     ),
     metric(Gauge, "llamaprobe_map_entries", "Entries of the kernel's maps that grow with the work.", |all| {
@@ -388,7 +432,7 @@ pub static METRICS: &[Metric] = &[
     metric(
         Counter,
         "llamaprobe_requests_given_up_total",
-        "Requests under way that were given up because too many were.",
+        "Requests that were given up: too many were under way, or ended before their server had a name.",
         |all| number(all.given_up as f64),
     ),
     metric(
@@ -409,12 +453,18 @@ pub static METRICS: &[Metric] = &[
     metric(
         Gauge,
         "llamaprobe_overhead_ratio",
-        "Share of wall time that a server's threads spend in probes: hits times the calibrated price, over the last 10 seconds or more.",
+        "Share of wall time that a server's threads spend in probes: hits times the calibrated price of one and the measured run time of its program, over the last 10 seconds or more. System calls are not in it: see llamaprobe_programs_cpu_ratio.",
         |all| {
             per_server(all, |server| {
                 server.live.iter().map(|live| (vec![], Value::Number(live.overhead))).collect()
             })
         },
+    ),
+    metric(
+        Gauge,
+        "llamaprobe_programs_cpu_ratio",
+        "Time that all kernel programs of the agent ran, at probes and system calls of whichever process, per time of one processor: measured by the kernel for a second of every half minute.",
+        |all| all.programs_cpu.map_or(vec![], number),
     ),
     metric(
         Gauge,

@@ -82,9 +82,9 @@ fn busy() -> Server {
     tally.refusals = Some(1);
     stats.accepted = 4;
     stats.rejected = 1;
-    let mut usage = Usage::default();
+    let mut usage = Usage::new(9);
     let charge = Charge { tokens: [10, 2, 2], engine_ns: 1_500_000_000 };
-    usage.charge("ada", charge, Some(TokenPrices { prompt: 1.0, cached: 0.5, generated: 2.0 }));
+    usage.charge(Some("ada"), charge, Some(TokenPrices { prompt: 1.0, cached: 0.5, generated: 2.0 }));
     usage.balance(Charge { tokens: stats.tokens, engine_ns: 2_000_000_000 }, None);
     Server {
         labels: Labels { server: "127.0.0.1:8080".to_owned(), model: "a \"tiny\" one".to_owned() },
@@ -112,6 +112,7 @@ fn busy() -> Server {
             queue_depth: 2,
             model: Some(Arc::new(model)),
             probes: served.map(|(_, probe)| probe).to_vec(),
+            layouts: vec![("batch", "llama_batch".to_owned()), ("context", "unknown".to_owned())],
             missing: vec![Role::SlotEnd],
             overhead: 0.0015,
         }),
@@ -124,7 +125,7 @@ fn ended() -> Server {
     stats.hits[ProbeId::LlamaDecode as usize] = 1;
     stats.tokens[TokenType::Prompt as usize] = 5;
     stats.batch = histogram(&BATCH_TOKENS, &[5]);
-    let mut usage = Usage::default();
+    let mut usage = Usage::new(9);
     usage.balance(Charge { tokens: stats.tokens, engine_ns: 0 }, None);
     Server {
         labels: Labels { server: "pid:9".to_owned(), model: String::new() },
@@ -144,11 +145,15 @@ fn snapshot(servers: Vec<Server>) -> Snapshot {
     Snapshot {
         servers,
         own,
-        prices: Some(Prices { emulated_ns: 1_500, single_stepped_ns: 10_000 }),
+        prices: Some(Prices { emulated_ns: 1_500, single_stepped_ns: 10_000, ..Prices::default() }),
         host: Some((1.2, 0.25)),
         users: 1,
         targets: 1,
         unobservable: 2,
+        waiting: 8,
+        looks_abandoned: 9,
+        looks_cut: 10,
+        looks_waiting: 11,
         occupancy: vec![("tasks", 4)],
         given_up: 5,
         log_lost: 6,

@@ -28,6 +28,12 @@ pub enum Role {
     SlotStart,
     /// A request leaves its slot.
     SlotEnd,
+    /// The server says how many guesses of a draft it took.
+    Draft,
+    /// The server gives a request up: if it took part in the last decode call, that failed.
+    Failure,
+    /// All that a context holds is dropped, or the context itself.
+    ContextEnd,
     /// The thread that serves a connection waits for a task of the engine.
     Task,
     /// Bytes are read or written through a TLS library that the process maps.
@@ -36,15 +42,18 @@ pub enum Role {
 
 impl Role {
     /// Every role, in the order in which a request meets them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 11] = [
         Self::Tls,
         Self::Task,
         Self::SlotStart,
         Self::CacheHit,
         Self::Batch,
         Self::StepEnd,
+        Self::Draft,
         Self::Token,
+        Self::Failure,
         Self::SlotEnd,
+        Self::ContextEnd,
     ];
 
     /// The name used in labels and output.
@@ -56,6 +65,9 @@ impl Role {
             Self::CacheHit => "cache_hit",
             Self::SlotStart => "slot_start",
             Self::SlotEnd => "slot_end",
+            Self::Draft => "draft",
+            Self::Failure => "failure",
+            Self::ContextEnd => "context_end",
             Self::Task => "task",
             Self::Tls => "tls",
         }
@@ -70,6 +82,11 @@ impl Role {
             Self::CacheHit => "cached tokens",
             Self::Tls => "requests over TLS",
             Self::Task => "the exact join of HTTP requests to slots",
+            Self::Draft => "accepted draft tokens behind a stop word count as rejected",
+            Self::Failure => {
+                "the last of several tries of a decode call that failed counts as one that did not"
+            }
+            Self::ContextEnd => "contexts that were freed still count in the size and use of contexts",
             Self::SlotStart | Self::SlotEnd => {
                 "llm_slots_busy, cached tokens; warm-up batches count, a prompt is told from its position"
             }
@@ -116,6 +133,18 @@ pub enum Program {
     SlotTurn,
     /// `lp_slot_fork`
     SlotFork,
+    /// `lp_embedded`
+    Embedded,
+    /// `lp_accepted`
+    Accepted,
+    /// `lp_slot_error`
+    SlotError,
+    /// `lp_task_error`
+    TaskError,
+    /// `lp_clear`
+    Clear,
+    /// `lp_free`
+    Free,
     /// `lp_task`
     Task,
     /// `lp_tasks`
@@ -130,7 +159,7 @@ pub enum Program {
 
 impl Program {
     /// Every program.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 19] = [
         Self::Batch,
         Self::Sample,
         Self::SlotToken,
@@ -139,6 +168,12 @@ impl Program {
         Self::SlotEnd,
         Self::SlotTurn,
         Self::SlotFork,
+        Self::Embedded,
+        Self::Accepted,
+        Self::SlotError,
+        Self::TaskError,
+        Self::Clear,
+        Self::Free,
         Self::Task,
         Self::Tasks,
         Self::TlsRead,
@@ -157,6 +192,12 @@ impl Program {
             Self::SlotEnd => "lp_slot_end",
             Self::SlotTurn => "lp_slot_turn",
             Self::SlotFork => "lp_slot_fork",
+            Self::Embedded => "lp_embedded",
+            Self::Accepted => "lp_accepted",
+            Self::SlotError => "lp_slot_error",
+            Self::TaskError => "lp_task_error",
+            Self::Clear => "lp_clear",
+            Self::Free => "lp_free",
             Self::Task => "lp_task",
             Self::Tasks => "lp_tasks",
             Self::TlsRead => "lp_tls_read",
@@ -193,6 +234,8 @@ impl Program {
 pub enum Layout {
     /// Nothing.
     Plain,
+    /// A cut of what a context holds: whether the first argument is its memory rather than the context.
+    Cut(bool),
     /// A decode call; where the context size is depends on the file.
     Batch(BatchLayout),
     /// A token event: layout, number of the context argument, number of the index argument, priority.
@@ -220,10 +263,11 @@ pub struct Row {
 
 impl Row {
     /// The cookie to attach with.
-    pub fn cookie(&self, context: ContextLayout) -> Cookie {
+    pub fn cookie(&self, context: ContextLayout, image: u32) -> Cookie {
         match self.layout {
             Layout::Plain => Cookie::plain(self.probe),
-            Layout::Batch(layout) => Cookie::batch(self.probe, layout, context),
+            Layout::Cut(by_memory) => Cookie::cut(self.probe, by_memory),
+            Layout::Batch(layout) => Cookie::batch(self.probe, layout, context, image),
             Layout::Token(layout, context, index, priority) => {
                 Cookie::token(self.probe, layout, context, index, priority)
             }
@@ -404,8 +448,8 @@ pub static ROWS: &[Row] = &[
         1,
         ProbeId::MemorySeqRm,
         Program::CacheHit,
-        Layout::Plain,
-        arguments(0b1110),
+        Layout::Cut(true),
+        arguments(0b1111),
         &[Exact("llama_memory_seq_rm")],
     ),
     row(
@@ -413,8 +457,8 @@ pub static ROWS: &[Row] = &[
         2,
         ProbeId::KvSelfSeqRm,
         Program::CacheHit,
-        Layout::Plain,
-        arguments(0b1110),
+        Layout::Cut(false),
+        arguments(0b1111),
         &[Exact("llama_kv_self_seq_rm")],
     ),
     row(
@@ -422,8 +466,8 @@ pub static ROWS: &[Row] = &[
         3,
         ProbeId::KvCacheSeqRm,
         Program::CacheHit,
-        Layout::Plain,
-        arguments(0b1110),
+        Layout::Cut(false),
+        arguments(0b1111),
         &[Exact("llama_kv_cache_seq_rm")],
     ),
     row(
@@ -465,6 +509,93 @@ pub static ROWS: &[Row] = &[
         Layout::Plain,
         arguments(0b001),
         &[Exact("_ZN11server_slot7releaseEv")],
+    ),
+    // Where no slots are seen: a program looks at its embeddings when they are computed.
+    row(
+        Role::StepEnd,
+        0,
+        ProbeId::Embeddings,
+        Program::Embedded,
+        Layout::Plain,
+        arguments(0b001),
+        &[Exact("llama_get_embeddings")],
+    ),
+    row(
+        Role::StepEnd,
+        0,
+        ProbeId::EmbeddingsSeq,
+        Program::Embedded,
+        Layout::Plain,
+        arguments(0b001),
+        &[Exact("llama_get_embeddings_seq")],
+    ),
+    // The sequence of the argument is the slot's.
+    row(
+        Role::Draft,
+        0,
+        ProbeId::SpeculativeAccept,
+        Program::Accepted,
+        Layout::Plain,
+        arguments(0b110),
+        &[Exact("_Z25common_speculative_acceptP18common_speculativeit")],
+    ),
+    // One calls the other, or has it inlined.
+    row(
+        Role::Failure,
+        0,
+        ProbeId::SlotError,
+        Program::SlotError,
+        Layout::Plain,
+        arguments(0b010),
+        &[
+            Prefix("_ZN19server_context_impl10send_errorERK11server_slot"),
+            Prefix("_ZN14server_context10send_errorERK11server_slot"),
+        ],
+    ),
+    row(
+        Role::Failure,
+        0,
+        ProbeId::TaskError,
+        Program::TaskError,
+        Layout::Plain,
+        arguments(0b010),
+        &[Prefix("_ZN19server_context_impl10send_errorEi"), Prefix("_ZN14server_context10send_errorEi")],
+    ),
+    row(
+        Role::ContextEnd,
+        0,
+        ProbeId::Free,
+        Program::Free,
+        Layout::Plain,
+        arguments(0b001),
+        &[Exact("llama_free")],
+    ),
+    row(
+        Role::ContextEnd,
+        0,
+        ProbeId::MemoryClear,
+        Program::Clear,
+        Layout::Cut(true),
+        arguments(0b001),
+        &[Exact("llama_memory_clear")],
+    ),
+    row(
+        Role::ContextEnd,
+        0,
+        ProbeId::KvSelfClear,
+        Program::Clear,
+        Layout::Cut(false),
+        arguments(0b001),
+        &[Exact("llama_kv_self_clear")],
+    ),
+    row(
+        Role::ContextEnd,
+        0,
+        ProbeId::KvCacheClear,
+        Program::Clear,
+        Layout::Cut(false),
+        arguments(0b001),
+        &[Exact("llama_kv_cache_clear")],
     ),
     row(
         Role::Task,
@@ -516,10 +647,15 @@ pub static ROWS: &[Row] = &[
 
 /// What a server calls when a slot is taken or left, and no other program that was seen.
 pub const SET_SAMPLER: &str = "llama_set_sampler";
-/// Says where the context size is: exported by builds of ~b6900 on.
-pub const HAS_CONTEXT_PER_SEQUENCE: &str = "llama_n_ctx_seq";
-/// Says that `llama_context` begins with the model's reference: exported from ~b2400 on.
-pub const HAS_CONTEXT_SIZE: &str = "llama_synchronize";
+/// The functions whose code says where the size of a context is: the interface's, and the method that it calls from
+/// ~b4882 on.
+pub const CONTEXT_SIZE: [&str; 2] = ["llama_n_ctx", "_ZNK13llama_context5n_ctxEv"];
+/// The same for the size of one sequence, from ~b6900 on.
+pub const CONTEXT_SIZE_PER_SEQUENCE: [&str; 2] = ["llama_n_ctx_seq", "_ZNK13llama_context9n_ctx_seqEv"];
+/// The same for the pointer to its memory.
+pub const CONTEXT_MEMORY: [&str; 1] = ["_ZNK13llama_context10get_memoryEv"];
+/// Says which layout of `llama_batch_ext` is to be expected: that of ~b11500 on.
+pub const HAS_TOKEN_STATE: &str = "_ZN15llama_batch_ext15set_token_stateEi10llama_embd";
 /// The entry point before `llama_decode` (up to August 2023): recognised to be refused.
 pub const TOO_OLD: &str = "llama_eval";
 
@@ -528,7 +664,10 @@ pub const WANTED: Wanted = Wanted { symbol: wanted, strings: marked, beside: is_
 
 /// Whether discovery should keep a symbol.
 pub fn wanted(symbol: &str) -> bool {
-    [HAS_CONTEXT_PER_SEQUENCE, HAS_CONTEXT_SIZE, TOO_OLD].contains(&symbol)
+    [HAS_TOKEN_STATE, TOO_OLD].contains(&symbol)
+        || CONTEXT_SIZE.contains(&symbol)
+        || CONTEXT_SIZE_PER_SEQUENCE.contains(&symbol)
+        || CONTEXT_MEMORY.contains(&symbol)
         || ROWS.iter().any(|row| row.matches(symbol))
 }
 
@@ -539,9 +678,17 @@ pub fn is_tls(symbol: &str) -> bool {
 
 /// Whether a string table can hold a wanted symbol at all: tells a library apart without walking its symbols.
 pub fn marked(strings: &[u8]) -> bool {
-    [b"llama_".as_slice(), b"server_slot", b"server_response", b"common_memory", b"SSL_"]
-        .iter()
-        .any(|mark| memchr::memmem::find(strings, mark).is_some())
+    [
+        b"llama_".as_slice(),
+        b"server_slot",
+        b"server_response",
+        b"server_context",
+        b"common_memory",
+        b"common_speculative",
+        b"SSL_",
+    ]
+    .iter()
+    .any(|mark| memchr::memmem::find(strings, mark).is_some())
 }
 
 #[cfg(test)]

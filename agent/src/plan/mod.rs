@@ -1,6 +1,8 @@
 //! From the symbols of a process's files to what is attached where. In: images. Out: a [`Plan`]. Pure.
 
 pub mod catalog;
+pub mod getter;
+pub mod layout;
 pub mod report;
 pub mod site;
 
@@ -15,8 +17,9 @@ use llamaprobe_common::{
     target::TargetConfig,
 };
 
-use crate::discovery::image::{Image, Machine, Symbol};
-use catalog::{Program, ROWS, Role, Row};
+use crate::discovery::Target;
+use crate::discovery::image::{Image, ImageId, Machine, Symbol};
+use catalog::{Layout, Program, ROWS, Role, Row};
 use site::{Needs, Site, SiteMachine};
 
 /// A probe to attach.
@@ -40,6 +43,8 @@ pub struct Probe {
     pub program: Program,
     /// What it is told.
     pub cookie: Cookie,
+    /// Only as long as no slot has started: a server has no use for it.
+    pub until_slot: bool,
 }
 
 impl Probe {
@@ -83,6 +88,12 @@ pub enum Joining {
 }
 
 impl Plan {
+    /// How requests of a process are joined that may do no more than pass them on: as long as no slot has started on it,
+    /// by what the answers say.
+    pub fn joining_of(&self, target: &Target) -> Joining {
+        if target.is_router() && self.is_undecided() { Joining::Answers } else { self.joining() }
+    }
+
     /// How requests of the process are joined.
     pub fn joining(&self) -> Joining {
         if self.flags & TargetConfig::HTTP == 0 {
@@ -162,6 +173,9 @@ pub fn plan(images: &[Arc<Image>]) -> Verdict {
         // A server has no other way to a token.
         token.retain(|probe| sampler(probe.probe));
     }
+    // What fires decides: a process with a server's functions that starts no slot is a program that uses the library.
+    let plain = |probe: Probe| Probe { until_slot: true, ..probe };
+    let plain = all_tokens(images).into_iter().filter(|_| slots).map(plain);
     let slot_tokens = token.iter().any(|probe| probe.probe == ProbeId::ProcessToken);
     // Where tokens are told by slot the sampler ends the step; elsewhere the token's own event does.
     let step_end = if slot_tokens {
@@ -169,7 +183,17 @@ pub fn plan(images: &[Arc<Image>]) -> Verdict {
     } else {
         relabelled(&token, Role::StepEnd)
     };
+    let known = token.iter().chain(&step_end).map(|probe| (probe.image.id, probe.offset()));
+    let known: Vec<_> = known.collect();
+    token.extend(plain.filter(|probe| !(inferred && known.contains(&(probe.image.id, probe.offset())))));
+    let step_end = if slots { step_end } else { step_end.into_iter().chain(all(Role::StepEnd)).collect() };
+    // What only a server does, or not every build.
+    let beside = |role| if visible { all(role) } else { Vec::new() };
     let cache = if slots { cache } else { Vec::new() };
+    let mut context_end = all(Role::ContextEnd);
+    if !slots {
+        context_end.extend(cuts(images));
+    }
     let tls = if slots { tls(images) } else { Vec::new() };
     let old_server = images.iter().flat_map(|image| &image.symbols).any(|symbol| {
         ROWS.iter().any(|row| {
@@ -185,12 +209,16 @@ pub fn plan(images: &[Arc<Image>]) -> Verdict {
         (slots && old_server, TargetConfig::SEQUENCE_SHIFT),
         (slots, TargetConfig::HTTP),
         (inferred, TargetConfig::INFERRED_SLOTS),
+        (slots, TargetConfig::EITHER),
     ] {
         flags |= if set { flag } else { 0 };
     }
     let mut missing = Vec::new();
     // Most servers map no TLS library: nothing is missing then.
     let mut probes = tls;
+    probes.extend(beside(Role::Draft));
+    probes.extend(beside(Role::Failure));
+    probes.extend(context_end);
     for (role, found) in [
         (Role::Task, task),
         (Role::SlotStart, start),
@@ -221,6 +249,17 @@ impl Verdict {
 }
 
 impl Plan {
+    /// A slot has started: it is a server.
+    pub fn settle_for_server(&mut self) {
+        self.flags &= !TargetConfig::EITHER;
+        self.probes.retain(|probe| !probe.until_slot);
+    }
+
+    /// Whether it may turn out to be no server.
+    pub fn is_undecided(&self) -> bool {
+        self.flags & TargetConfig::EITHER != 0
+    }
+
     /// TLS is not looked into, and why.
     pub fn drop_tls(&mut self, why: &'static str) {
         if self.probes.iter().any(|probe| probe.role == Role::Tls) {
@@ -230,10 +269,23 @@ impl Plan {
     }
 }
 
+/// Every way to a token by the interface of the library.
+fn all_tokens(images: &[Arc<Image>]) -> Vec<Probe> {
+    select(images, Role::Token, Role::Token, |row| row.probe != ProbeId::ProcessToken)
+}
+
 /// The functions of each library that has them: half of a conversation would be worse than none.
 fn tls(images: &[Arc<Image>]) -> Vec<Probe> {
     let of = |image| select(std::slice::from_ref(image), Role::Tls, Role::Tls, |_| true);
     images.iter().map(of).filter(|probes| probes.len() == 3).flatten().collect()
+}
+
+/// What cuts sequences of a program without slots: the library's functions, since a server's own name no context. What
+/// a cut leaves is no cache hit there, since nothing tells where a request begins.
+fn cuts(images: &[Arc<Image>]) -> Vec<Probe> {
+    let groups = [ProbeId::MemorySeqRm, ProbeId::KvSelfSeqRm, ProbeId::KvCacheSeqRm];
+    let found = groups.map(|id| select(images, Role::CacheHit, Role::ContextEnd, |row| row.probe == id));
+    found.into_iter().find(|probes| !probes.is_empty()).unwrap_or_default()
 }
 
 /// The plan of a server that shows no symbol: only its sockets are followed.
@@ -307,17 +359,35 @@ fn place(image: &Arc<Image>, row: &Row, symbol: &Symbol, role: Role) -> Probe {
         site,
         end,
         program: row.program,
-        cookie: row.cookie(context_layout(image)),
+        cookie: match row.layout {
+            Layout::Batch(_) => row
+                .cookie(context_layout(image), image_number(image.id))
+                .with_memory(member(image, &catalog::CONTEXT_MEMORY, 8)),
+            _ => row.cookie(ContextLayout::default(), 0),
+        },
+        until_slot: false,
     }
 }
 
-fn context_layout(image: &Image) -> ContextLayout {
-    let has = |name: &str| image.symbols.iter().any(|symbol| symbol.name == name);
-    if has(catalog::HAS_CONTEXT_PER_SEQUENCE) {
-        ContextLayout::TotalAndSequence
-    } else if has(catalog::HAS_CONTEXT_SIZE) {
-        ContextLayout::Total
-    } else {
-        ContextLayout::Unknown
+/// Where the sizes of a context are, as far as the file's own functions tell. In newer builds the functions of the
+/// interface only jump to methods.
+pub fn context_layout(image: &Image) -> ContextLayout {
+    let total = member(image, &catalog::CONTEXT_SIZE, 4);
+    let sequence = total.and_then(|_| member(image, &catalog::CONTEXT_SIZE_PER_SEQUENCE, 4));
+    ContextLayout { total, sequence }
+}
+
+/// Where the member of so many bytes is that one of these functions returns.
+fn member(image: &Image, names: &[&str], bytes: u16) -> Option<u16> {
+    let symbols = image.symbols.iter().filter(|symbol| names.contains(&symbol.name.as_str()));
+    symbols.filter_map(|symbol| getter::member(image.machine, &symbol.code, bytes)).next()
+}
+
+/// A number that tells a file from the few others that one process maps.
+pub fn image_number(id: ImageId) -> u32 {
+    let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
+    for byte in [id.device, id.inode, id.size].into_iter().flat_map(u64::to_le_bytes) {
+        hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
     }
+    (hash >> 52) as u32
 }

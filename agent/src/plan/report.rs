@@ -5,11 +5,16 @@ use std::fmt;
 use serde::Serialize;
 
 use super::{
-    Verdict,
+    Joining, Plan, Verdict,
     catalog::Role,
+    layout,
     site::{Stepping, price_ns},
 };
 use crate::discovery::Target;
+
+/// How the requests of a server that routes are joined.
+const ROUTES: &str = "by what the answers say until a slot starts: it was given no model, and routes requests to servers of its \
+                      own, which are where they count";
 
 /// One probe of a process.
 #[derive(Debug, Serialize)]
@@ -32,6 +37,20 @@ pub struct ProbeReport {
     pub entry_stepping: Stepping,
     /// Estimated price of a hit, nanoseconds.
     pub price_ns: u32,
+    /// It is given up once a slot has started: a server has no use for it.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub until_slot: bool,
+}
+
+/// Where something that is read lies in the memory of the process.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct LayoutReport {
+    /// `batch` or `context`.
+    pub part: &'static str,
+    /// The file that decides it.
+    pub file: String,
+    /// What it can be. Of several the first calls prove one; without any it is not known, and what hangs on it is absent.
+    pub candidates: Vec<String>,
 }
 
 /// A role without probe.
@@ -64,6 +83,8 @@ pub struct ProcessReport {
     pub join: Option<&'static str>,
     /// Probes.
     pub probes: Vec<ProbeReport>,
+    /// Layouts.
+    pub layouts: Vec<LayoutReport>,
     /// Roles without probe.
     pub missing: Vec<MissingReport>,
 }
@@ -79,13 +100,17 @@ impl ProcessReport {
             unsupported: None,
             join: None,
             probes: Vec::new(),
+            layouts: Vec::new(),
             missing: Vec::new(),
         };
         match verdict {
             Verdict::Foreign => return None,
             Verdict::Unsupported(why) => report.unsupported = Some((*why).to_owned()),
             Verdict::Observable(plan) => {
-                report.join = Some(plan.joining().name());
+                report.join = Some(match plan.joining_of(target) {
+                    Joining::Answers if target.is_router() => ROUTES,
+                    joining => joining.name(),
+                });
                 report.probes.extend(plan.probes.iter().map(|probe| ProbeReport {
                     role: probe.role,
                     probe: probe.probe.name(),
@@ -96,7 +121,9 @@ impl ProcessReport {
                     stepping: probe.site.stepping,
                     entry_stepping: probe.site.entry_stepping,
                     price_ns: price_ns(probe.site.stepping, virtual_machine),
+                    until_slot: probe.until_slot,
                 }));
+                report.layouts = layouts(plan);
                 report.missing.extend(plan.missing.iter().map(|missing| MissingReport {
                     role: missing.role,
                     lost: missing.role.lost(),
@@ -107,20 +134,21 @@ impl ProcessReport {
         Some(report)
     }
 
-    /// The report of a process that looks like a server but shows no symbol.
-    pub fn opaque(pid: u32, comm: String) -> Self {
+    /// The report of a process that looks like llama.cpp but shows no symbol.
+    pub fn opaque(target: &Target) -> Self {
         Self {
-            pid,
-            comm,
-            listeners: Vec::new(),
-            model: None,
-            unsupported: Some(
-                "no file it maps shows a symbol of llama.cpp: a static executable that was stripped (use a build with \
-                 shared libraries, or one that is not stripped), or files that cannot be opened (run as root)"
-                    .to_owned(),
-            ),
+            pid: target.pid,
+            comm: target.comm.clone(),
+            listeners: target.listeners.iter().map(ToString::to_string).collect(),
+            model: target.model_name(),
+            unsupported: Some(format!(
+                "{}: an executable that was stripped (use a build with shared libraries, or one that is not stripped), \
+                 or files that cannot be opened (run as root)",
+                target.why_opaque()
+            )),
             join: None,
             probes: Vec::new(),
+            layouts: Vec::new(),
             missing: Vec::new(),
         }
     }
@@ -131,6 +159,23 @@ impl ProcessReport {
     }
 }
 
+/// Where batches and contexts are read, by file.
+fn layouts(plan: &Plan) -> Vec<LayoutReport> {
+    let mut reports = Vec::new();
+    for probe in plan.probes.iter().filter(|probe| probe.role == Role::Batch) {
+        let file = || probe.image.path.display().to_string();
+        let plain = probe.cookie.batch_layout().and_then(|layout| layout::batch_name(layout, None));
+        let batch = plain.map_or_else(|| layout::candidates(&probe.image), |name| vec![name]);
+        let context = layout::context_name(probe.cookie.context_layout()).into_iter().collect();
+        for (part, candidates) in [("batch", batch), ("context", context)] {
+            reports.push(LayoutReport { part, file: file(), candidates });
+        }
+    }
+    reports.sort();
+    reports.dedup();
+    reports
+}
+
 /// The plans of all processes.
 #[derive(Debug, Default, Serialize)]
 pub struct Report {
@@ -138,14 +183,20 @@ pub struct Report {
     pub processes: Vec<ProcessReport>,
     /// Processes that this process may not look at.
     pub closed: usize,
+    /// Processes that could not be looked at to the end: on a file system that hangs, or with too much to read.
+    pub unfinished: usize,
 }
 
 impl Report {
-    /// 0 when every process can be measured in full, 1 when something is missing or closed, 3 when there is no process.
+    /// 0 when every process can be measured in full, 1 when something is missing or was not seen, 3 when there is no process.
     pub fn exit_code(&self) -> u8 {
         match self.processes.as_slice() {
-            [] if self.closed == 0 => 3,
-            processes if self.closed == 0 && processes.iter().all(ProcessReport::is_complete) => 0,
+            [] if self.closed + self.unfinished == 0 => 3,
+            processes
+                if self.closed + self.unfinished == 0 && processes.iter().all(ProcessReport::is_complete) =>
+            {
+                0
+            }
             _ => 1,
         }
     }
@@ -155,6 +206,13 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.closed > 0 {
             writeln!(f, "{} processes cannot be looked at: run as root", self.closed)?;
+        }
+        if self.unfinished > 0 {
+            writeln!(
+                f,
+                "{} processes could not be looked at to the end: a file system hangs, or there is too much to read",
+                self.unfinished
+            )?;
         }
         if self.processes.is_empty() {
             return writeln!(f, "no process that can be looked at maps llama.cpp");
@@ -178,14 +236,24 @@ impl fmt::Display for Report {
                 };
                 writeln!(
                     f,
-                    "  {:<10}  {:<28}  {:#010x}  {:<16}  {stepping}, ~{:.1} us a hit",
+                    "  {:<10}  {:<28}  {:#010x}  {:<16}  {stepping}, ~{:.1} us a hit{}",
                     probe.role.name(),
                     probe.probe,
                     probe.offset,
                     probe.instruction,
                     f64::from(probe.price_ns) / 1e3,
+                    if probe.until_slot { ", until a slot starts" } else { "" },
                 )?;
                 writeln!(f, "              {} in {}", probe.symbol, probe.file)?;
+            }
+            for layout in &process.layouts {
+                let proof = if layout.candidates.len() > 1 { "; the first calls prove which" } else { "" };
+                let candidates = match layout.candidates.as_slice() {
+                    [] => "not known: what hangs on it is absent".to_owned(),
+                    candidates => candidates.join(", or "),
+                };
+                writeln!(f, "  {:<10}  {:<28}  {candidates}{proof}", "layout", layout.part)?;
+                writeln!(f, "              in {}", layout.file)?;
             }
             for missing in &process.missing {
                 writeln!(f, "  {:<10}  none: {}", missing.role.name(), missing.why)?;

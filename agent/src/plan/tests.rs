@@ -12,6 +12,8 @@ const GPT_SAMPLE: &str = "_Z18gpt_sampler_sampleP11gpt_samplerP13llama_contextib
 const SEQ_RM: &str = "llama_memory_seq_rm";
 
 /// What libllama of late 2026 exports.
+const CONTEXT_SIZE: &str = "_ZNK13llama_context5n_ctxEv";
+const CONTEXT_SIZE_PER_SEQUENCE: &str = "_ZNK13llama_context9n_ctx_seqEv";
 const LIBLLAMA: &[&str] = &[
     DECODE_EXT,
     DECODE,
@@ -24,16 +26,27 @@ const LIBLLAMA: &[&str] = &[
     SEQ_RM,
     "llama_memory_seq_cp",
     "llama_set_sampler",
+    CONTEXT_SIZE,
     "llama_n_ctx_seq",
+    CONTEXT_SIZE_PER_SEQUENCE,
     "llama_synchronize",
+    "llama_free",
+    "llama_memory_clear",
+    "llama_get_embeddings_seq",
+    "_ZNK13llama_context10get_memoryEv",
 ];
-const LIBCOMMON: &[&str] = &[COMMON_SAMPLE, "_ZNK13common_memory6seq_rmEiii"];
+const LIBCOMMON: &[&str] = &[
+    COMMON_SAMPLE,
+    "_ZNK13common_memory6seq_rmEiii",
+    "_Z25common_speculative_acceptP18common_speculativeit",
+];
 const SERVER: &[&str] = &[
     "_ZN19server_context_impl13process_tokenER23completion_token_outputR11server_slot",
     "_ZN19server_context_impl21launch_slot_with_taskER11server_slotO11server_task",
     "_ZN11server_slot7releaseEv",
     "_ZN15server_response19add_waiting_task_idEi",
     "_ZN15server_response20add_waiting_task_idsERKSt13unordered_setIiSt4hashIiESt8equal_toIiESaIiEE",
+    "_ZN19server_context_impl10send_errorERK11server_slotRKNSt7__cxx1112basic_stringIcEE10error_type",
 ];
 /// A server of 2024: one file, C++ methods of libllama not among its symbols.
 const OLD_SERVER: &[&str] = &[
@@ -44,7 +57,7 @@ const OLD_SERVER: &[&str] = &[
     "llama_kv_cache_seq_rm",
     "llama_get_logits_ith",
     "llama_sampler_sample",
-    "llama_synchronize",
+    "llama_n_ctx",
 ];
 
 /// `test rdi, rdi; je; mov rax, [rdi]; jmp [rax+0x38]; nop; mov eax, 1; ret`: the code of [`SEQ_RM`] in b11434.
@@ -56,8 +69,16 @@ const SEQ_RM_CODE: &[u8] = &[
 /// The function number n begins at n * 0x1000.
 fn image(inode: u64, path: &str, names: &[&[&str]]) -> Arc<Image> {
     let symbols = names.concat().into_iter().zip(1..).map(|(name, number)| {
-        // push r15; ret
-        let code = if name == SEQ_RM { SEQ_RM_CODE } else { &[0x41, 0x57, 0xc3] };
+        let code: &[u8] = match name {
+            SEQ_RM => SEQ_RM_CODE,
+            // mov eax, [rdi + 8]; ret
+            "llama_n_ctx" | CONTEXT_SIZE => &[0x8b, 0x47, 0x08, 0xc3],
+            CONTEXT_SIZE_PER_SEQUENCE => &[0x8b, 0x47, 0x0c, 0xc3],
+            // mov rax, [rdi + 0x118]; ret
+            name if catalog::CONTEXT_MEMORY.contains(&name) => &[0x48, 0x8b, 0x87, 0x18, 0x01, 0, 0, 0xc3],
+            // push r15; ret
+            _ => &[0x41, 0x57, 0xc3],
+        };
         Symbol {
             name: name.to_owned(),
             offset: number * 0x1000,
@@ -76,7 +97,14 @@ fn image(inode: u64, path: &str, names: &[&[&str]]) -> Arc<Image> {
     })
 }
 
+/// The plan once it is known who is a server.
 fn observable(images: &[Arc<Image>]) -> Plan {
+    let mut plan = undecided(images);
+    plan.settle_for_server();
+    plan
+}
+
+fn undecided(images: &[Arc<Image>]) -> Plan {
     match plan(images) {
         Verdict::Observable(plan) => plan,
         other => panic!("{other:?}"),
@@ -116,8 +144,11 @@ fn a_server_of_today() {
             vec!["common_memory_seq_rm"],
             vec!["decode_ext"],
             vec!["common_sampler_sample"],
+            vec!["common_speculative_accept"],
             vec!["process_token"],
+            vec!["slot_error"],
             vec!["slot_release"],
+            vec!["llama_free", "llama_memory_clear"],
         ],
         "the inner decode alone, the server's own token, the sampler only as the step's end"
     );
@@ -166,7 +197,7 @@ fn where_return_probes_are_forbidden_tls_is_missing() {
 
 #[test]
 fn a_server_of_the_llama_decode_era() {
-    let libllama = [DECODE, "llama_decode", SEQ_RM, "llama_get_logits_ith", "llama_synchronize"];
+    let libllama = [DECODE, "llama_decode", SEQ_RM, "llama_get_logits_ith", "llama_n_ctx"];
     let plan = observable(&[
         image(1, "libllama.so", &[&libllama]),
         image(2, "llama-server", &[&OLD_SERVER[..3], &[COMMON_SAMPLE]]),
@@ -174,7 +205,7 @@ fn a_server_of_the_llama_decode_era() {
     assert_eq!(serving(&plan, Role::Batch), ["decode_batch"]);
     assert_eq!(serving(&plan, Role::StepEnd), ["common_sampler_sample"]);
     assert_eq!(serving(&plan, Role::Token), ["process_token"]);
-    assert_eq!(only(&plan, ProbeId::DecodeBatch).cookie.context_layout(), ContextLayout::Total);
+    assert_eq!(only(&plan, ProbeId::DecodeBatch).cookie.context_layout().total, Some(8));
     let cache = only(&plan, ProbeId::MemorySeqRm);
     assert_eq!((cache.entry, cache.offset(), cache.site.instruction.as_str()), (0x3000, 0x3003, "je +0x10"));
     assert_eq!(missing(&plan), [Role::Task], "requests cannot be joined by their tasks");
@@ -248,9 +279,17 @@ fn the_python_binding_has_only_libllama() {
     let tokens =
         ["llama_sampler_sample", "llama_get_logits_ith", "llama_get_sampled_token_ith", "llama_get_logits"];
     assert_eq!(serving(&plan, Role::Token), tokens);
-    assert_eq!(serving(&plan, Role::StepEnd), tokens, "the token ends the step");
+    let (step_ends, embedded) = (serving(&plan, Role::StepEnd), "llama_get_embeddings_seq");
+    assert_eq!(
+        step_ends,
+        [&tokens[..], &[embedded]].concat(),
+        "the token ends the step, or the look at embeddings"
+    );
     let sites = |role| plan.probes.iter().filter(move |probe| probe.role == role).map(Probe::offset);
-    assert!(sites(Role::Token).eq(sites(Role::StepEnd)), "one attachment serves both");
+    assert!(sites(Role::Token).eq(sites(Role::StepEnd).take(tokens.len())), "one attachment serves both");
+    assert_eq!(serving(&plan, Role::ContextEnd), ["llama_free", "llama_memory_clear", "llama_memory_seq_rm"]);
+    assert!(only(&plan, ProbeId::MemorySeqRm).cookie.by_memory());
+    assert_eq!(only(&plan, ProbeId::DecodeExt).cookie.memory_offset(), 0x118);
     assert_eq!((plan.flags, plan.joining()), (TargetConfig::STEP_END, Joining::None));
     assert_eq!(missing(&plan), [Role::Task, Role::SlotStart, Role::CacheHit, Role::SlotEnd]);
     for at in [0, 2] {
@@ -265,9 +304,11 @@ fn the_python_binding_has_only_libllama() {
         images: vec![],
         listeners: vec![],
         model: None,
-        alias: None,
-        slots: None,
+        told: Default::default(),
+        place: Default::default(),
         seccomp: 0,
+        owner: 0,
+        told: None,
         router: None,
     };
     let report = ProcessReport::of(&target, &Verdict::Observable(plan), false).unwrap();
@@ -335,13 +376,15 @@ fn half_of_the_slot_symbols_are_none() {
 fn two_copies_of_a_library_are_both_probed() {
     let plan = observable(&[
         image(1, "a/libllama.so", &[LIBLLAMA]),
-        image(2, "b/libllama.so", &[&["llama_decode", "llama_sampler_sample", "llama_synchronize"]]),
+        image(2, "b/libllama.so", &[&["llama_decode", "llama_sampler_sample", "llama_n_ctx"]]),
     ]);
     let batch: Vec<_> = plan.probes.iter().filter(|probe| probe.role == Role::Batch).collect();
     let seen: Vec<_> = batch.iter().map(|probe| (probe.image.id.inode, probe.probe.name())).collect();
     assert_eq!(seen, [(1, "decode_ext"), (2, "llama_decode")], "the entry point is chosen for each copy");
-    let layouts: Vec<_> = batch.iter().map(|probe| probe.cookie.context_layout()).collect();
-    assert_eq!(layouts, [ContextLayout::TotalAndSequence, ContextLayout::Total]);
+    let sizes = batch.iter().map(|probe| probe.cookie.context_layout());
+    let sizes: Vec<_> = sizes.map(|layout| (layout.total, layout.sequence)).collect();
+    assert_eq!(sizes, [(Some(8), Some(12)), (Some(8), None)]);
+    assert_ne!(batch[0].cookie.image(), batch[1].cookie.image(), "each has a layout of its own");
     let samplers =
         plan.probes.iter().filter(|probe| probe.role == Role::Token && probe.probe == ProbeId::SamplerSample);
     assert_eq!(samplers.count(), 2);
@@ -357,14 +400,55 @@ fn two_names_of_one_function_are_one_probe() {
 }
 
 #[test]
-fn the_context_size_is_where_the_exports_say() {
+fn the_context_size_is_where_the_code_says() {
     let layout = |more: &[&str]| {
         let plan = observable(&[image(1, "libllama.so", &[&["llama_decode"], more])]);
-        only(&plan, ProbeId::LlamaDecode).cookie.context_layout()
+        let layout = only(&plan, ProbeId::LlamaDecode).cookie.context_layout();
+        (layout.total, layout.sequence)
     };
-    assert_eq!(layout(&["llama_n_ctx_seq", "llama_synchronize"]), ContextLayout::TotalAndSequence);
-    assert_eq!(layout(&["llama_synchronize"]), ContextLayout::Total);
-    assert_eq!(layout(&[]), ContextLayout::Unknown);
+    // The function of the interface jumps to the method.
+    assert_eq!(layout(&[CONTEXT_SIZE, "llama_n_ctx_seq", CONTEXT_SIZE_PER_SEQUENCE]), (Some(8), Some(12)));
+    assert_eq!(layout(&["llama_n_ctx", "llama_n_ctx_seq"]), (Some(8), None));
+    assert_eq!(layout(&["llama_n_ctx_seq", CONTEXT_SIZE_PER_SEQUENCE]), (None, None), "a part of what?");
+    assert_eq!(layout(&["llama_synchronize"]), (None, None), "not guessed");
+}
+
+#[test]
+fn a_server_has_every_way_to_a_token_until_a_slot_starts() {
+    let images = [
+        image(1, "libllama.so", &[LIBLLAMA]),
+        image(2, "libllama-common.so", &[LIBCOMMON]),
+        image(3, "libllama-server-impl.so", &[SERVER]),
+    ];
+    let mut plan = undecided(&images);
+    assert!(plan.is_undecided() && plan.flags & TargetConfig::SLOTS != 0);
+    let ways = [
+        "common_sampler_sample",
+        "llama_sampler_sample",
+        "llama_get_logits_ith",
+        "llama_get_sampled_token_ith",
+        "llama_get_logits",
+    ];
+    let mut both: Vec<_> = serving(&plan, Role::Token);
+    assert_eq!(both.remove(0), "process_token");
+    both.sort_unstable();
+    let mut expected = ways;
+    expected.sort_unstable();
+    assert_eq!(both, expected);
+    plan.settle_for_server();
+    assert_eq!(serving(&plan, Role::Token), ["process_token"]);
+    assert_eq!(serving(&plan, Role::StepEnd), ["common_sampler_sample"], "is a server's in any case");
+    assert!(!plan.is_undecided());
+
+    // Until then the flags are those of a program that uses the library, but for what may come.
+    let flags = undecided(&images).flags;
+    let now = TargetConfig::effective(flags);
+    assert_eq!(now & (TargetConfig::SLOTS | TargetConfig::SLOT_TOKENS), 0);
+    assert_eq!(
+        TargetConfig::effective(flags | TargetConfig::STARTED) & TargetConfig::SLOTS,
+        TargetConfig::SLOTS
+    );
+    assert!(!undecided(&[image(1, "libllama.so", &[LIBLLAMA])]).is_undecided(), "it can be nothing else");
 }
 
 #[test]

@@ -1,6 +1,9 @@
 //! Who pays: what requests and processes have used is booked under the user's name, and priced.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
 
 use llamaprobe_common::{batch::Context, sequence::Sequence, target::TargetConfig};
 
@@ -12,7 +15,6 @@ use super::{
     identity::Naming,
     ledger::Totals,
     payload::text::Phrases,
-    users::Users,
 };
 use crate::bpf::read::Reading;
 
@@ -21,7 +23,7 @@ use crate::bpf::read::Reading;
 pub struct Billing {
     /// How requests get their users' names.
     pub naming: Naming,
-    /// Users told apart.
+    /// Users told apart of each server.
     pub users: usize,
     /// What use costs.
     pub rates: Rates,
@@ -32,15 +34,15 @@ pub struct Billing {
 /// The books.
 #[derive(Debug)]
 pub(super) struct Books {
-    pub(super) users: Users,
     pub(super) rates: Rates,
     pub(super) host: HostTime,
+    /// Models of which it was said that they have no price.
+    unpriced: BTreeSet<String>,
 }
 
 impl Books {
     pub(super) fn new(now: Instant, billing: &Billing) -> Self {
-        let (users, rates) = (Users::new(billing.users), billing.rates.clone());
-        Self { users, rates, host: HostTime::new(now) }
+        Self { rates: billing.rates.clone(), host: HostTime::new(now), unpriced: BTreeSet::new() }
     }
 }
 
@@ -49,6 +51,16 @@ impl Session {
     pub fn rebill(&mut self, billing: Billing) {
         self.requests.rename(billing.naming, billing.phrases);
         self.books.rates = billing.rates;
+        self.books.unpriced.clear();
+    }
+
+    /// Models that are served and have no price, though there is a price list. Each is told once.
+    pub fn take_unpriced(&mut self) -> Vec<String> {
+        let Books { rates, unpriced, .. } = &mut self.books;
+        let served = self.watched.values().filter_map(|watched| watched.labels.as_ref());
+        let models = served.map(|labels| &labels.model).filter(|model| !model.is_empty());
+        let without = models.filter(|model| !rates.tokens.is_empty() && rates.of(model).is_none());
+        without.filter(|model| unpriced.insert((*model).clone())).cloned().collect()
     }
 
     /// Charges a user of a server.
@@ -56,12 +68,8 @@ impl Session {
         if charge.is_empty() {
             return;
         }
-        let label = self.books.users.label(user, charge.all_tokens());
-        if let Some(displaced) = label.displaced {
-            self.ledger.usages().for_each(|usage| usage.fold(&displaced));
-        }
         let prices = self.books.rates.of(&labels.model);
-        self.ledger.account(now, labels).usage.charge(&label.name, charge, prices);
+        self.ledger.account(now, labels).usage.charge(user, charge, prices);
     }
 
     /// Charges what a finished request has not been charged with before. Returns its cost by [`Basis`].
@@ -76,7 +84,7 @@ impl Session {
         let by_tokens = |used: Charge| prices.map(|prices| prices.dollars(used));
         match request.join {
             // What it used is not known, which is not nothing.
-            Join::Ambiguous | Join::Unmatched | Join::Uncertain => [None; 2],
+            Join::Ambiguous | Join::Unmatched | Join::Uncertain | Join::Partial => [None; 2],
             Join::Answer => [by_tokens(request.said()), None],
             _ => [by_tokens(request.used), self.books.rates.engine(request.used.engine_ns)],
         }
@@ -144,7 +152,8 @@ impl Session {
 
     /// How many users are told apart.
     pub fn users(&self) -> usize {
-        self.books.users.seated()
+        let users = self.ledger.accounts().flat_map(|(_, account)| account.usage.told_apart());
+        users.collect::<BTreeSet<_>>().len()
     }
 
     /// Whether costs on a basis are known for a model.

@@ -28,6 +28,8 @@ pub enum Outcome {
     Error,
     /// The client went before the end.
     Cancelled,
+    /// The agent ended before it did: what is told of it is what was known by then.
+    Interrupted,
     /// The answer has no such reason, or it was not looked at.
     None,
     /// What would say so was lost.
@@ -43,6 +45,7 @@ impl Outcome {
             Self::ToolCalls => "tool_calls",
             Self::Error => "error",
             Self::Cancelled => "cancelled",
+            Self::Interrupted => "interrupted",
             Self::None => "none",
             Self::Unknown => "unknown",
         }
@@ -54,6 +57,8 @@ impl Outcome {
 pub enum Join {
     /// By the task its thread waited for.
     Exact,
+    /// The same, but tokens of its prompt may be missing: while it was computed a batch could not be read to its end.
+    Partial,
     /// It was its turn to take the slot, and its answer does not contradict.
     Order,
     /// Older ones waited, and what the answers say tells them apart.
@@ -72,8 +77,9 @@ pub enum Join {
 
 impl Join {
     /// Those that are counted.
-    pub const COUNTED: [Self; 7] = [
+    pub const COUNTED: [Self; 8] = [
         Self::Exact,
+        Self::Partial,
         Self::Order,
         Self::Timings,
         Self::Answer,
@@ -84,13 +90,14 @@ impl Join {
 
     /// Whether it tells the tokens of a request.
     pub const fn is_joined(self) -> bool {
-        matches!(self, Self::Exact | Self::Order | Self::Timings | Self::Answer)
+        matches!(self, Self::Exact | Self::Partial | Self::Order | Self::Timings | Self::Answer)
     }
 
     /// The value in the log.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Exact => "exact",
+            Self::Partial => "partial",
             Self::Order => "order",
             Self::Timings => "timings",
             Self::Answer => "answer",
@@ -146,6 +153,8 @@ pub struct Finished {
     pub worst_gap_ns: u64,
     /// Prompt tokens computed.
     pub prompt_tokens: u64,
+    /// Not all decode calls could be read while it ran: how many prompt tokens were computed is not known.
+    pub prompt_unknown: bool,
     /// Prompt tokens reused.
     pub cached_tokens: u64,
     /// Tokens generated.
@@ -190,6 +199,11 @@ impl Finished {
         self.head.as_ref().is_some_and(Head::is_inference)
     }
 
+    /// Its input, as the API's `usage` says it: what was computed and what was reused.
+    pub fn input_tokens(&self) -> Option<u64> {
+        (!self.prompt_unknown).then_some(self.prompt_tokens + self.cached_tokens)
+    }
+
     /// The tokens it is told with, as a charge.
     pub fn said(&self) -> Charge {
         Charge { tokens: [self.prompt_tokens, self.cached_tokens, self.generated_tokens], engine_ns: 0 }
@@ -223,6 +237,12 @@ impl Finished {
     /// From arrival to the last byte of the answer.
     pub fn latency_ns(&self) -> u64 {
         self.answered_ns.saturating_sub(self.arrived_ns)
+    }
+
+    /// The longest gap between two of its tokens, if there were two and they were told.
+    pub fn worst_gap(&self) -> Option<u64> {
+        let told = self.generated_tokens > 1 && self.outcome != Outcome::Interrupted;
+        told.then_some(self.worst_gap_ns)
     }
 
     /// Time per output token after the first.

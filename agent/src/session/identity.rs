@@ -1,8 +1,6 @@
 //! Who asked: the name under which a request is counted. In: what its head, body and connection say. Out: a name.
 
-use std::{collections::BTreeMap, net::IpAddr};
-
-use clap::ValueEnum;
+use std::{collections::BTreeMap, net::IpAddr, str::FromStr};
 
 use super::payload::{body::Body, head::Head};
 
@@ -11,8 +9,18 @@ pub const NONE: &str = "none";
 /// The name of all who are not among the users told apart.
 pub const OTHER: &str = "other";
 
+/// What stands before the name of a client that would hide behind one of these.
+const SELF_NAMED: char = '~';
+
+/// A name that a client gave itself. One that reads as [`NONE`] or [`OTHER`], in whatever case and with whatever between
+/// its letters, gets a mark: the rows of these names must hold nothing that somebody is to pay for.
+fn self_named(name: String) -> String {
+    let letters: String = name.chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_lowercase).collect();
+    if [NONE, OTHER].contains(&&*letters) { format!("{SELF_NAMED}{name}") } else { name }
+}
+
 /// Where a name may come from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, serde::Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Source {
     /// The configured header.
@@ -25,12 +33,26 @@ pub enum Source {
     Address,
 }
 
+impl FromStr for Source {
+    type Err = &'static str;
+
+    fn from_str(name: &str) -> Result<Self, Self::Err> {
+        match name {
+            "header" => Ok(Self::Header),
+            "body" => Ok(Self::Body),
+            "key" => Ok(Self::Key),
+            "address" => Ok(Self::Address),
+            _ => Err("there are header, body, key and address"),
+        }
+    }
+}
+
 /// How requests get their names.
 #[derive(Clone, Debug, Default)]
 pub struct Naming {
     /// The first source that says something counts.
     pub order: Vec<Source>,
-    /// Names for what the sources say: hash of a key, address, or any other.
+    /// Names for what the sources say: hash of a key, address, or any other. These stand as they are.
     pub aliases: BTreeMap<String, String>,
 }
 
@@ -43,7 +65,7 @@ impl Naming {
             Source::Key => head?.api_key.map(|key| key.to_string()),
             Source::Address => client.map(|client| client.to_string()),
         })?;
-        Some(self.aliases.get(&said).cloned().unwrap_or(said))
+        Some(self.aliases.get(&said).cloned().unwrap_or_else(|| self_named(said)))
     }
 }
 
@@ -54,6 +76,29 @@ mod tests {
         payload::{body, head},
         staged::{options, post},
     };
+
+    #[test]
+    fn nobody_hides_among_none_and_other() {
+        for hidden in
+            ["none", "other", "None", "OTHER", " none ", "no\u{200b}ne", "o-t-h-e-r", "~none", "~~other"]
+        {
+            assert_eq!(self_named(hidden.to_owned()), format!("~{hidden}"));
+        }
+        for name in ["nobody", "others", "another", "", "n one", "~ada"] {
+            let expected = if name == "n one" { "~n one" } else { name };
+            assert_eq!(self_named(name.to_owned()), expected);
+        }
+        let body = body::parse(br#"{"user":"none"}"#);
+        let name = |aliases: BTreeMap<String, String>| {
+            Naming { order: vec![Source::Body], aliases }.name(None, &body, None)
+        };
+        assert_eq!(name(BTreeMap::new()).as_deref(), Some("~none"));
+        assert_eq!(
+            name([("none".to_owned(), OTHER.to_owned())].into()).as_deref(),
+            Some(OTHER),
+            "the operator may"
+        );
+    }
 
     #[test]
     fn the_first_source_counts_and_aliases_rename() {

@@ -34,10 +34,19 @@ pub(super) struct Totals {
 }
 
 /// The accounts.
-#[derive(Debug, Default)]
-pub(super) struct Ledger(BTreeMap<Labels, Account>);
+#[derive(Debug)]
+pub(super) struct Ledger {
+    accounts: BTreeMap<Labels, Account>,
+    /// Users told apart in each.
+    users: usize,
+}
 
 impl Ledger {
+    /// No account yet; each will tell `users` apart.
+    pub(super) fn new(users: usize) -> Self {
+        Self { accounts: BTreeMap::new(), users }
+    }
+
     /// Books what a process has counted since `credited`, and says in `credited` that it did.
     pub(super) fn book(
         &mut self,
@@ -48,7 +57,7 @@ impl Ledger {
         credited: &mut TargetStats,
     ) {
         let account = self.account(now, labels);
-        account.stats.add(&difference(stats, credited));
+        account.stats.add(&stats.since(credited));
         account.served.clone_from(served);
         account.touched = now;
         *credited = *stats;
@@ -56,11 +65,12 @@ impl Ledger {
 
     /// The account of these labels, opened when there is none.
     pub(super) fn account(&mut self, now: Instant, labels: &Labels) -> &mut Account {
-        self.0.entry(labels.clone()).or_insert_with(|| Account {
+        let users = self.users;
+        self.accounts.entry(labels.clone()).or_insert_with(|| Account {
             stats: TargetStats::default(),
             served: BTreeSet::new(),
             tally: Tally::default(),
-            usage: Usage::default(),
+            usage: Usage::new(users),
             window: Window::default(),
             touched: now,
         })
@@ -75,40 +85,18 @@ impl Ledger {
 
     /// Drops accounts that no living process has and none has touched for [`KEEP_ENDED`].
     pub(super) fn forget(&mut self, now: Instant, living: &BTreeSet<Labels>) {
-        self.0.retain(|labels, account| {
+        self.accounts.retain(|labels, account| {
             living.contains(labels) || now.duration_since(account.touched) < KEEP_ENDED
         });
     }
 
     /// The use of all servers.
     pub(super) fn usages(&mut self) -> impl Iterator<Item = &mut Usage> {
-        self.0.values_mut().map(|account| &mut account.usage)
+        self.accounts.values_mut().map(|account| &mut account.usage)
     }
 
     /// The accounts, sorted by labels.
     pub(super) fn accounts(&self) -> impl Iterator<Item = (&Labels, &Account)> {
-        self.0.iter()
+        self.accounts.iter()
     }
-}
-
-/// What was counted since `before`. Counters of one process never go back.
-fn difference(now: &TargetStats, before: &TargetStats) -> TargetStats {
-    let mut difference = *now;
-    let minus = |mine: &mut u64, theirs: &u64| *mine = mine.saturating_sub(*theirs);
-    minus(&mut difference.accepted, &before.accepted);
-    minus(&mut difference.rejected, &before.rejected);
-    minus(&mut difference.shifts, &before.shifts);
-    minus(&mut difference.engine_ns, &before.engine_ns);
-    difference.hits.iter_mut().zip(&before.hits).for_each(|(a, b)| minus(a, b));
-    difference.losses.iter_mut().zip(&before.losses).for_each(|(a, b)| minus(a, b));
-    difference.tokens.iter_mut().zip(&before.tokens).for_each(|(a, b)| minus(a, b));
-    for (mine, theirs) in [
-        (&mut difference.inter_token, &before.inter_token),
-        (&mut difference.step, &before.step),
-        (&mut difference.batch, &before.batch),
-    ] {
-        mine.counts.iter_mut().zip(&theirs.counts).for_each(|(a, b)| minus(a, b));
-        minus(&mut mine.sum, &theirs.sum);
-    }
-    difference
 }

@@ -5,12 +5,15 @@ use std::time::Instant;
 use llamaprobe_common::{batch::Context, probe::ProbeId, sequence::Sequence, target::TargetConfig};
 
 use super::{
-    Watched,
+    Watched, batch_layout,
     ledger::Account,
     requests::Requests,
     snapshot::{Live, Recent, Seat},
 };
-use crate::plan::{Joining, catalog::Role};
+use crate::plan::{Joining, catalog::Role, layout};
+
+/// Tokens that a server decodes to warm up.
+const WARM_UP: u32 = 2;
 
 /// Whether a request runs on a slot. One whose launch failed took the slot and never left it.
 fn is_busy(sequence: &Sequence) -> bool {
@@ -29,18 +32,37 @@ pub(super) fn recent(account: &Account, now: Instant) -> Option<Recent> {
     Some(recent)
 }
 
+/// Where batches and contexts are read, as far as it is known: part and layout.
+fn layouts(watched: &Watched) -> Vec<(&'static str, String)> {
+    let unknown = || "unknown".to_owned();
+    let mut layouts = Vec::new();
+    for probe in watched.plan.probes.iter().filter(|probe| probe.role == Role::Batch) {
+        let tried = watched.layouts.iter().any(|(image, _)| *image == probe.cookie.image());
+        let batch = batch_layout(probe, &watched.layouts).or_else(|| tried.then(unknown));
+        layouts.extend(batch.map(|batch| ("batch", batch)));
+        let context = layout::context_name(probe.cookie.context_layout());
+        layouts.push(("context", context.unwrap_or_else(unknown)));
+    }
+    layouts.sort();
+    layouts.dedup();
+    layouts
+}
+
 /// A process as of its last reading.
 pub(super) fn live(watched: &Watched, requests: &Requests) -> Live {
     let own = |context: &&(u64, Context)| context.1.flags & Context::DRAFT == 0;
     // A server that slept and woke has a new context; positions in an old one are gone.
     let newest = watched.contexts.iter().filter(own).max_by_key(|(_, context)| context.entered_ns);
-    let is_server = watched.served.iter().any(|(role, _)| *role == Role::SlotStart);
+    let undecided = watched.plan.is_undecided();
+    let is_server = !undecided && watched.served.iter().any(|(role, _)| *role == Role::SlotStart);
     let served: Vec<&(u64, Context)> =
         if is_server { newest.into_iter().collect() } else { watched.contexts.iter().filter(own).collect() };
     let held = |(_, sequence): &&(i32, Sequence)| {
         // A slot whose new request has decoded nothing yet still holds what it held.
         let waits = is_server && sequence.context == 0;
-        waits || served.iter().any(|(address, _)| *address == sequence.context)
+        // The warm-up of a server that nobody has asked yet holds nothing.
+        let warmed = undecided && sequence.generated_tokens == 0 && sequence.n_past <= WARM_UP;
+        !warmed && (waits || served.iter().any(|(address, _)| *address == sequence.context))
     };
     let active = |sequence: &Sequence| sequence.flags & Sequence::ACTIVE != 0;
     let n_past = |s: &(i32, Sequence)| u64::from(s.1.n_past);
@@ -53,7 +75,7 @@ pub(super) fn live(watched: &Watched, requests: &Requests) -> Live {
     let mut probes: Vec<ProbeId> = watched.plan.probes.iter().map(|probe| probe.probe).collect();
     probes.sort_unstable();
     probes.dedup();
-    let own_requests = |count: usize| if watched.routes { 0 } else { count };
+    let own_requests = |count: usize| if watched.is_router() { 0 } else { count };
     Live {
         pid: watched.target.pid,
         context_size: served.iter().map(|(_, context)| u64::from(context.n_ctx)).sum(),
@@ -61,14 +83,16 @@ pub(super) fn live(watched: &Watched, requests: &Requests) -> Live {
         seats: if is_server { seats.collect() } else { Vec::new() },
         seat_size: newest.map_or(0, |(_, context)| u64::from(context.n_ctx_seq)),
         slots_busy: watched.sequences.iter().filter(|(_, sequence)| is_busy(sequence)).count() as u64,
-        slots: watched.target.slots.filter(|_| !watched.routes),
-        http: watched.plan.flags & TargetConfig::HTTP != 0,
+        slots: watched.target.told.slots.filter(|_| !watched.is_router()),
+        http: watched.plan.flags & TargetConfig::HTTP != 0
+            && !(undecided && watched.target.listeners.is_empty()),
         payload: watched.plan.flags & TargetConfig::NO_PAYLOAD == 0,
-        joined: matches!(watched.plan.joining(), Joining::Exact | Joining::Inferred),
+        joined: matches!(watched.plan.joining_of(&watched.target), Joining::Exact | Joining::Inferred),
         in_flight: own_requests(requests.in_flight(watched.target.pid)) as u64,
         queue_depth: (own_requests(requests.queued(watched.target.pid)) + watched.unread) as u64,
         model: watched.target.model.clone(),
         probes,
+        layouts: layouts(watched),
         missing: watched.plan.missing.iter().map(|missing| missing.role).collect(),
         overhead: watched.overhead.ratio,
     }

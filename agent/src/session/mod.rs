@@ -2,7 +2,7 @@
 //! as arguments.
 //!
 //! Counters live in a ledger by labels, not by process: a server that restarts on the same address with the same model
-//! goes on counting where it was.
+//! goes on counting where it was. Two living processes never share labels, and none loses its own.
 
 mod accounting;
 pub mod charge;
@@ -15,6 +15,7 @@ mod ledger;
 mod live;
 mod overhead;
 pub mod payload;
+pub mod places;
 pub mod request;
 mod requests;
 mod runs;
@@ -39,6 +40,7 @@ use std::{
 
 use llamaprobe_common::{
     batch::Context,
+    layout::LayoutState,
     probe::ProbeId,
     request::{EndEvent, RequestKey},
     sequence::Sequence,
@@ -60,13 +62,14 @@ use self::{
     live::{live, recent},
     overhead::{Overhead, spent},
     payload::head::HeadOptions,
+    places::Places,
     requests::Requests,
     tracer::{Trace, Tracer},
 };
 use crate::{
     bpf::{calibrate::Prices, events::RequestEvent, read::Reading},
     discovery::{Target, model::Model},
-    plan::{Plan, catalog::Role},
+    plan::{Plan, Probe, catalog::Role, layout},
 };
 
 /// How long a process may go without listening before it is taken for one that never will (a binding).
@@ -80,17 +83,31 @@ struct Watched {
     served: BTreeSet<(Role, ProbeId)>,
     since: Instant,
     labels: Option<Labels>,
+    /// It was not seen to listen: the label is where it was told to, or its process.
+    unseen: bool,
     /// What of its counters is in the ledger already.
     credited: TargetStats,
     sequences: Vec<(i32, Sequence)>,
     contexts: Vec<(u64, Context)>,
+    layouts: Vec<(u32, LayoutState)>,
     overhead: Overhead,
     /// Connections that wait for a thread, in and behind `accept`.
     unread: usize,
     /// Requests that ended before the labels were known.
     unbooked: Vec<Finished>,
-    /// It passes requests on to servers of its own, which are where they count.
+    /// It has started servers of its own and passes requests on to them, which are where they count.
     routes: bool,
+    /// Such servers would be observed, too.
+    among_all: bool,
+}
+
+impl Watched {
+    /// Whether its requests count elsewhere: it has started servers, or will, since it has no model and never decoded.
+    fn is_router(&self) -> bool {
+        let decodes = || self.served.iter().filter(|(role, _)| *role == Role::Batch);
+        let idle = || decodes().all(|(_, probe)| self.credited.hits[*probe as usize] == 0);
+        self.routes || (self.among_all && self.target.is_router() && idle())
+    }
 }
 
 /// Requests that may wait for labels.
@@ -99,11 +116,14 @@ const MAX_UNBOOKED: usize = 1000;
 /// The state behind the snapshots.
 pub struct Session {
     watched: BTreeMap<u32, Watched>,
+    places: Places,
     ledger: Ledger,
     requests: Requests,
     books: Books,
     tracer: Option<Tracer>,
-    /// Requests that were told to nobody: too many waited for the labels of their server.
+    /// Only some processes are observed.
+    only_some: bool,
+    /// Requests that were told to nobody: too many waited for the labels of their server, or it was gone already.
     unbooked: u64,
 }
 
@@ -137,12 +157,19 @@ impl Session {
     pub fn new(now: Instant, options: HeadOptions, billing: Billing) -> Self {
         Self {
             watched: BTreeMap::new(),
-            ledger: Ledger::default(),
+            places: Places::default(),
+            ledger: Ledger::new(billing.users),
             books: Books::new(now, &billing),
             requests: Requests::new(options, billing.naming, billing.phrases),
             tracer: None,
+            only_some: false,
             unbooked: 0,
         }
+    }
+
+    /// Not all processes are observed: what a router passes on to servers that are not counts at the router.
+    pub fn of_some(self) -> Self {
+        Self { only_some: true, ..self }
     }
 
     /// Finished requests are given their place in a trace from now on.
@@ -154,6 +181,7 @@ impl Session {
     pub fn on(&mut self, now: Instant, event: &RequestEvent) -> Vec<Record> {
         // What comes late for a process that has ended would begin requests that nothing ends.
         if !self.watched.contains_key(&event.request().tgid) {
+            self.unbooked += u64::from(matches!(event, RequestEvent::Begin(_)));
             return Vec::new();
         }
         let mut finished = Vec::from_iter(self.requests.on(event));
@@ -211,7 +239,8 @@ impl Session {
         let mut booked = Vec::new();
         for watched in self.watched.values_mut() {
             let Some(labels) = &watched.labels else { continue };
-            let own = |request: &Finished| !(watched.routes && request.is_inference());
+            let routes = watched.is_router();
+            let own = |request: &Finished| !(routes && request.is_inference());
             let whose = |request| (request, labels.clone(), watched.target.model.clone());
             booked.extend(watched.unbooked.drain(..).filter(own).map(whose));
         }
@@ -240,7 +269,8 @@ impl Session {
         self.requests.open()
     }
 
-    /// Requests under way that were given up because too many were.
+    /// Requests that were given up because too many were under way, or had ended before their server had a name. Their
+    /// tokens are nobody's.
     pub fn given_up(&self) -> u64 {
         self.requests.given_up() + self.unbooked
     }
@@ -249,20 +279,24 @@ impl Session {
     pub fn begin(&mut self, now: Instant, target: Target, plan: Plan) {
         let served = served(&plan);
         let pid = target.pid;
-        self.requests.join(pid, plan.joining());
+        self.requests.join(pid, plan.joining_of(&target));
+        self.requests.predict(pid, target.told.predict.as_deref());
         let watched = Watched {
             target,
             plan,
             served,
             since: now,
             labels: None,
+            unseen: false,
             credited: TargetStats::default(),
             sequences: Vec::new(),
             contexts: Vec::new(),
+            layouts: Vec::new(),
             overhead: Overhead::default(),
             unread: 0,
             unbooked: Vec::new(),
             routes: false,
+            among_all: !self.only_some,
         };
         self.watched.insert(pid, watched);
         self.note_routers();
@@ -283,7 +317,7 @@ impl Session {
     pub fn refresh(&mut self, now: Instant, target: Target, plan: Plan) {
         let pid = target.pid;
         let Some(watched) = self.watched.get_mut(&pid) else { return };
-        self.requests.join(pid, plan.joining());
+        self.requests.join(pid, plan.joining_of(&target));
         watched.served = served(&plan);
         watched.target = target;
         watched.plan = plan;
@@ -299,10 +333,12 @@ impl Session {
         last: &Reading,
         prices: Option<Prices>,
     ) -> Vec<Record> {
-        if let Some(watched) = self.watched.get_mut(&pid) {
-            // It will not listen any more.
-            let labels = watched.labels.clone().unwrap_or_else(|| labels_of_pid(&watched.target));
-            watched.labels = Some(labels);
+        // It will not listen any more. One that has done nothing (its address was in use) needs no series.
+        let worked = last.stats != TargetStats::default() || self.requests.has_any(pid);
+        let unnamed =
+            |watched: &Watched| watched.labels.is_none() && (worked || !watched.unbooked.is_empty());
+        if self.watched.get(&pid).is_some_and(unnamed) {
+            self.give_name(pid);
         }
         self.read(now, pid, last, prices);
         let finished = self.requests.end(pid, now_ns);
@@ -312,17 +348,36 @@ impl Session {
         records
     }
 
+    /// The agent ends. Returns the requests under way, with what was known of them at the last reading.
+    pub fn interrupt(&mut self, now: Instant, now_ns: u64) -> Vec<Record> {
+        // They will not be seen to listen any more.
+        let unnamed = |(pid, watched): (&u32, &Watched)| watched.labels.is_none().then_some(*pid);
+        let unnamed: Vec<u32> = self.watched.iter().filter_map(unnamed).collect();
+        unnamed.into_iter().for_each(|pid| self.give_name(pid));
+        let finished = self.requests.interrupt(now_ns);
+        let records = self.book(now, finished);
+        let pids: Vec<u32> = self.watched.keys().copied().collect();
+        pids.into_iter().for_each(|pid| self.settle_accounts(now, pid));
+        records
+    }
+
     /// Books a reading of a process.
     pub fn read(&mut self, now: Instant, pid: u32, reading: &Reading, prices: Option<Prices>) {
         self.name(now, pid);
         let Some(watched) = self.watched.get_mut(&pid) else { return };
         watched.sequences.clone_from(&reading.sequences);
         watched.contexts.clone_from(&reading.contexts);
+        watched.layouts.clone_from(&reading.layouts);
         if let Some(prices) = prices {
             watched.overhead.update(now, spent(&watched.plan, &reading.stats, prices));
         }
         let Some(labels) = watched.labels.clone() else { return };
-        self.ledger.book(now, &labels, &watched.served, &reading.stats, &mut watched.credited);
+        let mut served = watched.served.clone();
+        if !reads_batches(&watched.plan, reading) {
+            // What hangs on it is absent, not zero.
+            served.retain(|(role, _)| *role != Role::Batch);
+        }
+        self.ledger.book(now, &labels, &served, &reading.stats, &mut watched.credited);
         self.charge_running(now, pid, &labels, reading);
     }
 
@@ -369,32 +424,59 @@ impl Session {
             .collect()
     }
 
-    /// Gives a process its labels as soon as they are certain. Two living processes never share them.
+    /// Gives a process its labels as soon as they are certain; it keeps where it listens for life, and its model until
+    /// it serves another.
     fn name(&mut self, now: Instant, pid: u32) {
+        let Some(watched) = self.watched.get_mut(&pid) else { return };
+        let listens = !watched.target.listeners.is_empty();
+        match &mut watched.labels {
+            Some(labels) if !watched.unseen || !listens => {
+                if let Some(model) = watched.target.model_name() {
+                    labels.model = model;
+                }
+            }
+            None if !listens && now.duration_since(watched.since) < LISTEN_WAIT => {}
+            _ => self.give_name(pid),
+        }
+    }
+
+    fn give_name(&mut self, pid: u32) {
         let Some(watched) = self.watched.get(&pid) else { return };
         let target = &watched.target;
-        let server = match target.listeners.first() {
-            Some(listener) => listener.to_string(),
-            None if now.duration_since(watched.since) >= LISTEN_WAIT => format!("pid:{pid}"),
-            None => return,
+        // Of several the one it was told first, whichever it has opened by now. What tells apart stands behind a `#`: none
+        // in the path of a socket.
+        let mut listeners = target.listeners.iter().map(ToString::to_string);
+        let told = target.told.endpoint.clone().filter(|told| listeners.any(|listener| listener == *told));
+        let listener = told.or_else(|| target.listeners.first().map(ToString::to_string));
+        let listener = listener.map(|listener| listener.replace('#', "%23"));
+        let unseen = listener.is_none();
+        let address =
+            listener.or_else(|| target.told.endpoint.clone()).unwrap_or_else(|| format!("pid:{pid}"));
+        let model = target.model_name().or_else(|| Some(watched.labels.as_ref()?.model.clone()));
+        let others = || self.watched.values().filter(|watched| watched.target.pid != pid);
+        let is_taken = |label: &str| {
+            others().any(|other| other.labels.as_ref().is_some_and(|labels| labels.server == label))
         };
-        let model = target.model_name().unwrap_or_default();
-        let taken = |labels: &Labels| {
-            self.watched.values().any(|w| w.target.pid != pid && w.labels.as_ref() == Some(labels))
-        };
-        let mut labels = Labels { server, model };
-        if taken(&labels) {
-            // The same address in another network namespace, or a fork that inherited the socket.
-            labels.server = format!("{}#{pid}", labels.server);
-        }
+        let server = self.places.label(&address, &target.place, is_taken);
+        let labels = Labels { server, model: model.unwrap_or_default() };
         if let Some(watched) = self.watched.get_mut(&pid) {
-            watched.labels = Some(labels);
+            (watched.labels, watched.unseen) = (Some(labels), unseen);
         }
     }
 }
 
-fn labels_of_pid(target: &Target) -> Labels {
-    Labels { server: format!("pid:{}", target.pid), model: target.model_name().unwrap_or_default() }
+/// Whether the decode calls that fire can be read.
+fn reads_batches(plan: &Plan, reading: &Reading) -> bool {
+    let fired =
+        plan.probes.iter().filter(|it| it.role == Role::Batch && reading.stats.hits[it.probe as usize] > 0);
+    let mut layouts = fired.map(|probe| batch_layout(probe, &reading.layouts));
+    layouts.any(|layout| layout.is_some())
+}
+
+/// The layout of what a decode probe reads, as far as it is known.
+fn batch_layout(probe: &Probe, layouts: &[(u32, LayoutState)]) -> Option<String> {
+    let state = layouts.iter().find(|(image, _)| *image == probe.cookie.image());
+    layout::batch_name(probe.cookie.batch_layout()?, state.and_then(|(_, state)| state.proved()))
 }
 
 fn served(plan: &Plan) -> BTreeSet<(Role, ProbeId)> {

@@ -34,14 +34,14 @@ impl Overhead {
     }
 }
 
-/// Seconds spent in probes: hits times the price of the site each was attached to.
+/// Seconds spent in probes: hits times the price of the site each was attached to, and of the program that ran there.
 pub(super) fn spent(plan: &Plan, stats: &TargetStats, prices: Prices) -> f64 {
-    ProbeId::ALL
-        .iter()
-        .map(|&id| {
-            let site = plan.probes.iter().find(|probe| probe.probe == id).map(|probe| probe.site.stepping);
-            let price = prices.of(site.unwrap_or(Stepping::Emulated));
-            stats.hits[id as usize] as f64 * f64::from(price) * 1e-9
-        })
-        .sum()
+    let price = |id: ProbeId| {
+        let Some(probe) = plan.probes.iter().find(|probe| probe.probe == id) else {
+            return prices.of(Stepping::Emulated);
+        };
+        prices.of(probe.site.stepping).saturating_add(prices.bodies[probe.program as usize])
+    };
+    let spent = ProbeId::ALL.iter().map(|&id| stats.hits[id as usize] as f64 * f64::from(price(id)) * 1e-9);
+    spent.sum()
 }

@@ -104,6 +104,8 @@ pub struct Request {
     tls: bool,
     /// It was found to be gone from its connection.
     vanished: bool,
+    /// The agent ends before it does.
+    interrupted: bool,
     /// Until when it waits for slots that are still at work for it.
     patient_until_ns: u64,
     /// Its client came back for its answer.
@@ -141,6 +143,7 @@ impl Request {
             draft_steps: Vec::new(),
             tls: false,
             vanished: false,
+            interrupted: false,
             patient_until_ns: 0,
             resumed: false,
         }
@@ -166,6 +169,13 @@ impl Request {
             self.head = message.head().cloned();
         }
         self.body = message.body();
+    }
+
+    /// Its server serves Vertex AI's predictions at `path`.
+    pub fn predicts_at(&mut self, path: &str) {
+        if let Some(head) = &mut self.head {
+            head.predicts_at(path);
+        }
     }
 
     /// Bytes of its answer were written.
@@ -297,6 +307,14 @@ impl Request {
         used
     }
 
+    /// What its slots have used that are not left yet.
+    fn running(&self) -> Charge {
+        let mut running = Charge::default();
+        let tasks = self.tasks.iter().filter(|task| task.ended.is_none());
+        tasks.for_each(|task| running.add(task.so_far));
+        running
+    }
+
     /// What it has used since the last call, and who pays for it.
     pub fn take_due(&mut self, naming: &Naming) -> (Option<String>, Charge) {
         let used = self.used();
@@ -327,6 +345,11 @@ impl Request {
             return true;
         }
         false
+    }
+
+    /// The agent ends before it does.
+    pub fn interrupt(&mut self) {
+        self.interrupted = self.end.is_none();
     }
 
     /// Whether it is over: the answer is written and every slot it took is left.
@@ -394,6 +417,9 @@ impl Request {
     }
 
     fn outcome(&self, code: u16, stream: bool) -> Outcome {
+        if self.interrupted {
+            return Outcome::Interrupted;
+        }
         let closing = self.answer.closing();
         let Some(end) = &self.end else { return Outcome::Error };
         if closing.error_type.is_some() {
@@ -472,8 +498,8 @@ impl Request {
             |of: fn(&SlotEndEvent) -> u64| ended().map(of).filter(|ns| *ns != 0).min().unwrap_or(0);
         let latest = |of: fn(&SlotEndEvent) -> u64| ended().map(of).max().unwrap_or(0);
         let total = |of: fn(&SlotEndEvent) -> u32| ended().map(|task| u64::from(of(task))).sum();
-        let started =
-            || self.tasks.iter().filter_map(|task| task.started.as_ref()).min_by_key(|start| start.at_ns);
+        let starts = || self.tasks.iter().filter_map(|task| task.started.as_ref());
+        let started = || starts().min_by_key(|start| start.at_ns);
         // An answer without figures tells nothing.
         let closing = self.answer.closing();
         let said = (self.believed && self.is_inference() && closing.tells_tokens()).then(|| closing.clone());
@@ -481,14 +507,19 @@ impl Request {
         let refused = self.answer.opening().map(|text| text.holds(phrases));
         let (truncated, has_text, error_type) =
             (closing.truncated, closing.has_text, closing.error_type.clone());
+        // What its slots have not told, since they are not left, was asked of the kernel a moment ago.
+        let running = if self.interrupted { self.running().tokens } else { [0; 3] };
+        let begun = ended().next().is_some() || (self.interrupted && started().is_some());
         // A slot that was taken and not left, of a request that the server did not refuse: its end was lost.
         let unended = self.tasks.iter().any(|task| task.started.is_some() && task.ended.is_none());
         let lost = self.end.is_some()
+            && !self.interrupted
             && (unended && code < 400 || self.gaps & Gap::EVENT != 0 && ended().next().is_none());
         let join = match self.joined {
+            _ if ended().any(|ended| ended.incomplete != 0) => Join::Partial,
             Some(join) => join,
             None if lost && self.is_inference_or_unknown() => Join::Uncertain,
-            None if ended().next().is_some() => Join::Exact,
+            None if begun => Join::Exact,
             None => Join::None,
         };
         let stale_tasks = self.tasks.iter().filter(|task| task.ended.is_none()).map(|task| task.id).collect();
@@ -512,9 +543,10 @@ impl Request {
             last_token_ns: latest(|task| task.last_token_ns),
             answered_ns: self.end.as_ref().map_or(now_ns, |end| end.answered_ns),
             worst_gap_ns: latest(|task| task.worst_gap_ns),
-            prompt_tokens: total(|task| task.prompt_tokens),
-            cached_tokens: total(|task| task.cached_tokens),
-            generated_tokens: total(|task| task.generated_tokens),
+            prompt_tokens: total(|task| task.prompt_tokens) + running[0],
+            prompt_unknown: ended().any(|task| task.unread > 0),
+            cached_tokens: total(|task| task.cached_tokens) + running[1],
+            generated_tokens: total(|task| task.generated_tokens) + running[2],
             slot: started().map(|start| start.slot),
             task: started().map(|start| start.task).filter(|task| *task >= 0),
             context_used: total(|task| task.n_past),

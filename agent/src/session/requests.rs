@@ -41,6 +41,8 @@ pub struct Requests {
     joins: BTreeMap<u32, Joins>,
     /// Processes of which only the sockets are followed.
     unprobed: BTreeSet<u32>,
+    /// Where servers serve Vertex AI's predictions.
+    predict: BTreeMap<u32, String>,
 }
 
 impl Requests {
@@ -56,6 +58,7 @@ impl Requests {
             unmatched: Vec::new(),
             joins: BTreeMap::new(),
             unprobed: BTreeSet::new(),
+            predict: BTreeMap::new(),
         }
     }
 
@@ -97,6 +100,14 @@ impl Requests {
         } else {
             self.unprobed.remove(&pid);
         }
+    }
+
+    /// A process serves Vertex AI's predictions at this path, or nowhere.
+    pub fn predict(&mut self, pid: u32, path: Option<&str>) {
+        match path {
+            Some(path) => self.predict.insert(pid, path.to_owned()),
+            None => self.predict.remove(&pid),
+        };
     }
 
     /// Joins what can be joined by inference at `now_ns`. Returns the requests that are over by it.
@@ -150,6 +161,9 @@ impl Requests {
             RequestEvent::SlotStart(event) => request.slot_start(event),
             RequestEvent::SlotEnd(event) => request.slot_end(event),
             RequestEvent::Draft(event) => request.draft(event),
+        }
+        if let Some(path) = self.predict.get(&key.tgid) {
+            request.predicts_at(path);
         }
         if request.is_void() {
             self.open.remove(&key);
@@ -260,7 +274,14 @@ impl Requests {
         self.streams.end(pid);
         self.joins.remove(&pid);
         self.unprobed.remove(&pid);
+        self.predict.remove(&pid);
         self.take(|key, _| key.tgid == pid, now_ns)
+    }
+
+    /// The agent ends: so do all requests for it.
+    pub fn interrupt(&mut self, now_ns: u64) -> Vec<Finished> {
+        self.open.values_mut().for_each(Request::interrupt);
+        self.take(|_, _| true, now_ns)
     }
 
     fn take(&mut self, which: impl Fn(&RequestKey, &Request) -> bool, now_ns: u64) -> Vec<Finished> {
@@ -294,6 +315,11 @@ impl Requests {
     /// Requests under way of all processes.
     pub fn open(&self) -> usize {
         self.open.len()
+    }
+
+    /// Whether a process has any under way.
+    pub fn has_any(&self, pid: u32) -> bool {
+        self.of(pid).next().is_some()
     }
 
     /// Requests given up because too many were open.

@@ -97,6 +97,8 @@ pub struct Live {
     pub model: Option<Arc<Model>>,
     /// Probes attached for it.
     pub probes: Vec<ProbeId>,
+    /// Where batches and contexts are read: part and layout, `unknown` where that is not known.
+    pub layouts: Vec<(&'static str, String)>,
     /// Roles that no probe serves.
     pub missing: Vec<Role>,
     /// Share of wall time it spends in probes.
@@ -125,6 +127,8 @@ pub struct Snapshot {
     pub own: TargetStats,
     /// Prices of a probe hit, when measured.
     pub prices: Option<Prices>,
+    /// Time of all programs in the kernel per time of one processor, when measured.
+    pub programs_cpu: Option<f64>,
     /// What the host costs an hour and what of that nobody has used so far, dollars.
     pub host: Option<(f64, f64)>,
     /// Users told apart.
@@ -133,6 +137,14 @@ pub struct Snapshot {
     pub targets: usize,
     /// Processes that look like servers of llama.cpp but show no symbols, or are too old.
     pub unobservable: usize,
+    /// Processes that map llama.cpp and wait for a seat: others work, they do not.
+    pub waiting: usize,
+    /// Looks at processes that did not end.
+    pub looks_abandoned: u64,
+    /// Looks at processes that were broken off because there was more to read than may be spent on one.
+    pub looks_cut: u64,
+    /// Processes that wait for a look that is due.
+    pub looks_waiting: usize,
     /// Entries of the kernel's maps, by name.
     pub occupancy: Vec<(&'static str, usize)>,
     /// Requests under way that were given up because too many were.

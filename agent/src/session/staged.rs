@@ -207,6 +207,8 @@ pub(crate) fn worked(request: RequestKey, task: i32) -> SlotEndEvent {
         wasted_tokens: 0,
         drafted_tokens: 0,
         accepted_tokens: 0,
+        unread: 0,
+        incomplete: 0,
         reserved: 0,
     }
 }

@@ -213,7 +213,7 @@ impl Tally {
         if request.head.as_ref().is_some_and(|head| head.traceparent_invalid) {
             self.traceparent_invalid += 1;
         }
-        if !request.is_inference() {
+        if !request.is_inference() || request.outcome == Outcome::Interrupted {
             return;
         }
         self.overflows += u64::from(request.error_type.as_deref() == Some(OVERFLOW));
@@ -238,14 +238,16 @@ impl Tally {
             observe(phase, &FIRST_TOKEN_NS, value);
         }
         if request.join.is_joined() {
-            self.prompt_tokens.observe(&REQUEST_TOKENS, request.prompt_tokens + request.cached_tokens);
+            observe(&mut self.prompt_tokens, &REQUEST_TOKENS, request.input_tokens());
             self.generated_tokens.observe(&REQUEST_TOKENS, request.generated_tokens);
         }
     }
 
     /// Books the latencies of an inference request as OpenTelemetry tells them apart.
     pub fn book_operation(&mut self, request: &Finished, trace: Option<Findable>) {
-        let operation = request.route.operation().filter(|_| request.is_inference());
+        // How long one took that has not ended is not known.
+        let measured = request.is_inference() && request.outcome != Outcome::Interrupted;
+        let operation = request.route.operation().filter(|_| measured);
         if let Some(operation) = operation {
             self.operations.entry((operation, Failure::of(request))).or_default().book(request, trace);
         }

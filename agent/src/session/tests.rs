@@ -8,8 +8,9 @@ use super::{
 };
 use crate::{
     discovery::{
+        Told,
         image::{Image, ImageId, Machine},
-        process::Listener,
+        process::{Listener, Place},
     },
     plan::{
         Missing, Probe,
@@ -18,8 +19,9 @@ use crate::{
     },
 };
 use llamaprobe_common::{
-    batch::{MAX_RUNS, Pick, Run, STEPS, Step, Walk},
+    batch::{FAILURES, MAX_RUNS, Pick, Run, STEPS, Step, Walk},
     cookie::Cookie,
+    layout::LayoutState,
     request::{RequestKey, SlotEndEvent},
     target::TargetConfig,
 };
@@ -42,9 +44,11 @@ fn target(pid: u32, port: Option<u16>, alias: Option<&str>) -> Target {
             .into_iter()
             .collect(),
         model: None,
-        alias: alias.map(str::to_owned),
-        slots: None,
+        told: Told { name: alias.map(str::to_owned), ..Told::default() },
+        place: Place::default(),
         seccomp: 0,
+        owner: 0,
+        told: None,
         router: None,
     }
 }
@@ -76,6 +80,7 @@ fn probe(role: Role, probe: ProbeId, stepping: Stepping) -> Probe {
         site,
         program: Program::Batch,
         cookie: Cookie::plain(probe),
+        until_slot: false,
     }
 }
 
@@ -107,7 +112,8 @@ fn binding_plan() -> Plan {
 
 /// A reading after `hits` decode calls, each of one token and a step of a millisecond.
 fn after(hits: u64) -> Reading {
-    let mut reading = Reading::default();
+    let proved = LayoutState { chosen: 1, ..LayoutState::BLANK };
+    let mut reading = Reading { layouts: vec![(0, proved)], ..Reading::default() };
     reading.stats.hits[ProbeId::DecodeExt as usize] = hits;
     reading.stats.tokens[0] = hits;
     reading.stats.losses[0] = hits;
@@ -130,6 +136,14 @@ fn context(entered_ns: u64, n_ctx: u32, flags: u32) -> Context {
         sampled: 0,
         runs_len: 0,
         step: 0,
+        shares_len: 0,
+        mark: 0,
+        rest: 0,
+        sequences: 0,
+        memory: 0,
+        failed: 0,
+        decoding: 0,
+        met: 0,
         reserved: 0,
         walk: Walk {
             start: 0,
@@ -137,12 +151,13 @@ fn context(entered_ns: u64, n_ctx: u32, flags: u32) -> Context {
             position: 0,
             inside: 0,
             beyond: 0,
-            beyond_sequence: 0,
-            beyond_position: 0,
             stride: 0,
+            programs: 0,
+            closed: 0,
         },
         steps: [Step { duration_ns: 0, number: 0, tokens: 0 }; STEPS],
-        pick: Pick { own: 0, next: 0, sequence: 0, reserved: 0 },
+        pick: Pick { own: 0, end: 0, next: 0, sequence: 0 },
+        failures: [0; FAILURES],
         runs: [Run { start: 0, sequence: 0, sampled: 0 }; MAX_RUNS],
     }
 }
@@ -265,6 +280,11 @@ fn a_process_that_ends_without_name_is_still_booked() {
     session.end(start + seconds(1), 0, 1, &after(9), NO_PRICES);
     session.read(start + seconds(1), 1, &after(9), NO_PRICES);
     assert_eq!(calls(&session), one("pid:1", 4), "an unknown process counts nothing");
+    let told = Some(Listener::Tcp(SocketAddr::from(([127, 0, 0, 1], 82))));
+    session.begin(start, Target { told, ..target(2, None, None) }, server_plan());
+    session.read(start + seconds(1), 2, &after(3), NO_PRICES);
+    session.end(start + seconds(1), 0, 2, &after(6), NO_PRICES);
+    assert_eq!(calls(&session)[0], ("127.0.0.1:82".to_owned(), 6), "where it was told to listen");
 }
 
 #[test]
@@ -274,15 +294,111 @@ fn living_processes_never_share_labels() {
         session.begin(start, target(pid, Some(80), Some("m")), server_plan());
         session.read(start, pid, &after(u64::from(pid)), NO_PRICES);
     }
-    let each = vec![("127.0.0.1:80".to_owned(), 1), ("127.0.0.1:80#2".to_owned(), 2)];
-    assert_eq!(calls(&session), each);
-    // The first keeps its name at every look.
+    let both = ["127.0.0.1:80".to_owned(), "127.0.0.1:80#2".to_owned()];
+    let each = |counts: [u64; 2]| Vec::from_iter(both.clone().into_iter().zip(counts));
+    assert_eq!(calls(&session), each([1, 2]));
+    // Each keeps its own at every look.
     session.read(start, 1, &after(1), NO_PRICES);
     session.read(start, 2, &after(2), NO_PRICES);
-    assert_eq!(calls(&session), each);
+    assert_eq!(calls(&session), each([1, 2]));
     session.end(start, 0, 1, &after(1), NO_PRICES);
+    session.refresh(start, target(2, Some(80), Some("m")), server_plan());
     session.read(start, 2, &after(5), NO_PRICES);
-    assert_eq!(calls(&session)[0], ("127.0.0.1:80".to_owned(), 4), "the name is free again");
+    assert_eq!(calls(&session), each([1, 5]), "the one that lives goes on where it was");
+    session.begin(start, target(3, Some(80), Some("m")), server_plan());
+    session.read(start, 3, &after(7), NO_PRICES);
+    assert_eq!(calls(&session), each([8, 5]), "the free one goes to who comes");
+}
+
+#[test]
+fn servers_on_one_address_in_two_places_keep_their_series_over_restarts() {
+    let (mut session, start) = session();
+    let at = |pid: u32, name: &str| {
+        let place = Place { network: u64::from(pid), name: name.to_owned() };
+        Target { place, ..target(pid, Some(80), Some("m")) }
+    };
+    for (pid, name) in [(1, "blue"), (2, "red")] {
+        session.begin(start, at(pid, name), server_plan());
+        session.read(start, pid, &after(u64::from(pid)), NO_PRICES);
+    }
+    let each =
+        |blue: u64, red: u64| vec![("127.0.0.1:80".to_owned(), blue), ("127.0.0.1:80#red".to_owned(), red)];
+    assert_eq!(calls(&session), each(1, 2));
+    for pid in [1, 2] {
+        session.end(start, 0, pid, &after(u64::from(pid)), NO_PRICES);
+    }
+    // They come back in another order, with other ids.
+    for (pid, name) in [(3, "red"), (4, "blue")] {
+        session.begin(start + seconds(1), at(pid, name), server_plan());
+        session.read(start + seconds(1), pid, &after(10), NO_PRICES);
+    }
+    assert_eq!(calls(&session), each(11, 12));
+}
+
+#[test]
+fn a_process_that_was_not_seen_to_listen_is_named_by_its_arguments() {
+    let (mut session, start) = session();
+    let told = Told { endpoint: Some("127.0.0.1:80".to_owned()), ..Told::default() };
+    let unseen = |pid| Target { told: told.clone(), ..target(pid, None, None) };
+    session.begin(start, target(1, Some(80), None), server_plan());
+    session.read(start, 1, &after(1), NO_PRICES);
+    // Its address was in use: it has done nothing, and takes nothing from who lives there.
+    session.begin(start, unseen(2), server_plan());
+    session.end(start, 0, 2, &Reading::default(), NO_PRICES);
+    assert_eq!(calls(&session), one("127.0.0.1:80", 1));
+    session.end(start, 0, 1, &after(1), NO_PRICES);
+    session.begin(start, unseen(3), server_plan());
+    session.end(start, 0, 3, &after(4), NO_PRICES);
+    assert_eq!(calls(&session), one("127.0.0.1:80", 5));
+    // One that takes long to load is called so at last, and stays where it is when it listens.
+    session.begin(start, unseen(4), server_plan());
+    session.read(start + LISTEN_WAIT, 4, &after(1), NO_PRICES);
+    session.refresh(start + LISTEN_WAIT, target(4, Some(80), None), server_plan());
+    session.read(start + LISTEN_WAIT, 4, &after(2), NO_PRICES);
+    assert_eq!(calls(&session), one("127.0.0.1:80", 7));
+}
+
+#[test]
+fn a_model_without_a_price_is_told_once() {
+    let prices = cost::TokenPrices { prompt: 1.0, cached: 0.0, generated: 1.0 };
+    let rates =
+        |model: &str| cost::Rates { tokens: [(model.to_owned(), prices)].into(), ..Default::default() };
+    let billing = |rates| Billing { naming: naming(), rates, users: 2, ..Billing::default() };
+    let (mut session, start) = session();
+    session.begin(start, target(1, Some(80), Some("a")), server_plan());
+    session.begin(start, target(2, Some(81), None), server_plan());
+    for pid in [1, 2] {
+        session.read(start, pid, &after(1), NO_PRICES);
+    }
+    assert!(session.take_unpriced().is_empty(), "there is no list");
+    session.rebill(billing(rates("b")));
+    assert_eq!((session.take_unpriced(), session.take_unpriced()), (vec!["a".to_owned()], vec![]));
+    session.rebill(billing(rates("a")));
+    assert!(session.take_unpriced().is_empty());
+}
+
+#[test]
+fn a_server_on_several_addresses_is_called_by_the_one_that_it_was_told_first() {
+    let (mut session, start) = session();
+    let told = Told { endpoint: Some("127.0.0.1:81".to_owned()), ..Told::default() };
+    let mut several = Target { told, ..target(1, Some(81), None) };
+    several.listeners.insert(0, Listener::Tcp(SocketAddr::from(([10, 0, 0, 1], 81))));
+    session.begin(start, several, server_plan());
+    session.read(start, 1, &after(1), NO_PRICES);
+    assert_eq!(calls(&session), one("127.0.0.1:81", 1));
+}
+
+#[test]
+fn what_cannot_be_booked_is_counted() {
+    let (mut session, start) = session();
+    session.begin(start, target(PID, None, None), http_plan());
+    for n in 0..MAX_UNBOOKED as u64 + 5 {
+        assert_eq!(over(&mut session, start, &chat_events(key(1_000 + n))), []);
+    }
+    assert_eq!(session.given_up(), 5);
+    let stranger = RequestKey { tgid: PID + 1, ..key(1_000) };
+    assert_eq!(over(&mut session, start, &chat_events(stranger)), []);
+    assert_eq!(session.given_up(), 6);
 }
 
 #[test]
@@ -311,6 +427,26 @@ fn a_role_is_live_when_one_of_its_probes_has_fired() {
     reading.stats.hits[ProbeId::SamplerSample as usize] = 1;
     session.read(start, 1, &reading, NO_PRICES);
     assert_eq!(live(&session), [Role::StepEnd, Role::Token], "one probe may serve two roles");
+}
+
+#[test]
+fn without_a_layout_what_hangs_on_it_is_absent() {
+    let (mut session, start) = session();
+    session.begin(start, target(1, Some(80), None), server_plan());
+    let mut reading = after(3);
+    reading.stats.hits[ProbeId::ProcessToken as usize] = 3;
+    reading.layouts[0].1.chosen = 0;
+    session.read(start, 1, &reading, NO_PRICES);
+    let server = |session: &Session| session.servers(Instant::now()).remove(0);
+    let first = server(&session);
+    assert!(!first.is_live(Role::Batch) && first.is_live(Role::Token), "tokens have a probe of their own");
+    assert_eq!(first.live.unwrap().layouts[0], ("batch", "unknown".to_owned()));
+    reading.layouts[0].1.chosen = 2;
+    session.read(start, 1, &reading, NO_PRICES);
+    let second = server(&session);
+    assert!(second.is_live(Role::Batch));
+    let name = "llama_batch_ext: tokens at 72, 112 bytes each";
+    assert_eq!(second.live.unwrap().layouts[0], ("batch", name.to_owned()));
 }
 
 #[test]
@@ -437,6 +573,17 @@ fn what_a_router_passes_on_counts_where_it_runs() {
         write(key(4_000), 0, 4_001 * MS, &answer("200 OK", "{}")),
     ];
     assert_eq!(over(&mut session, start, &health), [("127.0.0.1:80".to_owned(), Outcome::None)]);
+}
+
+#[test]
+fn a_server_without_a_model_is_a_router_until_it_decodes() {
+    let (mut session, start) = session();
+    let told = Told { no_model: true, ..Told::default() };
+    session.begin(start, Target { told, ..target(PID, Some(80), None) }, http_plan());
+    assert_eq!(over(&mut session, start, &chat_events(key(1_000))), [], "it counts where it runs");
+    session.read(start, PID, &after(1), NO_PRICES);
+    let one = vec![("127.0.0.1:80".to_owned(), Outcome::Length)];
+    assert_eq!(over(&mut session, start, &chat_events(key(2_000))), one);
 }
 
 #[test]

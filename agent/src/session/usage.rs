@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use super::{
     charge::Charge,
     cost::{Basis, TokenPrices},
-    identity::{NONE, OTHER},
+    identity::NONE,
+    users::Users,
 };
 
 /// What one user has used.
@@ -19,9 +20,11 @@ pub struct Row {
     unshared_ns: u64,
 }
 
-/// The rows of one server.
+/// The rows of one server. None of them ever falls or goes: what counted for a user counts for it as long as the series
+/// of the server are there.
 #[derive(Clone, Debug, Default)]
 pub struct Usage {
+    users: Users,
     rows: BTreeMap<String, Row>,
     /// What was charged to requests.
     requests: Charge,
@@ -30,10 +33,16 @@ pub struct Usage {
 }
 
 impl Usage {
-    /// Charges a user.
-    pub fn charge(&mut self, user: &str, charge: Charge, prices: Option<TokenPrices>) {
+    /// Nobody has used anything; `users` will be told apart.
+    pub fn new(users: usize) -> Self {
+        Self { users: Users::new(users), ..Self::default() }
+    }
+
+    /// Charges a user, or all others where as many as can be are told apart already.
+    pub fn charge(&mut self, user: Option<&str>, charge: Charge, prices: Option<TokenPrices>) {
         self.requests.add(charge);
-        self.add(user, charge, prices);
+        let label = self.users.label(user, charge.all_tokens());
+        self.add(label, charge, prices);
     }
 
     /// The server has used `total`: what no request accounts for is charged to nobody. It never takes back.
@@ -57,13 +66,9 @@ impl Usage {
         row.dollars[Basis::Tokens as usize] += prices.map_or(0.0, |prices| prices.dollars(charge));
     }
 
-    /// A user is not told apart any more.
-    pub fn fold(&mut self, user: &str) {
-        let Some(row) = self.rows.remove(user) else { return };
-        let other = self.rows.entry(OTHER.to_owned()).or_default();
-        other.charge.add(row.charge);
-        other.unshared_ns += row.unshared_ns;
-        other.dollars.iter_mut().zip(row.dollars).for_each(|(mine, more)| *mine += more);
+    /// Who is told apart.
+    pub fn told_apart(&self) -> impl Iterator<Item = &str> {
+        self.users.told_apart()
     }
 
     /// Engine time of which the cost is not shared out yet, nanoseconds.
@@ -96,7 +101,7 @@ impl Usage {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::identity::OTHER, *};
 
     fn charge(prompt: u64, generated: u64, engine_ns: u64) -> Charge {
         Charge { tokens: [prompt, 0, generated], engine_ns }
@@ -104,12 +109,12 @@ mod tests {
 
     #[test]
     fn rows_add_up_to_the_total_whatever_belongs_to_no_request() {
-        let mut usage = Usage::default();
-        usage.charge("a", charge(10, 5, 100), None);
+        let mut usage = Usage::new(2);
+        usage.charge(Some("a"), charge(10, 5, 100), None);
         usage.balance(charge(12, 6, 130), None);
         assert_eq!(usage.total().0, charge(12, 6, 130));
         // Requests may be ahead of the total that was read before them.
-        usage.charge("b", charge(3, 3, 50), None);
+        usage.charge(Some("b"), charge(3, 3, 50), None);
         usage.balance(charge(13, 6, 130), None);
         assert_eq!(usage.total().0, charge(15, 9, 180));
         usage.balance(charge(15, 9, 181), None);
@@ -119,16 +124,35 @@ mod tests {
     }
 
     #[test]
-    fn who_is_not_told_apart_any_more_is_among_the_others() {
+    fn no_row_ever_falls_and_who_comes_too_late_is_among_the_others() {
         let prices = TokenPrices { prompt: 1.0, cached: 0.0, generated: 1.0 };
-        let mut usage = Usage::default();
-        usage.charge("a", charge(1_000_000, 0, 100), Some(prices));
-        usage.charge(OTHER, charge(0, 2_000_000, 300), Some(prices));
-        let before = usage.total();
-        usage.fold("a");
-        usage.fold("nobody");
-        assert_eq!((usage.total(), usage.rows().count()), (before, 1));
-        assert_eq!((before.1, usage.unshared_ns()), ([3.0, 0.0], 400));
+        let mut usage = Usage::new(1);
+        let mut before: BTreeMap<String, Row> = BTreeMap::new();
+        for (user, tokens) in [("a", 100), ("b", 250), ("a", 600), ("b", 9_000), ("c", 1), ("a", 5)] {
+            usage.charge(Some(user), charge(tokens, tokens, tokens), Some(prices));
+            usage.balance(charge(usage.requests.tokens[0] + 7, 0, 0), Some(prices));
+            for (user, row) in usage.rows() {
+                let was = before.insert(user.to_owned(), *row).unwrap_or_default();
+                assert!(
+                    row.charge.since(was.charge).all_tokens() + was.charge.all_tokens()
+                        == row.charge.all_tokens()
+                );
+                assert!(row.dollars >= was.dollars, "{user}");
+            }
+        }
+        let rows: Vec<_> = usage.rows().map(|(user, row)| (user, row.charge.tokens[0])).collect();
+        assert_eq!(rows, [("a", 705), (NONE, 7), (OTHER, 9_251)]);
+        assert_eq!(usage.total().0.tokens, [9_963, 0, 9_956]);
+        assert_eq!(usage.told_apart().collect::<Vec<_>>(), ["a"]);
+    }
+
+    #[test]
+    fn the_time_of_the_host_is_shared_out_once() {
+        let prices = TokenPrices { prompt: 1.0, cached: 0.0, generated: 1.0 };
+        let mut usage = Usage::new(1);
+        usage.charge(Some("a"), charge(1_000_000, 0, 100), Some(prices));
+        usage.charge(Some("b"), charge(0, 2_000_000, 300), Some(prices));
+        assert_eq!((usage.total().1, usage.unshared_ns()), ([3.0, 0.0], 400));
         usage.share(0.5);
         assert_eq!((usage.total().1, usage.unshared_ns()), ([3.0, 200.0], 0));
         usage.share(0.5);

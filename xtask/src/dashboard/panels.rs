@@ -621,6 +621,26 @@ pub static GROUPS: &[Group] = &[
                 Stat,
                 4,
                 "short",
+                "Waiting for a seat",
+                "llama.cpp processes that neither work nor listen while all seats are taken.",
+                Each(&[("sum(llamaprobe_waiting_processes{@host})", "waiting")]),
+            ),
+            panel(
+                Stat,
+                4,
+                "short",
+                "Looks put off",
+                "Processes that the agent could not look at to the end in the last hour, as on a file system that hangs, or that wait for a look that is due.",
+                Each(&[
+                    ("sum(increase(llamaprobe_looks_abandoned_total{@host}[1h]))", "did not end"),
+                    ("sum(increase(llamaprobe_looks_cut_total{@host}[1h]))", "too much to read"),
+                    ("sum(llamaprobe_looks_waiting{@host})", "due"),
+                ]),
+            ),
+            panel(
+                Stat,
+                4,
+                "short",
                 "Not attached",
                 "Probes that the kernel refused since the agent's start; its log says which and why.",
                 Each(&[("sum(llamaprobe_attach_failures_total{@host})", "failures")]),
@@ -647,8 +667,11 @@ pub static GROUPS: &[Group] = &[
                 8,
                 "percentunit",
                 "Overhead",
-                "Share of wall time that a server's threads spend in probes: hits times the measured price of one.",
-                Each(&[("max by (server, model) (llamaprobe_overhead_ratio{@server})", SERVER)]),
+                "Share of wall time that a server's threads spend in probes; and the run time of all kernel programs of the agent as share of one processor, those at system calls of other processes included.",
+                Each(&[
+                    ("max by (server, model) (llamaprobe_overhead_ratio{@server})", SERVER),
+                    ("max(llamaprobe_programs_cpu_ratio{@host})", "all kernel programs"),
+                ]),
             )
             .red_from(0.02),
             panel(
@@ -675,6 +698,7 @@ pub static GROUPS: &[Group] = &[
                 "What was seen but could not be counted, each second.",
                 Each(&[
                     ("sum by (reason) (rate(llamaprobe_lost_total{@host}[@rate]))", "{{reason}}"),
+                    ("sum(rate(llamaprobe_unattributed_tokens_total{@host}[@rate]))", "unattributed tokens"),
                     ("sum(rate(llamaprobe_reload_failures_total{@host}[@rate]))", "bad files at SIGHUP"),
                 ]),
             ),
@@ -699,8 +723,14 @@ pub static GROUPS: &[Group] = &[
                 12,
                 "short",
                 "Probes",
-                "1 for an attached probe; 0 with the role's name where none serves it, and what it measures is absent.",
-                Each(&[("min by (server, probe) (llamaprobe_probe_attached{@server})", "{{probe}} {{server}}")]),
+                "1 for an attached probe; 0 with the role's name where none serves it, and what it measures is absent. And where the build keeps what is read.",
+                Each(&[
+                    ("min by (server, probe) (llamaprobe_probe_attached{@server})", "{{probe}} {{server}}"),
+                    (
+                        "max by (server, part, layout) (llamaprobe_layout_info{@server})",
+                        "{{part}}: {{layout}} {{server}}",
+                    ),
+                ]),
             ),
             panel(
                 Lines,

@@ -9,7 +9,13 @@ use object::{
     read::elf::NoteIterator,
 };
 
+use rustix::{
+    fs::{SeekFrom, seek},
+    io::Errno,
+};
+
 use super::ImageError;
+use crate::discovery::budget::{Budget, Spent};
 
 // What real files never reach and a hostile one must not exceed.
 const MAX_STRINGS: u64 = 256 << 20;
@@ -25,6 +31,7 @@ pub(super) struct Elf<'a> {
     pub(super) file: File,
     pub(super) size: u64,
     pub(super) named: &'a Path,
+    pub(super) budget: &'a Budget,
 }
 
 pub(super) struct Segments {
@@ -52,12 +59,27 @@ impl Elf<'_> {
         ImageError::Malformed { path: self.named.to_owned(), what, offset }
     }
 
+    pub(super) fn costly(&self) -> ImageError {
+        ImageError::Costly { path: self.named.to_owned() }
+    }
+
+    /// Where there is something in the file again, from `at` on: the holes of a sparse file are zeros.
+    pub(super) fn next_data(&self, at: u64) -> u64 {
+        match seek(&self.file, SeekFrom::Data(at)) {
+            Ok(at) => at,
+            Err(Errno::NXIO) => self.size,
+            // A file system that does not know: it is all data then.
+            Err(_) => at,
+        }
+    }
+
     /// `length` bytes at `offset`, in words because records must be aligned; zeros follow in the last word.
     pub(super) fn words(&self, what: &'static str, offset: u64, length: u64) -> Result<Vec<u64>, ImageError> {
         if offset.checked_add(length).is_none_or(|end| end > self.size) {
             return Err(self.malformed(what, offset));
         }
         let length = usize::try_from(length).map_err(|_| self.malformed(what, offset))?;
+        self.budget.spend(length as u64).map_err(|Spent| self.costly())?;
         let mut words = vec![0_u64; length.div_ceil(8)];
         self.file
             .read_exact_at(&mut bytes_of_slice_mut(&mut words)[..length], offset)

@@ -7,6 +7,7 @@ use std::{
 };
 
 use super::ModelError;
+use crate::discovery::budget::{Budget, Spent};
 
 pub(super) const MAGIC: [u8; 4] = *b"GGUF";
 /// Bytes that the header may take; those of real models take some 20 MB at most.
@@ -16,6 +17,9 @@ const MAX_TEXT: u64 = 4096;
 /// Longest key and tensor name, in bytes; the format allows 65,535 and llama.cpp itself 64 for tensors.
 const MAX_KEY: u64 = 65_535;
 const MAX_DIMENSIONS: u64 = 4;
+
+/// Bytes read ahead.
+const AHEAD: u64 = 64 << 10;
 
 // Types of values.
 pub(super) const TEXT: u32 = 8;
@@ -40,13 +44,14 @@ pub(super) struct Header<'a> {
     pub(super) field: String,
     at: u64,
     end: u64,
+    budget: &'a Budget,
 }
 
 impl<'a> Header<'a> {
     /// The header of `file`, which is `length` bytes long and called `named` in errors.
-    pub(super) fn new(file: File, named: &'a Path, length: u64) -> Self {
-        let reader = BufReader::with_capacity(64 << 10, file);
-        Self { reader, named, field: "magic".to_owned(), at: 0, end: length.min(MAX_HEADER) }
+    pub(super) fn new(file: File, named: &'a Path, length: u64, budget: &'a Budget) -> Self {
+        let reader = BufReader::with_capacity(AHEAD as usize, file);
+        Self { reader, named, field: "magic".to_owned(), at: 0, end: length.min(MAX_HEADER), budget }
     }
 
     pub(super) fn malformed(&self, reason: &'static str) -> ModelError {
@@ -64,6 +69,9 @@ impl<'a> Header<'a> {
     }
 
     fn advance(&mut self, length: u64) -> Result<(), ModelError> {
+        // What is stepped over is not read, beyond what the reader has read ahead.
+        let costly = |Spent| ModelError::Costly { path: self.named.to_owned() };
+        self.budget.spend(length.min(AHEAD)).map_err(costly)?;
         match self.at.checked_add(length).filter(|at| *at <= self.end) {
             Some(at) => self.at = at,
             None if self.end == MAX_HEADER => return Err(self.malformed("longer than any header")),

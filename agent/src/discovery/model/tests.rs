@@ -30,8 +30,9 @@ fn array(kind: u32, count: u64, values: &[u8]) -> Vec<u8> {
 fn parse(bytes: &[u8]) -> Result<Model, ModelError> {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), bytes).unwrap();
-    assert_eq!(is_gguf(file.path()), bytes.starts_with(b"GGUF"));
-    read(file.path(), Path::new("/m.gguf"))
+    let open = File::open(file.path()).unwrap();
+    assert_eq!(is_gguf(&open), bytes.starts_with(b"GGUF"));
+    read(open, Path::new("/m.gguf"), &Budget::of_a_look())
 }
 
 fn sample() -> Vec<u8> {
@@ -123,4 +124,17 @@ fn damage_is_never_a_panic() {
             let _ = parse(&bytes);
         }
     }
+}
+
+#[test]
+fn what_a_file_may_cost_is_bounded() {
+    let kinds: Vec<_> = (0..1000).map(|kind| tensor("t", kind, &[1])).collect();
+    let error = parse(&gguf(&[pair("general.architecture", TEXT, &text("llama"))], &kinds)).unwrap_err();
+    assert!(error.to_string().contains("too many types of tensors"), "{error}");
+    let many = array(TEXT, 200_000, &text("").repeat(200_000));
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), gguf(&[pair("tokenizer.ggml.tokens", ARRAY, &many)], &[])).unwrap();
+    let budget = Budget::new(1 << 20, std::time::Duration::from_secs(60));
+    let error = read(File::open(file.path()).unwrap(), Path::new("/m.gguf"), &budget).unwrap_err();
+    assert_eq!(error.to_string(), "/m.gguf would take too long to read");
 }

@@ -11,7 +11,7 @@ use std::{
 use super::word;
 
 /// A socket that accepts connections.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Deserialize, serde::Serialize)]
 pub enum Listener {
     /// TCP over IPv4 or IPv6, in the process's network namespace.
     Tcp(SocketAddr),

@@ -16,6 +16,10 @@ pub struct Mapping {
     pub end: u64,
     /// Where in the file it begins, bytes.
     pub offset: u64,
+    /// The file system, as `major:minor`: no identity, but what hangs together when it hangs.
+    pub device: Box<str>,
+    /// The number of the file there.
+    pub inode: u64,
     /// The process may execute it.
     pub executable: bool,
     /// Path as the process's mount namespace spells it, without ` (deleted)`; a memfd is `/memfd:name`.
@@ -29,7 +33,7 @@ pub(super) fn mapping(line: &[u8]) -> Option<Mapping> {
     let (range, rest) = word(line);
     let (flags, rest) = word(rest);
     let (offset, rest) = word(rest);
-    let (_device, rest) = word(rest);
+    let (device, rest) = word(rest);
     let (inode, rest) = word(rest);
     let (start, end) = std::str::from_utf8(range).ok()?.split_once('-')?;
     let path = rest.trim_ascii_start();
@@ -42,10 +46,21 @@ pub(super) fn mapping(line: &[u8]) -> Option<Mapping> {
         start: u64::from_str_radix(start, 16).ok()?,
         end: u64::from_str_radix(end, 16).ok()?,
         offset: u64::from_str_radix(std::str::from_utf8(offset).ok()?, 16).ok()?,
+        device: std::str::from_utf8(device).ok()?.into(),
+        inode: std::str::from_utf8(inode).ok()?.parse().ok()?,
         executable: flags.get(2) == Some(&b'x'),
         path: PathBuf::from(unescaped(path)),
         deleted,
     })
+}
+
+/// What tells the file of a line from others, and whether it is executable there; `None` for what no file backs.
+pub(super) fn file_of(line: &[u8]) -> Option<(bool, &[u8])> {
+    let (_range, rest) = word(line);
+    let (flags, rest) = word(rest);
+    let (_offset, rest) = word(rest);
+    // The device, the number, and the path, which a file of another subvolume differs in.
+    memchr::memchr(b'/', rest).map(|_| (flags.get(2) == Some(&b'x'), rest))
 }
 
 fn unescaped(path: &[u8]) -> OsString {

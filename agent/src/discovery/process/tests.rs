@@ -41,34 +41,100 @@ fn maps_are_those_of_files() {
          7f05000-7f06000 r-xp 00000000 00:00 0                          [vdso]\n\
          nonsense\n",
     )]);
-    let mappings = fake.process().mappings().unwrap();
+    let mappings = fake.process().mappings(&Budget::of_a_look()).unwrap();
     let seen: Vec<_> = mappings.iter().map(|m| (m.path.to_str().unwrap(), m.executable, m.deleted)).collect();
     let line = "/models/new\nline.gguf";
     assert_eq!(seen, [("/srv/a b@1/lib.so", true, false), (line, false, true), ("/memfd:jit", false, true)]);
     assert_eq!((mappings[0].start, mappings[0].end), (0x40_0000, 0x40_1000));
     assert_eq!((mappings[0].offset, mappings[1].offset), (0, 0x1000));
+    assert_eq!((&*mappings[1].device, mappings[1].inode), ("fe:00", 13));
+}
+
+#[test]
+fn maps_are_read_as_far_as_the_budget_goes() {
+    let line = |n: u64| {
+        let (start, end) = (n * 0x1000, (n + 1) * 0x1000);
+        format!("{start:x}-{end:x} r-xp 00000000 fe:00 {} /{}/lib{}.so\n", n / 2, "long".repeat(200), n / 2)
+    };
+    let maps = (1..=65_000).map(line).collect::<String>();
+    let fake = Fake::new(&[("maps", &maps)]);
+    let budget = Budget::of_a_look();
+    let read = fake.process().mappings(&budget).unwrap();
+    assert!(budget.is_spent() && (2_000..20_000).contains(&read.len()), "{}", read.len());
+    // Two mappings of one file are one, and a real program has less than a thousand files.
+    let few = (1..=2000).map(line).collect::<String>();
+    let (fake, budget) = (Fake::new(&[("maps", &few)]), Budget::of_a_look());
+    assert_eq!((fake.process().mappings(&budget).unwrap().len(), budget.is_spent()), (1000, false));
 }
 
 #[test]
 fn the_mapped_file_is_found_or_nothing() {
     let fake = Fake::new(&[("root/lib/a.so", "a"), ("real", "r"), ("map_files/x", "")]);
+    let inode = |name: &str| std::fs::metadata(fake.path(name)).unwrap().ino();
     let mut mapping = Mapping {
         start: 0x1000,
         end: 0x2000,
         offset: 0,
+        device: "fe:00".into(),
+        inode: inode("root/lib/a.so"),
         executable: true,
         path: "/lib/a.so".into(),
         deleted: false,
     };
-    assert_eq!(fake.process().file(&mapping), fake.path("root/lib/a.so"));
-    mapping.deleted = true;
-    let exact = fake.path("map_files/1000-2000");
-    assert_eq!(fake.process().file(&mapping), exact, "not the file that took the name");
-    assert!(!exact.exists());
-    symlink("/lib/a.so (deleted)", fake.path("exe")).unwrap();
-    assert_eq!(fake.process().file(&mapping), fake.path("exe"));
-    symlink(fake.path("real"), &exact).unwrap();
-    assert_eq!(fake.process().file(&mapping), exact);
+    let found = |mapping: &Mapping| fake.process().file(mapping).map(|file| file.metadata().unwrap().ino());
+    assert_eq!(found(&mapping).unwrap(), inode("root/lib/a.so"));
+    mapping.inode = inode("real");
+    assert!(found(&mapping).is_err(), "not the file that took the name");
+    std::fs::rename(fake.path("root/lib/a.so"), fake.path("root/lib/b.so")).unwrap();
+    symlink("/real", fake.path("root/lib/a.so")).unwrap();
+    assert!(found(&mapping).is_err(), "a link does not leave the root");
+    symlink(fake.path("real"), fake.path("exe")).unwrap();
+    assert_eq!(found(&mapping).unwrap(), inode("real"));
+    symlink(fake.path("root/lib/b.so"), fake.path("map_files/1000-2000")).unwrap();
+    assert_eq!(found(&mapping).unwrap(), inode("root/lib/b.so"));
+}
+
+#[test]
+fn what_is_no_file_is_not_opened() {
+    let folder = tempfile::tempdir().unwrap();
+    let _socket = UnixListener::bind(folder.path().join("socket")).unwrap();
+    for path in [Path::new("/dev/zero"), folder.path(), &folder.path().join("socket")] {
+        assert!(open_regular(path).is_err(), "{}", path.display());
+    }
+    open_regular(&std::env::current_exe().unwrap()).unwrap();
+}
+
+#[test]
+fn a_named_file_is_opened_with_the_rights_of_the_user() {
+    let status =
+        |uid: u32| format!("Name:\tx\nUid:\t0\t0\t0\t{uid}\nGid:\t0\t0\t0\t{uid}\nGroups:\t{uid} \n");
+    let own = rustix::process::geteuid().as_raw();
+    let fake = Fake::new(&[("status", &status(own)), ("root/models/a.gguf", "secret"), ("outside", "x")]);
+    symlink(fake.path("root/models"), fake.path("cwd")).unwrap();
+    let open = |name: &str| fake.process().named_file(Path::new(name));
+    assert!(open("/models/a.gguf").is_ok() && open("/models/b.gguf").is_err());
+    symlink(fake.path("outside"), fake.path("root/models/link")).unwrap();
+    assert!(open("/models/link").is_err(), "a link does not leave the root");
+    if own != 0 {
+        return eprintln!("SKIPPED: becoming another user needs root");
+    }
+    let mode = |name: &str, mode| {
+        std::fs::set_permissions(fake.path(name), std::os::unix::fs::PermissionsExt::from_mode(mode))
+            .unwrap();
+    };
+    for directory in ["", "root", "root/models"] {
+        mode(directory, 0o755);
+    }
+    std::fs::set_permissions(fake.0.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    std::fs::write(fake.path("status"), status(65_534)).unwrap();
+    mode("root/models/a.gguf", 0o600);
+    assert_eq!(open("/models/a.gguf").unwrap_err().kind(), io::ErrorKind::PermissionDenied);
+    mode("root/models/a.gguf", 0o644);
+    open("/models/a.gguf").unwrap();
+    mode("root/models", 0o700);
+    assert_eq!(open("/models/a.gguf").unwrap_err().kind(), io::ErrorKind::PermissionDenied);
+    assert_eq!(rustix::process::geteuid().as_raw(), 0, "and is itself again");
+    std::fs::read(fake.path("root/models/a.gguf")).unwrap();
 }
 
 #[test]
@@ -86,15 +152,15 @@ fn identity() {
     assert_eq!(process.parent().unwrap(), 1);
     assert_eq!(process.comm().unwrap(), "llama-server");
     assert_eq!(process.command_line().unwrap(), ["llama-server", "-m", ""]);
-    assert_eq!(process.environment("PATH").as_deref(), Some("/bin"));
-    assert_eq!(process.environment("EMPTY").as_deref(), Some(""));
-    assert_eq!(process.environment("PAT"), None);
+    assert_eq!(process.environment().get("PATH").as_deref(), Some("/bin"));
+    assert_eq!(process.environment().get("EMPTY").as_deref(), Some(""));
+    assert_eq!(process.environment().get("PAT"), None);
     assert_eq!(process.seccomp().unwrap(), 2);
     std::fs::write(fake.path("stat"), stat.replace(" S ", " Z ")).unwrap();
     assert!(process.is_zombie().unwrap());
     std::fs::write(fake.path("stat"), "7 (a").unwrap();
     assert_eq!(process.start_time().unwrap_err().kind(), io::ErrorKind::InvalidData);
-    let gone = ProcessRoot::new(fake.0.path(), 8).mappings().unwrap_err();
+    let gone = ProcessRoot::new(fake.0.path(), 8).mappings(&Budget::of_a_look()).unwrap_err();
     assert_eq!(gone.kind(), io::ErrorKind::NotFound);
     assert!(gone.to_string().contains("8/maps"), "{gone}");
 }
@@ -131,10 +197,11 @@ fn only_own_listeners_count() {
 fn this_process() {
     let process = ProcessRoot::new(Path::new("/proc"), std::process::id());
     let executable = std::env::current_exe().unwrap();
-    let mappings = process.mappings().unwrap();
+    let mappings = process.mappings(&Budget::of_a_look()).unwrap();
     let own = mappings.iter().find(|mapping| mapping.path == executable && mapping.executable).unwrap();
-    let id = |path: &Path| std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(path).unwrap());
-    assert_eq!(id(&process.file(own)), id(&executable));
+    let found = process.file(own).unwrap().metadata().unwrap();
+    assert_eq!(found.ino(), std::fs::metadata(&executable).unwrap().ino());
+    assert_eq!(process.thread_group().unwrap(), std::process::id());
     assert!(process.start_time().unwrap() > 0 && !process.is_zombie().unwrap());
     assert_eq!(process.command_line().unwrap(), std::env::args().collect::<Vec<_>>());
     process.comm().unwrap();

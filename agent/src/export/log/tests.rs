@@ -173,7 +173,7 @@ fn errors_are_failures_and_what_was_slow() {
         }
         let health = Finished { route: Route::Health, outcome: Outcome::Error, head: None, ..chat() };
         log.record(&record(health), wall);
-        log.close(Duration::from_secs(10));
+        log.close(Instant::now() + Duration::from_secs(10));
         assert_eq!(log.lost(), 0);
         let ms = |line: &String| {
             let line: serde_json::Value = serde_json::from_str(line).unwrap();
@@ -197,7 +197,7 @@ fn a_preflight_is_no_line() {
     let events =
         [read(key(1_000), 0, 1_000 * MS, preflight), write(key(1_000), 0, 1_001 * MS, &answer("200 OK", ""))];
     log.record(&record(finished(key(1_000), &events)), wall);
-    log.close(Duration::from_secs(10));
+    log.close(Instant::now() + Duration::from_secs(10));
     assert_eq!(lines(&file), [""; 0]);
 }
 
@@ -210,9 +210,9 @@ fn what_waits_is_written_at_the_close() {
     for n in 0..QUEUE as u64 / 2 {
         log.record(&took(n, Outcome::Stop), wall);
     }
-    log.close(Duration::from_secs(30));
+    log.close(Instant::now() + Duration::from_secs(30));
     log.record(&took(9, Outcome::Stop), wall);
-    log.close(Duration::from_secs(30));
+    log.close(Instant::now() + Duration::from_secs(30));
     let lines = lines(&file);
     assert_eq!((lines.len(), log.lost()), (1 + QUEUE / 2, 0), "what came after it is no line");
     assert_eq!(lines[0], "before", "the file is continued");
@@ -231,7 +231,7 @@ fn a_log_that_was_rotated_away_goes_on_in_a_new_file() {
     log.reopen();
     log.record(&took(3, Outcome::Stop), wall);
     assert!(soon(|| lines(&file).len() == 1));
-    log.close(Duration::from_secs(10));
+    log.close(Instant::now() + Duration::from_secs(10));
     assert_eq!((lines(&file).len(), lines(&rotated).len(), log.lost()), (1, 2, 0));
 }
 
@@ -242,16 +242,16 @@ struct Blocked {
     written: Arc<AtomicU64>,
 }
 
-impl Write for Blocked {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+impl Lines for Blocked {
+    fn write(&mut self, _line: &str) -> io::Result<()> {
         let _ = self.entered.send(());
         // An error once the test has let go.
         let _ = self.go_on.recv();
         self.written.fetch_add(1, Ordering::Relaxed);
-        Ok(bytes.len())
+        Ok(())
     }
 
-    fn flush(&mut self) -> io::Result<()> {
+    fn reopen(&mut self) -> io::Result<()> {
         Ok(())
     }
 }
@@ -259,15 +259,13 @@ impl Write for Blocked {
 #[test]
 fn a_blocked_file_costs_lines_and_no_time() {
     let ((entered, writing), (let_go, go_on)) = (mpsc::channel(), mpsc::channel());
-    let (written, lost) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
-    let blocked = Box::new(Blocked { entered, go_on, written: written.clone() });
+    let (written, shared) = (Arc::new(AtomicU64::new(0)), Arc::new(Shared::default()));
+    let blocked = Blocked { entered, go_on, written: written.clone() };
     let (sender, receiver) = sync_channel(QUEUE);
-    let counter = lost.clone();
-    let writer =
-        std::thread::spawn(move || super::write(&receiver, blocked, None, &counter, &AtomicBool::new(false)));
+    let of_writer = shared.clone();
+    let writer = std::thread::spawn(move || super::write(&receiver, blocked, &of_writer));
     let options = LogOptions { logged: Logged::All, file: None, slow: None };
-    let mut log =
-        RequestLog { options, sender: Some(sender), writer: Some(writer), lost, rotated: Arc::default() };
+    let mut log = RequestLog { options, sender: Some(sender), writer: Some(writer), shared: shared.clone() };
 
     log.record(&took(1, Outcome::Stop), wall);
     writing.recv().unwrap();
@@ -277,9 +275,10 @@ fn a_blocked_file_costs_lines_and_no_time() {
     }
     assert_eq!(log.lost(), 10, "the queue is full and one line is in the making");
     let start = Instant::now();
-    log.close(Duration::from_millis(50));
+    log.close(Instant::now() + Duration::from_millis(50));
     assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
     assert_eq!(written.load(Ordering::Relaxed), 0);
+    assert_eq!(shared.waiting.load(Ordering::Relaxed), 1 + QUEUE as u64, "so many would be lost");
     drop(let_go);
     assert!(soon(|| written.load(Ordering::Relaxed) == 1 + QUEUE as u64), "none of the rest is lost");
 }
@@ -290,7 +289,7 @@ fn a_pipe_that_nobody_reads_costs_lines_and_no_time() {
     let pipe = directory.path().join("pipe");
     assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
     // Open for both, so that the log can open it at all; never read.
-    let reader = OpenOptions::new().read(true).write(true).open(&pipe).unwrap();
+    let reader = fs::OpenOptions::new().read(true).write(true).open(&pipe).unwrap();
     let mut log = RequestLog::open(options_of(&pipe)).unwrap();
     let record = took(2, Outcome::Stop);
     let room = 1 << 16;
@@ -300,7 +299,7 @@ fn a_pipe_that_nobody_reads_costs_lines_and_no_time() {
     }
     assert!(log.lost() > 0);
     let start = Instant::now();
-    log.close(Duration::from_millis(50));
+    log.close(Instant::now() + Duration::from_millis(50));
     assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
     drop(reader);
 }
@@ -311,22 +310,33 @@ fn a_file_that_refuses_is_a_loss_and_not_the_end() {
     assert!(RequestLog::open(options_of(directory.path())).is_err(), "not at the start");
 
     struct Full(u64);
-    impl Write for Full {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+    impl Lines for Full {
+        fn write(&mut self, _line: &str) -> io::Result<()> {
             self.0 += 1;
-            if self.0 <= 2 { Err(io::ErrorKind::StorageFull.into()) } else { Ok(bytes.len()) }
+            if self.0 <= 2 { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
         }
 
-        fn flush(&mut self) -> io::Result<()> {
+        fn reopen(&mut self) -> io::Result<()> {
             Ok(())
         }
     }
     let (sender, receiver) = sync_channel(QUEUE);
     for _ in 0..5 {
-        sender.send(String::new()).unwrap();
+        sender.send(Message::Line(String::new())).unwrap();
     }
     drop(sender);
-    let lost = AtomicU64::new(0);
-    super::write(&receiver, Box::new(Full(0)), None, &lost, &AtomicBool::new(false));
-    assert_eq!(lost.into_inner(), 2);
+    let shared = Shared { waiting: AtomicU64::new(5), ..Shared::default() };
+    super::write(&receiver, Full(0), &shared);
+    assert_eq!((shared.lost.into_inner(), shared.waiting.into_inner()), (2, 0));
+}
+
+#[test]
+fn a_rotated_log_is_opened_anew_before_the_next_line() {
+    let directory = tempfile::tempdir().unwrap();
+    let (file, rotated) = (directory.path().join("log"), directory.path().join("log.1"));
+    let mut log = RequestLog::open(options_of(&file)).unwrap();
+    fs::rename(&file, &rotated).unwrap();
+    log.reopen();
+    assert!(soon(|| file.exists()), "whoever compresses the old one waits for no line");
+    log.close(Instant::now() + Duration::from_secs(10));
 }

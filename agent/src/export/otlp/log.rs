@@ -1,6 +1,6 @@
 //! A finished request as a log record: the fields of its JSON line are the attributes. Pure.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use opentelemetry_proto::tonic::logs::v1::{LogRecord, SeverityNumber};
 use serde_json::Value;
@@ -11,13 +11,9 @@ use crate::{export::log::Line, session::Record};
 /// Fields that a record has places of its own for.
 const PLACED: [&str; 4] = ["timestamp", "level", "event", "trace_id"];
 
-/// The record of a request; `to_wall` turns the kernel's time into that of the wall, `epoch_ns` is its time 0.
-pub(super) fn record(
-    record: &Record,
-    to_wall: impl Fn(u64) -> SystemTime,
-    epoch_ns: u64,
-    observed_ns: u64,
-) -> LogRecord {
+/// The record of a request; `epoch_ns` is the kernel's time 0 since the Unix epoch.
+pub(super) fn record(record: &Record, epoch_ns: u64, observed_ns: u64) -> LogRecord {
+    let to_wall = |ns| SystemTime::UNIX_EPOCH + Duration::from_nanos(epoch_ns) + Duration::from_nanos(ns);
     // A line is made of texts and numbers; there is nothing in it that cannot be serialised.
     let line = serde_json::to_value(Line::new(record, to_wall)).unwrap_or_default();
     let field = |name: &str| line.get(name).and_then(Value::as_str).unwrap_or_default();
@@ -53,8 +49,6 @@ pub(super) fn record(
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
     use crate::session::{
         Labels,
@@ -68,7 +62,7 @@ mod tests {
         let trace = Tracer::new(Rules { ratio, slow: Slow::default() }, [7; 16]).trace(&request);
         let labels = Labels { server: "127.0.0.1:8080".to_owned(), model: "tiny".to_owned() };
         let request = Record { request, labels, model: None, cost: [None; 2], trace };
-        record(&request, |ns| SystemTime::UNIX_EPOCH + Duration::from_nanos(ns), 5, 9)
+        record(&request, 5, 9)
     }
 
     #[test]

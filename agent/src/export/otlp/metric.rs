@@ -1,9 +1,12 @@
-//! The table of metrics as OTLP: cumulative, with the time from which each server's series count. Pure.
+//! The table of metrics as OTLP: cumulative, with the time from which each series counts. Pure.
 
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, HashMap},
+    hash::{BuildHasher as _, RandomState},
+};
 
 use opentelemetry_proto::tonic::{
     common::v1::KeyValue,
@@ -30,49 +33,81 @@ pub(super) struct Collected {
     pub(super) points: u64,
 }
 
-/// From when on the series of each server count.
+/// From when on a series counts, and what it had counted at the last collection: its value, or number and sum of what it
+/// observed.
+#[derive(Clone, Copy, Debug)]
+struct Counting {
+    start_ns: u64,
+    last: (f64, f64),
+}
+
+/// From when on each series counts.
 #[derive(Debug)]
 pub(super) struct Series {
-    /// The last collection.
+    /// The last collection; before the first one the agent's start.
     before_ns: u64,
-    /// The first one: the agent's start.
-    first_ns: u64,
-    since: BTreeMap<Server, u64>,
+    /// By the hash of metric and labels.
+    counting: HashMap<u64, Counting>,
+    /// Clients choose some of the labels.
+    hasher: RandomState,
 }
 
 impl Series {
     /// Nothing is known before `start_ns`, nanoseconds since the Unix epoch.
     pub(super) fn new(start_ns: u64) -> Self {
-        Self { before_ns: start_ns, first_ns: start_ns, since: BTreeMap::new() }
+        Self { before_ns: start_ns, counting: HashMap::new(), hasher: RandomState::new() }
     }
 
-    /// Collects all metrics at `now_ns`. A server that was not there the last time counts from that time on: it came
-    /// after it, or came back with its counters at zero.
+    /// Collects all metrics at `now_ns`. A series that was not there the last time, or has fallen, counts from that time
+    /// on: it came after it, or came back with its count at zero.
     pub(super) fn collect(&mut self, all: &Snapshot, now_ns: u64) -> Collected {
-        let labels = all.servers.iter().map(|server| &server.labels);
-        let there: Vec<Server> = labels.map(|it| (it.server.clone(), it.model.clone())).collect();
-        self.since.retain(|server, _| there.contains(server));
-        for server in there {
-            self.since.entry(server).or_insert(self.before_ns);
-        }
-        self.before_ns = now_ns;
+        let before_ns = std::mem::replace(&mut self.before_ns, now_ns).min(now_ns);
+        let mut counting = HashMap::with_capacity(self.counting.len());
         let epoch_ns = u64::try_from(all.epoch.as_nanos()).unwrap_or(0);
         let mut collected = Collected { servers: BTreeMap::new(), points: 0 };
         for metric in METRICS {
-            let mut points: BTreeMap<Server, Vec<(Vec<KeyValue>, Value)>> = BTreeMap::new();
+            let mut points: BTreeMap<Server, Vec<Point>> = BTreeMap::new();
             for Sample { labels, value } in (metric.otel_samples())(all) {
+                let start_ns = if metric.kind == Kind::Gauge {
+                    0
+                } else {
+                    let series = self.hasher.hash_one((metric.name, &labels));
+                    let last = counted(&value);
+                    let risen = |it: &&Counting| it.last.0 <= last.0 && it.last.1 <= last.1;
+                    let known = self.counting.get(&series).filter(risen);
+                    // Nothing counts from a time to come, wherever the clock was set.
+                    let start_ns = known.map_or(before_ns, |it| it.start_ns.min(now_ns));
+                    counting.insert(series, Counting { start_ns, last });
+                    start_ns
+                };
                 let (server, attributes) = split(labels);
-                points.entry(server).or_default().push((attributes, value));
+                points.entry(server).or_default().push(Point { attributes, value, start_ns });
             }
             for (server, points) in points {
                 collected.points += points.len() as u64;
-                let start_ns = *self.since.get(&server).unwrap_or(&self.first_ns);
-                let metric = proto(metric, points, Times { start_ns, now_ns, epoch_ns });
+                let metric = proto(metric, points, Times { now_ns, epoch_ns });
                 collected.servers.entry(server).or_default().push(metric);
             }
         }
+        self.counting = counting;
         collected
     }
+}
+
+/// What a value has counted.
+fn counted(value: &Value) -> (f64, f64) {
+    match value {
+        Value::Number(value) => (*value, 0.0),
+        Value::Histogram { histogram, .. } => (histogram.count() as f64, histogram.sum as f64),
+    }
+}
+
+/// A sample on its way.
+struct Point {
+    attributes: Vec<KeyValue>,
+    value: Value,
+    /// From when on it counts; 0 for what does not count.
+    start_ns: u64,
 }
 
 /// Whose a sample is, and its attributes. What OpenTelemetry has a name for is called so.
@@ -97,29 +132,24 @@ fn split(labels: Vec<(&'static str, String)>) -> (Server, Vec<KeyValue>) {
 
 #[derive(Clone, Copy)]
 struct Times {
-    start_ns: u64,
     now_ns: u64,
     /// The kernel's time 0.
     epoch_ns: u64,
 }
 
-fn proto(metric: &Metric, points: Vec<(Vec<KeyValue>, Value)>, times: Times) -> Proto {
+fn proto(metric: &Metric, points: Vec<Point>, times: Times) -> Proto {
     let name = metric.otel();
-    let numbers = |start: u64| -> Vec<NumberDataPoint> {
-        points
-            .iter()
-            .filter_map(|(attributes, value)| number(attributes, value, start, times.now_ns))
-            .collect()
-    };
     let data = match metric.kind {
         Kind::Counter => Data::Sum(Sum {
-            data_points: numbers(times.start_ns),
+            data_points: points.into_iter().filter_map(|point| number(point, times)).collect(),
             aggregation_temporality: CUMULATIVE,
             is_monotonic: true,
         }),
-        Kind::Gauge => Data::Gauge(Gauge { data_points: numbers(0) }),
+        Kind::Gauge => Data::Gauge(Gauge {
+            data_points: points.into_iter().filter_map(|point| number(point, times)).collect(),
+        }),
         Kind::Histogram => Data::Histogram(Histogram {
-            data_points: points.into_iter().filter_map(|(it, value)| histogram(it, value, times)).collect(),
+            data_points: points.into_iter().filter_map(|point| histogram(point, times)).collect(),
             aggregation_temporality: CUMULATIVE,
         }),
     };
@@ -132,19 +162,19 @@ fn proto(metric: &Metric, points: Vec<(Vec<KeyValue>, Value)>, times: Times) -> 
     }
 }
 
-fn number(attributes: &[KeyValue], value: &Value, start: u64, now: u64) -> Option<NumberDataPoint> {
-    let Value::Number(value) = value else { return None };
+fn number(point: Point, times: Times) -> Option<NumberDataPoint> {
+    let Value::Number(value) = point.value else { return None };
     Some(NumberDataPoint {
-        attributes: attributes.to_vec(),
-        start_time_unix_nano: start,
-        time_unix_nano: now,
-        value: Some(number_data_point::Value::AsDouble(*value)),
+        attributes: point.attributes,
+        start_time_unix_nano: point.start_ns,
+        time_unix_nano: times.now_ns,
+        value: Some(number_data_point::Value::AsDouble(value)),
         ..NumberDataPoint::default()
     })
 }
 
-fn histogram(attributes: Vec<KeyValue>, value: Value, times: Times) -> Option<HistogramDataPoint> {
-    let Value::Histogram { histogram, bounds, per_unit, exemplars } = value else { return None };
+fn histogram(point: Point, times: Times) -> Option<HistogramDataPoint> {
+    let Value::Histogram { histogram, bounds, per_unit, exemplars } = point.value else { return None };
     let finite = bounds.iter().filter(|bound| **bound != u64::MAX);
     let explicit_bounds: Vec<f64> = finite.map(|bound| *bound as f64 / per_unit).collect();
     // What lies above the last bound, and in the buckets of the pad.
@@ -158,8 +188,8 @@ fn histogram(attributes: Vec<KeyValue>, value: Value, times: Times) -> Option<Hi
         ..Exemplar::default()
     });
     Some(HistogramDataPoint {
-        attributes,
-        start_time_unix_nano: times.start_ns,
+        attributes: point.attributes,
+        start_time_unix_nano: point.start_ns,
         time_unix_nano: times.now_ns,
         count: histogram.count(),
         sum: Some(histogram.sum as f64 / per_unit),

@@ -53,6 +53,8 @@ struct Told {
     record: Record,
     identity: Arc<Identity>,
     observed_ns: u64,
+    /// The kernel's time 0 since the Unix epoch, as the clock was set when it was told.
+    epoch_ns: u64,
 }
 
 /// A signal that is on.
@@ -82,21 +84,19 @@ pub struct Otlp {
 }
 
 impl Otlp {
-    /// Starts the thread, if there is anything to export. `epoch` is the kernel's time 0 since the Unix epoch.
+    /// Starts the thread, if there is anything to export.
     ///
     /// # Errors
     ///
     /// When a file for TLS is no good, or no thread can be started.
-    pub fn start(options: &Options, epoch: Duration) -> Result<Self> {
+    pub fn start(options: &Options) -> Result<Self> {
         let (closing, closed) = watch::channel(false);
-        let epoch_ns = nanoseconds(epoch);
         let host = Arc::new(Host::new(options.resource.clone()));
         let mut work = Work { tasks: Vec::new(), closed };
-        let to_wall = move |ns| SystemTime::UNIX_EPOCH + epoch + Duration::from_nanos(ns);
         let of = host.clone();
-        let traces = work.add(options, Signal::Traces, move |told| spans(&of, &told, epoch_ns))?;
+        let traces = work.add(options, Signal::Traces, move |told| spans(&of, &told))?;
         let of = host.clone();
-        let logs = work.add(options, Signal::Logs, move |told| records(&of, &told, to_wall, epoch_ns))?;
+        let logs = work.add(options, Signal::Logs, move |told| records(&of, &told))?;
         let metrics = work.add(options, Signal::Metrics, |metrics: Vec<Metrics>| {
             let resource_metrics = metrics.into_iter().flatten().collect();
             ExportMetricsServiceRequest { resource_metrics }.encode_to_vec()
@@ -133,8 +133,8 @@ impl Otlp {
         self.processes.remove(&pid);
     }
 
-    /// Takes a finished request. Never waits.
-    pub fn tell(&self, record: &Record) {
+    /// Takes a finished request. Never waits. `epoch` is the kernel's time 0 since the Unix epoch.
+    pub fn tell(&self, record: &Record, epoch: Duration) {
         let request = &record.request;
         if self.thread.is_none() || !request.is_inference() {
             return;
@@ -144,7 +144,12 @@ impl Otlp {
             return;
         }
         let identity = self.processes.get(&request.key.tgid).cloned().unwrap_or_default();
-        let told = Arc::new(Told { record: record.clone(), identity, observed_ns: now_ns() });
+        let told = Arc::new(Told {
+            record: record.clone(),
+            identity,
+            observed_ns: now_ns(),
+            epoch_ns: nanoseconds(epoch),
+        });
         if let Some(traces) = traces {
             traces.queue.push(told.clone(), span::count(request));
         }
@@ -210,13 +215,17 @@ impl Otlp {
         Signal::ALL.into_iter().zip(of).filter_map(|(signal, counts)| Some((signal, &**counts?)))
     }
 
-    /// Sends what waits and ends, within `limit`; what is left then is lost.
-    pub fn close(&mut self, limit: Duration) {
-        let Some(thread) = self.thread.take() else { return };
+    /// Nothing more comes: the thread ends when it has sent what waits, each batch with one attempt.
+    pub fn finish(&self) {
         let _ = self.closing.send(true);
-        let deadline = Instant::now() + limit;
+    }
+
+    /// Waits for the thread's end until `deadline`; what is left then is lost.
+    pub fn close(&mut self, deadline: Instant) {
+        let Some(thread) = self.thread.take() else { return };
+        self.finish();
         while !thread.is_finished() && Instant::now() < deadline {
-            std::thread::sleep(Duration::from_millis(5));
+            std::thread::sleep(Duration::from_millis(2));
         }
         for (signal, counts) in self.channels() {
             counts.lose(Loss::Shutdown, counts.waiting());
@@ -288,12 +297,12 @@ fn by_process(told: &[Arc<Told>]) -> BTreeMap<(u32, &str), Vec<&Told>> {
     processes
 }
 
-fn spans(host: &Host, told: &[Arc<Told>], epoch_ns: u64) -> Vec<u8> {
+fn spans(host: &Host, told: &[Arc<Told>]) -> Vec<u8> {
     let of_process = |((_, instance), told): ((u32, &str), Vec<&Told>)| {
         let resource = told.first().map(|told| host.resource(&told.identity, instance));
         let spans = told.iter().filter_map(|told| {
             let trace = told.record.trace.as_ref()?;
-            Some(span::spans(&told.record, trace, epoch_ns))
+            Some(span::spans(&told.record, trace, told.epoch_ns))
         });
         let spans = ScopeSpans { scope: scope(), spans: spans.flatten().collect(), ..ScopeSpans::default() };
         ResourceSpans { resource, scope_spans: vec![spans], ..ResourceSpans::default() }
@@ -302,15 +311,10 @@ fn spans(host: &Host, told: &[Arc<Told>], epoch_ns: u64) -> Vec<u8> {
     ExportTraceServiceRequest { resource_spans }.encode_to_vec()
 }
 
-fn records(
-    host: &Host,
-    told: &[Arc<Told>],
-    to_wall: impl Fn(u64) -> SystemTime + Copy,
-    epoch_ns: u64,
-) -> Vec<u8> {
+fn records(host: &Host, told: &[Arc<Told>]) -> Vec<u8> {
     let of_process = |((_, instance), told): ((u32, &str), Vec<&Told>)| {
         let resource = told.first().map(|told| host.resource(&told.identity, instance));
-        let records = told.iter().map(|told| log::record(&told.record, to_wall, epoch_ns, told.observed_ns));
+        let records = told.iter().map(|told| log::record(&told.record, told.epoch_ns, told.observed_ns));
         let logs = ScopeLogs { scope: scope(), log_records: records.collect(), ..ScopeLogs::default() };
         ResourceLogs { resource, scope_logs: vec![logs], ..ResourceLogs::default() }
     };

@@ -245,7 +245,7 @@ fn protocol(set: Option<(String, String)>) -> Result<Protocol> {
     })
 }
 
-/// The URL with `path` behind its own; gRPC has the path of the service alone.
+/// The URL with `path` behind its own, and its query; gRPC has the path of the service alone.
 fn endpoint(url: &str, path: Option<&str>, protocol: Protocol) -> Result<Uri> {
     let example = "it should be a URL such as http://127.0.0.1:4318";
     let uri: Uri = url.parse().context(example)?;
@@ -253,7 +253,11 @@ fn endpoint(url: &str, path: Option<&str>, protocol: Protocol) -> Result<Uri> {
     ensure!(matches!(scheme, "http" | "https"), "{example}");
     ensure!(!authority.as_str().contains('@'), "credentials belong into OTEL_EXPORTER_OTLP_HEADERS");
     let base = if protocol == Protocol::Grpc { "" } else { uri.path().trim_end_matches('/') };
-    let path = path.map_or_else(|| uri.path().to_owned(), |path| format!("{base}{path}"));
+    let mut path = path.map_or_else(|| uri.path().to_owned(), |path| format!("{base}{path}"));
+    // Some collectors take their key there.
+    if let Some(query) = uri.query().filter(|_| protocol == Protocol::Http) {
+        path = format!("{path}?{query}");
+    }
     Ok(Uri::builder().scheme(scheme).authority(authority.as_str()).path_and_query(path).build()?)
 }
 
@@ -346,17 +350,21 @@ fn pairs(name: &str, list: &str) -> Result<Vec<(String, String)>> {
     list.split(',').map(str::trim).filter(|part| !part.is_empty()).map(pair).collect()
 }
 
+/// A percent sign that begins no escape is one. `None` where escapes make no UTF-8.
 fn decoded(value: &str) -> Option<String> {
     let mut bytes = Vec::with_capacity(value.len());
     let mut rest = value.as_bytes();
     while let [first, more @ ..] = rest {
-        rest = more;
-        if *first == b'%' {
-            let (digits, more) = rest.split_at_checked(2)?;
-            bytes.push(u8::from_str_radix(str::from_utf8(digits).ok()?, 16).ok()?);
-            rest = more;
-        } else {
-            bytes.push(*first);
+        let digit = |at: usize| char::from(*more.get(at)?).to_digit(16);
+        match digit(0).zip(digit(1)).filter(|_| *first == b'%') {
+            Some((high, low)) => {
+                bytes.push((high * 16 + low) as u8);
+                rest = &more[2..];
+            }
+            None => {
+                bytes.push(*first);
+                rest = more;
+            }
         }
     }
     String::from_utf8(bytes).ok()

@@ -10,6 +10,7 @@ use std::{fs, path::Path};
 use opentelemetry_proto::tonic::{common::v1::InstrumentationScope, resource::v1::Resource};
 
 use super::attribute::Attributes;
+use crate::discovery::process::container;
 
 /// The service whose process was not seen.
 const UNKNOWN: &str = "llama.cpp";
@@ -38,23 +39,6 @@ impl Identity {
     pub fn own() -> Self {
         Self::read(Path::new("/proc"), std::process::id(), env!("CARGO_PKG_NAME"))
     }
-}
-
-/// The id of the container and the uid of the pod in the lines of `/proc/PID/cgroup`, whichever runtime wrote them.
-fn container(cgroup: &str) -> (Option<String>, Option<String>) {
-    let paths = || cgroup.lines().filter_map(|line| line.splitn(3, ':').nth(2));
-    let segments = || paths().flat_map(|path| path.rsplit('/'));
-    let container = segments().find_map(|segment| {
-        // `ID`, `docker-ID.scope`, `cri-containerd-ID.scope`.
-        let id = segment.strip_suffix(".scope").unwrap_or(segment).rsplit(['-', ':']).next()?;
-        (id.len() == 64 && id.bytes().all(|byte| byte.is_ascii_hexdigit())).then(|| id.to_owned())
-    });
-    let pod = segments().find_map(|segment| {
-        // `podUID`, `kubepods-burstable-podUID.slice` with `_` for `-`.
-        let uid = segment.strip_suffix(".slice").unwrap_or(segment).rsplit_once("pod")?.1.replace('_', "-");
-        (uid.len() == 36 && uid.bytes().all(|byte| byte == b'-' || byte.is_ascii_hexdigit())).then_some(uid)
-    });
-    (container, pod)
 }
 
 /// What all resources of this host share.

@@ -60,7 +60,9 @@ pub(super) fn count(request: &Finished) -> u64 {
 /// The phases of a request, with begin and end in the kernel's nanoseconds: each begins where the one before ends, the
 /// first with the request, and the last ends with it. None for what never came as far as the engine.
 fn phases(request: &Finished) -> Vec<(Phase, u64, u64)> {
-    if request.join == Join::None && request.stale_tasks.is_empty() {
+    // Of one whose end was not awaited it is not known where the phases end.
+    let ran = request.join != Join::None || !request.stale_tasks.is_empty();
+    if !ran || request.outcome == Outcome::Interrupted {
         return Vec::new();
     }
     // A client can go before the engine notices; what it does then is not the request's time any more.
@@ -154,7 +156,7 @@ fn attributes(record: &Record) -> Attributes {
         ("llamaprobe.prefill_ms", request.prefill_ns()),
         ("llamaprobe.decode_ms", request.decode_ns()),
         ("llamaprobe.ttft_ms", request.ttft_ns()),
-        ("llamaprobe.worst_gap_ms", (request.generated_tokens > 1).then_some(request.worst_gap_ns)),
+        ("llamaprobe.worst_gap_ms", request.worst_gap()),
     ] {
         it.put_some(key, ns.map(ms));
     }
@@ -165,7 +167,7 @@ fn attributes(record: &Record) -> Attributes {
     it.put_some("llamaprobe.wasted_tokens", Some(request.wasted_tokens).filter(|n| *n > 0));
     it.put_some("llamaprobe.cost_dollars", record.cost.into_iter().flatten().next());
     if request.join.is_joined() {
-        it.put("gen_ai.usage.input_tokens", request.prompt_tokens + request.cached_tokens);
+        it.put_some("gen_ai.usage.input_tokens", request.input_tokens());
         it.put("gen_ai.usage.cache_read.input_tokens", request.cached_tokens);
         it.put("gen_ai.usage.output_tokens", request.generated_tokens);
         it.put("llama_cpp.context_used", request.context_used);
@@ -178,7 +180,8 @@ fn phase_attributes(request: &Finished, phase: Phase) -> Attributes {
     match phase {
         Phase::Queue => {}
         Phase::Prefill => {
-            it.put("llama_cpp.prompt_tokens.computed", request.prompt_tokens);
+            let computed = request.input_tokens().map(|_| request.prompt_tokens);
+            it.put_some("llama_cpp.prompt_tokens.computed", computed);
             it.put("llama_cpp.prompt_tokens.cached", request.cached_tokens);
         }
         Phase::Decode => it.put("llama_cpp.generated_tokens", request.generated_tokens),

@@ -34,6 +34,8 @@ use super::options::{Destination, Protocol, Tls};
 
 /// Of an answer no more is read: a collector says a sentence.
 const MAX_ANSWER: usize = 64 * 1024;
+/// Characters of what a collector says that are said again.
+const MAX_WORDS: usize = 200;
 /// How long a connection is kept that nothing is sent over.
 const IDLE: Duration = Duration::from_secs(90);
 
@@ -155,18 +157,11 @@ impl Client {
 async fn read(response: Response<Incoming>) -> Answer {
     let (head, body) = response.into_parts();
     let status = head.status;
-    let is_protobuf = head
-        .headers
-        .get(CONTENT_TYPE)
-        .is_none_or(|kind| kind.as_bytes().starts_with(b"application/x-protobuf"));
-    let body = match Limited::new(body, MAX_ANSWER).collect().await {
-        Ok(body) => body.to_bytes(),
-        // It was taken or not: only the status says.
-        Err(_) if !status.is_success() => Bytes::new(),
-        Err(error) => return Answer::Nonsense { why: format!("{status}, but its answer is cut: {error}") },
-    };
+    // Too long, or cut: what the status says holds all the same.
+    let body = Limited::new(body, MAX_ANSWER).collect().await.map(|body| body.to_bytes()).unwrap_or_default();
     if status.is_success() {
-        return if is_protobuf { taken(&body) } else { nonsense(status) };
+        let kind = head.headers.get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
+        return accepted(status, kind, &body);
     }
     let why = format!("the collector answers {status}");
     match status {
@@ -176,6 +171,31 @@ async fn read(response: Response<Incoming>) -> Answer {
         | StatusCode::GATEWAY_TIMEOUT => Answer::Later { why, after: retry_after(&head.headers) },
         _ => Answer::Refused { why },
     }
+}
+
+/// What a good status means. Collectors answer in Protobuf, in JSON, with a word or not at all, and have taken what they
+/// were sent; a page for people, or what only calls itself Protobuf, is no collector's.
+fn accepted(status: StatusCode, kind: Option<&str>, body: &[u8]) -> Answer {
+    let essence =
+        kind.and_then(|kind| kind.split(';').next()).unwrap_or_default().trim().to_ascii_lowercase();
+    let is_page = ["text/html", "application/xhtml+xml"].contains(&essence.as_str());
+    match essence.as_str() {
+        _ if is_page && !body.is_empty() => nonsense(status),
+        "application/x-protobuf" | "application/protobuf" => taken(body),
+        "application/json" => {
+            serde_json::from_slice(body).map_or_else(|_| all_taken(), |it| taken_in_json(&it))
+        }
+        // Without a type it may still be what it should be.
+        "" => match taken(body) {
+            Answer::Nonsense { .. } => all_taken(),
+            answer => answer,
+        },
+        _ => all_taken(),
+    }
+}
+
+fn all_taken() -> Answer {
+    Answer::Taken { rejected: 0, why: String::new() }
 }
 
 fn nonsense(status: StatusCode) -> Answer {
@@ -188,8 +208,19 @@ pub(super) fn taken(message: &[u8]) -> Answer {
     let partial = answer.partial_success.unwrap_or_default();
     Answer::Taken {
         rejected: u64::try_from(partial.rejected_spans).unwrap_or(0),
-        why: partial.error_message.chars().take(200).collect(),
+        why: partial.error_message.chars().take(MAX_WORDS).collect(),
     }
+}
+
+/// The same in JSON, where 64-bit numbers are texts.
+fn taken_in_json(answer: &serde_json::Value) -> Answer {
+    let partial = &answer["partialSuccess"];
+    let rejected = ["rejectedSpans", "rejectedDataPoints", "rejectedLogRecords"].map(|name| {
+        let number = &partial[name];
+        number.as_u64().or_else(|| number.as_str()?.parse().ok()).unwrap_or(0)
+    });
+    let why = partial["errorMessage"].as_str().unwrap_or_default();
+    Answer::Taken { rejected: rejected.into_iter().sum(), why: why.chars().take(MAX_WORDS).collect() }
 }
 
 /// Seconds, or a date.
@@ -245,4 +276,58 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>> {
 
 fn open(path: &Path) -> Result<BufReader<File>> {
     Ok(BufReader::new(File::open(path).with_context(|| format!("cannot read {}", path.display()))?))
+}
+
+#[cfg(test)]
+mod tests {
+    use opentelemetry_proto::tonic::collector::trace::v1::ExportTracePartialSuccess;
+
+    use super::*;
+
+    fn of(status: u16, kind: Option<&str>, body: &[u8]) -> Answer {
+        accepted(StatusCode::from_u16(status).unwrap(), kind, body)
+    }
+
+    #[test]
+    fn a_good_status_is_believed() {
+        for (status, kind, body) in [
+            (200, Some("application/json"), &b"{}"[..]),
+            (200, Some("application/json; charset=utf-8"), b"{\"partialSuccess\":{}}"),
+            (200, Some("application/json"), b"ok"),
+            (200, Some("Application/X-Protobuf"), b""),
+            (200, None, b""),
+            (200, None, b"OK"),
+            (202, Some("text/plain; charset=utf-8"), b"accepted"),
+            (200, Some("text/html"), b""),
+            (204, Some("text/plain"), b""),
+            (201, Some("application/octet-stream"), &[255, 254]),
+        ] {
+            assert_eq!(of(status, kind, body), all_taken(), "{status} {kind:?} {body:?}");
+        }
+    }
+
+    #[test]
+    fn pages_and_broken_messages_are_not() {
+        for (kind, body) in
+            [("text/html; charset=utf-8", &b"<html>"[..]), ("application/x-protobuf", &[255, 254, 253])]
+        {
+            assert!(matches!(of(200, Some(kind), body), Answer::Nonsense { .. }), "{kind}");
+        }
+    }
+
+    #[test]
+    fn what_was_rejected_is_read_in_either_language() {
+        let partial = ExportTracePartialSuccess { rejected_spans: 3, error_message: "no".to_owned() };
+        let message = ExportTraceServiceResponse { partial_success: Some(partial) }.encode_to_vec();
+        let expected = Answer::Taken { rejected: 3, why: "no".to_owned() };
+        assert_eq!(of(200, Some("application/x-protobuf"), &message), expected);
+        assert_eq!(of(200, None, &message), expected);
+        for body in [
+            r#"{"partialSuccess":{"rejectedSpans":"3","errorMessage":"no"}}"#,
+            r#"{"partialSuccess":{"rejectedDataPoints":3,"errorMessage":"no"}}"#,
+            r#"{"partialSuccess":{"rejectedLogRecords":"3","errorMessage":"no"}}"#,
+        ] {
+            assert_eq!(of(200, Some("application/json"), body.as_bytes()), expected, "{body}");
+        }
+    }
 }

@@ -93,9 +93,11 @@ fn agrees(says: &Closing, run: &Run) -> bool {
     let same = |said: Option<u64>, own: u32| said.is_none_or(|said| said == u64::from(own));
     let generated =
         |said: Option<u64>| said.is_none() || run.slots.iter().any(|slot| same(said, slot.generated_tokens));
-    same(says.prompt_n, first.prompt_tokens)
+    // What could not be read contradicts nothing.
+    let unknown = first.unread > 0;
+    (unknown || same(says.prompt_n, first.prompt_tokens))
         && same(says.cache_n.or(says.usage_cached), first.cached_tokens)
-        && same(says.usage_prompt.or(says.evaluated), first.prompt_tokens + first.cached_tokens)
+        && (unknown || same(says.usage_prompt.or(says.evaluated), first.prompt_tokens + first.cached_tokens))
         && generated(says.predicted_n.or(says.usage_completion))
         && says.slot.is_none_or(|slot| run.slots.iter().any(|own| u64::try_from(own.slot) == Ok(slot)))
 }

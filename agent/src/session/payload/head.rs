@@ -7,12 +7,12 @@
 #[cfg(test)]
 mod tests;
 
-use std::{borrow::Cow, fmt};
+use std::fmt;
 
 pub use super::{key::KeyHash, trace::TraceParent};
 use super::{
     lines::{Lines, header, length},
-    route::Route,
+    route::{self, Route},
     trace::is_state,
 };
 
@@ -94,6 +94,13 @@ impl Head {
     /// Whether the request runs on a slot; a preflight of the same path does not.
     pub fn is_inference(&self) -> bool {
         self.method == Method::Post && self.route.is_inference()
+    }
+
+    /// The server serves Vertex AI's predictions at `path`.
+    pub fn predicts_at(&mut self, path: &str) {
+        if self.route == Route::Other && self.path.ends_with(path) {
+            self.route = Route::Predict;
+        }
     }
 }
 
@@ -180,16 +187,15 @@ fn first_line(line: &[u8]) -> Result<Fields, &'static str> {
     if !parts.next().unwrap_or_default().starts_with(b"HTTP/1.") {
         return Err("the first line");
     }
-    let path = path(target);
-    let text = String::from_utf8_lossy(path);
+    let path = route::path(target);
     let head = Head {
         method: match method {
             b"GET" => Method::Get,
             b"POST" => Method::Post,
             _ => Method::Other,
         },
-        route: Route::of(&String::from_utf8_lossy(&decoded(path))),
-        path: text[..text.floor_char_boundary(MAX_PATH)].to_owned(),
+        route: Route::of(&path),
+        path: path[..path.floor_char_boundary(MAX_PATH)].to_owned(),
         traceparent: None,
         traceparent_invalid: false,
         tracestate: None,
@@ -208,29 +214,6 @@ fn first_line(line: &[u8]) -> Result<Fields, &'static str> {
         named: false,
         talks: false,
     })
-}
-
-/// A path without its percent encoding: the server knows its routes by that.
-fn decoded(path: &[u8]) -> Cow<'_, [u8]> {
-    if !path.contains(&b'%') {
-        return Cow::Borrowed(path);
-    }
-    let digit = |at: usize| path.get(at).and_then(|byte| char::from(*byte).to_digit(16));
-    let mut text = Vec::with_capacity(path.len());
-    let mut at = 0;
-    while at < path.len() {
-        match (path[at], digit(at + 1), digit(at + 2)) {
-            (b'%', Some(high), Some(low)) => {
-                text.push((high << 4 | low) as u8);
-                at += 3;
-            }
-            (byte, ..) => {
-                text.push(byte);
-                at += 1;
-            }
-        }
-    }
-    Cow::Owned(text)
 }
 
 impl Fields {
@@ -288,14 +271,6 @@ fn secret(name: &str) -> bool {
     ["authorization", "proxy-authorization", "x-api-key", "cookie"]
         .iter()
         .any(|known| name.eq_ignore_ascii_case(known))
-}
-
-/// The path of a request target, which may be a whole address.
-fn path(target: &[u8]) -> &[u8] {
-    let path =
-        target.iter().position(|byte| matches!(byte, b'?' | b'#')).map_or(target, |end| &target[..end]);
-    let address = path.strip_prefix(b"http://").or_else(|| path.strip_prefix(b"https://"));
-    address.map_or(path, |address| memchr::memchr(b'/', address).map_or(b"/", |start| &address[start..]))
 }
 
 /// The key in an `Authorization`; schemes are written in any case.

@@ -18,6 +18,7 @@ impl Finished {
             join: Join::Answer,
             cached_tokens,
             prompt_tokens: says.prompt_n.or(whole).unwrap_or(0),
+            prompt_unknown: says.prompt_n.or(whole).is_none(),
             generated_tokens: says.predicted_n.or(says.usage_completion).unwrap_or(0),
             first_token_ns: token_ns,
             ..self

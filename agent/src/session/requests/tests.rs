@@ -68,6 +68,32 @@ fn an_error_whose_launch_failed_ends_by_patience() {
 }
 
 #[test]
+fn what_is_under_way_at_the_end_is_told_with_what_it_has_used() {
+    let mut requests = requests();
+    let (running, waiting, answered) = (key(1_000), key(2_000), key(3_000));
+    let at = |ms: u64| (1_000 + ms) * MS;
+    let mut events = chat_events(answered);
+    // Its slot is not left.
+    events.retain(|event| !matches!(event, RequestEvent::SlotEnd(_)));
+    events.extend([
+        read(running, 0, at(0), &chat()),
+        task(running, 40, at(1)),
+        slot_start(running, 40, 1, at(2)),
+    ]);
+    events.push(read(waiting, 0, at(1_000), &chat()));
+    assert!(all(&mut requests, &events).is_empty());
+    requests.progress(&running, 40, Charge { tokens: [21, 3, 7], engine_ns: 9 });
+    let over = requests.interrupt(at(5_000));
+    let outcomes: Vec<_> = over.iter().map(|request| (request.key, request.outcome)).collect();
+    assert_eq!(outcomes[..2], [(running, Outcome::Interrupted), (waiting, Outcome::Interrupted)]);
+    assert_ne!(over[2].outcome, Outcome::Interrupted, "its answer is whole");
+    let told = |request: &Finished| [request.prompt_tokens, request.cached_tokens, request.generated_tokens];
+    assert_eq!((told(&over[0]), over[0].join, over[0].due.tokens), ([21, 3, 7], Join::Exact, [21, 3, 7]));
+    assert_eq!((told(&over[1]), over[1].join, over[1].code), ([0; 3], Join::None, UNKNOWN));
+    assert_eq!((over[0].worst_gap(), requests.open()), (None, 0));
+}
+
+#[test]
 fn a_slot_that_is_never_left_is_not_waited_for_for_ever() {
     let mut requests = requests();
     let request = key(1_000);

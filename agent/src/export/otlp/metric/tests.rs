@@ -163,6 +163,28 @@ fn a_server_counts_from_when_it_was_not_there_yet() {
 }
 
 #[test]
+fn a_series_that_falls_or_comes_back_counts_anew() {
+    let mut series = Series::new(100);
+    let mut start = |requests: usize, now: u64| -> Option<u64> {
+        let all = snapshot(vec![account("127.0.0.1:1", &vec![chat(); requests])]);
+        let collected = series.collect(&all, now);
+        let sums = collected.servers.values().flatten().filter(|metric| metric.name == "llm.requests");
+        let points = sums.filter_map(|metric| match &metric.data {
+            Some(Data::Sum(sum)) => sum.data_points.first().map(|point| point.start_time_unix_nano),
+            _ => None,
+        });
+        points.last()
+    };
+    assert_eq!(start(5, 200), Some(100));
+    assert_eq!(start(6, 300), Some(100));
+    assert_eq!(start(2, 400), Some(300), "it fell: what it counts now came after the last collection");
+    assert_eq!(start(0, 500), None);
+    assert_eq!(start(2, 600), Some(500), "it was not there in between");
+    assert_eq!(start(3, 550), Some(500), "the clock was set back");
+    assert_eq!(start(4, 450), Some(450), "and before its begin");
+}
+
+#[test]
 fn what_belongs_to_no_server_is_the_agents() {
     let collected = Series::new(100).collect(&snapshot(vec![account("127.0.0.1:1", &[])]), 200);
     let own = &collected.servers[&Server::default()];

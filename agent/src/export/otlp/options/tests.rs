@@ -58,6 +58,26 @@ fn the_general_endpoint_is_a_base_and_that_of_a_signal_is_whole() {
 }
 
 #[test]
+fn a_query_stays_behind_the_path() {
+    let of = |variable: &str, url: &str| uris(&with_environment(&[(variable, url)]).unwrap());
+    assert_eq!(
+        of("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://t/api/traces?token=a%20b"),
+        ["http://t/api/traces?token=a%20b"]
+    );
+    assert_eq!(of("OTEL_EXPORTER_OTLP_ENDPOINT", "http://t/x/?k=1")[0], "http://t/x/v1/traces?k=1");
+}
+
+#[test]
+fn a_percent_sign_may_be_one() {
+    for (value, meant) in
+        [("100%", "100%"), ("%zz%41%4", "%zzA%4"), ("a%2Cb%3d", "a,b="), ("%%41", "%A"), ("%+1", "%+1")]
+    {
+        assert_eq!(decoded(value).as_deref(), Some(meant), "{value}");
+    }
+    assert_eq!(decoded("%ff"), None);
+}
+
+#[test]
 fn flags_win_over_the_environment_and_this_over_the_file() {
     let variables = [
         ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://env"),
@@ -166,7 +186,7 @@ fn mistakes_are_named() {
         ("OTEL_METRICS_EXPORTER", "console"),
         ("OTEL_BSP_MAX_QUEUE_SIZE", "0"),
         ("OTEL_METRIC_EXPORT_INTERVAL", "0"),
-        ("OTEL_RESOURCE_ATTRIBUTES", "a=%zz"),
+        ("OTEL_RESOURCE_ATTRIBUTES", "a=%ff"),
     ] {
         let said = message(&at("http://h"), &[(name, value)]);
         assert!(said.contains(name), "{said}");

@@ -1,0 +1,114 @@
+//! How the batches of a process lie in memory: tried at its first calls, then known.
+
+use aya_ebpf::programs::ProbeContext;
+use llamaprobe_common::{
+    cookie::Cookie,
+    layout::{AGREED, CANDIDATES, ExtLayout, FOUND, LayoutKey, LayoutState, Memory, SHOWN, fits, is_run},
+    loss::Loss,
+};
+
+use crate::{
+    arguments::read,
+    maps::{LAYOUTS, SHOW},
+    target::Target,
+};
+
+/// The memory of the running process.
+struct Own;
+
+impl Memory for Own {
+    #[inline(always)]
+    fn words<const N: usize>(&self, address: u64) -> Option<[u64; N]> {
+        read::<[u64; N]>(address).ok()
+    }
+}
+
+/// What is known of the file that was called.
+#[inline(always)]
+pub fn find(target: &Target, cookie: Cookie) -> Option<&'static mut LayoutState> {
+    let key = LayoutKey { tgid: target.tgid, image: cookie.image() };
+    // SAFETY: a torn count does no harm, and the choice is one integer.
+    LAYOUTS.get_ptr_mut(key).map(|state| unsafe { &mut *state })
+}
+
+/// The layout of `batch`, if it is known or this call proves it.
+#[inline(always)]
+pub fn of(target: &Target, cookie: Cookie, batch: u64) -> Result<ExtLayout, Loss> {
+    let state = match find(target, cookie) {
+        Some(state) => state,
+        None => {
+            let key = LayoutKey { tgid: target.tgid, image: cookie.image() };
+            // Another thread may have been faster, which is as good.
+            let _ = LAYOUTS.insert(key, LayoutState::BLANK, 0);
+            find(target, cookie).ok_or(Loss::LayoutUnknown)?
+        }
+    };
+    if state.chosen == 0 {
+        state.chosen = prove(state, batch);
+    }
+    match state.chosen.wrapping_sub(1) {
+        at if at < CANDIDATES as u32 => Ok(state.candidates[at as usize]),
+        _ => Err(Loss::LayoutUnknown),
+    }
+}
+
+/// The one candidate that fits, plus 1. Two that fit prove nothing; one that was found must fit to several calls.
+#[inline(always)]
+fn prove(state: &mut LayoutState, batch: u64) -> u32 {
+    let (mut chosen, mut fitting) = (0, 0);
+    for at in 0..CANDIDATES {
+        let layout = state.candidates[at];
+        if !fits(layout, batch, &Own) || (at >= FOUND && !is_run(layout, batch, &Own)) {
+            continue;
+        }
+        fitting += 1;
+        chosen = at as u32 + 1;
+        if at >= FOUND {
+            state.agreed[at - FOUND] += 1;
+            if state.agreed[at - FOUND] < AGREED {
+                chosen = 0;
+            }
+        }
+    }
+    if fitting == 1 { chosen } else { 0 }
+}
+
+/// A decode call could not be read: what requests that are running have computed is not known any more.
+#[inline(always)]
+pub fn miss(target: &Target, cookie: Cookie, loss: Loss, probe: &ProbeContext) -> Result<(), Loss> {
+    count_missed(target);
+    if matches!(loss, Loss::LayoutUnknown)
+        && let Some(state) = find(target, cookie)
+        && state.shown < SHOWN
+    {
+        target.lose(loss);
+        // SAFETY: the map holds a program of the same type.
+        unsafe { SHOW.tail_call(probe, 0) };
+        return Ok(());
+    }
+    Err(loss)
+}
+
+/// The row of a process in which its unread calls are counted, whatever the file.
+const fn all_files(target: &Target) -> LayoutKey {
+    LayoutKey { tgid: target.tgid, image: LayoutKey::ALL }
+}
+
+#[inline(always)]
+fn count_missed(target: &Target) {
+    let key = all_files(target);
+    if LAYOUTS.get_ptr_mut(key).is_none() {
+        let _ = LAYOUTS.insert(key, LayoutState::BLANK, 0);
+    }
+    if let Some(state) = LAYOUTS.get_ptr_mut(key) {
+        // SAFETY: `state` points to a map value; a lost increment is none that anybody could tell from another.
+        unsafe { (*state).unread = (*state).unread.wrapping_add(1) };
+    }
+}
+
+/// How many decode calls of the process could not be read so far.
+#[inline(always)]
+pub fn unread(target: &Target) -> u32 {
+    // SAFETY: one integer.
+    unsafe { LAYOUTS.get(all_files(target)) }.map_or(0, |state| state.unread)
+}

@@ -1,0 +1,36 @@
+//! The last second: what is known by then is told, to the log, to a collector; then everything is detached.
+
+use std::time::{Duration, Instant};
+
+use aya::maps::{MapData, RingBuf};
+use tracing::{info, warn};
+
+use super::{Agent, heir, own::monotonic_ns};
+
+/// How long the log and the export may take together: whoever ends the agent waits no longer than a second.
+const LIMIT: Duration = Duration::from_millis(600);
+
+impl Agent {
+    /// Ends everything. The order: counts are read while they are complete, then the programs know nobody any more, then
+    /// the last lines, spans and figures go out, and last the programs are detached.
+    pub(super) fn end_all(mut self, requests: &mut RingBuf<MapData>, payload: &mut RingBuf<MapData>) {
+        let deadline = Instant::now() + LIMIT;
+        self.take_stock(requests, payload);
+        for (pid, _) in self.seats.rows() {
+            self.kernel.observe_no_more(pid);
+        }
+        while !self.drain_requests(requests, payload) {}
+        self.settle_answers(Instant::now());
+        let under_way = self.session.interrupt(Instant::now(), monotonic_ns());
+        self.tell(&under_way);
+        self.collect();
+        self.otlp.finish();
+        self.log.finish();
+        self.log.close(deadline);
+        self.otlp.close(deadline);
+        if let Err(error) = heir::appoint() {
+            warn!(%error, "no child can be started: the kernel detaches, and this process ends when it has");
+        }
+        info!(under_way = under_way.len(), "ended");
+    }
+}

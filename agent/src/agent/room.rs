@@ -1,0 +1,192 @@
+//! The engine room: what attaches and detaches, on threads of its own, because the kernel takes its time for both (0.1 s
+//! for a probe that goes, one after the other). The loop gives orders and is told when probes are in place. At the end of
+//! the agent a scout inherits them.
+
+use std::{
+    collections::VecDeque,
+    os::fd::OwnedFd,
+    path::Path,
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        mpsc::{Sender, channel},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use tokio::sync::mpsc::UnboundedSender;
+
+use crate::{
+    bpf::{
+        Attacher, LoadError,
+        attach::{AttachError, Links},
+    },
+    discovery::{
+        image::ImageId,
+        process::{ProcessId, ProcessRoot, descriptor},
+    },
+    plan::Probe,
+};
+
+/// How often sites without users are looked for.
+const IDLE: Duration = Duration::from_secs(5);
+/// What is to be done. Where several wait, the first kind in this list goes first.
+pub(super) enum Order {
+    /// Give up what was attached by an order.
+    Release(u64),
+    /// Detach what is attached for a process alone.
+    DetachOwn(u32),
+    /// Follow the sockets of servers, or follow them no more.
+    Sockets(bool),
+    /// Look for the descriptors of TLS sessions, or do so no more.
+    Sessions(bool),
+    /// Follow the threads that servers start for a request, or do so no more.
+    Offspring(bool),
+    /// Attach the probes of a process.
+    Attach(Box<Attach>),
+}
+
+/// Probes to attach.
+pub(super) struct Attach {
+    /// The number of this order.
+    pub(super) number: u64,
+    /// The process.
+    pub(super) id: ProcessId,
+    /// Its probes.
+    pub(super) probes: Vec<Probe>,
+    /// Its files.
+    pub(super) files: Vec<(ImageId, Arc<OwnedFd>)>,
+    /// Whether it shows that it is used: those go first.
+    pub(super) urgent: bool,
+}
+
+/// What was done.
+pub(super) enum Done {
+    /// All probes of this order that could be attached are. Those of a process that has ended are not worth a word.
+    Attached(u64, ProcessId, Vec<AttachError>),
+    /// Sockets cannot be followed.
+    NoSockets(LoadError),
+    /// Descriptors of TLS sessions cannot be found.
+    NoSessions(LoadError),
+    /// Threads that servers start for a request cannot be followed.
+    NoOffspring(LoadError),
+}
+
+type Orders = Arc<(Mutex<VecDeque<Order>>, Condvar)>;
+
+/// The way in.
+pub(super) struct Room {
+    orders: Orders,
+}
+
+impl Room {
+    /// Opens it.
+    pub(super) fn open(attacher: Attacher, told: UnboundedSender<Done>) -> std::io::Result<Self> {
+        let orders = Orders::default();
+        let inside = Inside { attacher, told, orders: orders.clone(), away: detacher("detach")? };
+        thread::Builder::new().name("engine room".into()).spawn(move || inside.run())?;
+        Ok(Self { orders })
+    }
+
+    /// Gives an order.
+    pub(super) fn order(&self, order: Order) {
+        lock(&self.orders.0).push_back(order);
+        self.orders.1.notify_one();
+    }
+}
+
+struct Inside {
+    attacher: Attacher,
+    told: UnboundedSender<Done>,
+    orders: Orders,
+    away: Sender<Links>,
+}
+
+impl Inside {
+    fn run(mut self) {
+        let mut swept = Instant::now();
+        loop {
+            if swept.elapsed() >= IDLE {
+                swept = Instant::now();
+                let idle = self.attacher.detach_idle();
+                self.detach(idle);
+            }
+            match self.next() {
+                None => {}
+                Some(Order::Release(order)) => {
+                    let own = self.attacher.release(order);
+                    self.detach(own);
+                }
+                // No return probe may stay where there is a seccomp filter: the order is done when it is gone.
+                Some(Order::DetachOwn(pid)) => drop(self.attacher.detach_own(pid)),
+                Some(Order::Sockets(follow)) => {
+                    if let Err(error) = self.attacher.follow_sockets(follow) {
+                        self.tell(Done::NoSockets(error));
+                    }
+                }
+                Some(Order::Offspring(follow)) => {
+                    if let Err(error) = self.attacher.follow_offspring(follow) {
+                        self.tell(Done::NoOffspring(error));
+                    }
+                }
+                Some(Order::Sessions(follow)) => {
+                    if let Err(error) = self.attacher.follow_sessions(follow) {
+                        self.tell(Done::NoSessions(error));
+                    }
+                }
+                Some(Order::Attach(attach)) => self.attach(*attach),
+            }
+        }
+    }
+
+    /// The next order, or none for a while.
+    fn next(&self) -> Option<Order> {
+        let (orders, waiting) = &*self.orders;
+        let (mut orders, _) = waiting
+            .wait_timeout_while(lock(orders), IDLE, |orders| orders.is_empty())
+            .unwrap_or_else(PoisonError::into_inner);
+        let first = (0..orders.len()).min_by_key(|at| rank(&orders[*at]))?;
+        orders.remove(first)
+    }
+
+    fn attach(&mut self, Attach { number, id, probes, files, .. }: Attach) {
+        let file = |image| files.iter().find(|(known, _)| *known == image).map(|(_, file)| descriptor(file));
+        let mut failures = self.attacher.attach(number, id.pid, &probes, file);
+        if !failures.is_empty() && !ProcessRoot::new(Path::new("/proc"), id.pid).is(id) {
+            failures.clear();
+        }
+        self.tell(Done::Attached(number, id, failures));
+    }
+
+    fn detach(&self, links: Vec<Links>) {
+        links.into_iter().for_each(|links| drop(self.away.send(links)));
+    }
+
+    fn tell(&self, done: Done) {
+        // The loop has ended.
+        let _ = self.told.send(done);
+    }
+}
+
+/// What costs nothing first, then what waits for the kernel.
+fn rank(order: &Order) -> u8 {
+    match order {
+        Order::Release(_) => 1,
+        Order::DetachOwn(_) => 2,
+        Order::Sockets(_) | Order::Sessions(_) | Order::Offspring(_) => 3,
+        Order::Attach(attach) if attach.urgent => 4,
+        Order::Attach(_) => 5,
+    }
+}
+
+/// A thread that detaches what it is sent.
+fn detacher(name: &str) -> std::io::Result<Sender<Links>> {
+    let (sender, links) = channel::<Links>();
+    thread::Builder::new().name(name.into()).spawn(move || links.into_iter().for_each(drop))?;
+    Ok(sender)
+}
+
+/// Nothing is left half-done under these locks, whoever panicked.
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,75 @@
+//! The signals that the agent knows. They are taken up before anything else is done, so that it can be ended at any moment.
+
+use std::io;
+
+use anyhow::{Context as _, Result};
+use rustix::process::Signal as Number;
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    task::spawn_blocking,
+};
+
+/// SIGTERM, SIGINT and SIGHUP.
+pub struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+    /// A file that must not become longer fails then, as a full disk does, instead of ending the agent.
+    _too_long: Signal,
+}
+
+impl Signals {
+    /// Takes them up. To be called within a runtime.
+    ///
+    /// # Errors
+    ///
+    /// When they cannot be handled.
+    pub fn new() -> io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+            _too_long: signal(SignalKind::from_raw(Number::XFSZ.as_raw()))?,
+        })
+    }
+
+    /// Waits until the agent is to end. Returns the name of the signal that says so.
+    pub async fn end(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+
+    /// Waits until files are to be opened and read anew, or the agent is to end.
+    pub(super) async fn next(&mut self) -> Order {
+        tokio::select! {
+            _ = self.hangup.recv() => Order::Reload,
+            _ = self.terminate.recv() => Order::End("SIGTERM"),
+            _ = self.interrupt.recv() => Order::End("SIGINT"),
+        }
+    }
+
+    /// Does what may take its time, or hang, on a thread of its own. `None` when the agent is to end meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// Those of `work`.
+    pub async fn or_end<T: Send + 'static>(
+        &mut self,
+        work: impl FnOnce() -> Result<T> + Send + 'static,
+    ) -> Result<Option<T>> {
+        tokio::select! {
+            done = spawn_blocking(work) => done.context("a part of the start panicked")?.map(Some),
+            _ = self.end() => Ok(None),
+        }
+    }
+}
+
+/// What a signal asks for.
+pub(super) enum Order {
+    /// To open and read files anew.
+    Reload,
+    /// To end, by this signal.
+    End(&'static str),
+}

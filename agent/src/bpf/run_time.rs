@@ -1,0 +1,135 @@
+//! What the kernel programs themselves cost. The kernel keeps the run time of programs while it is asked to, which costs
+//! every program on the host some 40 ns a run: it is asked for a second of every half minute.
+//!
+//! Out: [`Sample`]. Nothing where the rights for it lack.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    sync::{Arc, Mutex, PoisonError},
+    thread::{self, sleep},
+    time::{Duration, Instant},
+};
+
+use aya::{
+    programs::loaded_programs,
+    sys::{Stats, enable_stats},
+};
+use tracing::debug;
+
+use super::Attacher;
+use crate::plan::catalog::Program;
+
+/// How long the kernel keeps run times.
+const WINDOW: Duration = Duration::from_secs(1);
+/// From one such window to the next.
+const EVERY: Duration = Duration::from_secs(30);
+
+/// What is known of the programs' cost.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Sample {
+    /// Nanoseconds of one run of each program, by its number; 0 for one that has not run in a window yet.
+    pub bodies: [u32; Program::ALL.len()],
+    /// Time of all programs of the agent, in whichever process they ran, per time of one processor, in the last window.
+    pub cpu_ratio: Option<f64>,
+}
+
+/// Run time of a program and number of its runs, since it was loaded and as far as they were kept.
+#[derive(Clone, Copy, Debug, Default)]
+struct Ran {
+    time: Duration,
+    runs: u64,
+}
+
+/// The thread that samples.
+pub struct RunTimes {
+    sample: Arc<Mutex<Sample>>,
+}
+
+impl RunTimes {
+    /// Starts the thread for the programs that an [`Attacher`] has loaded.
+    ///
+    /// # Errors
+    ///
+    /// When no thread can be started.
+    pub fn start(attacher: &Attacher) -> io::Result<Self> {
+        let info = |(name, program): (&str, &aya::programs::Program)| {
+            Some((program.info().ok()?.id(), name.to_owned()))
+        };
+        let programs: BTreeMap<u32, String> = attacher.ebpf.programs().filter_map(info).collect();
+        let sample = Arc::new(Mutex::new(Sample::default()));
+        let shared = sample.clone();
+        let run = move || {
+            loop {
+                match measure(&programs) {
+                    Ok(sample) => *shared.lock().unwrap_or_else(PoisonError::into_inner) = sample,
+                    Err(error) => return debug!(%error, "the kernel does not tell the run time of programs"),
+                }
+                sleep(EVERY);
+            }
+        };
+        thread::Builder::new().name("run times".into()).spawn(run)?;
+        Ok(Self { sample })
+    }
+
+    /// The last sample.
+    pub fn last(&self) -> Sample {
+        *self.sample.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn measure(programs: &BTreeMap<u32, String>) -> io::Result<Sample> {
+    let kept = enable_stats(Stats::RunTime).map_err(|error| error.io_error)?;
+    let (start, before) = (Instant::now(), read(programs));
+    sleep(WINDOW);
+    let (elapsed, after) = (start.elapsed(), read(programs));
+    drop(kept);
+    let time = |ran: &BTreeMap<&str, Ran>| ran.values().map(|ran| ran.time).sum::<Duration>();
+    let busy = time(&after).saturating_sub(time(&before));
+    Ok(Sample { bodies: bodies(&after), cpu_ratio: Some(busy.as_secs_f64() / elapsed.as_secs_f64()) })
+}
+
+fn read(programs: &BTreeMap<u32, String>) -> BTreeMap<&str, Ran> {
+    let loaded = loaded_programs().flatten();
+    let own = loaded.filter_map(|info| {
+        let name = programs.get(&info.id())?.as_str();
+        Some((name, Ran { time: info.run_time(), runs: info.run_count() }))
+    });
+    own.collect()
+}
+
+/// What one run of each takes; what runs at the end of the same function belongs to it.
+fn bodies(ran: &BTreeMap<&str, Ran>) -> [u32; Program::ALL.len()] {
+    Program::ALL.map(|program| {
+        let of = |name: Option<&str>| name.and_then(|name| ran.get(name)).copied().unwrap_or_default();
+        let entry = of(Some(program.name()));
+        let time = entry.time + of(program.at_return()).time + of(program.at_end()).time;
+        let one = time.as_nanos().checked_div(u128::from(entry.runs)).unwrap_or(0);
+        u32::try_from(one).unwrap_or(u32::MAX)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_time_of_a_run_is_that_of_entry_and_end() {
+        let of = |time, runs| Ran { time: Duration::from_nanos(time), runs };
+        let ran = BTreeMap::from([
+            ("lp_batch", of(9_000, 9)),
+            ("lp_tls_read", of(1_000, 10)),
+            ("lp_tls_readend", of(2_000, 5)),
+            ("lp_exec", of(77, 1)),
+        ]);
+        let bodies = bodies(&ran);
+        assert_eq!(bodies[Program::Batch as usize], 1_000);
+        assert_eq!(bodies[Program::TlsRead as usize], 300);
+        assert_eq!(bodies.iter().filter(|ns| **ns > 0).count(), 2);
+    }
+
+    #[test]
+    fn programs_are_numbered_in_order() {
+        assert!(Program::ALL.iter().enumerate().all(|(at, program)| *program as usize == at));
+    }
+}

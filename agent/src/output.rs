@@ -1,0 +1,202 @@
+//! What the program says to whoever started it, on standard output and standard error: either may be closed, full, or a
+//! pipe whose reader has gone or stopped. None of these ends the agent or makes it wait.
+
+use std::{
+    fs::File,
+    io::{self, Write},
+    os::fd::AsFd,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+        mpsc::{Receiver, SyncSender, sync_channel},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use tracing_subscriber::fmt::MakeWriter;
+
+/// Messages that may wait for standard error; of more the newest are lost, and their number is said.
+const QUEUE: usize = 1024;
+/// How long a single text may take.
+const PATIENCE: Duration = Duration::from_millis(300);
+
+/// Writes a report to standard output. That its reader has had enough (`| head`) is no failure.
+///
+/// # Errors
+///
+/// When it cannot be written for any other reason: a full disk.
+pub fn print(text: &str) -> io::Result<()> {
+    let written = own(io::stdout())?.write_all(text.as_bytes());
+    written.or_else(|error| if error.kind() == io::ErrorKind::BrokenPipe { Ok(()) } else { Err(error) })
+}
+
+/// Writes a line to standard output without waiting for whoever does not read it.
+///
+/// # Errors
+///
+/// When it is not written by then.
+pub fn announce(line: &str) -> io::Result<()> {
+    within(own(io::stdout())?, format!("{line}\n"))
+}
+
+/// Writes a line to standard error, if that can be done at once: there is nobody left to tell otherwise.
+pub fn complain(line: &str) {
+    let _ = own(io::stderr()).and_then(|stderr| within(stderr, format!("{line}\n")));
+}
+
+/// The same file, without the buffers and locks of the standard library: what is not written is not written later.
+fn own(stream: impl AsFd) -> io::Result<File> {
+    Ok(stream.as_fd().try_clone_to_owned()?.into())
+}
+
+fn within(mut file: File, text: String) -> io::Result<()> {
+    let (sender, done) = sync_channel(1);
+    thread::Builder::new().spawn(move || {
+        let _ = sender.send(file.write_all(text.as_bytes()));
+    })?;
+    done.recv_timeout(PATIENCE).unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+}
+
+/// Standard error for the log of the program. A thread of its own writes.
+#[derive(Clone)]
+pub struct Messages {
+    sender: SyncSender<Vec<u8>>,
+    counts: Arc<Counts>,
+}
+
+/// Messages so far.
+#[derive(Default)]
+struct Counts {
+    /// That were handed over.
+    taken: AtomicU64,
+    /// Of these, those that were written, or could not be.
+    done: AtomicU64,
+    /// That found no room, and were not spoken of yet.
+    lost: AtomicU64,
+}
+
+impl Messages {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    ///
+    /// When none can be started.
+    pub fn start() -> io::Result<Self> {
+        Self::over(own(io::stderr())?)
+    }
+
+    fn over(output: impl Write + Send + 'static) -> io::Result<Self> {
+        let (sender, receiver) = sync_channel(QUEUE);
+        let counts = Arc::new(Counts::default());
+        let shared = counts.clone();
+        thread::Builder::new()
+            .name("messages".to_owned())
+            .spawn(move || write(&receiver, output, &shared))?;
+        Ok(Self { sender, counts })
+    }
+
+    /// Waits until everything is written, but not for longer than `limit`.
+    pub fn flush(&self, limit: Duration) {
+        let deadline = Instant::now() + limit;
+        let waits = || self.counts.done.load(Ordering::Acquire) < self.counts.taken.load(Ordering::Acquire);
+        while waits() && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+fn write(receiver: &Receiver<Vec<u8>>, mut output: impl Write, counts: &Counts) {
+    while let Ok(message) = receiver.recv() {
+        let lost = counts.lost.swap(0, Ordering::Relaxed);
+        if lost > 0 {
+            let _ = writeln!(output, "{lost} messages were lost: standard error was not read");
+        }
+        // There is no other place to say that this one is full or gone.
+        let _ = output.write_all(&message);
+        counts.done.fetch_add(1, Ordering::Release);
+    }
+}
+
+impl Write for Messages {
+    /// Takes a whole message. Never waits, never fails.
+    fn write(&mut self, message: &[u8]) -> io::Result<usize> {
+        self.counts.taken.fetch_add(1, Ordering::Release);
+        if self.sender.try_send(message.to_vec()).is_err() {
+            self.counts.taken.fetch_sub(1, Ordering::Release);
+            self.counts.lost.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(message.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl<'a> MakeWriter<'a> for Messages {
+    type Writer = Self;
+
+    fn make_writer(&'a self) -> Self {
+        self.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{io::Read as _, os::unix::net::UnixStream};
+
+    use super::*;
+
+    #[test]
+    fn a_reader_that_stops_costs_messages_and_no_time() {
+        let (near, mut far) = UnixStream::pair().unwrap();
+        let mut messages = Messages::over(near).unwrap();
+        let start = Instant::now();
+        let text = [b'x'; 1000];
+        // More than the socket and the queue hold.
+        for _ in 0..4 * QUEUE {
+            messages.write_all(&text).unwrap();
+        }
+        messages.flush(Duration::from_millis(50));
+        assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+        let lost = messages.counts.lost.load(Ordering::Relaxed);
+        assert!(lost > 0);
+        let reader = thread::spawn(move || {
+            let mut read = String::new();
+            far.read_to_string(&mut read).unwrap();
+            read
+        });
+        messages.flush(Duration::from_secs(10));
+        messages.write_all(b"\nthe last\n").unwrap();
+        messages.flush(Duration::from_secs(10));
+        drop(messages);
+        let read = reader.join().unwrap();
+        assert!(read.contains(&format!("{lost} messages were lost")), "{lost}");
+        assert!(read.ends_with("the last\n"));
+        assert_eq!(read.matches('x').count() as u64, 1000 * (4 * QUEUE as u64 - lost));
+    }
+
+    #[test]
+    fn a_full_or_closed_output_ends_nothing() {
+        let full = File::options().write(true).open("/dev/full").unwrap();
+        let (closed, far) = UnixStream::pair().unwrap();
+        drop(far);
+        for mut messages in [Messages::over(full).unwrap(), Messages::over(closed).unwrap()] {
+            for _ in 0..3 {
+                messages.write_all(b"a message\n").unwrap();
+                messages.flush(Duration::from_secs(5));
+            }
+            assert_eq!(messages.counts.done.load(Ordering::Relaxed), 3);
+        }
+    }
+
+    #[test]
+    fn a_text_that_nobody_takes_is_not_waited_for() {
+        let (near, far) = UnixStream::pair().unwrap();
+        let file = File::from(std::os::fd::OwnedFd::from(near));
+        let error = within(file, "x".repeat(10 << 20)).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        drop(far);
+    }
+}

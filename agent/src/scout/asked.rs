@@ -1,0 +1,139 @@
+//! The agent's side of a scout: asks, waits for the answer as long as one can be expected, and leaves a scout alone that
+//! gives none.
+
+use std::{
+    collections::HashMap,
+    fs,
+    os::{
+        fd::OwnedFd,
+        unix::{net::UnixStream, process::CommandExt as _},
+    },
+    process::{Child, Command, Stdio},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use super::{COMMAND, Question, Reply, Seen, receive, send, unpack};
+use crate::discovery::{
+    Look,
+    image::{Image, ImageId},
+};
+
+/// How long an answer may take. What a scout may spend takes less on an idle machine.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// How long one that waits for a processor is waited for.
+const BUSY: Duration = Duration::from_secs(15);
+
+/// Images that one scout may tell of.
+const MOST_KNOWN: usize = 1024;
+
+/// Why there was no answer.
+#[derive(Debug)]
+pub enum NoAnswer {
+    /// It does not come.
+    Hung,
+    /// The scout has ended.
+    Ended(std::io::Error),
+}
+
+/// A process that looks.
+pub struct Scout {
+    child: Child,
+    socket: OwnedFd,
+    /// Images that it sent.
+    known: HashMap<ImageId, Arc<Image>>,
+}
+
+impl Scout {
+    /// Starts one.
+    ///
+    /// # Errors
+    ///
+    /// When there is no room for one more process.
+    pub fn start() -> std::io::Result<Self> {
+        let (ours, theirs) = UnixStream::pair()?;
+        ours.set_read_timeout(Some(PATIENCE))?;
+        ours.set_write_timeout(Some(PATIENCE))?;
+        let child = Command::new("/proc/self/exe")
+            .arg(COMMAND)
+            .stdin(OwnedFd::from(theirs))
+            .stdout(Stdio::null())
+            // Who reads what the agent says waits for nobody else to close it.
+            .stderr(Stdio::null())
+            // A signal from the terminal is for the agent, which lets it end.
+            .process_group(0)
+            .spawn()?;
+        Ok(Self { child, socket: ours.into(), known: HashMap::new() })
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Asks, and waits for the answer.
+    ///
+    /// # Errors
+    ///
+    /// When there is none; it is of no use any more then.
+    pub fn ask(&mut self, question: &Question) -> Result<Reply, NoAnswer> {
+        let start = Instant::now();
+        send(&self.socket, question, &[]).map_err(NoAnswer::Ended)?;
+        loop {
+            match receive::<Reply>(&self.socket) {
+                Ok(Some((mut reply, files))) => {
+                    if let Seen::Process(look) = &mut reply.seen {
+                        unpack(look, files);
+                        self.complete(look);
+                    }
+                    return Ok(reply);
+                }
+                Ok(None) => return Err(NoAnswer::Ended(std::io::ErrorKind::UnexpectedEof.into())),
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                    if start.elapsed() > BUSY || !self.runs() {
+                        return Err(NoAnswer::Hung);
+                    }
+                }
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(NoAnswer::Ended(error)),
+            }
+        }
+    }
+
+    /// Images that were sent before come without what is known of them.
+    fn complete(&mut self, look: &mut Look) {
+        let (Look::Found(target) | Look::Opaque(target)) = look else { return };
+        for mapped in &mut target.images {
+            if mapped.image.is_foreign() {
+                mapped.image = self.known.get(&mapped.image.id).unwrap_or(&mapped.image).clone();
+            } else {
+                self.known.insert(mapped.image.id, mapped.image.clone());
+            }
+        }
+    }
+
+    /// Whether it knows so much that it had better start anew.
+    pub fn is_full(&self) -> bool {
+        self.known.len() > MOST_KNOWN
+    }
+
+    /// Whether it has something to compute, and waits for a processor at most.
+    fn runs(&self) -> bool {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap_or_default();
+        stat.rsplit_once(") ").is_some_and(|(_, fields)| fields.starts_with('R'))
+    }
+
+    /// On which file system it is, as in `maps`; `None` when it reads no file that is mapped.
+    pub fn device(&self) -> Option<Box<str>> {
+        let name = fs::read_to_string(format!("/proc/{}/comm", self.pid())).ok()?;
+        let name = name.trim();
+        name.contains(':').then(|| name.into())
+    }
+
+    /// Gives it up. It ends when what it waits for lets it.
+    pub fn abandon(mut self) -> Child {
+        // It has ended already.
+        let _ = self.child.kill();
+        self.child
+    }
+}
