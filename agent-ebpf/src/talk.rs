@@ -98,12 +98,15 @@ pub fn hand(head: &mut PieceHead, from: u64) -> u32 {
 /// Hands over what is kept in the pages, older first. Returns whether that was possible.
 #[inline(never)]
 pub fn flush(talk: &mut Talk, head: &mut PieceHead) -> bool {
-    let page = talk.page & 1;
-    // The same twice rather than a loop: the pages are then at constant places.
-    if page == 0 {
-        flush_page::<1>(talk, head) & flush_page::<0>(talk, head)
+    // Not a loop: the pages are then at constant places.
+    if talk.page & 1 == 0 {
+        let older = flush_page::<1>(talk, head);
+        let newer = flush_page::<0>(talk, head);
+        older && newer
     } else {
-        flush_page::<0>(talk, head) & flush_page::<1>(talk, head)
+        let older = flush_page::<0>(talk, head);
+        let newer = flush_page::<1>(talk, head);
+        older && newer
     }
 }
 
@@ -144,7 +147,7 @@ pub fn has_room(talk: &Talk, len: u32) -> bool {
 #[inline(never)]
 pub fn keep(talk: &mut Talk, offset: u64, buffer: u64, len: u64) -> bool {
     let most = PAGE_BYTES as u64 - 1;
-    let skip = if len > most { len - most } else { 0 };
+    let skip = len.saturating_sub(most);
     let mut size = len - skip;
     let mut page = talk.page & 1;
     let mut at = u64::from(if page == 0 { talk.lens[0] } else { talk.lens[1] });

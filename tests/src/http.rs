@@ -162,6 +162,12 @@ impl Connection {
         Ok(())
     }
 
+    /// Sends bytes as they are.
+    pub fn send_bytes(&mut self, bytes: &[u8]) -> Result<()> {
+        self.stream.get_mut().write_all(bytes).context("cannot send")?;
+        Ok(self.stream.get_mut().flush()?)
+    }
+
     /// Receives the answer, up to its end or up to its event number `events`.
     pub fn receive(&mut self, events: Option<usize>) -> Result<Reply> {
         let status_line = self.line()?;

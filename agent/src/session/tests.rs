@@ -509,7 +509,7 @@ fn http_plan() -> Plan {
 
 /// Gives the session events; what is over by them, by label and outcome.
 fn over(session: &mut Session, now: Instant, events: &[RequestEvent]) -> Vec<(String, Outcome)> {
-    let mut both = |event: &RequestEvent| {
+    let both = |event: &RequestEvent| {
         let mut records = session.on(now, event);
         records.extend(told(event).iter().flat_map(|event| session.on(now, event)));
         records
