@@ -75,7 +75,11 @@ fn what_is_under_way_at_the_end_is_told_with_what_it_has_used() {
     let mut events = chat_events(answered);
     // Its slot is not left.
     events.retain(|event| !matches!(event, RequestEvent::SlotEnd(_)));
-    events.extend([read(running, 0, at(0), &chat()), task(running, 40, at(1)), slot_start(running, 40, 1, at(2))]);
+    events.extend([
+        read(running, 0, at(0), &chat()),
+        task(running, 40, at(1)),
+        slot_start(running, 40, 1, at(2)),
+    ]);
     events.push(read(waiting, 0, at(1_000), &chat()));
     assert!(all(&mut requests, &events).is_empty());
     requests.progress(&running, 40, Charge { tokens: [21, 3, 7], engine_ns: 9 });
