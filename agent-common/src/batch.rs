@@ -123,6 +123,10 @@ pub struct Context {
     pub token_priority: u32,
     /// Decode calls that failed.
     pub failed: u32,
+    /// Slots that generate.
+    pub decoding: u32,
+    /// Those of them that were found in the batch.
+    pub met: u32,
     /// Always 0.
     pub reserved: u32,
     /// Tokens sampled since the batch, to tell repeated looks at one token apart.
@@ -173,5 +177,5 @@ plain!(
     Walk = 32,
     Pick = 16,
     Step = 16,
-    Context = 136 + 16 * STEPS + 4 * FAILURES + 12 * MAX_RUNS
+    Context = 144 + 16 * STEPS + 4 * FAILURES + 12 * MAX_RUNS
 );

@@ -62,7 +62,7 @@ const WORDS: u64 = 0xfff;
 /// An offset in words of 4 bytes, plus 1; 0 for none, and for one that has no place in a cookie.
 const fn words(offset: Option<u16>) -> u64 {
     match offset {
-        Some(offset) if offset % 4 == 0 && (offset as u64) / 4 < WORDS => offset as u64 / 4 + 1,
+        Some(offset) if offset.is_multiple_of(4) && (offset as u64) / 4 < WORDS => offset as u64 / 4 + 1,
         _ => 0,
     }
 }

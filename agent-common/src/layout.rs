@@ -125,11 +125,12 @@ pub fn fits(layout: ExtLayout, batch: u64, memory: &impl Memory) -> bool {
         return false;
     }
     let Some([begin, end, room]) = memory.words(batch + u64::from(layout.tokens)) else { return false };
-    if begin == 0 || begin % 8 != 0 || end <= begin || room < end {
+    if begin == 0 || !begin.is_multiple_of(8) || end <= begin || room < end {
         return false;
     }
     let (length, room) = (end - begin, room - begin);
-    if length % stride != 0 || room % stride != 0 || room / stride > MAX_PLAUSIBLE as u64 {
+    if !length.is_multiple_of(stride) || !room.is_multiple_of(stride) || room / stride > MAX_PLAUSIBLE as u64
+    {
         return false;
     }
     is_token(layout, begin, memory) && is_token(layout, end - stride, memory)
@@ -204,7 +205,7 @@ impl Word {
             0 => Self::Zero,
             _ if word as u32 == ONE => Self::One,
             _ if word <= MAX_SEQUENCE as u64 => Self::Small,
-            0x1000..=0x00ff_ffff_ffff_ffff if word % 8 == 0 => Self::Address,
+            0x1000..=0x00ff_ffff_ffff_ffff if word.is_multiple_of(8) => Self::Address,
             _ => Self::Other,
         }
     }
@@ -263,7 +264,7 @@ mod tests {
 
     impl Memory for Process {
         fn words<const N: usize>(&self, address: u64) -> Option<[u64; N]> {
-            let first = usize::try_from(address).ok().filter(|address| address % 8 == 0)? / 8;
+            let first = usize::try_from(address).ok().filter(|address| address.is_multiple_of(8))? / 8;
             self.words.get(first..first + N)?.try_into().ok()
         }
     }

@@ -3,11 +3,11 @@
 use crate::plain;
 
 /// The longest piece of a request or an answer that is handed over at once; longer reads and writes make several.
-pub const PIECE_BYTES: usize = 4096;
+pub const PIECE_BYTES: usize = 16 * 1024;
 /// Room of the pieces, smallest first: a piece takes the first that it fits into.
-pub const PIECE_ROOMS: [usize; 8] = [128, 256, 384, 512, 768, 1024, 2048, PIECE_BYTES];
+pub const PIECE_ROOMS: [usize; 8] = [128, 256, 384, 512, 1024, 4096, 8192, PIECE_BYTES];
 /// Pieces of one read or write; what lies between them and its end is left out.
-pub const PIECES: u32 = 64;
+pub const PIECES: u32 = 16;
 /// Bytes of one request that are handed over; of what follows only the end. Images stand behind such a length.
 pub const REQUEST_BYTES: u64 = 1 << 20;
 /// Bytes of one answer that are handed over; of what follows only the end.
@@ -241,6 +241,8 @@ pub struct WriteEvent {
     pub request: RequestKey,
     /// When.
     pub at_ns: u64,
+    /// Bytes of the request up to here.
+    pub bytes_in: u64,
     /// Bytes of the answer up to here.
     pub bytes_out: u64,
     /// Its status code; 0 when it is not known.
@@ -412,7 +414,7 @@ plain!(
     Talk = 48 + 3 * PAGE_BYTES,
     PieceHead = 40,
     BeginEvent = 64,
-    WriteEvent = 48,
+    WriteEvent = 56,
     EndEvent = 80,
     TaskEvent = 32,
     DraftEvent = 40,

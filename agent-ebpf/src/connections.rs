@@ -364,6 +364,7 @@ fn tell_write(target: &Target, key: ConnectionKey, state: &mut Connection, index
         index,
         request: request(key, state),
         at_ns: now,
+        bytes_in: state.bytes_in,
         bytes_out: state.bytes_out,
         code: state.code,
         gaps: state.flags & Gap::ANY,

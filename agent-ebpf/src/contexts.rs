@@ -11,10 +11,13 @@ use llamaprobe_common::{
 };
 
 use crate::{
-    maps::{BLANK_CONTEXT, CONTEXTS, MEMORIES},
+    maps::{BLANK_CONTEXT, CONTEXTS, MEMORIES, SEQUENCES},
     sequences,
     target::Target,
 };
+
+/// Tokens that a server decodes to warm up or to try its cache.
+const WARM_UP: u32 = 2;
 
 /// Sequences of a context that are forgotten with it: llama.cpp's `LLAMA_MAX_SEQ`.
 const FORGOTTEN: u32 = 256;
@@ -74,10 +77,12 @@ pub fn count_pending(target: &Target, context: &mut Context, now: u64) -> bool {
     context.flags &= !Context::PENDING;
     context.flags |= Context::COUNTED;
     target.batch(u64::from(context.tokens));
-    // Of tokens that could not be read it is known that they are prompt: a server puts what generates first.
-    target.tokens(TokenType::Prompt, u64::from(context.prompt_tokens + context.rest));
-    if context.rest != 0 {
-        target.unattributed(TokenType::Prompt, u64::from(context.rest));
+    // Of tokens that could not be read those are no prompt that slots go on with which generate.
+    let unmet = context.decoding.saturating_sub(context.met);
+    let rest = context.rest.saturating_sub(unmet);
+    target.tokens(TokenType::Prompt, u64::from(context.prompt_tokens + rest));
+    if rest != 0 {
+        target.unattributed(TokenType::Prompt, u64::from(rest));
     }
     let duration_ns = now.saturating_sub(context.entered_ns);
     target.engine(duration_ns);
@@ -92,6 +97,13 @@ pub fn end_step(target: &Target, context: &mut Context, now: u64) {
     if count_pending(target, context, now) {
         target.step(now.saturating_sub(context.entered_ns));
     }
+}
+
+/// Whether a decode call of which nothing came may be one by which a server to be warms up or tries its cache: a few
+/// tokens at the beginning.
+#[inline(always)]
+pub fn is_warm_up(context: &Context) -> bool {
+    context.first_position == 0 && context.tokens <= WARM_UP
 }
 
 /// The decode call under way has failed. Its sequences take back what they took from it when they are met again.
@@ -116,6 +128,13 @@ pub fn has_failed(context: &Context, step: u32) -> bool {
     false
 }
 
+/// Whether the decode call under way repeats part of one that failed.
+#[inline(always)]
+pub fn is_retry(context: &Context) -> bool {
+    let last = context.failures[context.failed.wrapping_sub(1) as usize & (FAILURES - 1)];
+    context.failed != 0 && last.wrapping_add(1) == context.step
+}
+
 /// The batch under way is walked as far as possible. If that was not to its end the decode call counts all the same, if
 /// the context is one whose calls do.
 #[inline(always)]
@@ -131,14 +150,16 @@ pub fn walked(target: &Target, context: &mut Context) {
     }
 }
 
-/// Forgets all that a context holds; with `freed` the context, too. Of sequences without slots the agent removes the
-/// entries.
+/// Forgets all that a context holds; with `freed` the context, too, and sequences that are no slots.
 #[inline(always)]
 pub fn forget(target: &Target, address: u64, freed: bool, now: u64) {
     let Some(context) = find(target, address) else { return };
     // Whatever was decoded before is decoded.
     let slots = target.has(TargetConfig::SLOTS);
     let ended = if slots { now } else { context.entered_ns };
+    if target.is_undecided() && is_warm_up(context) {
+        context.flags &= !Context::PENDING;
+    }
     count_pending(target, context, ended);
     let (count, memory) = (context.sequences, context.memory);
     let kept_flags = if slots { u32::MAX } else { !Sequence::DECODING };
@@ -155,6 +176,11 @@ pub fn forget(target: &Target, address: u64, freed: bool, now: u64) {
             state.n_past = 0;
             state.flags &= kept_flags;
             state.context = kept_address;
+            if freed {
+                // Slots are under no context: of them none is removed. Without a branch, which would be one more for
+                // the verifier in every turn.
+                let _ = SEQUENCES.remove(SequenceKey { context: address, ..key });
+            }
         }
     }
     if freed {

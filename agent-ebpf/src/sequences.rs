@@ -109,6 +109,12 @@ pub fn find_or_make(key: &SequenceKey) -> Result<&'static mut Sequence, Loss> {
     find(key).ok_or(Loss::SequencesFull)
 }
 
+/// The context that decodes a slot's tokens. Of a slot whose prompt was not found in its batch it is the server's.
+#[inline(always)]
+pub fn decoder(target: &Target, state: &Sequence) -> u64 {
+    if state.context == 0 { target.main() } else { state.context }
+}
+
 /// A request takes the sequence. What the KV cache holds stays: the request may reuse it.
 #[inline(always)]
 pub fn launch(target: &Target, state: &mut Sequence, task: i32, request: RequestKey, now: u64) {

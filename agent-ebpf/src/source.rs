@@ -63,7 +63,11 @@ impl Source {
     fn ext(batch: u64, layout: ExtLayout) -> Result<Self, Loss> {
         let [begin, end] = read::<[u64; 2]>(batch + u64::from(layout.tokens))?;
         let (bytes, stride) = (end.wrapping_sub(begin), u64::from(layout.stride));
-        if end < begin || stride == 0 || bytes % stride != 0 || bytes / stride > u64::from(MAX_PLAUSIBLE) {
+        if end < begin
+            || stride == 0
+            || !bytes.is_multiple_of(stride)
+            || bytes / stride > u64::from(MAX_PLAUSIBLE)
+        {
             return Err(Loss::Implausible);
         }
         Ok(Self {

@@ -78,6 +78,10 @@ const BATCHES: usize = 16;
 /// How much later than an event bytes that came before it may stand in their ring, nanoseconds: a program that writes one
 /// may be held up.
 const SLACK_NS: u64 = 50_000_000;
+/// How often bytes are waited for that must be there, in one go: not for long, since requests must not wait for one.
+const WAITS: u32 = 20;
+/// How long each time.
+const WAIT: Duration = Duration::from_micros(250);
 /// Questions that may wait.
 const QUESTIONS: usize = 16;
 
@@ -425,6 +429,7 @@ impl Agent {
     /// Events and bytes come by rings of their own. Events first, then the bytes, then the events are applied: each finds
     /// the bytes that came before it. Where there are many, of the bytes only those are taken that are due.
     fn drain_requests(&mut self, events: &mut RingBuf<MapData>, payload: &mut RingBuf<MapData>) -> bool {
+        let mut waits = WAITS;
         for _ in 0..BATCHES {
             let mut batch = Vec::new();
             while batch.len() < BATCH
@@ -437,8 +442,15 @@ impl Agent {
             }
             let all = batch.len() < BATCH;
             let latest = batch.iter().map(RequestEvent::at_ns).max().unwrap_or(0);
-            self.drain_payload(payload, if all { u64::MAX } else { latest.saturating_add(SLACK_NS) });
+            let until = if all { u64::MAX } else { latest.saturating_add(SLACK_NS) };
+            self.drain_payload(payload, until);
             for event in &batch {
+                // A program that another CPU is held up in keeps those closed that came after it.
+                while waits > 0 && self.session.lacks(event) {
+                    waits -= 1;
+                    std::thread::sleep(WAIT);
+                    self.drain_payload(payload, until);
+                }
                 self.request_event(event);
             }
             if all {

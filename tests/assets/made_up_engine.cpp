@@ -7,14 +7,16 @@
 //   LISTS  a token's sequences are a list instead of a set: a layout that nothing is known of
 //   SERVER the functions of a server are there, too
 //
-// Listens, prints `READY`, then for each line of standard input generates 24 tokens for a prompt of 6 and prints
+// Listens, and answers every connection as servers did that call `accept`, not `accept4`. Prints `READY PORT`, then for each line of standard input generates 24 tokens for a prompt of 6 and prints
 // `OUT [numbers]`: as a program that uses the library, or, with `slot` in the line, on a slot.
 
 #include <arpa/inet.h>
 #include <sys/socket.h>
+#include <unistd.h>
 
 #include <cstdio>
 #include <cstring>
+#include <thread>
 #include <unordered_set>
 #include <vector>
 
@@ -103,12 +105,33 @@ static void decode(llama_context & context, llama_batch_ext & batch, int count, 
     context.decode(batch);
 }
 
+// The calls of the HTTP library of b3485, in their order.
+static void serve(int listener) {
+    for (;;) {
+        int connection = accept(listener, nullptr, nullptr);
+        if (connection < 0) return;
+        char request[4096];
+        sockaddr_storage peer;
+        socklen_t length = sizeof peer;
+        if (recv(connection, request, sizeof request, 0) > 0) {
+            getpeername(connection, (sockaddr *) &peer, &length);
+            const char answer[] = "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\n{}";
+            send(connection, answer, sizeof answer - 1, MSG_NOSIGNAL);
+        }
+        shutdown(connection, SHUT_RDWR);
+        close(connection);
+    }
+}
+
 int main() {
     int listener = socket(AF_INET, SOCK_STREAM, 0);
     sockaddr_in address{};
     address.sin_family = AF_INET;
     address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
     if (bind(listener, (sockaddr *) &address, sizeof address) || listen(listener, 1)) return 1;
+    socklen_t length = sizeof address;
+    if (getsockname(listener, (sockaddr *) &address, &length)) return 1;
+    std::thread(serve, listener).detach();
 
     llama_context context{&context, {}, 2048, 1024};
     llama_batch_ext batch{};
@@ -122,7 +145,7 @@ int main() {
     decode(context, batch, 2, 0);
 #endif
     int position = 0, task = 0;
-    puts("READY");
+    printf("READY %d\n", ntohs(address.sin_port));
     fflush(stdout);
     char line[64];
     while (fgets(line, sizeof line, stdin)) {

@@ -17,6 +17,7 @@ pub struct Binding {
     input: ChildStdin,
     output: BufReader<ChildStdout>,
     log: Log,
+    ready: String,
 }
 
 impl Binding {
@@ -27,6 +28,15 @@ impl Binding {
         command.arg(workspace_root().join("tests/assets/drive_libllama.py"));
         command.arg(assets.libllama(build)).arg(assets.tiny());
         command.args(["--mode", mode, "--backends"]).arg(assets.backends(build));
+        Self::start(command)
+    }
+
+    /// Python that makes, uses and frees contexts as it is told; see `use_contexts.py`.
+    pub fn contexts(assets: &Assets, build: Build) -> Result<Self> {
+        let mut command = tied(assets.python());
+        command.arg(workspace_root().join("tests/assets/use_contexts.py"));
+        command.arg(assets.libllama(build)).arg(assets.tiny());
+        command.arg("--backends").arg(assets.backends(build));
         Self::start(command)
     }
 
@@ -48,7 +58,7 @@ impl Binding {
     pub fn made_up(scratch: &Scratch, definitions: &[&str]) -> Result<Self> {
         let program = scratch.path().join("made-up-engine");
         let mut compiler = Command::new("c++");
-        compiler.args(["-O1", "-o"]).arg(&program);
+        compiler.args(["-O1", "-pthread", "-o"]).arg(&program);
         compiler.args(definitions.iter().map(|definition| format!("-D{definition}")));
         compiler.arg(workspace_root().join("tests/assets/made_up_engine.cpp"));
         let output = compiler.output().context("a compiler of C++ is needed")?;
@@ -76,14 +86,19 @@ impl Binding {
         let child = process.child();
         let input = child.stdin.take().context("no standard input")?;
         let output = BufReader::new(child.stdout.take().context("no standard output")?);
-        let mut binding = Self { process, input, output, log };
-        binding.answer("READY")?;
+        let mut binding = Self { process, input, output, log, ready: String::new() };
+        binding.ready = binding.answer("READY")?;
         Ok(binding)
     }
 
     /// The process id.
     pub fn pid(&self) -> u32 {
         self.process.pid()
+    }
+
+    /// What it said when it was ready: the port, if it listens.
+    pub fn ready(&self) -> &str {
+        &self.ready
     }
 
     /// Generates once, and returns how many tokens.
@@ -96,6 +111,13 @@ impl Binding {
         writeln!(self.input, "{word}")?;
         let tokens = self.answer("OUT")?;
         Ok(serde_json::from_str::<Vec<u32>>(&tokens).with_context(|| format!("not tokens: {tokens}"))?.len())
+    }
+
+    /// Does what `command` says, and returns the prompt and generated tokens of it.
+    pub fn command(&mut self, command: &str) -> Result<[u64; 2]> {
+        writeln!(self.input, "{command}")?;
+        let tokens = self.answer("OUT")?;
+        serde_json::from_str(&tokens).with_context(|| format!("{command}: {tokens}"))
     }
 
     fn answer(&mut self, word: &str) -> Result<String> {

@@ -4,8 +4,21 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+
+use crate::wait_for;
+
+/// How long the kernel may take to forget the probes of an agent that has ended: some 0.1 s for each.
+const GONE: Duration = Duration::from_secs(10);
+
+/// Waits until the program text of a process is that of its files: no probe is left.
+pub fn wait_restored(pid: u32) -> Result<()> {
+    let clean = || changed(pid).ok().filter(BTreeMap::is_empty).map(drop);
+    wait_for("the process's text to be as before", GONE, clean)
+        .with_context(|| format!("changed bytes: {:?}", changed(pid)))
+}
 
 /// How many bytes of a process's executable mappings differ from their files, by file. Files without a difference
 /// are left out.

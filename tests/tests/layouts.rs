@@ -1,9 +1,12 @@
 //! Where a build keeps what is read is proved by its memory, and what a process is by what it does.
 
+use std::net::{Ipv4Addr, SocketAddr};
+
 use anyhow::Result;
 use llamaprobe_tests::agent::Agent;
 use llamaprobe_tests::binding::Binding;
 use llamaprobe_tests::exposition::Exposition;
+use llamaprobe_tests::http;
 use llamaprobe_tests::scratch::Scratch;
 use llamaprobe_tests::skip::privileged;
 
@@ -150,5 +153,24 @@ fn a_server_is_who_starts_a_slot() -> Result<()> {
     let metrics = are_counted(&agent, 6.0)?;
     assert_eq!(metrics.value("llm_slots_busy"), Some(0.0));
     assert_eq!(metrics.value("llm_context_used_tokens"), Some(29.0), "what its one slot holds");
+    agent.stop()
+}
+
+#[test]
+fn connections_are_seen_however_they_are_accepted() -> Result<()> {
+    if privileged().is_none() {
+        return Ok(());
+    }
+    let scratch = Scratch::new()?;
+    // `accept`, as up to about b3848; the other tests run servers that call `accept4`.
+    let (mut engine, agent) = observed(&scratch, &["HEAD=72", "LEAD=40", "TAIL=0", "SERVER"])?;
+    engine.generate_as("slot")?;
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, engine.ready().parse()?));
+    for _ in 0..3 {
+        assert_eq!(http::get(address, "/health")?.status, 200);
+    }
+    let seen =
+        |metrics: &Exposition| metrics.sum("llm_requests_total", &[("route", "/health"), ("code", "200")]);
+    agent.wait_metrics("three requests", |metrics| (seen(metrics) == 3.0).then_some(()))?;
     agent.stop()
 }

@@ -13,9 +13,9 @@ use llamaprobe_tests::http::{Connection, Endpoint};
 use llamaprobe_tests::launch::Launch;
 use llamaprobe_tests::server::LlamaServer;
 use llamaprobe_tests::skip::privileged;
+use llamaprobe_tests::text;
 use llamaprobe_tests::tls::Identity;
 use llamaprobe_tests::traffic::prompt;
-use llamaprobe_tests::{text, wait_for};
 use serde_json::json;
 
 const CLIENTS: usize = 8;
@@ -27,8 +27,6 @@ const ENDED: usize = 20;
 const STAY: Duration = Duration::from_millis(300);
 /// Every map that grows with the work.
 const MAPS: [&str; 6] = ["sequences", "contexts", "connections", "threads", "tasks", "calls"];
-/// How long the kernel may take to forget the probes of a dead process.
-const GONE: Duration = Duration::from_secs(5);
 
 /// The request of a client: always the same, and by temperature and cache with one answer only.
 fn call(client: usize) -> Call {
@@ -74,13 +72,6 @@ fn load(endpoint: &Endpoint, expected: &[String], done: &AtomicBool) -> Result<u
     })
 }
 
-/// Waits until the program text of the server is that of its files: no probe is left.
-fn no_probe_is_left(server: &LlamaServer) -> Result<()> {
-    let clean = || text::changed(server.pid()).ok().filter(|changed| changed.is_empty()).map(drop);
-    wait_for("the server's text to be as before", GONE, clean)
-        .with_context(|| format!("changed bytes: {:?}", text::changed(server.pid())))
-}
-
 /// An agent that observes the server and nothing else on the host.
 fn observing(server: &LlamaServer) -> Result<Agent> {
     let agent = Agent::start(&["--pid", &server.pid().to_string()])?;
@@ -96,7 +87,7 @@ fn come_and_go(server: &LlamaServer, times: usize, leave: impl Fn(Agent) -> Resu
         let changed = text::changed(server.pid())?;
         ensure!(!changed.is_empty(), "an attached probe shows in the text");
         leave(agent)?;
-        no_probe_is_left(server)?;
+        text::wait_restored(server.pid())?;
     }
     Ok(())
 }
@@ -113,8 +104,8 @@ fn under_load_no_answer_changes_and_nothing_stays() -> Result<()> {
         let endpoint = &server.endpoint();
         let expected =
             (0..CLIENTS).map(|client| answer(endpoint, client, &mut None)).collect::<Result<Vec<_>>>()?;
-        let changed = text::changed(server.pid())?;
-        assert!(changed.is_empty(), "without a probe the text is that of the files, but: {changed:?}");
+        // Those of the test before may be going yet.
+        text::wait_restored(server.pid()).context("without a probe the text is that of the files")?;
 
         let done = &AtomicBool::new(false);
         let (answers, outcome) = thread::scope(|scope| {
@@ -163,7 +154,7 @@ fn under_load_no_answer_changes_and_nothing_stays() -> Result<()> {
             lost.select("llamaprobe_lost_total", &[]).filter(|it| it.value > 0.0).collect::<Vec<_>>()
         );
         agent.stop()?;
-        no_probe_is_left(&server)?;
+        text::wait_restored(server.pid())?;
     }
     Ok(())
 }

@@ -11,7 +11,7 @@ use llamaprobe_common::{
 
 use super::{now, observe, resume, slot::prove};
 use crate::{
-    arguments::read,
+    arguments::{Arguments, read},
     contexts, layouts,
     maps::{FOLLOW, FOLLOW_BATCH, FOLLOW_WALK},
     sequences,
@@ -22,15 +22,17 @@ use crate::{
 /// Looks at tokens, and ends of runs, in one program that walks. A server's decode-only batch needs 2 a slot, a prompt
 /// of 400 tokens 19.
 const LOOKS: usize = 256;
+/// The same for a kernel whose verifier cannot see through so many.
+const FEW_LOOKS: usize = 64;
 /// Programs that walk one batch. Together with those that attribute what was found they are the 33 tail calls that the
 /// kernel allows: no batch of a server needs more, since llama.cpp has no more than 256 sequences. `bpf_loop` would
 /// need Linux 5.17.
 const WALKS: u32 = 17;
-/// Runs that are attributed in one program; [`MAX_RUNS`] in the 16 that are left.
+/// Runs that are attributed in one program; 384 in the 16 that are left.
 const RUNS: usize = 24;
-
-/// Tokens that a server decodes to warm up or to try its cache.
-const WARM_UP: u32 = 2;
+/// The same for a kernel whose verifier cannot see through so many, or that has no functions beside tail calls (Linux
+/// before 6.0 on aarch64); 64 in the 16 that are left.
+const FEW_RUNS: usize = 4;
 
 #[uprobe]
 fn lp_batch(probe: ProbeContext) -> u32 {
@@ -49,48 +51,77 @@ fn lp_batch(probe: ProbeContext) -> u32 {
 /// Continues `lp_batch`: finds the runs of the batch. Not attached anywhere.
 #[uprobe]
 fn lp_walk(probe: ProbeContext) -> u32 {
-    resume(&probe, |target, cookie, call| {
-        let Some(source) = Source::of(target, call, cookie)? else { return Ok(()) };
-        let Some(context) = contexts::find(target, call.get(0)?) else { return Ok(()) };
-        context.walk.programs += 1;
-        let place = match walk(context, &source) {
-            Ok(true) => FOLLOW_BATCH,
-            Ok(false) if context.walk.programs < WALKS => FOLLOW_WALK,
-            Ok(false) => {
-                target.lose(Loss::BatchTooComplex);
-                FOLLOW_BATCH
-            }
-            // What was found up to here is attributed all the same.
-            Err(loss) => {
-                target.lose(loss);
-                FOLLOW_BATCH
-            }
-        };
-        go_on(&probe, place, target, context)
-    })
+    resume(&probe, |target, cookie, call| walk_on::<LOOKS>(&probe, target, cookie, call))
+}
+
+/// The same where `lp_walk` cannot be loaded.
+#[uprobe]
+fn lp_walk_few(probe: ProbeContext) -> u32 {
+    resume(&probe, |target, cookie, call| walk_on::<FEW_LOOKS>(&probe, target, cookie, call))
 }
 
 /// Continues `lp_walk`: attributes the runs that were found. Not attached anywhere.
 #[uprobe]
 fn lp_follow(probe: ProbeContext) -> u32 {
-    resume(&probe, |target, cookie, call| {
-        let Some(source) = Source::of(target, call, cookie)? else { return Ok(()) };
-        let address = call.get(0)?;
-        let Some(context) = contexts::find(target, address) else { return Ok(()) };
-        for _ in 0..RUNS {
-            contexts::reload();
-            let at = context.walk.closed;
-            if at >= context.runs_len {
-                contexts::walked(target, context);
-                return Ok(());
-            }
-            context.walk.closed = at + 1;
-            if let Err(loss) = close(target, context, address, &source, at) {
-                target.lose(loss);
-            }
+    resume(&probe, |target, cookie, call| follow_on::<RUNS>(&probe, target, cookie, call, close_apart))
+}
+
+/// The same where `lp_follow` cannot be loaded.
+#[uprobe]
+fn lp_follow_few(probe: ProbeContext) -> u32 {
+    resume(&probe, |target, cookie, call| follow_on::<FEW_RUNS>(&probe, target, cookie, call, close))
+}
+
+#[inline(always)]
+fn walk_on<const LOOKS: usize>(
+    probe: &ProbeContext,
+    target: &Target,
+    cookie: Cookie,
+    call: &Arguments,
+) -> Result<(), Loss> {
+    let Some(source) = Source::of(target, call, cookie)? else { return Ok(()) };
+    let Some(context) = contexts::find(target, call.get(0)?) else { return Ok(()) };
+    context.walk.programs += 1;
+    let place = match walk::<LOOKS>(context, &source) {
+        Ok(true) => FOLLOW_BATCH,
+        Ok(false) if context.walk.programs < WALKS => FOLLOW_WALK,
+        Ok(false) => {
+            target.lose(Loss::BatchTooComplex);
+            FOLLOW_BATCH
         }
-        go_on(&probe, FOLLOW_BATCH, target, context)
-    })
+        // What was found up to here is attributed all the same.
+        Err(loss) => {
+            target.lose(loss);
+            FOLLOW_BATCH
+        }
+    };
+    go_on(probe, place, target, context)
+}
+
+#[inline(always)]
+fn follow_on<const RUNS: usize>(
+    probe: &ProbeContext,
+    target: &Target,
+    cookie: Cookie,
+    call: &Arguments,
+    close: impl Fn(&Target, &mut Context, u64, &Source, u32) -> Result<(), Loss>,
+) -> Result<(), Loss> {
+    let Some(source) = Source::of(target, call, cookie)? else { return Ok(()) };
+    let address = call.get(0)?;
+    let Some(context) = contexts::find(target, address) else { return Ok(()) };
+    for _ in 0..RUNS {
+        contexts::reload();
+        let at = context.walk.closed;
+        if at >= context.runs_len {
+            contexts::walked(target, context);
+            return Ok(());
+        }
+        context.walk.closed = at + 1;
+        if let Err(loss) = close(target, context, address, &source, at) {
+            target.lose(loss);
+        }
+    }
+    go_on(probe, FOLLOW_BATCH, target, context)
 }
 
 /// Hands over to another program. Comes back only when that is not possible.
@@ -121,9 +152,10 @@ fn enter(
         first.position = state.n_past as i32;
     }
     if target.is_undecided() {
-        // Nothing came of a few tokens at the beginning before others came there: the warm-up of a server to be.
-        let tried = first.position == 0 && context.first_position == 0 && context.tokens <= WARM_UP;
-        context.flags &= !if tried { Context::PENDING } else { 0 };
+        // Nothing came of them before others came there.
+        if first.position == 0 && contexts::is_warm_up(context) {
+            context.flags &= !Context::PENDING;
+        }
         context.flags |= Context::UNDECIDED;
     } else if context.flags & Context::UNDECIDED != 0 {
         // What a server did before its first slot is its warm-up.
@@ -159,6 +191,7 @@ fn enter(
     context.tokens = source.len;
     context.prompt_tokens = 0;
     context.rest = source.len;
+    context.met = 0;
     context.first_sequence = first.sequence;
     context.first_position = first.position;
     context.mark = mark;
@@ -184,7 +217,7 @@ fn enter(
 ///
 /// Returns whether the end was reached.
 #[inline(always)]
-fn walk(context: &mut Context, source: &Source) -> Result<bool, Loss> {
+fn walk<const LOOKS: usize>(context: &mut Context, source: &Source) -> Result<bool, Loss> {
     let walk = &raw mut context.walk;
     let found = &raw mut context.runs_len;
     for _ in 0..LOOKS {
@@ -231,8 +264,21 @@ fn walk(context: &mut Context, source: &Source) -> Result<bool, Loss> {
     Ok(false)
 }
 
-/// Attributes the tokens of run `at`.
+/// Attributes the tokens of run `at`, as a function of its own: what it knows the verifier forgets when it returns, and
+/// takes one turn of the loop for the next.
 #[inline(never)]
+fn close_apart(
+    target: &Target,
+    context: &mut Context,
+    address: u64,
+    source: &Source,
+    at: u32,
+) -> Result<(), Loss> {
+    close(target, context, address, source, at)
+}
+
+/// Attributes the tokens of run `at`.
+#[inline(always)]
 fn close(target: &Target, context: &mut Context, address: u64, source: &Source, at: u32) -> Result<(), Loss> {
     let Run { start, sequence, sampled: position } = context.runs[contexts::masked(at)];
     let next = at.wrapping_add(1);
@@ -290,6 +336,7 @@ fn close(target: &Target, context: &mut Context, address: u64, source: &Source, 
     state.prompt_tokens += prompt;
     // Of a request that generates one token goes on, the others are guesses that this call is to check.
     let drafted = if prompt == 0 { tokens - 1 } else { 0 };
+    context.met += u32::from(prompt == 0);
     sequences::take_part(target, state, context, tokens, prompt, drafted);
     state.n_past = position + tokens;
     context.flags |= Context::PENDING;

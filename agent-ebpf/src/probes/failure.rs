@@ -1,5 +1,6 @@
-//! Role failure: a server tells a request that it failed. If the request took part in the decode call under way, that
-//! call is what failed: nothing of it counts.
+//! Role failure: a server tells a request that it failed. If the request took part in the decode call under way, or that
+//! one repeats another that failed, it is the call that failed: nothing of it counts. A server that gives up tells all
+//! its requests, also those whose part of the batch was decoded before or never.
 
 use aya_ebpf::{macros::uprobe, programs::ProbeContext};
 use llamaprobe_common::{
@@ -34,6 +35,10 @@ fn lp_task_error(probe: ProbeContext) -> u32 {
         if context.flags & Context::PENDING == 0 {
             return Ok(());
         }
+        if contexts::is_retry(context) {
+            contexts::fail(context);
+            return Ok(());
+        }
         for i in 0..MAX_RUNS {
             if i as u32 >= context.runs_len {
                 break;
@@ -57,7 +62,7 @@ fn failed(target: &Target, state: &Sequence) {
     if state.flags & Sequence::ACTIVE != 0
         && let Some(context) = contexts::find(target, address)
         && context.flags & Context::PENDING != 0
-        && state.step == context.step
+        && (state.step == context.step || contexts::is_retry(context))
     {
         contexts::fail(context);
     }

@@ -96,15 +96,23 @@ fn end(target: &Target, slot: u64) -> Result<(), Loss> {
 fn leave(target: &Target, state: &mut Sequence, slot: i32) -> Result<(), Loss> {
     let task = state.task;
     let now = now();
+    let decoded = state.flags & Sequence::DECODING != 0;
     state.flags = 0;
     state.task = -1;
     let mut n_ctx = 0;
     // Embeddings and requests cancelled within their prompt have no token that proves the batch.
     if let Some(context) = contexts::find(target, state.context) {
+        // The last try of a server that gives up: with one token, and no look at what came of it.
+        if context.flags & Context::PENDING != 0 && context.tokens == 1 && contexts::is_retry(context) {
+            contexts::fail(context);
+        }
         contexts::count_pending(target, context, now);
         sequences::undo(state, context);
         sequences::settle(state, context);
         n_ctx = if context.n_ctx_seq != 0 { context.n_ctx_seq } else { context.n_ctx };
+    }
+    if decoded && let Some(context) = contexts::find(target, sequences::decoder(target, state)) {
+        context.decoding = context.decoding.saturating_sub(1);
     }
     sequences::judge_draft(target, state);
     let _ = TASKS.remove(TaskKey { tgid: target.tgid, task });

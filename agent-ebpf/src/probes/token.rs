@@ -34,11 +34,12 @@ fn lp_slot_token(probe: ProbeContext) -> u32 {
         }
         let state = sequences::find_or_make(&sequences::key_of_slot(target, slot))?;
         let now = now();
-        if let Some(context) = contexts::find(target, state.context) {
+        if let Some(context) = contexts::find(target, sequences::decoder(target, state)) {
             if !target.has(TargetConfig::STEP_END) {
                 contexts::end_step(target, context, now);
             }
             sequences::settle(state, context);
+            context.decoding += u32::from(state.flags & Sequence::DECODING == 0);
         }
         sequences::token(target, state, now);
         Ok(())
@@ -111,6 +112,7 @@ fn sample(target: &Target, cookie: Cookie, address: u64, index: Option<i32>) -> 
     }
     let state = sequences::find_or_make(&key)?;
     sequences::settle(state, context);
+    context.decoding += u32::from(state.flags & Sequence::DECODING == 0);
     sequences::token(target, state, now);
     if target.is_undecided() {
         target.note(TargetConfig::TOLD);

@@ -75,6 +75,9 @@ pub(super) struct LookCounts {
     pub(super) cpu: Duration,
 }
 
+/// Why there is no answer, and the file system on which the scout stopped.
+type Unanswered = (NoAnswer, Option<Box<str>>);
+
 /// What else than a process is looked at; these go first.
 enum Errand {
     All,
@@ -269,7 +272,7 @@ impl Worker {
     }
 
     /// Asks the scout, and gives it up when it does not answer. `None` when there is none.
-    fn ask(&mut self, question: &Question) -> Option<Result<Reply, (NoAnswer, Option<Box<str>>)>> {
+    fn ask(&mut self, question: &Question) -> Option<Result<Reply, Unanswered>> {
         let mut scout = match self.scout.take() {
             Some(scout) => scout,
             None => self.start()?,

@@ -16,13 +16,15 @@ use llamaprobe_common::{
     target::{Notes, TargetConfig, TargetStats},
     task::TaskKey,
 };
-use tracing::warn;
+use tracing::{debug, warn};
 
 use super::{attach::Attachments, sockets::SocketLinks};
 use crate::plan::catalog::Program;
 
-/// Programs that others go on with by a tail call, by their place in the map `FOLLOW`.
-const FOLLOW: [&str; 3] = ["lp_walk", "lp_follow", "lp_tasks_on"];
+/// Programs that others go on with by a tail call, by their place in the map `FOLLOW`; with each one that does less at
+/// once, for a kernel that refuses it.
+const FOLLOW: [(&str, Option<&str>); 3] =
+    [("lp_walk", Some("lp_walk_few")), ("lp_follow", Some("lp_follow_few")), ("lp_tasks_on", None)];
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/llamaprobe-ebpf"));
 
@@ -174,11 +176,12 @@ impl Kernel {
         let at_return = Program::ALL.into_iter().filter_map(Program::at_return);
         let at_end = Program::ALL.into_iter().filter_map(Program::at_end);
         let names = Program::ALL.into_iter().map(Program::name).chain(at_return).chain(at_end);
-        for name in names.chain(FOLLOW).chain(["lp_show", "lp_calibration"]) {
+        for name in names.chain(["lp_show", "lp_calibration"]) {
             let program = uprobe(&mut ebpf, name)?;
             program.load().map_err(|source| LoadError::program("load", name, source))?;
         }
-        let follow = vec![fill(&mut ebpf, "FOLLOW", &FOLLOW)?, fill(&mut ebpf, "SHOW", &["lp_show"])?];
+        let follow =
+            vec![fill(&mut ebpf, "FOLLOW", &FOLLOW)?, fill(&mut ebpf, "SHOW", &[("lp_show", None)])?];
 
         // Before anything is told: who is not meant never fills a ring.
         let mut meant: HashMap<MapData, u32, u8> = take(&mut ebpf, "ONLY")?;
@@ -230,12 +233,25 @@ impl Kernel {
     }
 }
 
-/// Puts the programs of tail calls where others look for them.
-fn fill(ebpf: &mut Ebpf, map: &'static str, programs: &[&str]) -> Result<ProgramArray<MapData>, LoadError> {
+/// Puts the programs of tail calls where others look for them; in place of one that this kernel refuses the other of its
+/// pair.
+fn fill(
+    ebpf: &mut Ebpf,
+    map: &'static str,
+    programs: &[(&'static str, Option<&'static str>)],
+) -> Result<ProgramArray<MapData>, LoadError> {
     let mut array: ProgramArray<MapData> = take(ebpf, map)?;
-    for (place, name) in (0..).zip(programs) {
-        let fd = uprobe(ebpf, name)?;
-        let fd = fd.fd().map_err(|source| LoadError::program("open", name, source))?;
+    for (place, &(mut name, instead)) in (0..).zip(programs) {
+        let loaded = uprobe(ebpf, name)?.fd().is_ok();
+        if !loaded && let (Err(error), Some(instead)) = (uprobe(ebpf, name)?.load(), instead) {
+            debug!(name, instead, error = chain(&error), "this kernel refuses a program");
+            name = instead;
+        }
+        let program = uprobe(ebpf, name)?;
+        if program.fd().is_err() {
+            program.load().map_err(|source| LoadError::program("load", name, source))?;
+        }
+        let fd = program.fd().map_err(|source| LoadError::program("open", name, source))?;
         array.set(place, fd, 0).map_err(|source| LoadError::map("fill", map, source))?;
     }
     Ok(array)

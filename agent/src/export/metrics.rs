@@ -411,8 +411,14 @@ pub static METRICS: &[Metric] = &[
     ),
     metric(
         Counter,
+        "llamaprobe_unattributed_tokens_total",
+        "Tokens among those of llm_tokens_total of which it is not known whose they are: their batch could not be read to its end.",
+        usage::unattributed,
+    ),
+    metric(
+        Counter,
         "llamaprobe_join_total",
-        "Requests that ran on a slot by how they were joined to it; ambiguous ones were not, unmatched are slots.",
+        "Requests that ran on a slot by how they were joined to it; ambiguous ones were not, unmatched are slots, of partial ones prompt tokens may be missing.",
         joins,
     ),
     metric(Gauge, "llamaprobe_map_entries", "Entries of the kernel's maps that grow with the work.", |all| {
@@ -426,7 +432,7 @@ pub static METRICS: &[Metric] = &[
     metric(
         Counter,
         "llamaprobe_requests_given_up_total",
-        "Requests under way that were given up because too many were.",
+        "Requests that were given up: too many were under way, or ended before their server had a name.",
         |all| number(all.given_up as f64),
     ),
     metric(

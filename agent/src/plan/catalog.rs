@@ -678,9 +678,17 @@ pub fn is_tls(symbol: &str) -> bool {
 
 /// Whether a string table can hold a wanted symbol at all: tells a library apart without walking its symbols.
 pub fn marked(strings: &[u8]) -> bool {
-    [b"llama_".as_slice(), b"server_slot", b"server_response", b"common_memory", b"SSL_"]
-        .iter()
-        .any(|mark| memchr::memmem::find(strings, mark).is_some())
+    [
+        b"llama_".as_slice(),
+        b"server_slot",
+        b"server_response",
+        b"server_context",
+        b"common_memory",
+        b"common_speculative",
+        b"SSL_",
+    ]
+    .iter()
+    .any(|mark| memchr::memmem::find(strings, mark).is_some())
 }
 
 #[cfg(test)]

@@ -25,7 +25,7 @@ pub fn find(shown: &ShownEvent) -> Option<[ExtLayout; 2]> {
         [first, second, ..] => (first, 8 * (second - first)),
     };
     let even = sets.windows(2).all(|pair| 8 * (pair[1] - pair[0]) == stride);
-    let whole = |bytes: u64| bytes % stride as u64 == 0;
+    let whole = |bytes: u64| bytes.is_multiple_of(stride as u64);
     if !even || !whole(length) || !whole(room) {
         return None;
     }

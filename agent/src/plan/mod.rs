@@ -189,7 +189,11 @@ pub fn plan(images: &[Arc<Image>]) -> Verdict {
     let step_end = if slots { step_end } else { step_end.into_iter().chain(all(Role::StepEnd)).collect() };
     // What only a server does, or not every build.
     let beside = |role| if visible { all(role) } else { Vec::new() };
-    let cache = if slots { cache } else { cuts(images) };
+    let cache = if slots { cache } else { Vec::new() };
+    let mut context_end = all(Role::ContextEnd);
+    if !slots {
+        context_end.extend(cuts(images));
+    }
     let tls = if slots { tls(images) } else { Vec::new() };
     let old_server = images.iter().flat_map(|image| &image.symbols).any(|symbol| {
         ROWS.iter().any(|row| {
@@ -214,6 +218,7 @@ pub fn plan(images: &[Arc<Image>]) -> Verdict {
     let mut probes = tls;
     probes.extend(beside(Role::Draft));
     probes.extend(beside(Role::Failure));
+    probes.extend(context_end);
     for (role, found) in [
         (Role::Task, task),
         (Role::SlotStart, start),
@@ -222,7 +227,6 @@ pub fn plan(images: &[Arc<Image>]) -> Verdict {
         (Role::StepEnd, step_end),
         (Role::Token, token),
         (Role::SlotEnd, end),
-        (Role::ContextEnd, all(Role::ContextEnd)),
     ] {
         if found.is_empty() {
             missing.push(Missing { role, why: why_missing(role, slots) });
@@ -276,10 +280,11 @@ fn tls(images: &[Arc<Image>]) -> Vec<Probe> {
     images.iter().map(of).filter(|probes| probes.len() == 3).flatten().collect()
 }
 
-/// What cuts sequences of a program without slots: the library's functions, since a server's own name no context.
+/// What cuts sequences of a program without slots: the library's functions, since a server's own name no context. What
+/// a cut leaves is no cache hit there, since nothing tells where a request begins.
 fn cuts(images: &[Arc<Image>]) -> Vec<Probe> {
     let groups = [ProbeId::MemorySeqRm, ProbeId::KvSelfSeqRm, ProbeId::KvCacheSeqRm];
-    let found = groups.map(|id| select(images, Role::CacheHit, Role::CacheHit, |row| row.probe == id));
+    let found = groups.map(|id| select(images, Role::CacheHit, Role::ContextEnd, |row| row.probe == id));
     found.into_iter().find(|probes| !probes.is_empty()).unwrap_or_default()
 }
 

@@ -29,14 +29,24 @@ const LIBLLAMA: &[&str] = &[
     CONTEXT_SIZE,
     "llama_n_ctx_seq",
     CONTEXT_SIZE_PER_SEQUENCE,
+    "llama_synchronize",
+    "llama_free",
+    "llama_memory_clear",
+    "llama_get_embeddings_seq",
+    "_ZNK13llama_context10get_memoryEv",
 ];
-const LIBCOMMON: &[&str] = &[COMMON_SAMPLE, "_ZNK13common_memory6seq_rmEiii"];
+const LIBCOMMON: &[&str] = &[
+    COMMON_SAMPLE,
+    "_ZNK13common_memory6seq_rmEiii",
+    "_Z25common_speculative_acceptP18common_speculativeit",
+];
 const SERVER: &[&str] = &[
     "_ZN19server_context_impl13process_tokenER23completion_token_outputR11server_slot",
     "_ZN19server_context_impl21launch_slot_with_taskER11server_slotO11server_task",
     "_ZN11server_slot7releaseEv",
     "_ZN15server_response19add_waiting_task_idEi",
     "_ZN15server_response20add_waiting_task_idsERKSt13unordered_setIiSt4hashIiESt8equal_toIiESaIiEE",
+    "_ZN19server_context_impl10send_errorERK11server_slotRKNSt7__cxx1112basic_stringIcEE10error_type",
 ];
 /// A server of 2024: one file, C++ methods of libllama not among its symbols.
 const OLD_SERVER: &[&str] = &[
@@ -59,12 +69,14 @@ const SEQ_RM_CODE: &[u8] = &[
 /// The function number n begins at n * 0x1000.
 fn image(inode: u64, path: &str, names: &[&[&str]]) -> Arc<Image> {
     let symbols = names.concat().into_iter().zip(1..).map(|(name, number)| {
-        // push r15; ret
         let code: &[u8] = match name {
             SEQ_RM => SEQ_RM_CODE,
             // mov eax, [rdi + 8]; ret
             "llama_n_ctx" | CONTEXT_SIZE => &[0x8b, 0x47, 0x08, 0xc3],
             CONTEXT_SIZE_PER_SEQUENCE => &[0x8b, 0x47, 0x0c, 0xc3],
+            // mov rax, [rdi + 0x118]; ret
+            name if catalog::CONTEXT_MEMORY.contains(&name) => &[0x48, 0x8b, 0x87, 0x18, 0x01, 0, 0, 0xc3],
+            // push r15; ret
             _ => &[0x41, 0x57, 0xc3],
         };
         Symbol {
@@ -132,8 +144,11 @@ fn a_server_of_today() {
             vec!["common_memory_seq_rm"],
             vec!["decode_ext"],
             vec!["common_sampler_sample"],
+            vec!["common_speculative_accept"],
             vec!["process_token"],
+            vec!["slot_error"],
             vec!["slot_release"],
+            vec!["llama_free", "llama_memory_clear"],
         ],
         "the inner decode alone, the server's own token, the sampler only as the step's end"
     );
@@ -264,9 +279,17 @@ fn the_python_binding_has_only_libllama() {
     let tokens =
         ["llama_sampler_sample", "llama_get_logits_ith", "llama_get_sampled_token_ith", "llama_get_logits"];
     assert_eq!(serving(&plan, Role::Token), tokens);
-    assert_eq!(serving(&plan, Role::StepEnd), tokens, "the token ends the step");
+    let (step_ends, embedded) = (serving(&plan, Role::StepEnd), "llama_get_embeddings_seq");
+    assert_eq!(
+        step_ends,
+        [&tokens[..], &[embedded]].concat(),
+        "the token ends the step, or the look at embeddings"
+    );
     let sites = |role| plan.probes.iter().filter(move |probe| probe.role == role).map(Probe::offset);
-    assert!(sites(Role::Token).eq(sites(Role::StepEnd)), "one attachment serves both");
+    assert!(sites(Role::Token).eq(sites(Role::StepEnd).take(tokens.len())), "one attachment serves both");
+    assert_eq!(serving(&plan, Role::ContextEnd), ["llama_free", "llama_memory_clear", "llama_memory_seq_rm"]);
+    assert!(only(&plan, ProbeId::MemorySeqRm).cookie.by_memory());
+    assert_eq!(only(&plan, ProbeId::DecodeExt).cookie.memory_offset(), 0x118);
     assert_eq!((plan.flags, plan.joining()), (TargetConfig::STEP_END, Joining::None));
     assert_eq!(missing(&plan), [Role::Task, Role::SlotStart, Role::CacheHit, Role::SlotEnd]);
     for at in [0, 2] {

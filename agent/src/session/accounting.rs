@@ -84,7 +84,7 @@ impl Session {
         let by_tokens = |used: Charge| prices.map(|prices| prices.dollars(used));
         match request.join {
             // What it used is not known, which is not nothing.
-            Join::Ambiguous | Join::Unmatched | Join::Uncertain => [None; 2],
+            Join::Ambiguous | Join::Unmatched | Join::Uncertain | Join::Partial => [None; 2],
             Join::Answer => [by_tokens(request.said()), None],
             _ => [by_tokens(request.used), self.books.rates.engine(request.used.engine_ns)],
         }

@@ -57,6 +57,8 @@ impl Outcome {
 pub enum Join {
     /// By the task its thread waited for.
     Exact,
+    /// The same, but tokens of its prompt may be missing: while it was computed a batch could not be read to its end.
+    Partial,
     /// It was its turn to take the slot, and its answer does not contradict.
     Order,
     /// Older ones waited, and what the answers say tells them apart.
@@ -75,8 +77,9 @@ pub enum Join {
 
 impl Join {
     /// Those that are counted.
-    pub const COUNTED: [Self; 7] = [
+    pub const COUNTED: [Self; 8] = [
         Self::Exact,
+        Self::Partial,
         Self::Order,
         Self::Timings,
         Self::Answer,
@@ -87,13 +90,14 @@ impl Join {
 
     /// Whether it tells the tokens of a request.
     pub const fn is_joined(self) -> bool {
-        matches!(self, Self::Exact | Self::Order | Self::Timings | Self::Answer)
+        matches!(self, Self::Exact | Self::Partial | Self::Order | Self::Timings | Self::Answer)
     }
 
     /// The value in the log.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Exact => "exact",
+            Self::Partial => "partial",
             Self::Order => "order",
             Self::Timings => "timings",
             Self::Answer => "answer",

@@ -191,6 +191,11 @@ impl Session {
         self.book(now, finished)
     }
 
+    /// Whether bytes that were handed over before an event are not here yet.
+    pub fn lacks(&self, event: &RequestEvent) -> bool {
+        self.requests.lacks(event)
+    }
+
     /// Books requests that were answered long ago and whose slots were never left.
     pub fn expire(&mut self, now: Instant, now_ns: u64) -> Vec<Record> {
         let finished = self.requests.expire(now_ns);
@@ -438,8 +443,12 @@ impl Session {
     fn give_name(&mut self, pid: u32) {
         let Some(watched) = self.watched.get(&pid) else { return };
         let target = &watched.target;
-        // What tells apart stands behind a `#`: none in the path of a socket.
-        let listener = target.listeners.first().map(|listener| listener.to_string().replace('#', "%23"));
+        // Of several the one it was told first, whichever it has opened by now. What tells apart stands behind a `#`: none
+        // in the path of a socket.
+        let mut listeners = target.listeners.iter().map(ToString::to_string);
+        let told = target.told.endpoint.clone().filter(|told| listeners.any(|listener| listener == *told));
+        let listener = told.or_else(|| target.listeners.first().map(ToString::to_string));
+        let listener = listener.map(|listener| listener.replace('#', "%23"));
         let unseen = listener.is_none();
         let address =
             listener.or_else(|| target.told.endpoint.clone()).unwrap_or_else(|| format!("pid:{pid}"));

@@ -8,8 +8,8 @@ mod tests;
 use std::net::{IpAddr, Ipv6Addr};
 
 use llamaprobe_common::request::{
-    BeginEvent, DraftEvent, EndEvent, EndReason, Gap, Peer, PieceHead, RequestKey, SlotEndEvent,
-    SlotStartEvent, TaskEvent, WriteEvent,
+    BeginEvent, DraftEvent, EndEvent, EndReason, Gap, PIECE_BYTES, PIECES, Peer, PieceHead, RequestKey,
+    SlotEndEvent, SlotStartEvent, TaskEvent, WriteEvent,
 };
 
 use super::{
@@ -25,7 +25,10 @@ use super::{
         text::Phrases,
     },
 };
-use crate::bpf::events::Piece;
+use crate::bpf::events::{Piece, RequestEvent};
+
+/// An answer that is shorter is handed over as it is written, as far as writes are told.
+const WHOLE: u64 = (PIECES as usize * PIECE_BYTES) as u64;
 
 /// Decode calls of one request whose guesses are kept: as many as a span may have events by default.
 const MAX_DRAFT_STEPS: usize = 120;
@@ -71,6 +74,8 @@ pub struct Request {
     unread_ns: u64,
     /// When its last byte was read, as far as that was told.
     read_ns: u64,
+    /// How far it was read.
+    read_to: u64,
     /// Its slots are to be inferred.
     inferred: bool,
     /// No slot is seen: what its answer says is believed.
@@ -119,6 +124,7 @@ impl Request {
             key,
             unread_ns: 0,
             read_ns: key.arrived_ns,
+            read_to: 0,
             inferred: false,
             believed: false,
             joined: None,
@@ -153,6 +159,7 @@ impl Request {
     /// Bytes of it were read.
     pub fn read(&mut self, piece: &Piece, doubtful: bool) {
         self.read_ns = self.read_ns.max(piece.head.at_ns);
+        self.read_to = self.read_to.max(piece.head.offset + u64::from(piece.head.len));
         self.doubtful = doubtful;
     }
 
@@ -202,6 +209,22 @@ impl Request {
         let answered = if event.last_write_ns == 0 { event.at_ns } else { event.last_write_ns };
         let reason = EndReason::from_wire(event.reason).unwrap_or(EndReason::Closed);
         self.close(reason, answered, event.at_ns, event.gone_ns);
+    }
+
+    /// Whether bytes that were handed over before an event of it are not here yet.
+    pub fn lacks(&self, event: &RequestEvent) -> bool {
+        // Where the kernel did not see a code it looks at no bytes.
+        let (code, gaps, bytes_in, bytes_out) = match event {
+            // Of a longer one the end may be kept until more is known.
+            RequestEvent::Write(it) if it.bytes_out < WHOLE => (it.code, it.gaps, it.bytes_in, it.bytes_out),
+            RequestEvent::End(it) => (it.code, it.gaps, it.bytes_in, it.bytes_out),
+            _ => return false,
+        };
+        let lacks = |gap, here, there| gaps & gap == 0 && here < there;
+        code != 0
+            && self.end.is_none()
+            && (lacks(Gap::REQUEST, self.read_to, bytes_in)
+                || lacks(Gap::ANSWER, self.answer.read_to(), bytes_out))
     }
 
     /// What the kernel says of it beside.
@@ -493,6 +516,7 @@ impl Request {
             && !self.interrupted
             && (unended && code < 400 || self.gaps & Gap::EVENT != 0 && ended().next().is_none());
         let join = match self.joined {
+            _ if ended().any(|ended| ended.incomplete != 0) => Join::Partial,
             Some(join) => join,
             None if lost && self.is_inference_or_unknown() => Join::Uncertain,
             None if begun => Join::Exact,

@@ -175,6 +175,11 @@ impl Requests {
         self.open.remove(&key).map(|request| request.finish(now_ns, &self.naming, &self.phrases))
     }
 
+    /// Whether bytes that were handed over before an event are not here yet.
+    pub fn lacks(&self, event: &RequestEvent) -> bool {
+        self.open.get(&event.request()).is_some_and(|request| request.lacks(event))
+    }
+
     fn begin(&mut self, key: RequestKey) {
         self.make_room();
         let mut request = Request::new(key);

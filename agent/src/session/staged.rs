@@ -134,6 +134,7 @@ pub(crate) fn told(event: &RequestEvent) -> Option<RequestEvent> {
         index: u32::from(offset > 0),
         request,
         at_ns,
+        bytes_in: 0,
         bytes_out: offset + piece.data.len() as u64,
         code,
         gaps: 0,
@@ -207,6 +208,8 @@ pub(crate) fn worked(request: RequestKey, task: i32) -> SlotEndEvent {
         drafted_tokens: 0,
         accepted_tokens: 0,
         unread: 0,
+        incomplete: 0,
+        reserved: 0,
     }
 }
 

@@ -66,14 +66,8 @@ impl Streams {
         if stream.current.is_some_and(|(current, _)| current == key) {
             return None;
         }
-        while let Some((from, message)) = stream.ready.pop_front() {
-            if from < key.arrived_ns {
-                return Some(message);
-            }
-            stream.ready.push_front((from, message));
-            return None;
-        }
-        None
+        let due = stream.ready.front().is_some_and(|(from, _)| *from < key.arrived_ns);
+        due.then(|| stream.ready.pop_front()).flatten().map(|(_, message)| message)
     }
 
     /// A request begins with bytes of its own: what came before them will not begin any more.

@@ -19,7 +19,7 @@ use crate::{
     },
 };
 use llamaprobe_common::{
-    batch::{MAX_RUNS, Pick, Run, STEPS, Step, Walk},
+    batch::{FAILURES, MAX_RUNS, Pick, Run, STEPS, Step, Walk},
     cookie::Cookie,
     layout::LayoutState,
     request::{RequestKey, SlotEndEvent},
@@ -136,6 +136,14 @@ fn context(entered_ns: u64, n_ctx: u32, flags: u32) -> Context {
         sampled: 0,
         runs_len: 0,
         step: 0,
+        shares_len: 0,
+        mark: 0,
+        rest: 0,
+        sequences: 0,
+        memory: 0,
+        failed: 0,
+        decoding: 0,
+        met: 0,
         reserved: 0,
         walk: Walk {
             start: 0,
@@ -143,12 +151,13 @@ fn context(entered_ns: u64, n_ctx: u32, flags: u32) -> Context {
             position: 0,
             inside: 0,
             beyond: 0,
-            beyond_sequence: 0,
-            beyond_position: 0,
             stride: 0,
+            programs: 0,
+            closed: 0,
         },
         steps: [Step { duration_ns: 0, number: 0, tokens: 0 }; STEPS],
-        pick: Pick { own: 0, next: 0, sequence: 0, reserved: 0 },
+        pick: Pick { own: 0, end: 0, next: 0, sequence: 0 },
+        failures: [0; FAILURES],
         runs: [Run { start: 0, sequence: 0, sampled: 0 }; MAX_RUNS],
     }
 }
@@ -369,6 +378,17 @@ fn a_model_without_a_price_is_told_once() {
 }
 
 #[test]
+fn a_server_on_several_addresses_is_called_by_the_one_that_it_was_told_first() {
+    let (mut session, start) = session();
+    let told = Told { endpoint: Some("127.0.0.1:81".to_owned()), ..Told::default() };
+    let mut several = Target { told, ..target(1, Some(81), None) };
+    several.listeners.insert(0, Listener::Tcp(SocketAddr::from(([10, 0, 0, 1], 81))));
+    session.begin(start, several, server_plan());
+    session.read(start, 1, &after(1), NO_PRICES);
+    assert_eq!(calls(&session), one("127.0.0.1:81", 1));
+}
+
+#[test]
 fn what_cannot_be_booked_is_counted() {
     let (mut session, start) = session();
     session.begin(start, target(PID, None, None), http_plan());
@@ -494,7 +514,7 @@ fn over(session: &mut Session, now: Instant, events: &[RequestEvent]) -> Vec<(St
         records.extend(told(event).iter().flat_map(|event| session.on(now, event)));
         records
     };
-    let records = events.iter().flat_map(|event| both(event));
+    let records = events.iter().flat_map(both);
     records.map(|record| (record.labels.server, record.request.outcome)).collect()
 }
 

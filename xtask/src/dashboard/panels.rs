@@ -698,6 +698,7 @@ pub static GROUPS: &[Group] = &[
                 "What was seen but could not be counted, each second.",
                 Each(&[
                     ("sum by (reason) (rate(llamaprobe_lost_total{@host}[@rate]))", "{{reason}}"),
+                    ("sum(rate(llamaprobe_unattributed_tokens_total{@host}[@rate]))", "unattributed tokens"),
                     ("sum(rate(llamaprobe_reload_failures_total{@host}[@rate]))", "bad files at SIGHUP"),
                 ]),
             ),

@@ -31,6 +31,17 @@ pub(super) fn tokens(all: &Snapshot) -> Vec<Sample> {
     })
 }
 
+pub(super) fn unattributed(all: &Snapshot) -> Vec<Sample> {
+    per_server(all, |server| {
+        let live = TokenType::ALL.into_iter().filter(|kind| server.is_live(role(*kind)));
+        live.map(|kind| {
+            let n = server.stats.unattributed[kind as usize];
+            (vec![("type", kind.name().to_owned())], Value::Number(n as f64))
+        })
+        .collect()
+    })
+}
+
 pub(super) fn engine_time(all: &Snapshot) -> Vec<Sample> {
     by_server(all, Role::Batch, |server| {
         let rows = server.usage.rows();

@@ -15,7 +15,7 @@ fn every_probe_has_one_row_and_every_role_gapless_groups() {
         assert!(groups.iter().copied().eq(0..=groups.len() as u8 - 1), "{role:?}: {groups:?}");
     }
     let without: Vec<_> = Role::ALL.into_iter().filter(|role| !groups.contains_key(role)).collect();
-    assert_eq!(without, [Role::StepEnd], "served by the rows of tokens");
+    assert_eq!(without, []);
 }
 
 #[test]
@@ -32,7 +32,17 @@ fn a_row_needs_the_arguments_its_program_reads() {
                 (Program::Sample, bit(context) | bit(index), false)
             }
             Layout::Token(Context, context, ..) => (Program::Sample, bit(context), false),
+            Layout::Cut(_) if row.role == Role::ContextEnd => (Program::Clear, bit(0), false),
+            Layout::Cut(by_memory) => {
+                assert_eq!(by_memory, row.probe == ProbeId::MemorySeqRm, "{row:?}");
+                (Program::CacheHit, 0b1111, false)
+            }
             Layout::Plain => match row.role {
+                Role::StepEnd => (Program::Embedded, bit(0), false),
+                Role::Draft => (Program::Accepted, bit(1) | bit(2), false),
+                Role::Failure if row.probe == ProbeId::SlotError => (Program::SlotError, bit(1), false),
+                Role::Failure => (Program::TaskError, bit(1), false),
+                Role::ContextEnd => (Program::Free, bit(0), false),
                 Role::CacheHit => (Program::CacheHit, bit(1) | bit(2) | bit(3), false),
                 _ if row.probe == ProbeId::SetSampler => (Program::SlotTurn, bit(0) | bit(1), false),
                 _ if row.probe == ProbeId::MemorySeqCp => (Program::SlotFork, bit(1) | bit(2), false),
@@ -55,6 +65,10 @@ fn a_row_needs_the_arguments_its_program_reads() {
             Program::CacheHit => Role::CacheHit,
             Program::SlotStart | Program::SlotTurn | Program::SlotFork => Role::SlotStart,
             Program::SlotEnd => Role::SlotEnd,
+            Program::Embedded => Role::StepEnd,
+            Program::Accepted => Role::Draft,
+            Program::SlotError | Program::TaskError => Role::Failure,
+            Program::Clear | Program::Free => Role::ContextEnd,
             Program::Task | Program::Tasks => Role::Task,
             Program::TlsRead | Program::TlsWrite | Program::TlsAccept => Role::Tls,
         };
@@ -70,6 +84,7 @@ fn a_row_says_the_same_in_its_cookie() {
         assert_eq!(ProbeId::from_wire(cookie.probe()), Some(row.probe));
         match row.layout {
             Layout::Plain => assert_eq!(cookie, Cookie::plain(row.probe)),
+            Layout::Cut(by_memory) => assert_eq!(cookie.by_memory(), by_memory),
             Layout::Batch(layout) => {
                 assert_eq!(cookie.batch_layout(), Some(layout));
                 assert_eq!((cookie.context_layout(), cookie.image()), (context, 7));
@@ -114,12 +129,13 @@ fn other_symbols_are_nobodys() {
         "llama_sampler_sample_ext",
         "_ZN13llama_context6decodeERK11llama_batchi",
         "_ZN13llama_context6encodeERK11llama_batch",
+        "llama_free_model",
         "_ZN11server_slot7releaseEv.cold",
         "SSL_read_early_data",
         "malloc",
     ] {
         assert!(!wanted(symbol), "{symbol}");
     }
-    let facts = CONTEXT_SIZE.into_iter().chain(CONTEXT_SIZE_PER_SEQUENCE);
+    let facts = CONTEXT_SIZE.into_iter().chain(CONTEXT_SIZE_PER_SEQUENCE).chain(CONTEXT_MEMORY);
     assert!(facts.chain([HAS_TOKEN_STATE, TOO_OLD]).all(wanted));
 }
