@@ -29,7 +29,7 @@ fn lp_task(probe: ProbeContext) -> u32 {
     observe(&probe, |target, _, call| {
         let now = now();
         let Some(request) = served(target, now) else { return Ok(()) };
-        wait(target, request, call.get(1)? as i32, now)
+        note(target, call.get(1)? as i32, &request, now)
     })
 }
 
@@ -77,12 +77,6 @@ fn walk(probe: &ProbeContext, target: &Target, mut node: u64) -> Result<(), Loss
     // SAFETY: the map holds a program of the same type.
     unsafe { FOLLOW.tail_call(probe, FOLLOW_TASKS) };
     Err(Loss::TasksFull)
-}
-
-#[inline(always)]
-fn wait(target: &Target, task: i32, now: u64) -> Result<(), Loss> {
-    let Some(request) = served(target, now) else { return Ok(()) };
-    note(target, task, &request, now)
 }
 
 /// A task is a request's.
