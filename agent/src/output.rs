@@ -160,8 +160,6 @@ mod tests {
         }
         messages.flush(Duration::from_millis(50));
         assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
-        let lost = messages.counts.lost.load(Ordering::Relaxed);
-        assert!(lost > 0);
         let reader = thread::spawn(move || {
             let mut read = String::new();
             far.read_to_string(&mut read).unwrap();
@@ -172,8 +170,12 @@ mod tests {
         messages.flush(Duration::from_secs(10));
         drop(messages);
         let read = reader.join().unwrap();
-        assert!(read.contains(&format!("{lost} messages were lost")), "{lost}");
         assert!(read.ends_with("the last\n"));
+        // Said as often as there was room for it, which depends on who is faster.
+        let said =
+            read.lines().filter_map(|line| line.trim_start_matches('x').split_once(" messages were lost"));
+        let lost: u64 = said.map(|(number, _)| number.parse::<u64>().unwrap()).sum();
+        assert!(lost > 0);
         assert_eq!(read.matches('x').count() as u64, 1000 * (4 * QUEUE as u64 - lost));
     }
 

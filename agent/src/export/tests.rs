@@ -145,6 +145,7 @@ fn snapshot(servers: Vec<Server>) -> Snapshot {
     Snapshot {
         servers,
         own,
+        programs_cpu: Some(0.001),
         prices: Some(Prices { emulated_ns: 1_500, single_stepped_ns: 10_000, ..Prices::default() }),
         host: Some((1.2, 0.25)),
         users: 1,
