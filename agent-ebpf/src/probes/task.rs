@@ -27,9 +27,7 @@ const NODE_VALUE: u64 = 8;
 #[uprobe]
 fn lp_task(probe: ProbeContext) -> u32 {
     observe(&probe, |target, _, call| {
-        let now = now();
-        let Some(request) = served(target, now) else { return Ok(()) };
-        wait(target, request, call.get(1)? as i32, now)
+        wait(target, call.get(1)? as i32, now())
     })
 }
 
