@@ -1,7 +1,7 @@
 //! Looks at processes by scouts: reading what belongs to others can take any time, and can hang.
 //!
 //! In: pids, with the times to look at them. Out: [`Looked`], in any order. The loop never waits for a look. Each of a few
-//! threads has a scout of its own; the first does all there is to do, the others what has waited while it was busy. A
+//! threads has a scout of its own; the first does all there is to do, the others what waits while it is held up. A
 //! scout that gives no answer is given up: the process is left alone for a while, and so is the file system on which it
 //! stopped.
 
@@ -33,7 +33,7 @@ use crate::{
 
 /// Threads, and so scouts at a time.
 const WORKERS: u32 = 3;
-/// How long a process waits for one thread before the next one takes it.
+/// How long a thread is at one thing before the next one takes what waits.
 const LAG: Duration = Duration::from_millis(100);
 /// The longest sleep of a thread that has nothing to do.
 const NAP: Duration = Duration::from_secs(5);
@@ -91,6 +91,8 @@ struct Board {
     avoid: HashMap<Box<str>, (Instant, u32)>,
     /// Scouts that were given up and have not ended.
     hung: Vec<Child>,
+    /// Since when each thread has been at one thing.
+    busy: [Option<Instant>; WORKERS as usize],
     /// The scouts that are there, by thread.
     scouts: [Option<u32>; WORKERS as usize],
     told: Told,
@@ -127,6 +129,7 @@ impl Looks {
             errands: VecDeque::new(),
             avoid: HashMap::new(),
             hung: Vec::new(),
+            busy: Default::default(),
             scouts: Default::default(),
             told,
             counts: LookCounts::default(),
@@ -312,6 +315,7 @@ impl Worker {
     fn next(&mut self) -> Work {
         let (board, waiting) = &*self.shared;
         let mut board = lock(board);
+        board.busy[self.number as usize] = None;
         let (lag, start) = (LAG * self.number, Instant::now());
         loop {
             let now = Instant::now();
@@ -322,12 +326,13 @@ impl Worker {
                 board.scouts[self.number as usize] = None;
                 board.hung.push(scout.abandon());
             }
-            if let Some(errand) = board.errands.pop_front() {
-                return Work::Errand(errand);
-            }
-            let turn = now.checked_sub(lag).and_then(|now| board.schedule.take(now));
-            if let Some(turn) = turn {
-                return Work::Look(turn);
+            if board.busy[..self.number as usize].iter().all(|since| since.is_some_and(|at| at + lag <= now))
+            {
+                let errand = board.errands.pop_front().map(Work::Errand);
+                if let Some(work) = errand.or_else(|| board.schedule.take(now).map(Work::Look)) {
+                    board.busy[self.number as usize] = Some(now);
+                    return work;
+                }
             }
             let until = board.schedule.next().map_or(NAP, |next| (next + lag).saturating_duration_since(now));
             let nap = if until.is_zero() { PUT_OFF } else { until.min(NAP) };
