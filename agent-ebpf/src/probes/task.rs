@@ -26,11 +26,7 @@ const NODE_VALUE: u64 = 8;
 /// `server_response::add_waiting_task_id(int)`
 #[uprobe]
 fn lp_task(probe: ProbeContext) -> u32 {
-    observe(&probe, |target, _, call| {
-        let now = now();
-        let Some(request) = served(target, now) else { return Ok(()) };
-        wait(target, request, call.get(1)? as i32, now)
-    })
+    observe(&probe, |target, _, call| wait(target, call.get(1)? as i32, now()))
 }
 
 /// `server_response::add_waiting_task_ids(std::unordered_set<int> const &)`
