@@ -289,7 +289,7 @@ fn the_python_binding_has_only_libllama() {
     assert!(sites(Role::Token).eq(sites(Role::StepEnd).take(tokens.len())), "one attachment serves both");
     assert_eq!(serving(&plan, Role::ContextEnd), ["llama_free", "llama_memory_clear", "llama_memory_seq_rm"]);
     assert!(only(&plan, ProbeId::MemorySeqRm).cookie.by_memory());
-    assert_eq!(only(&plan, ProbeId::DecodeExt).cookie.memory_offset(), 0x118);
+    assert_eq!(only(&plan, ProbeId::DecodeExt).cookie.memory_offset(), Some(0x118));
     assert_eq!((plan.flags, plan.joining()), (TargetConfig::STEP_END, Joining::None));
     assert_eq!(missing(&plan), [Role::Task, Role::SlotStart, Role::CacheHit, Role::SlotEnd]);
     for at in [0, 2] {
@@ -308,7 +308,6 @@ fn the_python_binding_has_only_libllama() {
         place: Default::default(),
         seccomp: 0,
         owner: 0,
-        told: None,
         router: None,
     };
     let report = ProcessReport::of(&target, &Verdict::Observable(plan), false).unwrap();

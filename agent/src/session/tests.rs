@@ -48,7 +48,6 @@ fn target(pid: u32, port: Option<u16>, alias: Option<&str>) -> Target {
         place: Place::default(),
         seccomp: 0,
         owner: 0,
-        told: None,
         router: None,
     }
 }
