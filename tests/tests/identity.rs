@@ -78,12 +78,13 @@ fn servers_on_one_address_keep_their_series_over_deaths_and_restarts() -> Result
     };
     let agent = Agent::start(&[])?;
     let told = |expected: &[f64]| {
-        agent.wait_metrics(&format!("{expected:?} tokens"), |metrics| {
+        let counted = agent.wait_metrics(&format!("{expected:?} tokens"), |metrics| {
             let servers = by_server(metrics, port);
             let mut counts: Vec<f64> = servers.values().copied().collect();
             counts.sort_by(f64::total_cmp);
             (counts == expected).then_some(servers)
-        })
+        });
+        counted.with_context(|| format!("{:?}", agent.scrape().map(|metrics| by_server(&metrics, port))))
     };
     let observed = |pid: u32| {
         agent.wait_metrics("both to be observed", |_| {
