@@ -279,7 +279,7 @@ fn a_process_that_ends_without_name_is_still_booked() {
     session.end(start + seconds(1), 0, 1, &after(9), NO_PRICES);
     session.read(start + seconds(1), 1, &after(9), NO_PRICES);
     assert_eq!(calls(&session), one("pid:1", 4), "an unknown process counts nothing");
-    let told = Some(Listener::Tcp(SocketAddr::from(([127, 0, 0, 1], 82))));
+    let told = Told { endpoint: Some("127.0.0.1:82".to_owned()), ..Told::default() };
     session.begin(start, Target { told, ..target(2, None, None) }, server_plan());
     session.read(start + seconds(1), 2, &after(3), NO_PRICES);
     session.end(start + seconds(1), 0, 2, &after(6), NO_PRICES);
@@ -640,7 +640,8 @@ fn what_waits_is_what_has_no_slot_and_what_no_thread_has_taken_up() {
 fn the_overhead_is_hits_times_price_over_ten_seconds() {
     let (mut session, start) = session();
     session.begin(start, target(1, Some(80), None), server_plan());
-    let prices = Some(Prices { emulated_ns: 1_000, single_stepped_ns: 10_000 });
+    let prices =
+        Some(Prices { emulated_ns: 1_000, single_stepped_ns: 10_000, bodies: [0; Program::ALL.len()] });
     let mut at = |second, emulated, stepped| {
         let mut reading = after(emulated);
         reading.stats.hits[ProbeId::ProcessToken as usize] = stepped;
