@@ -1,6 +1,6 @@
 //! State of one `llama_context`: its size and its decode call under way.
 
-use crate::plain;
+use crate::{layout::ExtLayout, plain};
 
 /// Runs of consecutive positions of one sequence that are followed in one batch. A server's batch has one run for
 /// each busy slot, and llama.cpp allows 256 (`LLAMA_MAX_SEQ`). A power of two.
@@ -145,6 +145,8 @@ pub struct Context {
     pub sequences: u32,
     /// Its `llama_memory`, by which the calls that cut it name it; 0 when unknown.
     pub memory: u64,
+    /// How the batch of the decode call lies in memory, where it is a `llama_batch_ext`.
+    pub layout: ExtLayout,
     /// Used while a batch is entered.
     pub walk: Walk,
     /// Used while a token is sampled.
@@ -177,5 +179,5 @@ plain!(
     Walk = 32,
     Pick = 16,
     Step = 16,
-    Context = 144 + 16 * STEPS + 4 * FAILURES + 12 * MAX_RUNS
+    Context = 152 + 16 * STEPS + 4 * FAILURES + 12 * MAX_RUNS
 );

@@ -24,6 +24,9 @@ pub const PAGE_BYTES: usize = 2048;
 /// When more than this part of their ring waits for the agent, pieces of answers are left out: who asked matters more.
 pub const ANSWERS_PART: u64 = 4;
 
+/// How often the agent is woken for what happens to requests, at most, nanoseconds. What happens meanwhile waits so long.
+pub const WAKE_NS: u64 = 10_000_000;
+
 /// Names a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(C)]

@@ -15,6 +15,7 @@ use crate::{
     maps::{BLANK_TALK, CALLS, CONNECTIONS, PEERS, REQUEST_EVENTS, TALKS, THREADS},
     talk,
     target::Target,
+    wake,
 };
 
 /// `HTTP` and `/1.1 100`: how an answer begins, and one that is none yet.
@@ -143,7 +144,7 @@ fn begin(target: &Target, key: ConnectionKey, state: &mut Connection, read: bool
         peer: state.peer,
         reserved: 0,
     });
-    entry.submit(0);
+    entry.submit(wake::for_event());
 }
 
 /// What stands before a piece of the request, or of the answer once that has begun.
@@ -369,7 +370,7 @@ fn tell_write(target: &Target, key: ConnectionKey, state: &mut Connection, index
         code: state.code,
         gaps: state.flags & Gap::ANY,
     });
-    entry.submit(0);
+    entry.submit(wake::for_event());
 }
 
 /// The code in a status line, `HTTP/1.1 200`; 0 when there is none.
@@ -426,5 +427,5 @@ fn end(target: &Target, key: ConnectionKey, state: &mut Connection, reason: EndR
         gaps: state.flags & Gap::ANY,
         reserved: 0,
     });
-    entry.submit(0);
+    entry.submit(wake::for_event());
 }

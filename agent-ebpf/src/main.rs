@@ -19,6 +19,7 @@ mod sequences;
 mod source;
 mod talk;
 mod target;
+mod wake;
 
 /// The kernel grants its helpers to GPL-compatible programs only.
 #[unsafe(link_section = "license")]

@@ -113,6 +113,10 @@ pub static TASKS: HashMap<TaskKey, RequestKey> = HashMap::with_max_entries(16_38
 #[map]
 pub static REQUEST_EVENTS: RingBuf = RingBuf::with_byte_size(2 * 1024 * 1024, 0);
 
+/// When the agent was last woken for [`REQUEST_EVENTS`] or [`PAYLOAD`], `CLOCK_MONOTONIC` nanoseconds.
+#[map]
+pub static WOKEN: Array<u64> = Array::with_max_entries(1, 0);
+
 /// Bytes of [`PAYLOAD`].
 pub const PAYLOAD_BYTES: u64 = 2 * 1024 * 1024;
 

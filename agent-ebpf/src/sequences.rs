@@ -12,6 +12,7 @@ use crate::{
     connections, contexts, layouts,
     maps::{REQUEST_EVENTS, SEQUENCES},
     target::Target,
+    wake,
 };
 
 const NO_REQUEST: RequestKey = RequestKey { arrived_ns: 0, tgid: 0, fd: 0 };
@@ -187,7 +188,7 @@ pub fn judge_draft(target: &Target, state: &mut Sequence) {
         };
         let (kind, request, at_ns) = (RequestEventKind::Draft as u32, state.request, state.last_token_ns);
         entry.write(DraftEvent { kind, drafted, request, at_ns, accepted, reserved: 0 });
-        entry.submit(0);
+        entry.submit(wake::for_event());
     }
 }
 

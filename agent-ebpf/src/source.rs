@@ -39,18 +39,35 @@ pub struct Source {
     /// Where the tokens' ids are; 0 when it is a batch of embeddings.
     ids: u64,
     ids_stride: u64,
+    /// Of a `llama_batch_ext`.
+    pub layout: ExtLayout,
 }
 
 impl Source {
     /// Finds the batch of the probed call. `None` when it is no decode call.
     #[inline(always)]
     pub fn of(target: &Target, call: &Arguments, cookie: Cookie) -> Result<Option<Self>, Loss> {
+        Self::with(call, cookie, |batch| layouts::of(target, cookie, batch))
+    }
+
+    /// The same in a program that goes on with the call, whose layout is known.
+    #[inline(always)]
+    pub fn again(call: &Arguments, cookie: Cookie, layout: ExtLayout) -> Result<Option<Self>, Loss> {
+        Self::with(call, cookie, |_| Ok(layout))
+    }
+
+    #[inline(always)]
+    fn with(
+        call: &Arguments,
+        cookie: Cookie,
+        layout: impl FnOnce(u64) -> Result<ExtLayout, Loss>,
+    ) -> Result<Option<Self>, Loss> {
         let source = match cookie.batch_layout().ok_or(Loss::Implausible)? {
             BatchLayout::Pointer => Self::plain(call.get(1)?)?,
             BatchLayout::Value => Self::plain(call.second_by_value())?,
             BatchLayout::ExtArg1 | BatchLayout::ExtArg2 => {
                 let Some(batch) = ext_batch(call, cookie)? else { return Ok(None) };
-                Self::ext(batch, layouts::of(target, cookie, batch)?)?
+                Self::ext(batch, layout(batch)?)?
             }
         };
         if source.len > MAX_PLAUSIBLE {
@@ -80,6 +97,7 @@ impl Source {
             positions_stride: stride,
             ids: begin,
             ids_stride: stride,
+            layout,
         })
     }
 
@@ -97,6 +115,7 @@ impl Source {
             positions_stride: 4,
             ids,
             ids_stride: 4,
+            layout: ExtLayout::NONE,
         })
     }
 

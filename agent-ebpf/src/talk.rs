@@ -6,7 +6,10 @@ use core::arch::asm;
 use aya_ebpf::helpers::generated::{bpf_probe_read_kernel, bpf_probe_read_user};
 use llamaprobe_common::request::{PAGE_BYTES, PIECE_BYTES, PIECE_ROOMS, PIECES, PieceHead, Talk};
 
-use crate::maps::{PAYLOAD, PAYLOAD_BYTES};
+use crate::{
+    maps::{PAYLOAD, PAYLOAD_BYTES},
+    wake,
+};
 
 /// `BPF_RB_AVAIL_DATA`: how much of a ring buffer is not read yet.
 const UNREAD: u64 = 0;
@@ -50,7 +53,7 @@ fn put<const N: usize, const USER: bool>(head: &PieceHead, from: u64) -> bool {
         entry.discard(0);
         return false;
     }
-    entry.submit(0);
+    entry.submit(wake::for_bytes());
     true
 }
 

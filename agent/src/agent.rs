@@ -24,7 +24,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 use aya::maps::{MapData, RingBuf};
-use llamaprobe_common::{event::MAX_ONLY, layout::ExtLayout, target::TargetConfig};
+use llamaprobe_common::{event::MAX_ONLY, layout::ExtLayout, request::WAKE_NS, target::TargetConfig};
 use tokio::{
     sync::mpsc,
     task::{JoinHandle, spawn_blocking},
@@ -71,6 +71,9 @@ const RESCAN: Duration = Duration::from_secs(30);
 const MOST_EVENTS: usize = 1024;
 /// How long process events gather: whoever starts one process starts many.
 const GATHER: Duration = Duration::from_millis(5);
+/// When it is looked once more for what happens to requests, after the kernel has woken the agent: it does not wake it anew
+/// before.
+const ONCE_MORE: Duration = Duration::from_nanos(WAKE_NS + 2_000_000);
 /// Events of requests that are taken before the bytes that belong to them.
 const BATCH: usize = 1024;
 /// Such batches without a look at anything else.
@@ -218,6 +221,7 @@ pub async fn run(mut options: Options, mut signals: Signals) -> Result<()> {
     let mut payload = bpf::waitable(rings.payload).context("cannot wait for the ring buffer")?;
     let (mut tick, mut rescan) = (ticks(TICK), ticks(RESCAN));
     let mut gathering: Option<Instant> = None;
+    let mut once_more: Option<Instant> = None;
     let mut reloading: Option<JoinHandle<Result<Billing>>> = None;
     loop {
         tokio::select! {
@@ -243,11 +247,17 @@ pub async fn run(mut options: Options, mut signals: Signals) -> Result<()> {
                 if agent.drain_requests(ready.get_inner_mut(), payload.get_mut()) {
                     ready.clear_ready();
                 }
+                once_more = Some(Instant::now() + ONCE_MORE);
             }
             ready = payload.readable_mut() => {
                 let mut ready = ready.context("the ring buffer failed")?;
                 agent.drain_requests(requests.get_mut(), ready.get_inner_mut());
                 ready.clear_ready();
+                once_more = Some(Instant::now() + ONCE_MORE);
+            }
+            () = sleep_until(once_more.unwrap_or_else(Instant::now).into()), if once_more.is_some() => {
+                let all = agent.drain_requests(requests.get_mut(), payload.get_mut());
+                once_more = (!all).then(Instant::now);
             }
             ready = processes.readable_mut(), if gathering.is_none() => {
                 let mut ready = ready.context("the ring buffer failed")?;

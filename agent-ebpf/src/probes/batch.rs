@@ -79,8 +79,8 @@ fn walk_on<const LOOKS: usize>(
     cookie: Cookie,
     call: &Arguments,
 ) -> Result<(), Loss> {
-    let Some(source) = Source::of(target, call, cookie)? else { return Ok(()) };
     let Some(context) = contexts::find(target, call.get(0)?) else { return Ok(()) };
+    let Some(source) = Source::again(call, cookie, context.layout)? else { return Ok(()) };
     context.walk.programs += 1;
     let place = match walk::<LOOKS>(context, &source) {
         Ok(true) => FOLLOW_BATCH,
@@ -106,9 +106,9 @@ fn follow_on<const RUNS: usize>(
     call: &Arguments,
     close: impl Fn(&Target, &mut Context, u64, &Source, u32) -> Result<(), Loss>,
 ) -> Result<(), Loss> {
-    let Some(source) = Source::of(target, call, cookie)? else { return Ok(()) };
     let address = call.get(0)?;
     let Some(context) = contexts::find(target, address) else { return Ok(()) };
+    let Some(source) = Source::again(call, cookie, context.layout)? else { return Ok(()) };
     for _ in 0..RUNS {
         contexts::reload();
         let at = context.walk.closed;
@@ -177,8 +177,11 @@ fn enter(
         let ended = if slots { now } else { context.entered_ns };
         contexts::count_pending(target, context, ended);
     }
-    // At each call: a context may be freed and another made at its place.
-    read_size(target, context, cookie, address);
+    context.layout = source.layout;
+    // A context may be freed and another made at its place, where all begins at position 0.
+    if context.n_ctx == 0 || first.position == 0 {
+        read_size(target, context, cookie, address);
+    }
     if context.memory == 0
         && !slots
         && let Some(offset) = cookie.memory_offset()

@@ -22,6 +22,7 @@ use crate::{
     maps::{REQUEST_EVENTS, TASKS},
     sequences,
     target::Target,
+    wake,
 };
 
 /// `launch_slot_with_task(this, server_slot &, server_task)`: the ids are the first members (b3485 to b11549).
@@ -74,7 +75,7 @@ fn tell_start(target: &Target, state: &Sequence, slot: i32, origin: i32) -> Resu
         slot,
         origin,
     });
-    entry.submit(0);
+    entry.submit(wake::for_event());
     Ok(())
 }
 
@@ -148,7 +149,7 @@ fn leave(target: &Target, state: &mut Sequence, slot: i32) -> Result<(), Loss> {
         incomplete: u32::from(is_incomplete(target, state)),
         reserved: 0,
     });
-    entry.submit(0);
+    entry.submit(wake::for_event());
     Ok(())
 }
 

@@ -14,6 +14,7 @@ use crate::{
     connections::{lost_event, served},
     maps::{FOLLOW, FOLLOW_TASKS, REQUEST_EVENTS, TASK_WALKS, TASKS},
     target::Target,
+    wake,
 };
 
 /// Tasks that one program takes down. What remains goes on in a tail call, of which the kernel allows 33: that is 4,352
@@ -89,6 +90,6 @@ fn note(target: &Target, task: i32, request: &RequestKey, now: u64) -> Result<()
         return Ok(());
     };
     entry.write(TaskEvent { kind: RequestEventKind::Task as u32, task, request: *request, at_ns: now });
-    entry.submit(0);
+    entry.submit(wake::for_event());
     Ok(())
 }

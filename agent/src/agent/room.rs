@@ -34,6 +34,8 @@ const IDLE: Duration = Duration::from_secs(5);
 pub(super) enum Order {
     /// Give up what was attached by an order.
     Release(u64),
+    /// Give up what another order has replaced.
+    Replace(u64),
     /// Detach what is attached for a process alone.
     DetachOwn(u32),
     /// Follow the sockets of servers, or follow them no more.
@@ -117,6 +119,10 @@ impl Inside {
                     let own = self.attacher.release(order);
                     self.detach(own);
                 }
+                Some(Order::Replace(order)) => {
+                    let gone = self.attacher.replace(order);
+                    self.detach(gone);
+                }
                 // No return probe may stay where there is a seccomp filter: the order is done when it is gone.
                 Some(Order::DetachOwn(pid)) => drop(self.attacher.detach_own(pid)),
                 Some(Order::Sockets(follow)) => {
@@ -171,7 +177,7 @@ impl Inside {
 /// What costs nothing first, then what waits for the kernel.
 fn rank(order: &Order) -> u8 {
     match order {
-        Order::Release(_) => 1,
+        Order::Release(_) | Order::Replace(_) => 1,
         Order::DetachOwn(_) => 2,
         Order::Sockets(_) | Order::Sessions(_) | Order::Offspring(_) => 3,
         Order::Attach(attach) if attach.urgent => 4,

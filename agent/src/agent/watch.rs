@@ -366,7 +366,7 @@ impl Agent {
                         // What the new order attaches is kept; the rest of the old ones has no user any more.
                         let old = std::mem::replace(&mut process.orders, vec![number]);
                         process.failed = failures.iter().map(|it| (it.image, it.offset)).collect();
-                        old.into_iter().for_each(|order| self.room.order(Order::Release(order)));
+                        old.into_iter().for_each(|order| self.room.order(Order::Replace(order)));
                         self.attached(attached.target, attached.plan, &failures);
                     }
                     // It ended meanwhile: what was attached for it is not wanted any more.

@@ -144,6 +144,15 @@ impl Attacher {
         self.take(|(_, _, _, only), attached| only.is_some() && attached.users.is_empty())
     }
 
+    /// Gives up what was attached by an order that another has replaced: the process lives, and what it needs no more
+    /// need not wait for its restart. Sites without users are returned.
+    pub fn replace(&mut self, order: u64) -> Vec<Links> {
+        for attached in self.attachments.sites.values_mut() {
+            attached.users.retain(|user| *user != order);
+        }
+        self.take(|_, attached| attached.users.is_empty() && attached.idle.is_none())
+    }
+
     /// Gives up the sites that have had no user for a while.
     pub fn detach_idle(&mut self) -> Vec<Links> {
         self.take(|_, attached| attached.idle.is_some_and(|since| since.elapsed() >= LINGER))

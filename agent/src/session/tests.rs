@@ -21,7 +21,7 @@ use crate::{
 use llamaprobe_common::{
     batch::{FAILURES, MAX_RUNS, Pick, Run, STEPS, Step, Walk},
     cookie::Cookie,
-    layout::LayoutState,
+    layout::{ExtLayout, LayoutState},
     request::{RequestKey, SlotEndEvent},
     target::TargetConfig,
 };
@@ -140,6 +140,7 @@ fn context(entered_ns: u64, n_ctx: u32, flags: u32) -> Context {
         rest: 0,
         sequences: 0,
         memory: 0,
+        layout: ExtLayout::NONE,
         failed: 0,
         decoding: 0,
         met: 0,

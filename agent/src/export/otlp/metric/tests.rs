@@ -169,11 +169,11 @@ fn a_series_that_falls_or_comes_back_counts_anew() {
         let all = snapshot(vec![account("127.0.0.1:1", &vec![chat(); requests])]);
         let collected = series.collect(&all, now);
         let sums = collected.servers.values().flatten().filter(|metric| metric.name == "llm.requests");
-        let points = sums.filter_map(|metric| match &metric.data {
+        let mut points = sums.filter_map(|metric| match &metric.data {
             Some(Data::Sum(sum)) => sum.data_points.first().map(|point| point.start_time_unix_nano),
             _ => None,
         });
-        points.last()
+        points.next_back()
     };
     assert_eq!(start(5, 200), Some(100));
     assert_eq!(start(6, 300), Some(100));

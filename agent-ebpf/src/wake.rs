@@ -1,0 +1,34 @@
+//! When the agent is woken for what happens to requests. To wake it costs the thread of the server that does so some ten
+//! microseconds, more than all else that a program does for it: once every [`WAKE_NS`] has to do. The agent looks once more
+//! when that time is over, so that nothing waits for the next event.
+
+use aya_ebpf::helpers::bpf_ktime_get_ns;
+use llamaprobe_common::request::WAKE_NS;
+
+use crate::{maps::WOKEN, talk};
+
+/// `BPF_RB_NO_WAKEUP` and `BPF_RB_FORCE_WAKEUP`.
+const LET_SLEEP: u64 = 1;
+const WAKE: u64 = 2;
+
+/// How to submit an event.
+#[inline(always)]
+pub fn for_event() -> u64 {
+    // SAFETY: the helper takes no argument.
+    let now = unsafe { bpf_ktime_get_ns() };
+    let Some(woken) = WOKEN.get_ptr_mut(0) else { return WAKE };
+    // SAFETY: `woken` points to a map value. Two processors that find it old wake the agent twice, which does no harm.
+    unsafe {
+        if now.wrapping_sub(woken.read_volatile()) < WAKE_NS {
+            return LET_SLEEP;
+        }
+        woken.write_volatile(now);
+    }
+    WAKE
+}
+
+/// How to submit bytes: at once where many wait.
+#[inline(always)]
+pub fn for_bytes() -> u64 {
+    if talk::waits(4) { WAKE } else { for_event() }
+}
