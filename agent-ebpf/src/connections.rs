@@ -165,7 +165,7 @@ fn flush(target: &Target, key: ConnectionKey, state: &mut Connection, at_ns: u64
     let mut head = head(key, state, 0, at_ns);
     let answers = state.writes > 0;
     let gap = if answers { Gap::ANSWER } else { Gap::REQUEST };
-    if answers && talk::waits(ANSWERS_PART) || !talk::flush(kept, &mut head) {
+    if answers && wake::is_behind(ANSWERS_PART) || !talk::flush(kept, &mut head) {
         lose_bytes(target, state, gap);
     }
     state.flags &= !Connection::FRESH;
@@ -310,7 +310,7 @@ pub fn on_write(target: &Target, key: ConnectionKey, buffer: u64, len: u64, now:
         let budget = ANSWER_BYTES.saturating_sub(kept.told_out);
         let long = len >= PAGE_BYTES as u64 && budget > 0;
         if told || long {
-            if talk::waits(ANSWERS_PART) {
+            if wake::is_behind(ANSWERS_PART) {
                 lose_bytes(target, state, Gap::ANSWER);
             } else {
                 hand_over(target, key, state, kept, (buffer, offset, len, budget), now);

@@ -7,24 +7,15 @@ use aya_ebpf::helpers::generated::{bpf_probe_read_kernel, bpf_probe_read_user};
 use llamaprobe_common::request::{PAGE_BYTES, PIECE_BYTES, PIECE_ROOMS, PIECES, PieceHead, Talk};
 
 use crate::{
-    maps::{PAYLOAD, PAYLOAD_BYTES},
+    maps::PAYLOAD,
     wake,
 };
-
-/// `BPF_RB_AVAIL_DATA`: how much of a ring buffer is not read yet.
-const UNREAD: u64 = 0;
 
 /// A piece in the ring buffer.
 #[repr(C)]
 struct Piece<const N: usize> {
     head: PieceHead,
     data: [u8; N],
-}
-
-/// Whether more than a part of the ring waits for the agent.
-#[inline(always)]
-pub fn waits(part: u64) -> bool {
-    PAYLOAD.query(UNREAD) > PAYLOAD_BYTES / part
 }
 
 /// Copies `head.len` bytes, which find room in `N`, into a piece. Returns whether that was possible.

@@ -5,11 +5,20 @@
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use llamaprobe_common::request::WAKE_NS;
 
-use crate::{maps::WOKEN, talk};
+use crate::maps::{PAYLOAD, PAYLOAD_BYTES, WOKEN};
 
 /// `BPF_RB_NO_WAKEUP` and `BPF_RB_FORCE_WAKEUP`.
 const LET_SLEEP: u64 = 1;
 const WAKE: u64 = 2;
+
+/// `BPF_RB_AVAIL_DATA`: how much of a ring buffer is not read yet.
+const UNREAD: u64 = 0;
+
+/// Whether more than a part of the bytes that find room wait for the agent.
+#[inline(always)]
+pub fn is_behind(part: u64) -> bool {
+    PAYLOAD.query(UNREAD) > PAYLOAD_BYTES / part
+}
 
 /// How to submit an event.
 #[inline(always)]
@@ -30,5 +39,5 @@ pub fn for_event() -> u64 {
 /// How to submit bytes: at once where many wait.
 #[inline(always)]
 pub fn for_bytes() -> u64 {
-    if talk::waits(4) { WAKE } else { for_event() }
+    if is_behind(4) { WAKE } else { for_event() }
 }
