@@ -91,6 +91,16 @@ pub fn count_pending(target: &Target, context: &mut Context, now: u64) -> bool {
     true
 }
 
+/// The same before what the call has put into the context is cut or cleared: whatever was decoded before is decoded, but
+/// for the warm-up of a server to be.
+#[inline(always)]
+pub fn count_passed(target: &Target, context: &mut Context, ended: u64) {
+    if target.is_undecided() && is_warm_up(context) {
+        context.flags &= !Context::PENDING;
+    }
+    count_pending(target, context, ended);
+}
+
 /// The first logits of a decode call are looked at: it succeeded, and this is how long it took.
 #[inline(always)]
 pub fn end_step(target: &Target, context: &mut Context, now: u64) {
@@ -154,13 +164,9 @@ pub fn walked(target: &Target, context: &mut Context) {
 #[inline(always)]
 pub fn forget(target: &Target, address: u64, freed: bool, now: u64) {
     let Some(context) = find(target, address) else { return };
-    // Whatever was decoded before is decoded.
     let slots = target.has(TargetConfig::SLOTS);
     let ended = if slots { now } else { context.entered_ns };
-    if target.is_undecided() && is_warm_up(context) {
-        context.flags &= !Context::PENDING;
-    }
-    count_pending(target, context, ended);
+    count_passed(target, context, ended);
     let (count, memory) = (context.sequences, context.memory);
     let kept_flags = if slots { u32::MAX } else { !Sequence::DECODING };
     let kept_address = if freed { 0 } else { address };

@@ -6,10 +6,7 @@ use core::arch::asm;
 use aya_ebpf::helpers::generated::{bpf_probe_read_kernel, bpf_probe_read_user};
 use llamaprobe_common::request::{PAGE_BYTES, PIECE_BYTES, PIECE_ROOMS, PIECES, PieceHead, Talk};
 
-use crate::{
-    maps::PAYLOAD,
-    wake,
-};
+use crate::{maps::PAYLOAD, wake};
 
 /// A piece in the ring buffer.
 #[repr(C)]

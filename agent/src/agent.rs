@@ -11,15 +11,17 @@ pub mod heir;
 mod looks;
 mod own;
 mod room;
+mod seating;
 mod seats;
 mod signals;
+mod stock;
 mod watch;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
     sync::Arc,
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -41,12 +43,7 @@ use self::{
     signals::Order,
 };
 use crate::{
-    bpf::{
-        self, Attacher, Kernel,
-        calibrate::Prices,
-        events::{self, RequestEvent},
-        run_time::RunTimes,
-    },
+    bpf::{self, Attacher, Kernel, calibrate::Prices, events::RequestEvent, run_time::RunTimes},
     cli::{Options, billing::BillingOptions},
     discovery::{Target, image::ImageId, process::process_of},
     doctor::{self, Check, NEEDED, Roots},
@@ -58,7 +55,7 @@ use crate::{
     output,
     plan::Plan,
     scout,
-    session::{Billing, Record, Session, Snapshot, payload::head::HeadOptions, tracer::Tracer},
+    session::{Billing, Session, Snapshot, payload::head::HeadOptions, tracer::Tracer},
 };
 
 /// Housekeeping, and a look at processes that have not shown yet where they listen.
@@ -74,17 +71,6 @@ const GATHER: Duration = Duration::from_millis(5);
 /// When it is looked once more for what happens to requests, after the kernel has woken the agent: it does not wake it anew
 /// before.
 const ONCE_MORE: Duration = Duration::from_nanos(WAKE_NS + 2_000_000);
-/// Events of requests that are taken before the bytes that belong to them.
-const BATCH: usize = 1024;
-/// Such batches without a look at anything else.
-const BATCHES: usize = 16;
-/// How much later than an event bytes that came before it may stand in their ring, nanoseconds: a program that writes one
-/// may be held up.
-const SLACK_NS: u64 = 50_000_000;
-/// How often bytes are waited for that must be there, in one go: not for long, since requests must not wait for one.
-const WAITS: u32 = 20;
-/// How long each time.
-const WAIT: Duration = Duration::from_micros(250);
 /// Questions that may wait.
 const QUESTIONS: usize = 16;
 
@@ -434,83 +420,6 @@ impl Agent {
         })
     }
 
-    /// Takes what happened to requests, bounded. Returns whether that was all.
-    ///
-    /// Events and bytes come by rings of their own. Events first, then the bytes, then the events are applied: each finds
-    /// the bytes that came before it. Where there are many, of the bytes only those are taken that are due.
-    fn drain_requests(&mut self, events: &mut RingBuf<MapData>, payload: &mut RingBuf<MapData>) -> bool {
-        let mut waits = WAITS;
-        for _ in 0..BATCHES {
-            let mut batch = Vec::new();
-            while batch.len() < BATCH
-                && let Some(entry) = events.next()
-            {
-                match events::request(&entry) {
-                    Some(event) => batch.push(event),
-                    None => warn!(len = entry.len(), "unknown request event"),
-                }
-            }
-            let all = batch.len() < BATCH;
-            let latest = batch.iter().map(RequestEvent::at_ns).max().unwrap_or(0);
-            let until = if all { u64::MAX } else { latest.saturating_add(SLACK_NS) };
-            self.drain_payload(payload, until);
-            for event in &batch {
-                // A program that another CPU is held up in keeps those closed that came after it.
-                while waits > 0 && self.session.lacks(event) {
-                    waits -= 1;
-                    std::thread::sleep(WAIT);
-                    self.drain_payload(payload, until);
-                }
-                self.request_event(event);
-            }
-            if all {
-                return true;
-            }
-        }
-        false
-    }
-
-    /// Takes bytes of requests and answers up to a time; the first that is later is held back.
-    fn drain_payload(&mut self, payload: &mut RingBuf<MapData>, until_ns: u64) {
-        if self.held.as_ref().is_some_and(|held| held.at_ns() > until_ns) {
-            return;
-        }
-        if let Some(held) = self.held.take() {
-            self.request_event(&held);
-        }
-        while let Some(entry) = payload.next() {
-            let Some(piece) = events::piece(&entry) else {
-                warn!(len = entry.len(), "unknown bytes of a request");
-                continue;
-            };
-            if piece.at_ns() > until_ns {
-                self.held = Some(piece);
-                return;
-            }
-            self.request_event(&piece);
-        }
-    }
-
-    fn request_event(&mut self, event: &RequestEvent) {
-        let records = self.session.on(Instant::now(), event);
-        self.tell(&records);
-    }
-
-    /// Hands finished requests on.
-    fn tell(&mut self, records: &[Record]) {
-        if records.is_empty() {
-            return;
-        }
-        let epoch = self.clock.epoch();
-        for record in records {
-            self.log.record(record, |ns| SystemTime::UNIX_EPOCH + epoch + Duration::from_nanos(ns));
-            self.otlp.tell(record, epoch);
-            for task in &record.request.stale_tasks {
-                self.kernel.forget_task(record.request.key.tgid, *task);
-            }
-        }
-    }
-
     fn tick(&mut self) {
         let now = Instant::now();
         self.health.turn();
@@ -557,35 +466,6 @@ impl Agent {
     fn collect(&mut self) {
         let snapshot = self.snapshot();
         self.otlp.collect(&snapshot);
-    }
-
-    /// Reads the maps and books who has used what.
-    ///
-    /// Counters first, then what happened to requests: a task that ended in between is known to have ended, and what it
-    /// used is never charged to nobody.
-    fn take_stock(&mut self, requests: &mut RingBuf<MapData>, payload: &mut RingBuf<MapData>) {
-        let now = Instant::now();
-        if let (Some(prices), Some(times)) = (&mut self.prices, &self.run_times) {
-            prices.bodies = times.last().bodies;
-        }
-        let live = self.processes.iter().filter_map(|(pid, process)| Some((*pid, process.live?.index)));
-        let rows: Vec<_> = live.collect();
-        let readings = self.kernel.readings(&rows);
-        while !self.drain_requests(requests, payload) {}
-        let unread = self.kernel.unread();
-        for (pid, reading) in readings {
-            match reading {
-                Ok(reading) => {
-                    self.tell_layouts(pid, &reading);
-                    self.seats.hits(now, pid, reading.stats.hits.iter().sum());
-                    self.session.read(now, pid, &reading, self.prices);
-                }
-                Err(error) => error!(pid, %error, "cannot read the counts"),
-            }
-            self.session.unread(pid, unread.get(&pid).copied().unwrap_or(0));
-        }
-        self.session.share_host(now, monotonic_ns());
-        self.stock_taken = now;
     }
 
     /// What is known now.

@@ -18,6 +18,10 @@ fn lp_cache_hit(probe: ProbeContext) -> u32 {
         if target.has(TargetConfig::SLOTS) {
             return cut(target, sequence, from, to);
         }
+        if target.may(TargetConfig::INFERRED_SLOTS) {
+            // A server may show itself by this: the first batch on a slot goes on where its cache was cut.
+            cut(target, sequence, from, to)?;
+        }
         if let Some(address) = contexts::named(target, cookie, call.get(0)?) {
             shorten(target, address, sequence, from, to);
         }
@@ -35,9 +39,8 @@ fn shorten(target: &Target, address: u64, sequence: i32, from: i32, to: i32) {
         return;
     }
     if let Some(context) = contexts::find(target, address) {
-        // Whatever was decoded before is decoded.
         let ended = context.entered_ns;
-        contexts::count_pending(target, context, ended);
+        contexts::count_passed(target, context, ended);
     }
     let Some(state) = sequences::find(&sequences::key(target, address, sequence)) else { return };
     let kept = if from < 0 { 0 } else { from as u32 };

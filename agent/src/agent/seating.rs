@@ -1,0 +1,160 @@
+//! Who of the processes that run llama.cpp is observed: there are fewer seats than there may be such processes.
+
+use std::time::Instant;
+
+use llamaprobe_common::{
+    request::{TEXT_WRITES, WRITES},
+    target::TargetConfig,
+};
+use tracing::{error, info};
+
+use super::{
+    Agent,
+    own::monotonic_ns,
+    room::Order,
+    seats::{Asked, Claim},
+};
+use crate::{
+    bpf::read::Reading,
+    discovery::{
+        Target,
+        process::{Listener, ProcessId},
+    },
+    plan::{Plan, catalog::Role},
+};
+
+impl Agent {
+    fn config(&self, index: u32, target: &Target, plan: &Plan) -> TargetConfig {
+        let writes = if self.billing.refusals.is_some() { TEXT_WRITES } else { WRITES };
+        TargetConfig { index, flags: plan.flags, port: port(target), writes }
+    }
+
+    pub(super) fn claim(&self, target: &Target) -> Claim {
+        if self.strangers.contains(&target.pid) {
+            Claim::Works
+        } else if target.listeners.is_empty() {
+            Claim::Idle
+        } else {
+            Claim::Listens
+        }
+    }
+
+    /// The row of a process, which it is given if it has a claim. What others have to give up goes on when it is theirs
+    /// again.
+    fn row(&mut self, target: &Target) -> Option<u32> {
+        let (now, pid) = (Instant::now(), target.pid);
+        let claim = self.claim(target);
+        self.strangers.remove(&pid);
+        if let Some(index) = self.seats.index(pid) {
+            self.seats.note(pid, !target.listeners.is_empty());
+            return Some(index);
+        }
+        let mut asked = self.seats.ask(now, target.owner, claim);
+        if !matches!(asked, Asked::Free(_)) {
+            // Who works is known as of the last reading.
+            for (pid, index) in self.seats.rows() {
+                if let Ok(stats) = self.kernel.stats(index) {
+                    self.seats.hits(now, pid, stats.hits.iter().sum());
+                }
+            }
+            asked = self.seats.ask(now, target.owner, claim);
+        }
+        let index = match asked {
+            Asked::Free(index) => index,
+            Asked::Instead(other) => {
+                let index = self.seats.index(other)?;
+                self.unseat(other);
+                info!(pid = other, instead = pid, "gives its seat up");
+                index
+            }
+            Asked::None => return None,
+        };
+        self.seats.take(now, pid, index, target.owner, claim);
+        Some(index)
+    }
+
+    pub(super) fn is_observed(&self, id: ProcessId) -> bool {
+        self.processes
+            .get(&id.pid)
+            .is_some_and(|known| known.start_time == id.start_time && known.live.is_some())
+    }
+
+    /// All that is to be attached for a process is: it is observed from now on, if there is a seat for it.
+    pub(super) fn settle(&mut self, target: Target, mut plan: Plan) {
+        let (now, pid) = (Instant::now(), target.pid);
+        self.without_failed(pid, &mut plan);
+        let Some(index) = self.row(&target) else { return };
+        // Where first, then who: all probes of a process begin to count at the same moment.
+        let config = self.config(index, &target, &plan);
+        let Some(process) = self.processes.get_mut(&pid) else { return };
+        let told = match process.live {
+            Some(live) if live == config => Ok(()),
+            Some(_) => self.kernel.update(pid, config),
+            None => self.kernel.observe(pid, config),
+        };
+        if let Err(error) = told {
+            error!(pid, %error, "cannot observe");
+            return self.end(pid);
+        }
+        process.has_started |= self.kernel.noted(pid) & TargetConfig::STARTED != 0;
+        if process.live.replace(config).is_some() {
+            self.session.refresh(now, target, plan);
+            return self.follow_sockets();
+        }
+        info!(
+            pid,
+            comm = target.comm,
+            probes = plan.probes.len(),
+            missing = ?plan.missing.iter().map(|missing| missing.role.name()).collect::<Vec<_>>(),
+            "observing"
+        );
+        // Connections that stay open over many requests may have been accepted long ago.
+        if plan.flags & TargetConfig::HTTP != 0 {
+            self.looks.at_connections(target.id(), target.listeners.clone());
+        }
+        self.otlp.meet(pid, &target.comm);
+        self.session.begin(now, target, plan);
+        self.follow_sockets();
+        self.follow_sessions();
+    }
+
+    /// Connections over TLS that were open before are found by the system calls of the library, which cost everybody on
+    /// the host a look-up: only as long as there may be such.
+    pub(super) fn follow_sessions(&mut self) {
+        let tls = self.session.targets().filter(|target| {
+            let plan = self.session.plan(target.pid);
+            plan.is_some_and(|plan| plan.probes.iter().any(|probe| probe.role == Role::Tls))
+        });
+        let unknown = tls.map(|target| target.pid).any(|pid| self.kernel.has_adopted(pid));
+        if unknown != self.follows_sessions {
+            self.follows_sessions = unknown;
+            self.room.order(Order::Sessions(unknown));
+        }
+    }
+
+    /// A process is observed no more. Its probes stay: when they fire it has a claim to a seat.
+    pub(super) fn unseat(&mut self, pid: u32) {
+        self.seats.free(pid);
+        let Some(config) = self.processes.get_mut(&pid).and_then(|process| process.live.take()) else {
+            return;
+        };
+        let last = self.kernel.reading(pid, config.index).unwrap_or_else(|error| {
+            error!(pid, %error, "the last counts are lost");
+            Reading::default()
+        });
+        let records = self.session.end(Instant::now(), monotonic_ns(), pid, &last, self.prices);
+        self.tell(&records);
+        self.otlp.part(pid);
+        self.kernel.forget(pid);
+        info!(pid, "ended");
+    }
+}
+/// The one TCP port a process listens on; 0 when there is none, or several.
+fn port(target: &Target) -> u32 {
+    let mut ports = target.listeners.iter().filter_map(|listener| match listener {
+        Listener::Tcp(address) => Some(u32::from(address.port())),
+        Listener::Unix(_) => None,
+    });
+    let first = ports.next().unwrap_or(0);
+    if ports.all(|port| port == first) { first } else { 0 }
+}

@@ -1,0 +1,137 @@
+//! What the kernel's rings and maps bring: what happened to requests, and the counts. Both go to the session in an order in
+//! which nothing is charged to nobody.
+
+use std::time::{Duration, Instant, SystemTime};
+
+use aya::maps::{MapData, RingBuf};
+use tracing::{error, warn};
+
+use super::{Agent, own::monotonic_ns};
+use crate::{
+    bpf::events::{self, RequestEvent},
+    session::Record,
+};
+
+/// Events of requests that are taken before the bytes that belong to them.
+const BATCH: usize = 1024;
+/// Such batches without a look at anything else.
+const BATCHES: usize = 16;
+/// How much later than an event bytes that came before it may stand in their ring, nanoseconds: a program that writes one
+/// may be held up.
+const SLACK_NS: u64 = 50_000_000;
+/// How often bytes are waited for that must be there, in one go: not for long, since requests must not wait for one.
+const WAITS: u32 = 20;
+/// How long each time.
+const WAIT: Duration = Duration::from_micros(250);
+
+impl Agent {
+    /// Takes what happened to requests, bounded. Returns whether that was all.
+    ///
+    /// Events and bytes come by rings of their own. Events first, then the bytes, then the events are applied: each finds
+    /// the bytes that came before it. Where there are many, of the bytes only those are taken that are due.
+    pub(super) fn drain_requests(
+        &mut self,
+        events: &mut RingBuf<MapData>,
+        payload: &mut RingBuf<MapData>,
+    ) -> bool {
+        let mut waits = WAITS;
+        for _ in 0..BATCHES {
+            let mut batch = Vec::new();
+            while batch.len() < BATCH
+                && let Some(entry) = events.next()
+            {
+                match events::request(&entry) {
+                    Some(event) => batch.push(event),
+                    None => warn!(len = entry.len(), "unknown request event"),
+                }
+            }
+            let all = batch.len() < BATCH;
+            let latest = batch.iter().map(RequestEvent::at_ns).max().unwrap_or(0);
+            let until = if all { u64::MAX } else { latest.saturating_add(SLACK_NS) };
+            self.drain_payload(payload, until);
+            for event in &batch {
+                // A program that another CPU is held up in keeps those closed that came after it.
+                while waits > 0 && self.session.lacks(event) {
+                    waits -= 1;
+                    std::thread::sleep(WAIT);
+                    self.drain_payload(payload, until);
+                }
+                self.request_event(event);
+            }
+            if all {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Takes bytes of requests and answers up to a time; the first that is later is held back.
+    fn drain_payload(&mut self, payload: &mut RingBuf<MapData>, until_ns: u64) {
+        if self.held.as_ref().is_some_and(|held| held.at_ns() > until_ns) {
+            return;
+        }
+        if let Some(held) = self.held.take() {
+            self.request_event(&held);
+        }
+        while let Some(entry) = payload.next() {
+            let Some(piece) = events::piece(&entry) else {
+                warn!(len = entry.len(), "unknown bytes of a request");
+                continue;
+            };
+            if piece.at_ns() > until_ns {
+                self.held = Some(piece);
+                return;
+            }
+            self.request_event(&piece);
+        }
+    }
+
+    fn request_event(&mut self, event: &RequestEvent) {
+        let records = self.session.on(Instant::now(), event);
+        self.tell(&records);
+    }
+
+    /// Hands finished requests on.
+    pub(super) fn tell(&mut self, records: &[Record]) {
+        if records.is_empty() {
+            return;
+        }
+        let epoch = self.clock.epoch();
+        for record in records {
+            self.log.record(record, |ns| SystemTime::UNIX_EPOCH + epoch + Duration::from_nanos(ns));
+            self.otlp.tell(record, epoch);
+            for task in &record.request.stale_tasks {
+                self.kernel.forget_task(record.request.key.tgid, *task);
+            }
+        }
+    }
+
+    /// Reads the maps and books who has used what.
+    ///
+    /// Counters first, then what happened to requests: a task that ended in between is known to have ended, and what it
+    /// used is never charged to nobody.
+    pub(super) fn take_stock(&mut self, requests: &mut RingBuf<MapData>, payload: &mut RingBuf<MapData>) {
+        let now = Instant::now();
+        if let (Some(prices), Some(times)) = (&mut self.prices, &self.run_times) {
+            prices.bodies = times.last().bodies;
+        }
+        let live = self.processes.iter().filter_map(|(pid, process)| Some((*pid, process.live?.index)));
+        let rows: Vec<_> = live.collect();
+        let readings = self.kernel.readings(&rows);
+        while !self.drain_requests(requests, payload) {}
+        let unread = self.kernel.unread();
+        for (pid, reading) in readings {
+            match reading {
+                Ok(reading) => {
+                    self.tell_layouts(pid, &reading);
+                    self.seats.hits(now, pid, reading.stats.hits.iter().sum());
+                    self.session.read(now, pid, &reading, self.prices);
+                }
+                Err(error) => error!(pid, %error, "cannot read the counts"),
+            }
+            self.session.unread(pid, unread.get(&pid).copied().unwrap_or(0));
+        }
+        self.session.share_host(now, monotonic_ns());
+        self.stock_taken = now;
+    }
+}
