@@ -39,8 +39,10 @@ fn check_probe(probe: &Value) {
     }
     assert!(probe["offset"].as_u64().is_some_and(|offset| offset > 0), "{probe:#}");
     assert!(probe["price_ns"].is_number(), "{probe:#}");
-    // Among the sites of these builds a cheap one can always be found.
-    assert_eq!(probe["stepping"], "emulated", "{probe:#}");
+    // Among the sites of these builds a cheap one can always be found, but for what fires with an error only.
+    if probe["role"] != "failure" {
+        assert_eq!(probe["stepping"], "emulated", "{probe:#}");
+    }
     let entry = &probe["entry_stepping"];
     assert!(entry == "emulated" || entry == "single_stepped", "{probe:#}");
 }

@@ -30,6 +30,8 @@ pub struct Reading {
     pub sequences: Vec<(i32, Sequence)>,
     /// Its contexts, with their pointer.
     pub contexts: Vec<(u64, Context)>,
+    /// It is a server: a slot of it has started.
+    pub is_server: bool,
     /// How batches lie in its memory, by the number of the file.
     pub layouts: Vec<(u32, LayoutState)>,
 }
@@ -166,6 +168,11 @@ impl Kernel {
             config.is_ok_and(|it| TargetConfig::effective(it.flags) & TargetConfig::SLOTS != 0)
         };
         let servers: BTreeSet<u32> = readings.keys().copied().filter(|pid| is_server(*pid)).collect();
+        for (pid, reading) in &mut readings {
+            if let Ok(reading) = reading {
+                reading.is_server = servers.contains(pid);
+            }
+        }
         for (key, state) in self.sequences.iter().flatten() {
             // What a server decoded before it was known to be one is on no slot.
             if key.context != 0 && servers.contains(&key.tgid) {

@@ -53,7 +53,8 @@ pub(super) fn live(watched: &Watched, requests: &Requests) -> Live {
     let own = |context: &&(u64, Context)| context.1.flags & Context::DRAFT == 0;
     // A server that slept and woke has a new context; positions in an old one are gone.
     let newest = watched.contexts.iter().filter(own).max_by_key(|(_, context)| context.entered_ns);
-    let undecided = watched.plan.is_undecided();
+    // The plan follows within a second.
+    let undecided = watched.plan.is_undecided() && !watched.started;
     let is_server = !undecided && watched.served.iter().any(|(role, _)| *role == Role::SlotStart);
     let served: Vec<&(u64, Context)> =
         if is_server { newest.into_iter().collect() } else { watched.contexts.iter().filter(own).collect() };

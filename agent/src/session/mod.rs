@@ -90,6 +90,8 @@ struct Watched {
     sequences: Vec<(i32, Sequence)>,
     contexts: Vec<(u64, Context)>,
     layouts: Vec<(u32, LayoutState)>,
+    /// A slot has started: it is a server.
+    started: bool,
     overhead: Overhead,
     /// Connections that wait for a thread, in and behind `accept`.
     unread: usize,
@@ -292,6 +294,7 @@ impl Session {
             sequences: Vec::new(),
             contexts: Vec::new(),
             layouts: Vec::new(),
+            started: false,
             overhead: Overhead::default(),
             unread: 0,
             unbooked: Vec::new(),
@@ -368,6 +371,7 @@ impl Session {
         watched.sequences.clone_from(&reading.sequences);
         watched.contexts.clone_from(&reading.contexts);
         watched.layouts.clone_from(&reading.layouts);
+        watched.started |= reading.is_server;
         if let Some(prices) = prices {
             watched.overhead.update(now, spent(&watched.plan, &reading.stats, prices));
         }
