@@ -145,9 +145,9 @@ pub fn is_run(layout: ExtLayout, batch: u64, memory: &impl Memory) -> bool {
         return false;
     }
     let last = end - stride;
-    let (Some(first), Some(second)) = (place(layout, begin, memory), place(layout, last, memory)) else {
-        return false;
-    };
+    // One after the other: of a pair of which one is missing the other is not set, and Linux before 6.2 refuses to read it.
+    let Some(first) = place(layout, begin, memory) else { return false };
+    let Some(second) = place(layout, last, memory) else { return false };
     let distance = u64::from(second.1.wrapping_sub(first.1));
     first.0 == second.0 && distance * stride == last - begin
 }

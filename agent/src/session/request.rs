@@ -48,6 +48,8 @@ struct Task {
     so_far: Charge,
     /// It ran when the kernel was asked last.
     runs: bool,
+    /// The same, and it has used more by then.
+    moves: bool,
 }
 
 impl Task {
@@ -266,6 +268,7 @@ impl Request {
                 ended: None,
                 so_far: Charge::default(),
                 runs: false,
+                moves: false,
             });
         }
     }
@@ -295,6 +298,7 @@ impl Request {
     /// A task of it that still runs has used so much.
     pub fn progress(&mut self, task: i32, used: Charge) {
         if let Some(task) = self.tasks.iter_mut().find(|it| it.id == task) {
+            task.moves |= used != task.so_far;
             task.so_far = used;
             task.runs = true;
         }
@@ -369,9 +373,12 @@ impl Request {
         if self.is_unjoined() || !self.end.as_ref().is_some_and(late) || now_ns < self.patient_until_ns {
             return false;
         }
-        // A long prompt goes on for a while when nobody waits for it any more.
+        // A long prompt goes on for a while when nobody waits for it any more. The slot of a launch that failed looks as
+        // if it ran, and moves no more.
+        let failed = self.code() >= 400;
         let runs = self.tasks.iter_mut().fold(false, |any, task| {
-            let runs = std::mem::take(&mut task.runs) && task.ended.is_none();
+            let (moves, runs) = (std::mem::take(&mut task.moves), std::mem::take(&mut task.runs));
+            let runs = if failed { moves } else { runs } && task.ended.is_none();
             any || runs
         });
         if runs {

@@ -87,6 +87,7 @@ impl Request {
                 ended: Some(*slot),
                 so_far: Charge::default(),
                 runs: false,
+                moves: false,
             });
         }
     }

@@ -373,7 +373,7 @@ fn a_request_waits_until_a_task_of_it_starts_and_runs_until_its_answer() {
 
 #[test]
 fn patience_ends_sooner_after_an_error_and_goes_on_while_a_slot_works() {
-    let overdue = |status: &str, ms: u64, works: bool| {
+    let overdue = |status: &str, ms: u64, works: Option<u64>| {
         let mut requests = requests();
         for event in [
             read(K, 0, at(0), &chat()),
@@ -383,16 +383,18 @@ fn patience_ends_sooner_after_an_error_and_goes_on_while_a_slot_works() {
         ] {
             assert!(on(&mut requests, &event).is_none());
         }
-        if works {
-            requests.progress(&K, 40, Charge::default());
+        if let Some(generated) = works {
+            requests.progress(&K, 40, Charge { tokens: [0, 0, generated], engine_ns: 0 });
         }
         requests.expire(at(9 + ms) + 1).pop()
     };
-    assert!(overdue("400 Bad Request", 499, false).is_none());
-    assert_eq!(overdue("400 Bad Request", 500, false).map(|it| it.join), Some(Join::None));
-    assert!(overdue("200 OK", 9_999, false).is_none());
-    assert_eq!(overdue("200 OK", 10_000, false).map(|it| it.join), Some(Join::Uncertain));
-    assert!(overdue("200 OK", 10_000, true).is_none(), "its slot works");
+    assert!(overdue("400 Bad Request", 499, None).is_none());
+    assert_eq!(overdue("400 Bad Request", 500, None).map(|it| it.join), Some(Join::None));
+    assert!(overdue("200 OK", 9_999, None).is_none());
+    assert_eq!(overdue("200 OK", 10_000, None).map(|it| it.join), Some(Join::Uncertain));
+    assert!(overdue("200 OK", 10_000, Some(0)).is_none(), "its slot works");
+    assert!(overdue("400 Bad Request", 500, Some(0)).is_some(), "its launch failed: the slot only looks as if it worked");
+    assert!(overdue("400 Bad Request", 500, Some(1)).is_none(), "its slot works");
 }
 
 #[test]
