@@ -393,7 +393,10 @@ fn patience_ends_sooner_after_an_error_and_goes_on_while_a_slot_works() {
     assert!(overdue("200 OK", 9_999, None).is_none());
     assert_eq!(overdue("200 OK", 10_000, None).map(|it| it.join), Some(Join::Uncertain));
     assert!(overdue("200 OK", 10_000, Some(0)).is_none(), "its slot works");
-    assert!(overdue("400 Bad Request", 500, Some(0)).is_some(), "its launch failed: the slot only looks as if it worked");
+    assert!(
+        overdue("400 Bad Request", 500, Some(0)).is_some(),
+        "its launch failed: the slot only looks as if it worked"
+    );
     assert!(overdue("400 Bad Request", 500, Some(1)).is_none(), "its slot works");
 }
 
