@@ -171,7 +171,11 @@ impl Otlp {
     /// Takes the metrics of a moment. Never waits: what has not been sent yet is replaced.
     pub fn collect(&mut self, all: &Snapshot) {
         let Some(metrics) = &self.metrics else { return };
-        self.collected = Instant::now();
+        // By the interval and not by the moment: who asks comes by ticks, and one that comes a little early for what was
+        // collected a little late would leave out every other time.
+        let now = Instant::now();
+        let late = now.duration_since(self.collected) >= self.interval * 3;
+        self.collected = if late { now } else { self.collected + self.interval };
         let collected = self.series.collect(all, now_ns());
         self.served.retain(|server, _| collected.servers.contains_key(server));
         for server in &all.servers {
