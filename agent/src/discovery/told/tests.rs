@@ -106,6 +106,6 @@ fn a_hash_is_nobodys_name() {
     };
     assert_eq!(model("/m/tiny.gguf".to_owned(), Some("Tiny")), "tiny.gguf");
     assert_eq!(model(format!("/hub/models--acme--Tiny-GGUF/blobs/{sha}"), None), "acme/Tiny-GGUF:Q4_K_M");
-    assert_eq!(model(format!("/root/.ollama/models/blobs/sha256-{sha}"), Some("Tiny 1B")), "Tiny 1B");
+    assert_eq!(model(format!("/home/ada/.ollama/models/blobs/sha256-{sha}"), Some("Tiny 1B")), "Tiny 1B");
     assert_eq!(model(format!("/blobs/{sha}"), None), sha);
 }
