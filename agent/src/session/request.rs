@@ -53,6 +53,11 @@ struct Task {
 }
 
 impl Task {
+    /// A task of which nothing else has been seen.
+    fn new(id: i32) -> Self {
+        Self { id, started: None, ended: None, so_far: Charge::default(), runs: false, moves: false }
+    }
+
     fn used(&self) -> Charge {
         self.ended.as_ref().map_or(self.so_far, Charge::of_task)
     }
@@ -262,14 +267,7 @@ impl Request {
     /// It was given a task.
     pub fn task(&mut self, event: &TaskEvent) {
         if !self.tasks.iter().any(|task| task.id == event.task) {
-            self.tasks.push(Task {
-                id: event.task,
-                started: None,
-                ended: None,
-                so_far: Charge::default(),
-                runs: false,
-                moves: false,
-            });
+            self.tasks.push(Task::new(event.task));
         }
     }
 

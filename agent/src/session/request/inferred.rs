@@ -2,7 +2,7 @@
 
 use llamaprobe_common::request::{RequestEventKind, SlotStartEvent};
 
-use super::{Charge, Finished, Join, Outcome, Request, Task};
+use super::{Finished, Join, Outcome, Request, Task};
 use crate::session::{
     join::{Asker, Ending},
     payload::answer::Closing,
@@ -81,14 +81,7 @@ impl Request {
                 slot: slot.slot,
                 origin: -1,
             };
-            self.tasks.push(Task {
-                id: slot.task,
-                started: Some(started),
-                ended: Some(*slot),
-                so_far: Charge::default(),
-                runs: false,
-                moves: false,
-            });
+            self.tasks.push(Task { started: Some(started), ended: Some(*slot), ..Task::new(slot.task) });
         }
     }
 }
