@@ -21,8 +21,11 @@ pub const WRITES: u32 = 4;
 pub const TEXT_WRITES: u32 = 64;
 /// Bytes of a page of what is kept of a request or an answer. A write that does not fit into one is long.
 pub const PAGE_BYTES: usize = 2048;
-/// When more than this part of their ring waits for the agent, pieces of answers are left out: who asked matters more.
-pub const ANSWERS_PART: u64 = 4;
+/// When more than this part of their ring waits for the agent, what stands between the begin and the end of a long answer
+/// is left out.
+pub const MIDDLES_PART: u64 = 4;
+/// When more than this part waits, begins and ends of answers are lost: who asked matters more.
+pub const ANSWERS_PART: u64 = 2;
 
 /// How often the agent is woken for what happens to requests, at most, nanoseconds. What happens meanwhile waits so long.
 pub const WAKE_NS: u64 = 10_000_000;
@@ -104,6 +107,12 @@ impl Connection {
 
     /// The session of a connection without TLS.
     pub const PLAIN: u64 = 1;
+
+    /// The request under way.
+    #[inline(always)]
+    pub const fn request(&self, key: ConnectionKey) -> RequestKey {
+        RequestKey { arrived_ns: self.arrived_ns, tgid: key.tgid, fd: key.fd }
+    }
 
     /// Whether its bytes pass through a TLS session.
     pub const fn is_tls(&self) -> bool {
@@ -306,6 +315,27 @@ pub struct EndEvent {
     pub gaps: u32,
     /// Always 0.
     pub reserved: u32,
+}
+
+impl EndEvent {
+    /// The end of the request under way on a connection.
+    #[inline(always)]
+    pub const fn of(key: ConnectionKey, state: &Connection, reason: EndReason, at_ns: u64) -> Self {
+        Self {
+            kind: RequestEventKind::End as u32,
+            reason: reason as u32,
+            request: state.request(key),
+            at_ns,
+            last_write_ns: state.last_write_ns,
+            gone_ns: state.gone_ns,
+            bytes_in: state.bytes_in,
+            bytes_out: state.bytes_out,
+            writes: state.writes,
+            code: state.code,
+            gaps: state.flags & Gap::ANY,
+            reserved: 0,
+        }
+    }
 }
 
 /// A request was given a task of the engine.

@@ -13,6 +13,7 @@ mod metric;
 pub mod options;
 mod queue;
 mod resource;
+mod schedule;
 mod signal;
 mod span;
 mod transport;
@@ -39,7 +40,9 @@ use prost::Message as _;
 use tokio::{sync::watch, time::sleep};
 use tracing::{info, warn};
 
-use self::{deliver::deliver, metric::Series, queue::Queue, resource::scope, transport::Client};
+use self::{
+    deliver::deliver, metric::Series, queue::Queue, resource::scope, schedule::Schedule, transport::Client,
+};
 pub use self::{
     options::{Arguments, Options},
     queue::{Counts, Loss},
@@ -77,8 +80,7 @@ pub struct Otlp {
     /// Whose process serves under these labels, as long as there are series of it.
     served: BTreeMap<metric::Server, Arc<Identity>>,
     series: Series,
-    interval: Duration,
-    collected: Instant,
+    schedule: Schedule,
     closing: watch::Sender<bool>,
     thread: Option<JoinHandle<()>>,
 }
@@ -114,8 +116,7 @@ impl Otlp {
             own: Arc::new(Identity::own()),
             served: BTreeMap::new(),
             series: Series::new(now_ns()),
-            interval: options.interval,
-            collected: Instant::now(),
+            schedule: Schedule::new(Instant::now(), options.interval),
             closing,
             thread,
         })
@@ -165,17 +166,13 @@ impl Otlp {
 
     /// Whether it is time to collect the metrics.
     pub fn wants_metrics(&self, now: Instant) -> bool {
-        self.metrics.is_some() && now.duration_since(self.collected) >= self.interval
+        self.metrics.is_some() && self.schedule.is_due(now)
     }
 
     /// Takes the metrics of a moment. Never waits: what has not been sent yet is replaced.
     pub fn collect(&mut self, all: &Snapshot) {
         let Some(metrics) = &self.metrics else { return };
-        // By the interval and not by the moment: who asks comes by ticks, and one that comes a little early for what was
-        // collected a little late would leave out every other time.
-        let now = Instant::now();
-        let late = now.duration_since(self.collected) >= self.interval * 3;
-        self.collected = if late { now } else { self.collected + self.interval };
+        self.schedule.collected(Instant::now());
         let collected = self.series.collect(all, now_ns());
         self.served.retain(|server, _| collected.servers.contains_key(server));
         for server in &all.servers {
