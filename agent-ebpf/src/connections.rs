@@ -5,8 +5,8 @@ use llamaprobe_common::{
     loss::Loss,
     request::{
         ANSWER_BYTES, ANSWERS_PART, BeginEvent, Connection, ConnectionKey, EndEvent, EndReason, Gap,
-        MIDDLES_PART, PAGE_BYTES, PIECE_BYTES, Peer, PieceHead, REQUEST_BYTES, RequestEventKind, RequestKey, SHORT_READ, Talk,
-        WriteEvent,
+        MIDDLES_PART, PAGE_BYTES, PIECE_BYTES, Peer, PieceHead, REQUEST_BYTES, RequestEventKind, RequestKey,
+        SHORT_READ, Talk, WriteEvent,
     },
 };
 
