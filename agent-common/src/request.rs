@@ -42,6 +42,7 @@ pub struct ConnectionKey {
 
 /// Names a request: a connection carries one at a time, so the time of its first byte tells it from the others.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[cfg_attr(feature = "user", derive(serde::Serialize, serde::Deserialize))]
 #[repr(C)]
 pub struct RequestKey {
     /// When its first byte was read, `CLOCK_MONOTONIC` nanoseconds; 0 for no request.
@@ -54,6 +55,7 @@ pub struct RequestKey {
 
 /// The other end of a TCP connection. Also the key by which a connection is found when its client closes it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "user", derive(serde::Serialize, serde::Deserialize))]
 #[repr(C)]
 pub struct Peer {
     /// IPv6 address, or an IPv4 one mapped into IPv6 (`::ffff:a.b.c.d`); zeroes when unknown.
@@ -172,6 +174,7 @@ impl Talk {
 /// [`PIECE_ROOMS`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
+#[cfg_attr(feature = "user", derive(serde::Serialize, serde::Deserialize))]
 pub struct PieceHead {
     /// [`PieceHead::ANSWER`] and the like.
     pub flags: u32,
@@ -216,6 +219,7 @@ pub enum RequestEventKind {
 
 /// A request begins.
 #[derive(Clone, Copy, Debug)]
+#[cfg_attr(feature = "user", derive(serde::Serialize, serde::Deserialize))]
 #[repr(C)]
 pub struct BeginEvent {
     /// [`RequestEventKind::Begin`]
@@ -243,6 +247,7 @@ impl BeginEvent {
 
 /// Bytes of an answer were written, and handed over as far as there was room.
 #[derive(Clone, Copy, Debug)]
+#[cfg_attr(feature = "user", derive(serde::Serialize, serde::Deserialize))]
 #[repr(C)]
 pub struct WriteEvent {
     /// [`RequestEventKind::Write`]
@@ -289,6 +294,7 @@ impl EndReason {
 
 /// A request is over on its socket.
 #[derive(Clone, Copy, Debug)]
+#[cfg_attr(feature = "user", derive(serde::Serialize, serde::Deserialize))]
 #[repr(C)]
 pub struct EndEvent {
     /// [`RequestEventKind::End`]
@@ -340,6 +346,7 @@ impl EndEvent {
 
 /// A request was given a task of the engine.
 #[derive(Clone, Copy, Debug)]
+#[cfg_attr(feature = "user", derive(serde::Serialize, serde::Deserialize))]
 #[repr(C)]
 pub struct TaskEvent {
     /// [`RequestEventKind::Task`]
@@ -354,6 +361,7 @@ pub struct TaskEvent {
 
 /// A task took a slot.
 #[derive(Clone, Copy, Debug)]
+#[cfg_attr(feature = "user", derive(serde::Serialize, serde::Deserialize))]
 #[repr(C)]
 pub struct SlotStartEvent {
     /// [`RequestEventKind::SlotStart`]
@@ -372,6 +380,7 @@ pub struct SlotStartEvent {
 
 /// A task left its slot: all that the engine did for it.
 #[derive(Clone, Copy, Debug)]
+#[cfg_attr(feature = "user", derive(serde::Serialize, serde::Deserialize))]
 #[repr(C)]
 pub struct SlotEndEvent {
     /// [`RequestEventKind::SlotEnd`]
@@ -423,6 +432,7 @@ pub struct SlotEndEvent {
 
 /// A decode call that checked guesses is over. Sent only where it was asked for: it comes once a step.
 #[derive(Clone, Copy, Debug)]
+#[cfg_attr(feature = "user", derive(serde::Serialize, serde::Deserialize))]
 #[repr(C)]
 pub struct DraftEvent {
     /// [`RequestEventKind::Draft`]

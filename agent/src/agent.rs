@@ -6,6 +6,7 @@
 //! the targets are forgotten (programs that still fire find no target), then what is known is told, then a child takes
 //! the links over (the kernel detaches when it ends), then maps and programs go.
 
+mod door;
 mod ending;
 pub mod heir;
 mod looks;
@@ -19,6 +20,7 @@ mod watch;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    io,
     net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
@@ -36,7 +38,7 @@ use tracing::{error, info, warn};
 
 pub use self::signals::Signals;
 use self::{
-    looks::{Looks, Rank},
+    looks::Looks,
     own::{Clock, cpu_time, monotonic_ns, resident_bytes, secret},
     room::Room,
     seats::Seats,
@@ -52,10 +54,13 @@ use crate::{
         log::RequestLog,
         otlp::{Otlp, Signal},
     },
+    journal::{Header, JournalWriter},
     output,
     plan::Plan,
     scout,
-    session::{Billing, Session, Snapshot, payload::head::HeadOptions, tracer::Tracer},
+    session::{
+        Billing, Input, Session, Snapshot, payload::head::HeadOptions, reader::Reader, tracer::Tracer,
+    },
 };
 
 /// Housekeeping, and a look at processes that have not shown yet where they listen.
@@ -79,7 +84,15 @@ struct Agent {
     looks: Looks,
     room: Room,
     kernel: Kernel,
+    /// Reads what servers read and write.
+    reader: Reader,
     session: Session,
+    /// What the session is told is written down.
+    journal: Option<JournalWriter>,
+    /// One moment by both clocks: when the session was made.
+    origin: (Instant, u64),
+    /// Finished requests so far.
+    told: u64,
     /// Bytes of a request that came before the events before them.
     held: Option<RequestEvent>,
     only: Vec<u32>,
@@ -379,18 +392,29 @@ impl Agent {
         let head = HeadOptions { user_header: options.user_header.clone(), key };
         let now = Instant::now();
         let timed = billing.rates.host_per_hour.is_some();
-        let mut session = Session::new(now, head, billing);
+        let reader = Reader::new(head, billing.phrases.clone());
+        let origin = (now, monotonic_ns());
+        let mut session = Session::new(now, billing.clone());
         if !options.only.is_empty() {
             session = session.of_some();
         }
-        if options.otlp.of(Signal::Traces).is_some() {
-            session = session.traced_by(Tracer::new(options.otlp.rules, secret()?));
+        let traced = options.otlp.of(Signal::Traces).is_some();
+        let tracer =
+            traced.then(|| Ok::<_, io::Error>(Tracer::new(options.otlp.rules, secret()?))).transpose()?;
+        if let Some(tracer) = tracer.clone() {
+            session = session.traced_by(tracer);
         }
+        let header = Header::new(origin.1, billing, !options.only.is_empty(), tracer);
+        let journal = JournalWriter::start(&options.journal, &header)?;
         Ok(Self {
             looks,
             room,
             kernel,
+            reader,
             session,
+            journal,
+            origin,
+            told: 0,
             held: None,
             billing: options.billing.clone(),
             stocktaking: if timed { TICK } else { STOCKTAKING },
@@ -421,40 +445,20 @@ impl Agent {
     }
 
     fn tick(&mut self) {
-        let now = Instant::now();
         self.health.turn();
         self.settle_servers();
-        self.session.unsettled(now).into_iter().for_each(|pid| self.look(pid, 0, Rank::Likely, &[now]));
-        self.settle_answers(now);
-        for request in self.session.unended() {
-            if !self.kernel.is_under_way(request) {
-                let lost = self.session.vanished(now, monotonic_ns(), request);
-                self.tell(&lost);
-            }
-        }
-        let overdue = self.session.expire(now, monotonic_ns());
-        self.tell(&overdue);
-        self.session.forget_ended(now);
+        self.apply(Input::Tick);
         self.follow_sockets();
         self.follow_sessions();
-        for model in self.session.take_unpriced() {
-            warn!(model, "the price list has no entry for a model that is served: its tokens cost nothing");
-        }
-    }
-
-    /// Of answers with a length only the first writes are told: the kernel knows whether they are whole by now.
-    fn settle_answers(&mut self, now: Instant) {
-        for request in self.session.half_answered() {
-            let answer = self.kernel.answer_so_far(request);
-            let records = answer.map(|answer| self.session.answered(now, answer)).unwrap_or_default();
-            self.tell(&records);
-        }
     }
 
     /// Names and prices were read again. A bad file changes nothing.
     fn reload(&mut self, loaded: Result<Billing>) {
         match loaded {
-            Ok(billing) => self.session.rebill(billing),
+            Ok(billing) => {
+                self.reader.look_for(billing.phrases.clone());
+                self.apply(Input::Rebill(Box::new(billing)));
+            }
             Err(error) => {
                 self.reload_failures += 1;
                 error!("names, prices and phrases stay as they were: {error:#}");
@@ -472,12 +476,8 @@ impl Agent {
     fn snapshot(&mut self) -> Snapshot {
         let epoch = self.clock.epoch();
         let (looks, scouts) = self.looks.counts();
-        Snapshot {
-            servers: self.session.servers(Instant::now()),
-            host: self.session.host(),
-            users: self.session.users(),
+        let own = Snapshot {
             own: self.kernel.own_stats().unwrap_or_default(),
-            prices: self.prices,
             programs_cpu: self.run_times.as_ref().and_then(|times| times.last().cpu_ratio),
             targets: self.seats.len(),
             unobservable: self.unobservable.len(),
@@ -485,9 +485,9 @@ impl Agent {
             looks_abandoned: looks.abandoned,
             looks_cut: looks.costly,
             looks_waiting: looks.waiting,
-            occupancy: self.kernel.occupancy().to_vec(),
-            given_up: self.session.given_up(),
+            occupancy: self.kernel.occupancy().map(|(map, entries)| (map.into(), entries)).to_vec(),
             log_lost: self.log.lost(),
+            journal_lost: self.journal.as_ref().map(JournalWriter::lost),
             attach_failures: self.attach_failures,
             reload_failures: self.reload_failures,
             cpu: cpu_time() + looks.cpu,
@@ -496,6 +496,8 @@ impl Agent {
             started: (epoch + self.started).as_secs_f64(),
             epoch,
             otlp: self.otlp.counts(),
-        }
+            ..Snapshot::default()
+        };
+        self.ask(own)
     }
 }

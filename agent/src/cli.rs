@@ -21,6 +21,7 @@ use crate::{
         log::{LogOptions, Logged},
         otlp,
     },
+    journal::JournalOptions,
     session::{cost::Rates, identity::Source},
 };
 
@@ -34,6 +35,9 @@ const OTLP_HEADING: &str = "OpenTelemetry";
 
 /// Where the metrics are served unless told otherwise: a port that OpenTelemetry registered for Prometheus exporters.
 const DEFAULT_LISTEN: &str = "127.0.0.1:9464";
+
+/// Megabytes of a journal: hours of a busy server.
+const DEFAULT_JOURNAL: u64 = 256;
 
 /// Watches llama.cpp servers from the kernel and serves their metrics to Prometheus.
 #[derive(Debug, Parser)]
@@ -59,6 +63,9 @@ pub enum Command {
     Plan(ReportArguments),
     /// Ask the running agent for its whole state: a table, or one JSON document
     Snapshot(SnapshotArguments),
+    /// Play a journal again: the same log lines and metrics as when it was written. Needs no rights and no server.
+    /// Exit code: 0 whole, 1 it is cut or damaged and was played so far
+    Replay(ReplayArguments),
     /// Print the hash that stands for an API key, which is read from standard input: for the file of aliases
     KeyHash(KeyHashArguments),
     /// Hold what an ending agent leaves until it has ended; it starts this itself
@@ -75,6 +82,26 @@ pub struct KeyHashArguments {
     /// The secret, as the agent was given it
     #[arg(long, env = "LLAMAPROBE_KEY_FILE", value_name = "FILE")]
     pub key_file: PathBuf,
+}
+
+/// The options of `replay`.
+#[derive(Debug, Args)]
+pub struct ReplayArguments {
+    /// The journal
+    pub file: PathBuf,
+    /// Where log lines go, one JSON object each; `-` is standard output
+    #[arg(long, value_name = "FILE")]
+    pub log: Option<PathBuf>,
+    /// Where the metrics go, as Prometheus reads them, at the time when they were asked for last; `-` is standard output,
+    /// and the default
+    #[arg(long, value_name = "FILE")]
+    pub metrics: Option<PathBuf>,
+    /// Serve the metrics and the snapshot there until it is ended, rather than write them
+    #[arg(long, value_name = "ADDRESS:PORT", conflicts_with = "metrics")]
+    pub listen: Option<SocketAddr>,
+    /// Publish the metrics also under other names, as `run` does
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "NAMES")]
+    pub compat: Vec<Dialect>,
 }
 
 /// The options of `snapshot`.
@@ -140,6 +167,13 @@ pub struct RunArguments {
     /// Publish the same also under the names that dashboards for vLLM or for llama-server's own metrics ask for
     #[arg(long, env = "LLAMAPROBE_COMPAT", value_enum, value_delimiter = ',', value_name = "NAMES")]
     pub compat: Option<Vec<Dialect>>,
+    /// Write down what happens, without any text of prompts or answers, for `llamaprobe replay`: send it with a report of
+    /// what is wrong
+    #[arg(long, env = "LLAMAPROBE_JOURNAL", value_name = "FILE")]
+    pub journal: Option<PathBuf>,
+    /// How long the journal may become; it ends there [default: 256]
+    #[arg(long, env = "LLAMAPROBE_JOURNAL_MEGABYTES", value_name = "MEGABYTES")]
+    pub journal_megabytes: Option<u64>,
     /// A TOML file with these options as keys, `-` written `_`
     #[arg(long, env = "LLAMAPROBE_CONFIG", value_name = "FILE")]
     #[serde(skip)]
@@ -231,6 +265,8 @@ pub struct Options {
     pub log: String,
     /// The request log.
     pub requests: LogOptions,
+    /// What happens, written down.
+    pub journal: JournalOptions,
     /// A request header that names the user.
     pub user_header: Option<String>,
     /// Users and prices.
@@ -301,6 +337,14 @@ impl RunArguments {
                 logged: self.log_requests.or(file.log_requests).unwrap_or(Logged::Off),
                 file: self.log_file.or(file.log_file),
                 slow: self.log_slow_ms.or(file.log_slow_ms).map(Duration::from_millis),
+            },
+            journal: JournalOptions {
+                file: self.journal.or(file.journal),
+                most_bytes: self
+                    .journal_megabytes
+                    .or(file.journal_megabytes)
+                    .unwrap_or(DEFAULT_JOURNAL)
+                    .saturating_mul(1_000_000),
             },
             user_header,
             trace_drafts: self.trace_drafts.or(file.trace_drafts) == Some(Switch::On),

@@ -13,7 +13,7 @@ use llamaprobe::{
     doctor::Roots,
     export::snapshot,
     output::{self, Messages},
-    scout,
+    replay, scout,
     session::payload::head::KeyHash,
     survey,
 };
@@ -42,6 +42,7 @@ fn main() -> ExitCode {
             (report.to_string(), serde_json::to_string_pretty(&report), report.exit_code())
         }),
         Command::Snapshot(arguments) => snapshot(&arguments),
+        Command::Replay(arguments) => replay::run(&arguments),
         Command::KeyHash(arguments) => key_hash(&arguments),
         Command::Outlive { parent } => {
             heir::outlive(parent);

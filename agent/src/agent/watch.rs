@@ -224,14 +224,15 @@ impl Agent {
 
     /// The sockets are followed as long as there is a server.
     pub(super) fn follow_sockets(&mut self) {
-        let observed = self.session.targets().filter_map(|target| self.session.plan(target.pid));
-        let coming = self.processes.values().filter_map(|process| Some(&process.attaching.as_ref()?.plan));
-        let http = observed.chain(coming).any(|plan| plan.flags & TargetConfig::HTTP != 0);
+        let observed = self.session.observed().map(|observed| observed.flags);
+        let coming =
+            self.processes.values().filter_map(|process| Some(process.attaching.as_ref()?.plan.flags));
+        let http = observed.chain(coming).any(|flags| flags & TargetConfig::HTTP != 0);
         if http != self.follows_sockets && !self.deaf {
             self.follows_sockets = http;
             self.room.order(Order::Sockets(http));
         }
-        let predicts = http && self.session.targets().any(|target| target.told.predict.is_some());
+        let predicts = http && self.session.observed().any(|observed| observed.target.told.predict.is_some());
         if predicts != self.follows_offspring {
             self.follows_offspring = predicts;
             self.room.order(Order::Offspring(predicts));
@@ -260,7 +261,7 @@ impl Agent {
                 return self.look(pid, target.owner, Rank::Likely, &[now + SOON]);
             }
             let has_tls = |plan: &Plan| plan.probes.iter().any(|probe| probe.role == Role::Tls);
-            if self.session.plan(pid).is_some_and(has_tls) && !has_tls(&plan) {
+            if self.session.observed_as(pid).is_some_and(|it| it.has(Role::Tls)) && !has_tls(&plan) {
                 // It is under a seccomp filter by now: no return probe may stay.
                 self.room.order(Order::DetachOwn(pid));
             }

@@ -424,7 +424,7 @@ pub static METRICS: &[Metric] = &[
     metric(Gauge, "llamaprobe_map_entries", "Entries of the kernel's maps that grow with the work.", |all| {
         let rows = all.occupancy.iter();
         rows.map(|(map, n)| Sample {
-            labels: vec![("map", (*map).to_owned())],
+            labels: vec![("map", map.to_string())],
             value: Value::Number(*n as f64),
         })
         .collect()
@@ -504,7 +504,7 @@ pub static METRICS: &[Metric] = &[
         Counter,
         "llamaprobe_otlp_dropped_total",
         "Spans, data points and log records that no collector got, by reason.",
-        |all| signals(all, |of| of.lost.iter().map(|(reason, n)| (Some(*reason), *n)).collect()),
+        |all| signals(all, |of| of.lost.iter().map(|(reason, n)| (Some(&**reason), *n)).collect()),
     ),
     metric(
         Gauge,
@@ -634,18 +634,18 @@ fn number(value: f64) -> Vec<Sample> {
 }
 
 /// A count, with its reason.
-type Counted = (Option<&'static str>, u64);
+type Counted<'a> = (Option<&'a str>, u64);
 
 /// Counts of each signal that is on, some of them by reason.
-fn signals(all: &Snapshot, of: fn(&OtlpCounts) -> Vec<Counted>) -> Vec<Sample> {
-    let sample = |signal: &'static str, reason: Option<&'static str>, n: u64| {
+fn signals(all: &Snapshot, of: fn(&OtlpCounts) -> Vec<Counted<'_>>) -> Vec<Sample> {
+    let sample = |signal: &str, reason: Option<&str>, n: u64| {
         let labels = [("signal", signal)].into_iter().chain(reason.map(|reason| ("reason", reason)));
         let labels = labels.map(|(name, value)| (name, value.to_owned())).collect();
         Sample { labels, value: Value::Number(n as f64) }
     };
     let counts = all.otlp.iter();
     counts
-        .flat_map(|counts| of(counts).into_iter().map(move |(reason, n)| sample(counts.signal, reason, n)))
+        .flat_map(|counts| of(counts).into_iter().map(move |(reason, n)| sample(&counts.signal, reason, n)))
         .collect()
 }
 

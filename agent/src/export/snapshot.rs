@@ -33,8 +33,10 @@ pub fn document(snapshot: &Snapshot) -> Value {
             "attach_failures": snapshot.attach_failures,
             "cpu_seconds": snapshot.cpu.as_secs_f64(),
             "resident_bytes": snapshot.resident_bytes,
-            "map_entries": snapshot.occupancy.iter().map(|(map, n)| ((*map).to_owned(), json!(n))).collect::<Map<_, _>>(),
-            "prices": snapshot.prices,
+            "map_entries": snapshot.occupancy.iter().map(|(map, n)| (map.to_string(), json!(n))).collect::<Map<_, _>>(),
+            "prices": snapshot.prices.map(|prices| json!({
+                "emulated_ns": prices.emulated_ns, "single_stepped_ns": prices.single_stepped_ns,
+            })),
         },
         "host": snapshot.host.map(|(per_hour, idle)| json!({
             "dollars_per_hour": per_hour, "idle_dollars": idle,

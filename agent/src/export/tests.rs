@@ -155,8 +155,9 @@ fn snapshot(servers: Vec<Server>) -> Snapshot {
         looks_abandoned: 9,
         looks_cut: 10,
         looks_waiting: 11,
-        occupancy: vec![("tasks", 4)],
+        occupancy: vec![("tasks".into(), 4)],
         given_up: 5,
+        journal_lost: Some(2),
         log_lost: 6,
         attach_failures: 3,
         reload_failures: 7,
@@ -165,10 +166,10 @@ fn snapshot(servers: Vec<Server>) -> Snapshot {
         started: 1_700_000_000.5,
         epoch: Duration::from_secs(1_700_000_000),
         otlp: vec![OtlpCounts {
-            signal: "traces",
+            signal: "traces".into(),
             exported: 7,
             waiting: 2,
-            lost: vec![("queue_full", 3), ("refused", 0)],
+            lost: vec![("queue_full".into(), 3), ("refused".into(), 0)],
         }],
     }
 }

@@ -7,13 +7,13 @@ use llamaprobe_common::{
     cookie::{BatchLayout, ContextLayout, Cookie, TokenLayout},
     probe::ProbeId,
 };
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::site::Needs;
 use crate::discovery::Wanted;
 
 /// What a probe is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Role {
     /// A decode call is entered.

@@ -17,6 +17,8 @@ use llamaprobe_common::{
     target::TargetConfig,
 };
 
+use serde::{Deserialize, Serialize};
+
 use crate::discovery::Target;
 use crate::discovery::image::{Image, ImageId, Machine, Symbol};
 use catalog::{Layout, Program, ROWS, Role, Row};
@@ -75,7 +77,7 @@ pub struct Plan {
 }
 
 /// How requests are joined to what the engine did.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Joining {
     /// By the task that the thread of the request waits for.
     Exact,

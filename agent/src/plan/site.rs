@@ -18,7 +18,7 @@ mod x86;
 #[cfg(test)]
 mod tests;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Bytes of a function that are searched for branches back to its first instructions.
 const MAX_SEARCHED: usize = 16 * 1024;
@@ -33,7 +33,7 @@ pub enum SiteMachine {
 }
 
 /// How the kernel executes a probed instruction.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Stepping {
     /// In its breakpoint handler, on every kernel this program supports.

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::charge::Charge;
 
@@ -32,7 +32,7 @@ impl Basis {
 }
 
 /// Prices of a model's tokens, dollars per million.
-#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TokenPrices {
     /// Of prompt tokens that are computed.
@@ -56,7 +56,7 @@ impl TokenPrices {
 }
 
 /// All prices.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Rates {
     /// Prices by the `model` label, `default` for all others; empty when tokens cost nothing.
     pub tokens: BTreeMap<String, TokenPrices>,

@@ -1,8 +1,9 @@
 //! What is handed to exporters: the agent's view at one moment.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{borrow::Cow, collections::BTreeSet, sync::Arc, time::Duration};
 
 use llamaprobe_common::{probe::ProbeId, target::TargetStats};
+use serde::{Deserialize, Serialize};
 
 use super::{tally::Tally, usage::Usage};
 use crate::{bpf::calibrate::Prices, discovery::model::Model, plan::catalog::Role};
@@ -106,32 +107,37 @@ pub struct Live {
 }
 
 /// What has become of the spans, data points or log records of one signal.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct OtlpCounts {
     /// The signal.
-    pub signal: &'static str,
+    pub signal: Cow<'static, str>,
     /// What a collector has taken.
     pub exported: u64,
     /// What waits, or is on its way.
     pub waiting: u64,
     /// What was lost, by reason.
-    pub lost: Vec<(&'static str, u64)>,
+    pub lost: Vec<(Cow<'static, str>, u64)>,
 }
 
 /// The agent's view at one moment.
-#[derive(Clone, Debug, Default)]
+/// What the agent knows of itself can be written down; the rest follows from what the session was told.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Snapshot {
     /// Servers, sorted by labels.
+    #[serde(skip)]
     pub servers: Vec<Server>,
     /// What belongs to no server.
     pub own: TargetStats,
     /// Prices of a probe hit, when measured.
+    #[serde(skip)]
     pub prices: Option<Prices>,
     /// Time of all programs in the kernel per time of one processor, when measured.
     pub programs_cpu: Option<f64>,
     /// What the host costs an hour and what of that nobody has used so far, dollars.
+    #[serde(skip)]
     pub host: Option<(f64, f64)>,
     /// Users told apart.
+    #[serde(skip)]
     pub users: usize,
     /// Processes under observation.
     pub targets: usize,
@@ -146,11 +152,14 @@ pub struct Snapshot {
     /// Processes that wait for a look that is due.
     pub looks_waiting: usize,
     /// Entries of the kernel's maps, by name.
-    pub occupancy: Vec<(&'static str, usize)>,
+    pub occupancy: Vec<(Cow<'static, str>, usize)>,
     /// Requests under way that were given up because too many were.
+    #[serde(skip)]
     pub given_up: u64,
     /// Log lines that were not written because the log could not keep up.
     pub log_lost: u64,
+    /// Inputs that were not written into the journal, where one is written.
+    pub journal_lost: Option<u64>,
     /// Probes that could not be attached, since the start.
     pub attach_failures: u64,
     /// Times that files of names, prices or phrases were bad when they were to be read again.

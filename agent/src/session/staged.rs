@@ -11,6 +11,7 @@ use super::{
     finished::Finished,
     identity::{Naming, Source},
     payload::{head::HeadOptions, text::Phrases},
+    reader::Reader,
     requests::Requests,
 };
 use crate::bpf::events::{Piece, RequestEvent};
@@ -142,7 +143,7 @@ pub(crate) fn told(event: &RequestEvent) -> Option<RequestEvent> {
 }
 
 /// Books an event, and of bytes the one that tells of them. Returns the request that is over by it.
-pub(crate) fn on(requests: &mut Requests, event: &RequestEvent) -> Option<Finished> {
+pub(crate) fn on(requests: &mut Staged, event: &RequestEvent) -> Option<Finished> {
     let over = requests.on(event);
     assert!(over.is_none() || !matches!(event, RequestEvent::Piece(_)), "bytes alone end nothing");
     over.or_else(|| told(event).and_then(|event| requests.on(&event)))
@@ -226,8 +227,38 @@ pub(crate) fn chat_events(request: RequestKey) -> Vec<RequestEvent> {
 }
 
 /// Requests of which nothing is known.
-pub(crate) fn requests() -> Requests {
-    Requests::new(options(), naming(), Phrases::default())
+pub(crate) fn requests() -> Staged {
+    Staged { reader: Reader::new(options(), Phrases::default()), requests: Requests::new(naming()) }
+}
+
+/// Requests, and who reads their bytes.
+pub(crate) struct Staged {
+    reader: Reader,
+    requests: Requests,
+}
+
+impl Staged {
+    /// Books what an event says.
+    pub(crate) fn on(&mut self, event: &RequestEvent) -> Option<Finished> {
+        let facts = self.reader.read(event.clone());
+        let over: Vec<_> = facts.iter().filter_map(|fact| self.requests.on(fact)).collect();
+        assert!(over.len() < 2, "one event ends one request");
+        over.into_iter().next()
+    }
+}
+
+impl std::ops::Deref for Staged {
+    type Target = Requests;
+
+    fn deref(&self) -> &Requests {
+        &self.requests
+    }
+}
+
+impl std::ops::DerefMut for Staged {
+    fn deref_mut(&mut self) -> &mut Requests {
+        &mut self.requests
+    }
 }
 
 /// A request that is over by these events, the last of which makes it so.

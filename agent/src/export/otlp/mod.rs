@@ -199,10 +199,10 @@ impl Otlp {
     pub fn counts(&self) -> Vec<OtlpCounts> {
         self.channels()
             .map(|(signal, counts)| OtlpCounts {
-                signal: signal.name(),
+                signal: signal.name().into(),
                 exported: counts.exported(),
                 waiting: counts.waiting(),
-                lost: Loss::ALL.map(|loss| (loss.name(), counts.lost(loss))).to_vec(),
+                lost: Loss::ALL.map(|loss| (loss.name().into(), counts.lost(loss))).to_vec(),
             })
             .collect()
     }
