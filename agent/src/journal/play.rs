@@ -11,7 +11,7 @@ use crate::session::{Effect, Input, Moment, Record, Session, Snapshot};
 /// What came of a journal.
 #[derive(Debug, Default)]
 pub struct Played {
-    /// What was known when it was last asked for; at the end, if it never was.
+    /// What was known when it was last asked for; at the end, if it never was, or if the rest is missing.
     pub snapshot: Snapshot,
     /// Inputs that were played.
     pub inputs: u64,
@@ -38,7 +38,7 @@ pub fn play<R: Read>(mut journal: JournalReader<R>, mut tell: impl FnMut(&Record
         session = session.traced_by(tracer);
     }
     let mut played = Played::default();
-    let (mut asked, mut first, mut last) = (false, None, header.began_ns);
+    let (mut asked, mut first, mut last) = (None, None, header.began_ns);
     loop {
         let stamped = match journal.next() {
             Ok(Some(Entry::Input(stamped))) => stamped,
@@ -55,17 +55,20 @@ pub fn play<R: Read>(mut journal: JournalReader<R>, mut tell: impl FnMut(&Record
         let Stamped { ns, epoch, input } = *stamped;
         played.inputs += 1;
         (first, last) = (first.or(Some(ns)), ns);
+        if let Input::Asked(own) = &input {
+            asked = Some(own.clone());
+        }
         for effect in session.apply(moment(ns), &input) {
             match effect {
                 Effect::Tell(record) => tell(&record, epoch),
-                Effect::Snapshot(snapshot) => (asked, played.snapshot) = (true, *snapshot),
+                Effect::Snapshot(snapshot) => played.snapshot = *snapshot,
                 // What was done and answered then stands in the journal.
                 Effect::AskWhether(_) | Effect::AskAnswer(_) | Effect::Look(_) | Effect::Unpriced(_) => {}
             }
         }
     }
-    if !asked {
-        let effects = session.apply(moment(last), &Input::Asked(Box::default()));
+    if asked.is_none() || played.error.is_some() {
+        let effects = session.apply(moment(last), &Input::Asked(asked.unwrap_or_default()));
         if let Some(Effect::Snapshot(snapshot)) = effects.into_iter().next() {
             played.snapshot = *snapshot;
         }
