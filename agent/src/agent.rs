@@ -11,6 +11,7 @@ mod ending;
 pub mod heir;
 mod looks;
 mod own;
+mod process;
 mod room;
 mod seating;
 mod seats;
@@ -28,7 +29,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 use aya::maps::{MapData, RingBuf};
-use llamaprobe_common::{event::MAX_ONLY, layout::ExtLayout, request::WAKE_NS, target::TargetConfig};
+use llamaprobe_common::{event::MAX_ONLY, request::WAKE_NS};
 use tokio::{
     sync::mpsc,
     task::{JoinHandle, spawn_blocking},
@@ -40,6 +41,7 @@ pub use self::signals::Signals;
 use self::{
     looks::Looks,
     own::{Clock, cpu_time, monotonic_ns, resident_bytes, secret},
+    process::Process,
     room::Room,
     seats::Seats,
     signals::Order,
@@ -47,7 +49,7 @@ use self::{
 use crate::{
     bpf::{self, Attacher, Kernel, calibrate::Prices, events::RequestEvent, run_time::RunTimes},
     cli::{Options, billing::BillingOptions},
-    discovery::{Target, image::ImageId, process::process_of},
+    discovery::process::process_of,
     doctor::{self, Check, NEEDED, Roots},
     export::{
         http::{self, Endpoint, Health},
@@ -55,9 +57,7 @@ use crate::{
         otlp::{Otlp, Signal},
     },
     journal::{Header, JournalWriter},
-    output,
-    plan::Plan,
-    scout,
+    output, scout,
     session::{
         Billing, Input, Session, Snapshot, payload::head::HeadOptions, reader::Reader, tracer::Tracer,
     },
@@ -132,47 +132,6 @@ struct Agent {
     /// When the agent started, by the kernel's clock.
     started: Duration,
     health: Arc<Health>,
-}
-
-/// A process that maps llama.cpp.
-struct Process {
-    start_time: u64,
-    /// What the programs know of it, when it is observed.
-    live: Option<TargetConfig>,
-    /// What it will be when its probes are attached.
-    attaching: Option<Box<Attaching>>,
-    /// The orders by which its probes were attached, and the sites of the last one.
-    orders: Vec<u64>,
-    sites: BTreeSet<(ImageId, u64)>,
-    /// The sites that could not be attached, and when they were tried.
-    failed: BTreeSet<(ImageId, u64)>,
-    tried: Instant,
-    /// A slot has started: it is a server.
-    has_started: bool,
-    /// What was said of the layout of its batches, by file.
-    layouts: BTreeMap<u32, Option<ExtLayout>>,
-}
-
-struct Attaching {
-    number: u64,
-    target: Target,
-    plan: Plan,
-}
-
-impl Process {
-    fn new(target: &Target) -> Self {
-        Self {
-            start_time: target.start_time,
-            live: None,
-            attaching: None,
-            orders: Vec::new(),
-            sites: BTreeSet::new(),
-            failed: BTreeSet::new(),
-            tried: Instant::now(),
-            has_started: false,
-            layouts: BTreeMap::new(),
-        }
-    }
 }
 
 /// Observes until SIGTERM or SIGINT.

@@ -74,9 +74,7 @@ impl Agent {
     }
 
     pub(super) fn is_observed(&self, id: ProcessId) -> bool {
-        self.processes
-            .get(&id.pid)
-            .is_some_and(|known| known.start_time == id.start_time && known.live.is_some())
+        self.processes.get(&id.pid).is_some_and(|known| known.id == id && known.live.is_some())
     }
 
     /// All that is to be attached for a process is: it is observed from now on, if there is a seat for it.

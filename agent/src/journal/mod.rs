@@ -8,6 +8,9 @@ pub mod play;
 mod read;
 mod write;
 
+#[cfg(test)]
+mod tests;
+
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};

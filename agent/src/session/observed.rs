@@ -31,7 +31,7 @@ pub struct Hook {
     /// What it is for.
     pub role: Role,
     /// Its identity, [`ProbeId`], by number.
-    probe: u8,
+    pub(crate) probe: u8,
     /// What it was told: the layouts that it reads.
     pub cookie: Cookie,
     /// How the kernel executes the probed instruction.

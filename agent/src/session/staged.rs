@@ -1,20 +1,33 @@
 //! Hand-made request events for tests, cut as the kernel cuts them.
 
-use std::net::Ipv6Addr;
+use std::net::{Ipv6Addr, SocketAddr};
 
-use llamaprobe_common::request::{
-    BeginEvent, EndEvent, EndReason, Peer, PieceHead, RequestEventKind, RequestKey, SlotEndEvent,
-    SlotStartEvent, TaskEvent, WriteEvent,
+use llamaprobe_common::{
+    cookie::Cookie,
+    probe::ProbeId,
+    request::{
+        BeginEvent, EndEvent, EndReason, Peer, PieceHead, RequestEventKind, RequestKey, SlotEndEvent,
+        SlotStartEvent, TaskEvent, WriteEvent,
+    },
+    target::TargetConfig,
 };
 
 use super::{
     finished::Finished,
     identity::{Naming, Source},
+    observed::{Hook, Observed},
     payload::{head::HeadOptions, text::Phrases},
     reader::Reader,
     requests::Requests,
 };
-use crate::bpf::events::{Piece, RequestEvent};
+use crate::{
+    bpf::events::{Piece, RequestEvent},
+    discovery::{
+        Target, Told,
+        process::{Listener, Place},
+    },
+    plan::{Joining, catalog::Role, site::Stepping},
+};
 
 /// A millisecond.
 pub(crate) const MS: u64 = 1_000_000;
@@ -26,6 +39,32 @@ pub(crate) const MARKER: &str = "xyzzy";
 /// The request that arrived at `ms` milliseconds.
 pub(crate) fn key(ms: u64) -> RequestKey {
     RequestKey { arrived_ns: ms * MS, tgid: PID, fd: 5 }
+}
+
+/// The process of [`key`]: a server that listens and whose requests are followed.
+pub(crate) fn observed() -> Observed {
+    let target = Target {
+        pid: PID,
+        start_time: 1,
+        comm: "llama-server".to_owned(),
+        images: vec![],
+        listeners: vec![Listener::Tcp(SocketAddr::from(([127, 0, 0, 1], 8080)))],
+        model: None,
+        told: Told { name: Some("m".to_owned()), ..Told::default() },
+        place: Place::default(),
+        seccomp: 0,
+        owner: 0,
+        router: None,
+    };
+    let flags = TargetConfig::SLOTS | TargetConfig::HTTP;
+    let hook = Hook {
+        role: Role::Task,
+        probe: 0,
+        cookie: Cookie::plain(ProbeId::ALL[0]),
+        stepping: Stepping::Emulated,
+        program: 0,
+    };
+    Observed { target, hooks: vec![hook], missing: vec![], flags, joining: Joining::Exact }
 }
 
 /// Options with a header for users.
