@@ -56,7 +56,7 @@ use crate::{
         log::RequestLog,
         otlp::{Otlp, Signal},
     },
-    journal::{Header, JournalWriter},
+    journal::{Header, JournalWriter, Reading},
     output, scout,
     session::{
         Billing, Input, Session, Snapshot, payload::head::HeadOptions, reader::Reader, tracer::Tracer,
@@ -351,7 +351,8 @@ impl Agent {
         let head = HeadOptions { user_header: options.user_header.clone(), key };
         let now = Instant::now();
         let timed = billing.rates.host_per_hour.is_some();
-        let reader = Reader::new(head, billing.phrases.clone());
+        let reading = Reading { options: head, phrases: billing.phrases.clone() };
+        let reader = Reader::new(reading.options.clone(), reading.phrases.clone());
         let origin = (now, monotonic_ns());
         let mut session = Session::new(now, billing.clone());
         if !options.only.is_empty() {
@@ -363,7 +364,10 @@ impl Agent {
         if let Some(tracer) = tracer.clone() {
             session = session.traced_by(tracer);
         }
-        let header = Header::new(origin.1, billing, !options.only.is_empty(), tracer);
+        let mut header = Header::new(origin.1, billing, !options.only.is_empty(), tracer);
+        if options.journal.payload {
+            header = header.with_payload(reading);
+        }
         let journal = JournalWriter::start(&options.journal, &header)?;
         Ok(Self {
             looks,

@@ -174,6 +174,9 @@ pub struct RunArguments {
     /// How long the journal may become; it ends there [default: 256]
     #[arg(long, env = "LLAMAPROBE_JOURNAL_MEGABYTES", value_name = "MEGABYTES")]
     pub journal_megabytes: Option<u64>,
+    /// Whether the journal holds the bytes of requests and answers, too, prompts and API keys among them [default: off]
+    #[arg(long, env = "LLAMAPROBE_JOURNAL_PAYLOAD", value_enum, value_name = "SWITCH")]
+    pub journal_payload: Option<Switch>,
     /// A TOML file with these options as keys, `-` written `_`
     #[arg(long, env = "LLAMAPROBE_CONFIG", value_name = "FILE")]
     #[serde(skip)]
@@ -345,6 +348,7 @@ impl RunArguments {
                     .or(file.journal_megabytes)
                     .unwrap_or(DEFAULT_JOURNAL)
                     .saturating_mul(1_000_000),
+                payload: self.journal_payload.or(file.journal_payload) == Some(Switch::On),
             },
             user_header,
             trace_drafts: self.trace_drafts.or(file.trace_drafts) == Some(Switch::On),

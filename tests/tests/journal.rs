@@ -30,8 +30,8 @@ struct Told {
     lines: String,
 }
 
-/// Lets an agent with a journal observe `count` mixed requests.
-fn told(scratch: &Scratch, count: usize) -> Result<Option<Told>> {
+/// Lets an agent with a journal, and `more` arguments, observe `count` mixed requests.
+fn told(scratch: &Scratch, count: usize, more: &[&str]) -> Result<Option<Told>> {
     let Some(assets) = privileged() else { return Ok(None) };
     // A golden journal holds its path: none of this machine.
     let model = scratch.copy(&assets.tiny(), "tiny.gguf")?;
@@ -43,7 +43,7 @@ fn told(scratch: &Scratch, count: usize) -> Result<Option<Told>> {
     fs::set_permissions(&journal, Permissions::from_mode(0o644))?;
     let (pid, file) = (server.pid().to_string(), journal.display().to_string());
     let arguments = ["--pid", &pid, "--journal", &file, "--host-price", "3.6", "--user-header", "X-User"];
-    let agent = Agent::start(&[&log.arguments()?[..], &arguments].concat())?;
+    let agent = Agent::start(&[&log.arguments()?[..], &arguments, more].concat())?;
     agent.wait_observed(&server)?;
     run_checked(server.address(), &mix(count), 16)?;
     let body = json!({"prompt": MARKER, "n_predict": 3, "ignore_eos": true, "user": "somebody"});
@@ -79,7 +79,7 @@ fn played(scratch: &Scratch, journal: &Path) -> Result<(Option<i32>, String, Str
 #[test]
 fn it_plays_as_it_was_written() -> Result<()> {
     let scratch = Scratch::new()?;
-    let Some(told) = told(&scratch, 200)? else { return Ok(()) };
+    let Some(told) = told(&scratch, 200, &[])? else { return Ok(()) };
     let (code, metrics, lines, messages) = played(&scratch, &told.journal)?;
     let bytes = fs::read(&told.journal)?;
     println!(
@@ -100,6 +100,22 @@ fn it_plays_as_it_was_written() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn with_the_bytes_of_requests_they_are_read_again() -> Result<()> {
+    let scratch = Scratch::new()?;
+    let Some(told) = told(&scratch, 40, &["--journal-payload", "on"])? else { return Ok(()) };
+    let (code, metrics, lines, messages) = played(&scratch, &told.journal)?;
+    assert_eq!(code, Some(0), "{messages}");
+    similar(&told.lines, &lines)?;
+    similar(&told.metrics, &metrics)?;
+    let bytes = fs::read(&told.journal)?;
+    assert!(
+        bytes.windows(MARKER.len()).any(|window| window == MARKER.as_bytes()),
+        "what was asked for is there"
+    );
+    Ok(())
+}
+
 /// Fails with the first lines that differ.
 fn similar(one: &str, other: &str) -> Result<()> {
     let differs = one.lines().zip(other.lines()).find(|(one, other)| one != other);
@@ -116,7 +132,7 @@ fn golden(name: &str) -> PathBuf {
 fn the_golden_journal_plays_as_ever() -> Result<()> {
     let scratch = Scratch::new()?;
     if std::env::var_os(BLESS).is_some() {
-        let told = told(&scratch, 24)?.context("a journal is written by root")?;
+        let told = told(&scratch, 24, &[])?.context("a journal is written by root")?;
         fs::create_dir_all(golden(""))?;
         fs::write(golden("journal"), fs::read(&told.journal)?)?;
         fs::write(golden("metrics"), &told.metrics)?;

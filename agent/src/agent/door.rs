@@ -6,6 +6,7 @@ use tracing::warn;
 
 use super::{Agent, looks::Rank, own::monotonic_ns};
 use crate::{
+    bpf::events::RequestEvent,
     journal::Stamped,
     session::{Effect, Input, Moment, Record, Snapshot},
 };
@@ -28,12 +29,32 @@ impl Agent {
         snapshot.unwrap_or_default()
     }
 
-    fn enter(&mut self, input: Input) -> Vec<Effect> {
+    /// Reads what an event says, and tells the session.
+    pub(super) fn read(&mut self, event: RequestEvent) {
+        let (at, epoch) = (self.moment(), self.clock.epoch());
+        let stamped = || Stamped { ns: at.ns, epoch, what: event.clone() };
+        let recorded = self.journal.as_mut().is_some_and(|journal| journal.record_event(stamped));
+        for fact in self.reader.read(event) {
+            let input = Input::Fact(fact);
+            if recorded {
+                let effects = self.session.apply(at, &input);
+                effects.into_iter().for_each(|effect| self.perform(effect));
+            } else {
+                self.apply(input);
+            }
+        }
+    }
+
+    fn moment(&self) -> Moment {
         let (ns, (start, start_ns)) = (monotonic_ns(), self.origin);
-        let at = Moment { now: start + Duration::from_nanos(ns.saturating_sub(start_ns)), ns };
+        Moment { now: start + Duration::from_nanos(ns.saturating_sub(start_ns)), ns }
+    }
+
+    fn enter(&mut self, input: Input) -> Vec<Effect> {
+        let at = self.moment();
         let effects = self.session.apply(at, &input);
         if let Some(journal) = &mut self.journal {
-            journal.record(Stamped { ns: at.ns, epoch: self.clock.epoch(), input });
+            journal.record(Stamped { ns: at.ns, epoch: self.clock.epoch(), what: input });
         }
         effects
     }

@@ -56,7 +56,7 @@ impl Agent {
                     std::thread::sleep(WAIT);
                     self.drain_payload(payload, until);
                 }
-                self.request_event(event);
+                self.read(event);
             }
             if all {
                 return true;
@@ -71,7 +71,7 @@ impl Agent {
             return;
         }
         if let Some(held) = self.held.take() {
-            self.request_event(held);
+            self.read(held);
         }
         while let Some(entry) = payload.next() {
             let Some(piece) = events::piece(&entry) else {
@@ -82,13 +82,7 @@ impl Agent {
                 self.held = Some(piece);
                 return;
             }
-            self.request_event(piece);
-        }
-    }
-
-    fn request_event(&mut self, event: RequestEvent) {
-        for fact in self.reader.read(event) {
-            self.apply(Input::Fact(fact));
+            self.read(piece);
         }
     }
 

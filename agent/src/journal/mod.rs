@@ -1,8 +1,8 @@
 //! The session's inputs as a file: written while the agent runs, played again by `llamaprobe replay`.
 //!
 //! A file is its mark and frames. A frame is the length of its body, a checksum (CRC-32) of it, both `u32` of little endian,
-//! and the body: [`Entry`] by postcard. The first entry is a [`Header`]. No entry holds bytes of requests or answers: only
-//! what was found in them by name.
+//! and the body: [`Entry`] by postcard. The first is a [`Header`]. Unless it was asked for, none holds bytes of requests or
+//! answers: only what was found in them by name.
 
 pub mod play;
 mod read;
@@ -11,7 +11,7 @@ mod write;
 #[cfg(test)]
 mod tests;
 
-use std::time::Duration;
+use std::{fmt, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
@@ -19,7 +19,14 @@ pub use self::{
     read::{JournalError, JournalReader},
     write::{JournalOptions, JournalWriter},
 };
-use crate::session::{Billing, Input, tracer::Tracer};
+use crate::{
+    bpf::events::RequestEvent,
+    session::{
+        Billing, Input,
+        payload::{head::HeadOptions, text::Phrases},
+        tracer::Tracer,
+    },
+};
 
 /// How a file begins.
 const MARK: &[u8; 8] = b"lpjourn\n";
@@ -45,32 +52,57 @@ pub struct Header {
     pub only_some: bool,
     /// How requests get their trace ids, where they are traced.
     pub tracer: Option<Tracer>,
+    /// By what requests and answers were read, where their bytes are here. Not `Debug`, and a secret: API keys are hashed with
+    /// it, and stand in these bytes.
+    pub reading: Option<Reading>,
+}
+
+/// By what requests and answers are read.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct Reading {
+    /// What is looked for in heads.
+    pub options: HeadOptions,
+    /// What is looked for in answers.
+    pub phrases: Phrases,
+}
+
+impl fmt::Debug for Reading {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Reading")
+    }
 }
 
 impl Header {
     /// The header of a session of this agent.
     pub fn new(began_ns: u64, billing: Billing, only_some: bool, tracer: Option<Tracer>) -> Self {
         let agent = env!("CARGO_PKG_VERSION").to_owned();
-        Self { version: VERSION, agent, began_ns, billing, only_some, tracer }
+        Self { version: VERSION, agent, began_ns, billing, only_some, tracer, reading: None }
+    }
+
+    /// Bytes of requests and answers are written down, too; they are read so.
+    pub fn with_payload(self, reading: Reading) -> Self {
+        Self { reading: Some(reading), ..self }
     }
 }
 
-/// What happened, and when.
+/// Something, and when it happened.
 #[derive(Debug, Serialize, Deserialize)]
-pub struct Stamped {
+pub struct Stamped<T> {
     /// `CLOCK_MONOTONIC`, nanoseconds.
     pub ns: u64,
     /// The kernel's time 0 since the Unix epoch, as the clock was set.
     pub epoch: Duration,
     /// What.
-    pub input: Input,
+    pub what: T,
 }
 
 /// What a frame holds.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Entry {
-    /// An input.
-    Input(Box<Stamped>),
+    /// An input of the session.
+    Input(Box<Stamped<Input>>),
+    /// An event with the bytes of a request or an answer, before they were read. Its facts are no entries.
+    Event(Box<Stamped<RequestEvent>>),
     /// So many inputs could not be written here.
     Lost(u64),
 }

@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{Entry, JournalError, JournalReader, Stamped};
-use crate::session::{Effect, Input, Moment, Record, Session, Snapshot};
+use crate::session::{Effect, Input, Moment, Record, Session, Snapshot, reader::Reader};
 
 /// What came of a journal.
 #[derive(Debug, Default)]
@@ -37,11 +37,17 @@ pub fn play<R: Read>(mut journal: JournalReader<R>, mut tell: impl FnMut(&Record
     if let Some(tracer) = header.tracer.clone() {
         session = session.traced_by(tracer);
     }
+    let mut reader = header.reading.clone().map(|reading| Reader::new(reading.options, reading.phrases));
     let mut played = Played::default();
     let (mut asked, mut first, mut last) = (None, None, header.began_ns);
     loop {
-        let stamped = match journal.next() {
-            Ok(Some(Entry::Input(stamped))) => stamped,
+        let (ns, epoch, inputs) = match journal.next() {
+            Ok(Some(Entry::Input(stamped))) => (stamped.ns, stamped.epoch, vec![stamped.what]),
+            Ok(Some(Entry::Event(stamped))) => {
+                let Stamped { ns, epoch, what } = *stamped;
+                let facts = reader.as_mut().map(|reader| reader.read(what)).unwrap_or_default();
+                (ns, epoch, facts.into_iter().map(Input::Fact).collect())
+            }
             Ok(Some(Entry::Lost(inputs))) => {
                 played.missing += inputs;
                 continue;
@@ -52,18 +58,21 @@ pub fn play<R: Read>(mut journal: JournalReader<R>, mut tell: impl FnMut(&Record
                 break;
             }
         };
-        let Stamped { ns, epoch, input } = *stamped;
         played.inputs += 1;
         (first, last) = (first.or(Some(ns)), ns);
-        if let Input::Asked(own) = &input {
-            asked = Some(own.clone());
-        }
-        for effect in session.apply(moment(ns), &input) {
-            match effect {
-                Effect::Tell(record) => tell(&record, epoch),
-                Effect::Snapshot(snapshot) => played.snapshot = *snapshot,
-                // What was done and answered then stands in the journal.
-                Effect::AskWhether(_) | Effect::AskAnswer(_) | Effect::Look(_) | Effect::Unpriced(_) => {}
+        for input in inputs {
+            match &input {
+                Input::Asked(own) => asked = Some(own.clone()),
+                Input::End { pid, .. } => reader.iter_mut().for_each(|reader| reader.end(*pid)),
+                _ => {}
+            }
+            for effect in session.apply(moment(ns), &input) {
+                match effect {
+                    Effect::Tell(record) => tell(&record, epoch),
+                    Effect::Snapshot(snapshot) => played.snapshot = *snapshot,
+                    // What was done and answered then stands in the journal.
+                    Effect::AskWhether(_) | Effect::AskAnswer(_) | Effect::Look(_) | Effect::Unpriced(_) => {}
+                }
             }
         }
     }

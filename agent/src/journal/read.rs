@@ -102,7 +102,7 @@ impl<R: Read> JournalReader<R> {
         let Some(body) = body(&mut self.from, &mut self.at)? else { return Ok(None) };
         let entry = decode(&body, from)?;
         if let Entry::Input(stamped) = &entry
-            && let Input::Begin(observed) | Input::Refresh(observed) = &stamped.input
+            && let Input::Begin(observed) | Input::Refresh(observed) = &stamped.what
             && !observed.is_sound()
         {
             return Err(JournalError::Damaged {

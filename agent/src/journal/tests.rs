@@ -23,7 +23,7 @@ fn journal(requests: u64) -> (Vec<u8>, Vec<usize>) {
     bytes.extend(frame(&Header::new(0, billing, false, None)).unwrap());
     let mut write = |ns: u64, input: Input| {
         begins.push(bytes.len());
-        let stamped = Stamped { ns, epoch: Duration::from_secs(1_700_000_000), input };
+        let stamped = Stamped { ns, epoch: Duration::from_secs(1_700_000_000), what: input };
         bytes.extend(frame(&Entry::Input(Box::new(stamped))).unwrap());
     };
     write(MS, Input::Begin(Box::new(observed())));
@@ -88,7 +88,7 @@ fn a_probe_that_there_is_not_is_damage() {
     let mut process = observed();
     process.hooks[0].program = 200;
     let input = Input::Begin(Box::new(process));
-    let stamped = Stamped { ns: 0, epoch: Duration::ZERO, input };
+    let stamped = Stamped { ns: 0, epoch: Duration::ZERO, what: input };
     foreign.extend(frame(&Entry::Input(Box::new(stamped))).unwrap());
     let (_, played) = played(&foreign).unwrap();
     assert!(matches!(played.error, Some(JournalError::Damaged { at, .. }) if at == begins[1] as u64));

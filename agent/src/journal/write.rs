@@ -15,6 +15,7 @@ use serde::Serialize;
 use tracing::{error, info, warn};
 
 use super::{Entry, FRAME, Header, MARK, Stamped};
+use crate::{bpf::events::RequestEvent, session::Input};
 
 /// Frames that may wait for the disk.
 const WAITING: usize = 16 * 1024;
@@ -26,6 +27,8 @@ pub struct JournalOptions {
     pub file: Option<PathBuf>,
     /// How long it may become, bytes.
     pub most_bytes: u64,
+    /// Whether bytes of requests and answers are written, too.
+    pub payload: bool,
 }
 
 /// A journal that is being written.
@@ -38,6 +41,8 @@ pub struct JournalWriter {
     lost: u64,
     /// Bytes that may still be written.
     left: u64,
+    /// Whether events are written, rather than what was read in them.
+    payload: bool,
 }
 
 impl JournalWriter {
@@ -63,13 +68,32 @@ impl JournalWriter {
         // There is room for the first.
         let _ = sender.try_send(first);
         info!(file = %path.display(), "writing a journal");
-        Ok(Some(Self { frames: Some(sender), thread: Some(thread), missing: 0, lost: 0, left }))
+        Ok(Some(Self {
+            frames: Some(sender),
+            thread: Some(thread),
+            missing: 0,
+            lost: 0,
+            left,
+            payload: options.payload,
+        }))
     }
 
-    /// Writes down what happened. Never waits.
-    pub fn record(&mut self, stamped: Stamped) {
+    /// Writes down what the session is told. Never waits.
+    pub fn record(&mut self, stamped: Stamped<Input>) {
+        self.write(&Entry::Input(Box::new(stamped)));
+    }
+
+    /// Writes down an event before it is read, if that is wanted. Returns whether it is.
+    pub fn record_event(&mut self, event: impl FnOnce() -> Stamped<RequestEvent>) -> bool {
+        if self.payload {
+            self.write(&Entry::Event(Box::new(event())));
+        }
+        self.payload
+    }
+
+    fn write(&mut self, entry: &Entry) {
         let Some(frames) = &self.frames else { return self.lost += 1 };
-        let entry = match frame(&Entry::Input(Box::new(stamped))) {
+        let entry = match frame(entry) {
             Ok(frame) => frame,
             Err(error) => {
                 warn!(%error, "an input cannot be written down");

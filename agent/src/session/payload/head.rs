@@ -63,8 +63,8 @@ pub struct Head {
     pub chunked: bool,
 }
 
-/// What the operator configured.
-#[derive(Clone)]
+/// What the operator configured. Not `Debug`: it holds a secret.
+#[derive(Clone, Serialize, Deserialize)]
 pub struct HeadOptions {
     /// Name of the header that holds a user, in any case.
     pub user_header: Option<String>,
