@@ -31,8 +31,9 @@ impl Agent {
 
     /// Reads what an event says, and tells the session.
     pub(super) fn read(&mut self, event: RequestEvent) {
-        let (at, epoch) = (self.moment(), self.clock.epoch());
-        let stamped = || Stamped { ns: at.ns, epoch, what: event.clone() };
+        let at = self.moment();
+        let clock = &mut self.clock;
+        let stamped = || Stamped { ns: at.ns, epoch: clock.epoch(), what: event.clone() };
         let recorded = self.journal.as_mut().is_some_and(|journal| journal.record_event(stamped));
         for fact in self.reader.read(event) {
             let input = Input::Fact(fact);
