@@ -494,6 +494,7 @@ impl Agent {
             resident_bytes: resident_bytes("self")
                 + scouts.iter().map(|pid| resident_bytes(&pid.to_string())).sum::<u64>(),
             started: (epoch + self.started).as_secs_f64(),
+            taken: (epoch + Duration::from_nanos(monotonic_ns())).as_secs_f64(),
             epoch,
             otlp: self.otlp.counts(),
         }

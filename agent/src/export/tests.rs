@@ -10,6 +10,7 @@ use llamaprobe_common::{
 use super::{
     metrics::{Kind, METRICS},
     prometheus::render,
+    snapshot::document,
 };
 use crate::{
     bpf::calibrate::Prices,
@@ -163,6 +164,7 @@ fn snapshot(servers: Vec<Server>) -> Snapshot {
         cpu: Duration::from_millis(1_500),
         resident_bytes: 20_000_000,
         started: 1_700_000_000.5,
+        taken: 1_700_000_060.25,
         epoch: Duration::from_secs(1_700_000_000),
         otlp: vec![OtlpCounts {
             signal: "traces",
@@ -198,6 +200,14 @@ fn golden() {
     };
     let plain: Vec<_> = samples.iter().map(String::as_str).filter(apart).collect();
     assert_eq!(plain, include_str!("tests.prom").lines().collect::<Vec<_>>(), "{}", plain.join("\n"));
+}
+
+#[test]
+fn the_document_is_the_one_that_its_types_are_tested_with() {
+    let made = serde_json::to_value(document(&snapshot(vec![busy(), ended()]))).unwrap();
+    let golden: serde_json::Value =
+        serde_json::from_str(include_str!("../../../agent-api/src/golden.json")).unwrap();
+    assert_eq!(made, golden, "{made:#}");
 }
 
 #[test]

@@ -159,8 +159,10 @@ pub struct Snapshot {
     pub cpu: Duration,
     /// Memory the agent holds, bytes.
     pub resident_bytes: u64,
-    /// When the agent started, seconds since the epoch.
+    /// When the agent started, seconds since the Unix epoch.
     pub started: f64,
+    /// When this was so, seconds since the Unix epoch.
+    pub taken: f64,
     /// The kernel's monotonic time 0, since the Unix epoch.
     pub epoch: Duration,
     /// What was exported over OTLP, by signal that is on.

@@ -64,7 +64,7 @@ impl View {
 
     /// The whole state as a JSON document.
     pub(super) fn document(&self) -> Bytes {
-        let render = || snapshot::document(&self.snapshot).to_string().into();
+        let render = || serde_json::to_vec(&snapshot::document(&self.snapshot)).unwrap_or_default().into();
         self.document.get_or_init(render).clone()
     }
 }
