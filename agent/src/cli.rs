@@ -20,6 +20,7 @@ use crate::{
         compat::Dialect,
         log::{LogOptions, Logged},
         otlp,
+        sink::SinkOptions,
     },
     session::{cost::Rates, identity::Source},
 };
@@ -229,8 +230,8 @@ pub struct Options {
     pub only: Vec<u32>,
     /// What to log.
     pub log: String,
-    /// The request log.
-    pub requests: LogOptions,
+    /// Where requests and figures go beside the endpoint.
+    pub sinks: SinkOptions,
     /// A request header that names the user.
     pub user_header: Option<String>,
     /// Users and prices.
@@ -243,8 +244,6 @@ pub struct Options {
     pub trace_drafts: bool,
     /// Under whose names metrics are published, too.
     pub compat: Vec<Dialect>,
-    /// What is exported over OTLP.
-    pub otlp: otlp::Options,
 }
 
 impl RunArguments {
@@ -297,16 +296,18 @@ impl RunArguments {
             listen: self.listen.or(file.listen).unwrap_or(default),
             only: if self.pid.is_empty() { file.pid } else { self.pid },
             log: self.log.or(file.log).unwrap_or_else(|| "info".to_owned()),
-            requests: LogOptions {
-                logged: self.log_requests.or(file.log_requests).unwrap_or(Logged::Off),
-                file: self.log_file.or(file.log_file),
-                slow: self.log_slow_ms.or(file.log_slow_ms).map(Duration::from_millis),
+            sinks: SinkOptions {
+                log: LogOptions {
+                    logged: self.log_requests.or(file.log_requests).unwrap_or(Logged::Off),
+                    file: self.log_file.or(file.log_file),
+                    slow: self.log_slow_ms.or(file.log_slow_ms).map(Duration::from_millis),
+                },
+                otlp,
             },
             user_header,
             trace_drafts: self.trace_drafts.or(file.trace_drafts) == Some(Switch::On),
             payload: self.payload.or(file.payload) != Some(Switch::Off),
             compat: self.compat.or(file.compat).unwrap_or_default(),
-            otlp,
         })
     }
 }

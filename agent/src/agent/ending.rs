@@ -1,4 +1,4 @@
-//! The last second: what is known by then is told, to the log, to a collector; then everything is detached.
+//! The last second: what is known by then is told to the outputs; then everything is detached.
 
 use std::time::{Duration, Instant};
 
@@ -7,7 +7,7 @@ use tracing::{info, warn};
 
 use super::{Agent, heir, own::monotonic_ns};
 
-/// How long the log and the export may take together: whoever ends the agent waits no longer than a second.
+/// How long the outputs may take together: whoever ends the agent waits no longer than a second.
 const LIMIT: Duration = Duration::from_millis(600);
 
 impl Agent {
@@ -23,11 +23,8 @@ impl Agent {
         self.settle_answers(Instant::now());
         let under_way = self.session.interrupt(Instant::now(), monotonic_ns());
         self.tell(&under_way);
-        self.collect();
-        self.otlp.finish();
-        self.log.finish();
-        self.log.close(deadline);
-        self.otlp.close(deadline);
+        let last = self.snapshot();
+        self.sinks.end(&last, deadline);
         if let Err(error) = heir::appoint() {
             warn!(%error, "no child can be started: the kernel detaches, and this process ends when it has");
         }

@@ -20,6 +20,7 @@ use crate::{
         Target,
         process::{Listener, ProcessId},
     },
+    export::sink::Process,
     plan::{Plan, catalog::Role},
 };
 
@@ -112,7 +113,7 @@ impl Agent {
         if plan.flags & TargetConfig::HTTP != 0 {
             self.looks.at_connections(target.id(), target.listeners.clone());
         }
-        self.otlp.meet(pid, &target.comm);
+        self.sinks.started(Process { pid, name: &target.comm });
         self.session.begin(now, target, plan);
         self.follow_sockets();
         self.follow_sessions();
@@ -144,7 +145,7 @@ impl Agent {
         });
         let records = self.session.end(Instant::now(), monotonic_ns(), pid, &last, self.prices);
         self.tell(&records);
-        self.otlp.part(pid);
+        self.sinks.ended(pid);
         self.kernel.forget(pid);
         info!(pid, "ended");
     }

@@ -1,7 +1,7 @@
 //! What the kernel's rings and maps bring: what happened to requests, and the counts. Both go to the session in an order in
 //! which nothing is charged to nobody.
 
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use aya::maps::{MapData, RingBuf};
 use tracing::{error, warn};
@@ -98,8 +98,7 @@ impl Agent {
         }
         let epoch = self.clock.epoch();
         for record in records {
-            self.log.record(record, |ns| SystemTime::UNIX_EPOCH + epoch + Duration::from_nanos(ns));
-            self.otlp.tell(record, epoch);
+            self.sinks.record(record, epoch);
             for task in &record.request.stale_tasks {
                 self.kernel.forget_task(record.request.key.tgid, *task);
             }

@@ -19,6 +19,7 @@ use serde::Serialize;
 use tracing::warn;
 
 use self::writer::Writer;
+use crate::session::snapshot::{Delivery, Output};
 
 /// Lines that may wait for the writer.
 const QUEUE: usize = 4096;
@@ -52,6 +53,8 @@ struct Shared {
     failed: AtomicU64,
     /// Lines that are to be written.
     waiting: AtomicU64,
+    /// Lines that were.
+    written: AtomicU64,
     /// The file was rotated away.
     rotated: AtomicBool,
 }
@@ -128,15 +131,12 @@ impl Lines {
         }
     }
 
-    /// Lines that were not written, by reason.
-    pub fn lost(&self) -> [(&'static str, u64); 2] {
-        [("queue_full", &self.shared.refused), ("unwritable", &self.shared.failed)]
-            .map(|(reason, lost)| (reason, lost.load(Ordering::Relaxed)))
-    }
-
-    /// Lines that are to be written.
-    pub fn waiting(&self) -> u64 {
-        self.shared.waiting.load(Ordering::Relaxed)
+    /// What has become of them so far, as the lines of this output.
+    pub fn delivery(&self, output: Output) -> Delivery {
+        let count = |of: &AtomicU64| of.load(Ordering::Relaxed);
+        let Shared { refused, failed, waiting, written, rotated: _ } = &*self.shared;
+        let lost = vec![("queue_full", count(refused)), ("unwritable", count(failed))];
+        Delivery { output, exported: count(written), waiting: count(waiting), lost }
     }
 
     /// No more lines come: the writer ends when it has written those that wait.
@@ -151,7 +151,7 @@ impl Lines {
         while !writer.is_finished() && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(2));
         }
-        let lines = self.waiting();
+        let lines = self.shared.waiting.load(Ordering::Relaxed);
         if lines > 0 {
             warn!(lines, "the {} is blocked: its last lines are lost", self.what);
         }
@@ -179,11 +179,12 @@ fn write(what: &str, receiver: &Receiver<Message>, mut output: impl Place, share
         let Message::Line(line) = message else { continue };
         let done = output.write(&line);
         shared.waiting.fetch_sub(1, Ordering::Relaxed);
-        if let Err(error) = &done {
-            shared.failed.fetch_add(1, Ordering::Relaxed);
-            if !failing {
-                warn!(%error, "the {what} cannot be written");
-            }
+        let count = if done.is_ok() { &shared.written } else { &shared.failed };
+        count.fetch_add(1, Ordering::Relaxed);
+        if let Err(error) = &done
+            && !failing
+        {
+            warn!(%error, "the {what} cannot be written");
         }
         failing = done.is_err();
     }

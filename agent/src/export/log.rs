@@ -9,10 +9,11 @@ use std::{
 use clap::ValueEnum;
 use serde::Serialize;
 
-use super::lines::Lines;
+use super::{lines::Lines, sink::Sink};
 use crate::session::{
     Record,
-    finished::{Outcome, UNKNOWN},
+    finished::{Finished, Outcome, UNKNOWN},
+    snapshot::{Delivery, Output},
 };
 
 /// Which requests are logged.
@@ -134,6 +135,11 @@ impl<'a> Line<'a> {
     }
 }
 
+/// Turns the kernel's time into that of the wall; `epoch` is its 0 since the Unix epoch.
+pub(super) fn to_wall(epoch: Duration) -> impl Fn(u64) -> SystemTime {
+    move |ns| SystemTime::UNIX_EPOCH + epoch + Duration::from_nanos(ns)
+}
+
 fn ms(ns: u64) -> f64 {
     // Microseconds are as fine as anybody reads.
     (ns as f64 / 1e3).round() / 1e3
@@ -181,11 +187,28 @@ pub struct LogOptions {
     pub slow: Option<Duration>,
 }
 
+impl LogOptions {
+    /// Whether anything is logged.
+    pub fn is_on(&self) -> bool {
+        self.logged != Logged::Off
+    }
+
+    fn wants(&self, request: &Finished) -> bool {
+        let failed = matches!(request.outcome, Outcome::Error | Outcome::Cancelled);
+        let slow = self.slow.is_some_and(|limit| u128::from(request.latency_ns()) >= limit.as_nanos());
+        let chosen = match self.logged {
+            Logged::Off => false,
+            Logged::Errors => failed || slow,
+            Logged::All => true,
+        };
+        chosen && request.is_inference()
+    }
+}
+
 /// The request log.
 pub struct RequestLog {
     options: LogOptions,
-    /// Absent when nothing is logged.
-    lines: Option<Lines>,
+    lines: Lines,
 }
 
 impl RequestLog {
@@ -193,48 +216,34 @@ impl RequestLog {
     ///
     /// # Errors
     ///
-    /// When the file cannot be opened.
+    /// When the file cannot be opened, or no thread can be started.
     pub fn open(options: LogOptions) -> io::Result<Self> {
-        let lines = match options.logged {
-            Logged::Off => None,
-            Logged::Errors | Logged::All => Some(Lines::open("request log", options.file.as_deref())?),
-        };
+        let lines = Lines::open("request log", options.file.as_deref())?;
         Ok(Self { options, lines })
     }
+}
 
-    /// Logs a request, if it is one to log. Never waits.
-    pub fn record(&self, record: &Record, to_wall: impl Fn(u64) -> SystemTime) {
-        let Some(lines) = &self.lines else { return };
-        let request = &record.request;
-        if !request.is_inference() {
-            return;
-        }
-        let failed = matches!(request.outcome, Outcome::Error | Outcome::Cancelled);
-        let slow =
-            self.options.slow.is_some_and(|limit| u128::from(request.latency_ns()) >= limit.as_nanos());
-        if self.options.logged == Logged::All || failed || slow {
-            lines.put(&Line::new(record, to_wall));
+impl Sink for RequestLog {
+    fn record(&mut self, record: &Record, epoch: Duration) {
+        if self.options.wants(&record.request) {
+            self.lines.put(&Line::new(record, to_wall(epoch)));
         }
     }
 
-    /// Opens the file anew: it was rotated away.
-    pub fn reopen(&self) {
-        self.lines.iter().for_each(Lines::reopen);
+    fn reopen(&mut self) {
+        self.lines.reopen();
     }
 
-    /// Lines that were not written.
-    pub fn lost(&self) -> u64 {
-        self.lines.iter().flat_map(Lines::lost).map(|(_, lost)| lost).sum()
+    fn finish(&mut self) {
+        self.lines.finish();
     }
 
-    /// No more requests come.
-    pub fn finish(&mut self) {
-        self.lines.iter_mut().for_each(Lines::finish);
+    fn close(&mut self, deadline: Instant) {
+        self.lines.close(deadline);
     }
 
-    /// Waits until the last line is written, until `deadline`.
-    pub fn close(&mut self, deadline: Instant) {
-        self.lines.iter_mut().for_each(|lines| lines.close(deadline));
+    fn deliveries(&self) -> Vec<Delivery> {
+        vec![self.lines.delivery(Output::Log)]
     }
 }
 

@@ -20,7 +20,7 @@ use crate::{
         Labels, Live, Recent, Seat, Server, Snapshot,
         charge::Charge,
         cost::TokenPrices,
-        snapshot::OtlpCounts,
+        snapshot::{Delivery, Output},
         staged::{answer, chat_events, finished, get, key, read, write},
         tally::Tally,
         usage::Usage,
@@ -158,7 +158,6 @@ fn snapshot(servers: Vec<Server>) -> Snapshot {
         looks_waiting: 11,
         occupancy: vec![("tasks", 4)],
         given_up: 5,
-        log_lost: 6,
         attach_failures: 3,
         reload_failures: 7,
         cpu: Duration::from_millis(1_500),
@@ -166,12 +165,26 @@ fn snapshot(servers: Vec<Server>) -> Snapshot {
         started: 1_700_000_000.5,
         taken: 1_700_000_060.25,
         epoch: Duration::from_secs(1_700_000_000),
-        otlp: vec![OtlpCounts {
-            signal: "traces",
-            exported: 7,
-            waiting: 2,
-            lost: vec![("queue_full", 3), ("refused", 0)],
-        }],
+        outputs: vec![
+            Delivery {
+                output: Output::Log,
+                exported: 1,
+                waiting: 2,
+                lost: vec![("queue_full", 2), ("unwritable", 4)],
+            },
+            Delivery {
+                output: Output::Otlp("traces"),
+                exported: 7,
+                waiting: 2,
+                lost: vec![("queue_full", 3), ("refused", 0)],
+            },
+            Delivery {
+                output: Output::Other("staged"),
+                exported: 0,
+                waiting: 0,
+                lost: vec![("queue_full", 8)],
+            },
+        ],
     }
 }
 

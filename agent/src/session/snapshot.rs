@@ -105,12 +105,23 @@ pub struct Live {
     pub overhead: f64,
 }
 
-/// What has become of the spans, data points or log records of one signal.
+/// Where something goes beside the endpoint, as the agent's own metrics tell it apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Output {
+    /// The request log, which has a metric of its own.
+    Log,
+    /// A signal of OTLP, by name; they have metrics of their own.
+    Otlp(&'static str),
+    /// Any other, by name: they share a metric.
+    Other(&'static str),
+}
+
+/// What has become of what one output was given.
 #[derive(Clone, Debug)]
-pub struct OtlpCounts {
-    /// The signal.
-    pub signal: &'static str,
-    /// What a collector has taken.
+pub struct Delivery {
+    /// Which.
+    pub output: Output,
+    /// What was written, or a collector has taken.
     pub exported: u64,
     /// What waits, or is on its way.
     pub waiting: u64,
@@ -149,8 +160,6 @@ pub struct Snapshot {
     pub occupancy: Vec<(&'static str, usize)>,
     /// Requests under way that were given up because too many were.
     pub given_up: u64,
-    /// Log lines that were not written because the log could not keep up.
-    pub log_lost: u64,
     /// Probes that could not be attached, since the start.
     pub attach_failures: u64,
     /// Times that files of names, prices or phrases were bad when they were to be read again.
@@ -165,6 +174,6 @@ pub struct Snapshot {
     pub taken: f64,
     /// The kernel's monotonic time 0, since the Unix epoch.
     pub epoch: Duration,
-    /// What was exported over OTLP, by signal that is on.
-    pub otlp: Vec<OtlpCounts>,
+    /// What has become of what was told to the outputs that are on.
+    pub outputs: Vec<Delivery>,
 }
