@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::Deserialize;
 
@@ -108,6 +108,10 @@ pub struct RunArguments {
     /// With `--log-requests errors`, log requests at least this slow too
     #[arg(long, env = "LLAMAPROBE_LOG_SLOW_MS", value_name = "MILLISECONDS")]
     pub log_slow_ms: Option<u64>,
+    /// A file that gets all that is known of each finished inference request, one JSON object each: for analysis. Opened
+    /// anew on SIGHUP
+    #[arg(long, env = "LLAMAPROBE_RECORD_FILE", value_name = "FILE")]
+    pub record_file: Option<PathBuf>,
     /// A request header that names the user, such as X-User
     #[arg(long, env = "LLAMAPROBE_USER_HEADER", value_name = "NAME")]
     pub user_header: Option<String>,
@@ -290,6 +294,11 @@ impl RunArguments {
             refusals: self.refusal_file.or(file.refusal_file),
             host_price: self.host_price.or(file.host_price),
         };
+        let (log_file, records) = (self.log_file.or(file.log_file), self.record_file.or(file.record_file));
+        ensure!(
+            records.is_none() || records != log_file,
+            "--record-file and --log-file are the same: each needs a file of its own"
+        );
         Ok(Options {
             billing: billing.check()?,
             secret: self.key_file.or(file.key_file).as_deref().map(billing::secret).transpose()?,
@@ -299,9 +308,10 @@ impl RunArguments {
             sinks: SinkOptions {
                 log: LogOptions {
                     logged: self.log_requests.or(file.log_requests).unwrap_or(Logged::Off),
-                    file: self.log_file.or(file.log_file),
+                    file: log_file,
                     slow: self.log_slow_ms.or(file.log_slow_ms).map(Duration::from_millis),
                 },
+                records,
                 otlp,
             },
             user_header,
@@ -341,6 +351,7 @@ mod tests {
             ("pid = [-1]\n", "pid"),
             ("otlp_endpoint = \"here\"\n", "otlp_endpoint"),
             ("trace_ratio = 2.0\n", "trace_ratio"),
+            ("record_file = \"a\"\nlog_file = \"a\"\n", "--record-file"),
         ] {
             let message = format!("{:#}", resolved(file, None).unwrap_err());
             assert!(message.contains(named), "{message}");

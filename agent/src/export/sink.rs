@@ -1,13 +1,17 @@
 //! Where finished requests and figures go beside the endpoint: the one interface of all outputs, and the list of those that
 //! are on. In: what the agent tells. Out: whatever an output makes of it, and what it has lost.
 
-use std::time::{Duration, Instant};
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result};
 
 use super::{
     log::{LogOptions, Logged, RequestLog},
     otlp::{self, Otlp},
+    records::Records,
 };
 use crate::session::{Record, Snapshot, snapshot::Delivery};
 
@@ -58,6 +62,8 @@ pub trait Sink: Send {
 pub struct SinkOptions {
     /// The request log.
     pub log: LogOptions,
+    /// The record file, if there is to be one.
+    pub records: Option<PathBuf>,
     /// OpenTelemetry.
     pub otlp: otlp::Options,
 }
@@ -78,6 +84,10 @@ impl Sinks {
         if log.logged != Logged::Off {
             let open = || format!("cannot open the request log {:?}", log.file);
             sinks.push(Box::new(RequestLog::open(log.clone()).with_context(open)?));
+        }
+        if let Some(file) = &options.records {
+            let open = || format!("cannot open the record file {file:?}");
+            sinks.push(Box::new(Records::open(file).with_context(open)?));
         }
         if options.otlp.is_on() {
             sinks.push(Box::new(Otlp::start(&options.otlp)?));
