@@ -86,7 +86,9 @@ pub fn fetch(address: SocketAddr) -> Result<Fetched, FetchError> {
 fn ask(address: SocketAddr) -> io::Result<Vec<u8>> {
     let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
     stream.set_read_timeout(Some(PATIENCE))?;
-    write!(stream, "GET /snapshot HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
+    // As one piece: who answers the first part and closes is not to be met with the rest.
+    let request = format!("GET /snapshot HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes())?;
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer)?;
     Ok(answer)
