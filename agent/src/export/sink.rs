@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context as _, Result};
 
 use super::{
-    log::{LogOptions, Logged, RequestLog},
+    log::{LogOptions, RequestLog},
     otlp::{self, Otlp},
     records::Records,
 };
@@ -69,7 +69,6 @@ pub struct SinkOptions {
 }
 
 /// The outputs that are on.
-#[derive(Default)]
 pub struct Sinks(Vec<Box<dyn Sink>>);
 
 impl Sinks {
@@ -81,7 +80,7 @@ impl Sinks {
     pub fn open(options: &SinkOptions) -> Result<Self> {
         let mut sinks: Vec<Box<dyn Sink>> = Vec::new();
         let log = &options.log;
-        if log.logged != Logged::Off {
+        if log.is_on() {
             let open = || format!("cannot open the request log {:?}", log.file);
             sinks.push(Box::new(RequestLog::open(log.clone()).with_context(open)?));
         }
