@@ -53,8 +53,8 @@ use crate::{
     doctor::{self, Check, NEEDED, Roots},
     export::{
         http::{self, Endpoint, Health},
-        log::RequestLog,
-        otlp::{Otlp, Signal},
+        otlp::Signal,
+        sink::Sinks,
     },
     journal::{Header, JournalWriter, Reading},
     output, scout,
@@ -110,12 +110,12 @@ struct Agent {
     prices: Option<Prices>,
     /// Absent where no thread could be started for it.
     run_times: Option<RunTimes>,
-    log: RequestLog,
+    /// Where requests and figures go beside the endpoint.
+    sinks: Sinks,
     billing: BillingOptions,
     /// What is charged live is charged every second when the host's time costs, since idle time costs too.
     stocktaking: Duration,
     stock_taken: Instant,
-    otlp: Otlp,
     clock: Clock,
     /// Whether payload is looked at.
     payload: bool,
@@ -144,12 +144,9 @@ pub async fn run(mut options: Options, mut signals: Signals) -> Result<()> {
     // Before anything is loaded: an address in use is the commonest mistake.
     let listener = http::listen(options.listen).await?;
     let address = listener.local_addr().context("the endpoint has no address")?;
-    let (log, billing) = (options.requests.clone(), options.billing.clone());
-    let files = move || {
-        let open = || format!("cannot open the request log {:?}", log.file);
-        Ok((RequestLog::open(log.clone()).with_context(open)?, billing.load()?))
-    };
-    let Some((log, billing)) = signals.or_end(files).await? else { return Ok(()) };
+    let (sinks, billing) = (options.sinks.clone(), options.billing.clone());
+    let files = move || Ok((Sinks::open(&sinks)?, billing.load()?));
+    let Some((sinks, billing)) = signals.or_end(files).await? else { return Ok(()) };
     scout::raise_files();
     let only = options.only.clone();
     let load = move || {
@@ -158,7 +155,6 @@ pub async fn run(mut options: Options, mut signals: Signals) -> Result<()> {
         Ok((kernel, attacher, rings, prices))
     };
     let Some((kernel, attacher, rings, prices)) = signals.or_end(load).await? else { return Ok(()) };
-    let otlp = Otlp::start(&options.otlp)?;
     let (telling, mut looked) = mpsc::unbounded_channel();
     let looks = Looks::start(&telling, rings.told, doctor::kernel_version(&Roots::default()))
         .context("cannot start a thread")?;
@@ -166,7 +162,7 @@ pub async fn run(mut options: Options, mut signals: Signals) -> Result<()> {
         RunTimes::start(&attacher).inspect_err(|error| warn!(%error, "no thread for run times")).ok();
     let (telling, mut done) = mpsc::unbounded_channel();
     let room = Room::open(attacher, telling).context("cannot start a thread")?;
-    let mut agent = Agent::new(looks, room, kernel, log, otlp, billing, &options)?;
+    let mut agent = Agent::new(looks, room, kernel, sinks, billing, &options)?;
     (agent.prices, agent.run_times) = (prices, run_times);
 
     let (sender, mut questions) = mpsc::channel(QUESTIONS);
@@ -186,7 +182,7 @@ pub async fn run(mut options: Options, mut signals: Signals) -> Result<()> {
             order = signals.next() => match order {
                 Order::End(signal) => break info!("{signal}"),
                 Order::Reload => {
-                    agent.log.reopen();
+                    agent.sinks.reopen();
                     let billing = agent.billing.clone();
                     reloading = Some(spawn_blocking(move || billing.load()));
                 }
@@ -231,12 +227,14 @@ pub async fn run(mut options: Options, mut signals: Signals) -> Result<()> {
             Some(done) = done.recv() => agent.done(done),
             _ = rescan.tick() => agent.rescan(),
             _ = tick.tick() => {
-                let exports = agent.otlp.wants_metrics(Instant::now());
-                if exports || agent.stock_taken.elapsed() >= agent.stocktaking {
+                let now = Instant::now();
+                let wanted = agent.sinks.want_metrics(now);
+                if wanted || agent.stock_taken.elapsed() >= agent.stocktaking {
                     agent.take_stock(requests.get_mut(), payload.get_mut());
                 }
-                if exports {
-                    agent.collect();
+                if wanted {
+                    let snapshot = agent.snapshot();
+                    agent.sinks.metrics(now, &snapshot);
                 }
                 agent.tick();
             }
@@ -336,8 +334,7 @@ impl Agent {
         looks: Looks,
         room: Room,
         kernel: Kernel,
-        log: RequestLog,
-        otlp: Otlp,
+        sinks: Sinks,
         billing: Billing,
         options: &Options,
     ) -> Result<Self> {
@@ -358,9 +355,9 @@ impl Agent {
         if !options.only.is_empty() {
             session = session.of_some();
         }
-        let traced = options.otlp.of(Signal::Traces).is_some();
-        let tracer =
-            traced.then(|| Ok::<_, io::Error>(Tracer::new(options.otlp.rules, secret()?))).transpose()?;
+        let otlp = &options.sinks.otlp;
+        let traced = otlp.of(Signal::Traces).is_some();
+        let tracer = traced.then(|| Ok::<_, io::Error>(Tracer::new(otlp.rules, secret()?))).transpose()?;
         if let Some(tracer) = tracer.clone() {
             session = session.traced_by(tracer);
         }
@@ -383,11 +380,10 @@ impl Agent {
             stocktaking: if timed { TICK } else { STOCKTAKING },
             stock_taken: now,
             only: options.only.clone(),
-            log,
-            otlp,
+            sinks,
             clock: Clock::now(),
             payload: options.payload,
-            trace_drafts: options.trace_drafts && options.otlp.of(Signal::Traces).is_some(),
+            trace_drafts: options.trace_drafts && traced,
             processes: BTreeMap::new(),
             seats: Seats::default(),
             strangers: BTreeSet::new(),
@@ -429,12 +425,6 @@ impl Agent {
         }
     }
 
-    /// Hands the metrics of now to OTLP.
-    fn collect(&mut self) {
-        let snapshot = self.snapshot();
-        self.otlp.collect(&snapshot);
-    }
-
     /// What is known now.
     fn snapshot(&mut self) -> Snapshot {
         let epoch = self.clock.epoch();
@@ -449,7 +439,6 @@ impl Agent {
             looks_cut: looks.costly,
             looks_waiting: looks.waiting,
             occupancy: self.kernel.occupancy().map(|(map, entries)| (map.into(), entries)).to_vec(),
-            log_lost: self.log.lost(),
             journal_lost: self.journal.as_ref().map(JournalWriter::lost),
             attach_failures: self.attach_failures,
             reload_failures: self.reload_failures,
@@ -457,8 +446,9 @@ impl Agent {
             resident_bytes: resident_bytes("self")
                 + scouts.iter().map(|pid| resident_bytes(&pid.to_string())).sum::<u64>(),
             started: (epoch + self.started).as_secs_f64(),
+            taken: (epoch + Duration::from_nanos(monotonic_ns())).as_secs_f64(),
             epoch,
-            otlp: self.otlp.counts(),
+            outputs: self.sinks.deliveries(),
             ..Snapshot::default()
         };
         self.ask(own)

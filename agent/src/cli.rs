@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::Deserialize;
 
@@ -20,6 +20,7 @@ use crate::{
         compat::Dialect,
         log::{LogOptions, Logged},
         otlp,
+        sink::SinkOptions,
     },
     journal::JournalOptions,
     session::{cost::Rates, identity::Source},
@@ -134,6 +135,10 @@ pub struct RunArguments {
     /// With `--log-requests errors`, log requests at least this slow too
     #[arg(long, env = "LLAMAPROBE_LOG_SLOW_MS", value_name = "MILLISECONDS")]
     pub log_slow_ms: Option<u64>,
+    /// A file that gets all that is known of each finished inference request, one JSON object each: for analysis. Opened
+    /// anew on SIGHUP
+    #[arg(long, env = "LLAMAPROBE_RECORD_FILE", value_name = "FILE")]
+    pub record_file: Option<PathBuf>,
     /// A request header that names the user, such as X-User
     #[arg(long, env = "LLAMAPROBE_USER_HEADER", value_name = "NAME")]
     pub user_header: Option<String>,
@@ -266,8 +271,8 @@ pub struct Options {
     pub only: Vec<u32>,
     /// What to log.
     pub log: String,
-    /// The request log.
-    pub requests: LogOptions,
+    /// Where requests and figures go beside the endpoint.
+    pub sinks: SinkOptions,
     /// What happens, written down.
     pub journal: JournalOptions,
     /// A request header that names the user.
@@ -282,8 +287,6 @@ pub struct Options {
     pub trace_drafts: bool,
     /// Under whose names metrics are published, too.
     pub compat: Vec<Dialect>,
-    /// What is exported over OTLP.
-    pub otlp: otlp::Options,
 }
 
 impl RunArguments {
@@ -330,16 +333,25 @@ impl RunArguments {
             refusals: self.refusal_file.or(file.refusal_file),
             host_price: self.host_price.or(file.host_price),
         };
+        let (log_file, records) = (self.log_file.or(file.log_file), self.record_file.or(file.record_file));
+        ensure!(
+            records.is_none() || records != log_file,
+            "--record-file and --log-file are the same: each needs a file of its own"
+        );
         Ok(Options {
             billing: billing.check()?,
             secret: self.key_file.or(file.key_file).as_deref().map(billing::secret).transpose()?,
             listen: self.listen.or(file.listen).unwrap_or(default),
             only: if self.pid.is_empty() { file.pid } else { self.pid },
             log: self.log.or(file.log).unwrap_or_else(|| "info".to_owned()),
-            requests: LogOptions {
-                logged: self.log_requests.or(file.log_requests).unwrap_or(Logged::Off),
-                file: self.log_file.or(file.log_file),
-                slow: self.log_slow_ms.or(file.log_slow_ms).map(Duration::from_millis),
+            sinks: SinkOptions {
+                log: LogOptions {
+                    logged: self.log_requests.or(file.log_requests).unwrap_or(Logged::Off),
+                    file: log_file,
+                    slow: self.log_slow_ms.or(file.log_slow_ms).map(Duration::from_millis),
+                },
+                records,
+                otlp,
             },
             journal: JournalOptions {
                 file: self.journal.or(file.journal),
@@ -354,7 +366,6 @@ impl RunArguments {
             trace_drafts: self.trace_drafts.or(file.trace_drafts) == Some(Switch::On),
             payload: self.payload.or(file.payload) != Some(Switch::Off),
             compat: self.compat.or(file.compat).unwrap_or_default(),
-            otlp,
         })
     }
 }
@@ -388,6 +399,7 @@ mod tests {
             ("pid = [-1]\n", "pid"),
             ("otlp_endpoint = \"here\"\n", "otlp_endpoint"),
             ("trace_ratio = 2.0\n", "trace_ratio"),
+            ("record_file = \"a\"\nlog_file = \"a\"\n", "--record-file"),
         ] {
             let message = format!("{:#}", resolved(file, None).unwrap_err());
             assert!(message.contains(named), "{message}");

@@ -1,6 +1,6 @@
 //! The session's door: what happens goes in, is written down where that is wanted, and what is to be done by it is done.
 
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use tracing::warn;
 
@@ -89,8 +89,7 @@ impl Agent {
     fn tell(&mut self, record: &Record) {
         self.told += 1;
         let epoch = self.clock.epoch();
-        self.log.record(record, |ns| SystemTime::UNIX_EPOCH + epoch + Duration::from_nanos(ns));
-        self.otlp.tell(record, epoch);
+        self.sinks.record(record, epoch);
         for task in &record.request.stale_tasks {
             self.kernel.forget_task(record.request.key.tgid, *task);
         }

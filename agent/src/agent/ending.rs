@@ -1,4 +1,4 @@
-//! The last second: what is known by then is told, to the log, to a collector; then everything is detached.
+//! The last second: what is known by then is told to the outputs; then everything is detached.
 
 use std::time::{Duration, Instant};
 
@@ -8,7 +8,7 @@ use tracing::{info, warn};
 use super::{Agent, heir};
 use crate::session::Input;
 
-/// How long the log and the export may take together: whoever ends the agent waits no longer than a second.
+/// How long the outputs may take together: whoever ends the agent waits no longer than a second.
 const LIMIT: Duration = Duration::from_millis(600);
 
 impl Agent {
@@ -24,13 +24,8 @@ impl Agent {
         self.apply(Input::Settle);
         let told = self.told;
         self.apply(Input::Interrupt);
-        if self.otlp.has_metrics() {
-            self.collect();
-        }
-        self.otlp.finish();
-        self.log.finish();
-        self.log.close(deadline);
-        self.otlp.close(deadline);
+        let last = self.snapshot();
+        self.sinks.end(&last, deadline);
         if let Some(journal) = &mut self.journal {
             journal.close(deadline);
         }

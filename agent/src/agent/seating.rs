@@ -19,6 +19,7 @@ use crate::{
         Target,
         process::{Listener, ProcessId},
     },
+    export::sink::Process,
     plan::{Plan, catalog::Role},
     session::{Input, observed::Observed},
 };
@@ -110,7 +111,7 @@ impl Agent {
         if plan.flags & TargetConfig::HTTP != 0 {
             self.looks.at_connections(target.id(), target.listeners.clone());
         }
-        self.otlp.meet(pid, &target.comm);
+        self.sinks.started(Process { pid, name: &target.comm });
         self.apply(Input::Begin(Box::new(Observed::new(target, &plan))));
         self.follow_sockets();
         self.follow_sessions();
@@ -139,7 +140,7 @@ impl Agent {
         });
         self.apply(Input::End { pid, last: Box::new(last) });
         self.reader.end(pid);
-        self.otlp.part(pid);
+        self.sinks.ended(pid);
         self.kernel.forget(pid);
         info!(pid, "ended");
     }

@@ -11,7 +11,8 @@ use crate::session::{Effect, Input, Moment, Record, Session, Snapshot, reader::R
 /// What came of a journal.
 #[derive(Debug, Default)]
 pub struct Played {
-    /// What was known when it was last asked for; at the end, if it never was, or if the rest is missing.
+    /// What was known when it was last asked for, before the agent ended; at the end, if it never was, or if the rest is
+    /// missing.
     pub snapshot: Snapshot,
     /// Inputs that were played.
     pub inputs: u64,
@@ -40,6 +41,7 @@ pub fn play<R: Read>(mut journal: JournalReader<R>, mut tell: impl FnMut(&Record
     let mut reader = header.reading.clone().map(|reading| Reader::new(reading.options, reading.phrases));
     let mut played = Played::default();
     let (mut asked, mut first, mut last) = (None, None, header.began_ns);
+    let mut interrupted = false;
     loop {
         let (ns, epoch, inputs) = match journal.next() {
             Ok(Some(Entry::Input(stamped))) => (stamped.ns, stamped.epoch, vec![stamped.what]),
@@ -64,14 +66,15 @@ pub fn play<R: Read>(mut journal: JournalReader<R>, mut tell: impl FnMut(&Record
             match &input {
                 Input::Asked(own) => asked = Some(own.clone()),
                 Input::End { pid, .. } => reader.iter_mut().for_each(|reader| reader.end(*pid)),
+                Input::Interrupt => interrupted = true,
                 _ => {}
             }
             for effect in session.apply(moment(ns), &input) {
                 match effect {
                     Effect::Tell(record) => tell(&record, epoch),
-                    Effect::Snapshot(snapshot) => played.snapshot = *snapshot,
-                    // What was done and answered then stands in the journal.
-                    Effect::AskWhether(_) | Effect::AskAnswer(_) | Effect::Look(_) | Effect::Unpriced(_) => {}
+                    Effect::Snapshot(snapshot) if !interrupted => played.snapshot = *snapshot,
+                    // What was done and answered then stands in the journal; outputs have their last figures otherwise.
+                    _ => {}
                 }
             }
         }

@@ -106,12 +106,23 @@ pub struct Live {
     pub overhead: f64,
 }
 
-/// What has become of the spans, data points or log records of one signal.
+/// Where something goes beside the endpoint, as the agent's own metrics tell it apart.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Output {
+    /// The request log, which has a metric of its own.
+    Log,
+    /// A signal of OTLP, by name; they have metrics of their own.
+    Otlp(Cow<'static, str>),
+    /// Any other, by name: they share a metric.
+    Other(Cow<'static, str>),
+}
+
+/// What has become of what one output was given.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct OtlpCounts {
-    /// The signal.
-    pub signal: Cow<'static, str>,
-    /// What a collector has taken.
+pub struct Delivery {
+    /// Which.
+    pub output: Output,
+    /// What was written, or a collector has taken.
     pub exported: u64,
     /// What waits, or is on its way.
     pub waiting: u64,
@@ -156,8 +167,6 @@ pub struct Snapshot {
     /// Requests under way that were given up because too many were.
     #[serde(skip)]
     pub given_up: u64,
-    /// Log lines that were not written because the log could not keep up.
-    pub log_lost: u64,
     /// Inputs that were not written into the journal, where one is written.
     pub journal_lost: Option<u64>,
     /// Probes that could not be attached, since the start.
@@ -168,10 +177,12 @@ pub struct Snapshot {
     pub cpu: Duration,
     /// Memory the agent holds, bytes.
     pub resident_bytes: u64,
-    /// When the agent started, seconds since the epoch.
+    /// When the agent started, seconds since the Unix epoch.
     pub started: f64,
+    /// When this was so, seconds since the Unix epoch.
+    pub taken: f64,
     /// The kernel's monotonic time 0, since the Unix epoch.
     pub epoch: Duration,
-    /// What was exported over OTLP, by signal that is on.
-    pub otlp: Vec<OtlpCounts>,
+    /// What has become of what was told to the outputs that are on.
+    pub outputs: Vec<Delivery>,
 }

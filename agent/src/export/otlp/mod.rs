@@ -49,7 +49,11 @@ pub use self::{
     resource::{Host, Identity},
     signal::Signal,
 };
-use crate::session::{Record, Snapshot, snapshot::OtlpCounts};
+use super::sink::{Process, Sink};
+use crate::session::{
+    Record, Snapshot,
+    snapshot::{Delivery, Output},
+};
 
 /// A finished request, and the process that served it.
 struct Told {
@@ -122,20 +126,27 @@ impl Otlp {
         })
     }
 
-    /// A process is observed.
-    pub fn meet(&mut self, pid: u32, name: &str) {
-        if self.thread.is_some() {
-            self.processes.insert(pid, Arc::new(Identity::read(Path::new("/proc"), pid, name)));
-        }
+    fn channels(&self) -> impl Iterator<Item = (Signal, &Counts)> {
+        let of = [
+            self.traces.as_ref().map(|channel| &channel.counts),
+            self.metrics.as_ref().map(|channel| &channel.counts),
+            self.logs.as_ref().map(|channel| &channel.counts),
+        ];
+        Signal::ALL.into_iter().zip(of).filter_map(|(signal, counts)| Some((signal, &**counts?)))
+    }
+}
+
+impl Sink for Otlp {
+    fn started(&mut self, process: Process<'_>) {
+        let identity = Identity::read(Path::new("/proc"), process.pid, process.name);
+        self.processes.insert(process.pid, Arc::new(identity));
     }
 
-    /// It is no longer.
-    pub fn part(&mut self, pid: u32) {
+    fn ended(&mut self, pid: u32) {
         self.processes.remove(&pid);
     }
 
-    /// Takes a finished request. Never waits. `epoch` is the kernel's time 0 since the Unix epoch.
-    pub fn tell(&self, record: &Record, epoch: Duration) {
+    fn record(&mut self, record: &Record, epoch: Duration) {
         let request = &record.request;
         if self.thread.is_none() || !request.is_inference() {
             return;
@@ -159,18 +170,12 @@ impl Otlp {
         }
     }
 
-    /// Whether metrics are exported.
-    pub fn has_metrics(&self) -> bool {
-        self.metrics.is_some()
-    }
-
-    /// Whether it is time to collect the metrics.
-    pub fn wants_metrics(&self, now: Instant) -> bool {
+    fn wants_metrics(&self, now: Instant) -> bool {
         self.metrics.is_some() && self.schedule.is_due(now)
     }
 
-    /// Takes the metrics of a moment. Never waits: what has not been sent yet is replaced.
-    pub fn collect(&mut self, all: &Snapshot) {
+    /// What has not been sent yet is replaced.
+    fn metrics(&mut self, all: &Snapshot) {
         let Some(metrics) = &self.metrics else { return };
         self.schedule.collected(Instant::now());
         let collected = self.series.collect(all, now_ns());
@@ -195,34 +200,11 @@ impl Otlp {
         metrics.queue.push(collected.servers.into_iter().map(of_server).collect(), collected.points);
     }
 
-    /// What has become of everything so far, by signal that is on.
-    pub fn counts(&self) -> Vec<OtlpCounts> {
-        self.channels()
-            .map(|(signal, counts)| OtlpCounts {
-                signal: signal.name().into(),
-                exported: counts.exported(),
-                waiting: counts.waiting(),
-                lost: Loss::ALL.map(|loss| (loss.name().into(), counts.lost(loss))).to_vec(),
-            })
-            .collect()
-    }
-
-    fn channels(&self) -> impl Iterator<Item = (Signal, &Counts)> {
-        let of = [
-            self.traces.as_ref().map(|channel| &channel.counts),
-            self.metrics.as_ref().map(|channel| &channel.counts),
-            self.logs.as_ref().map(|channel| &channel.counts),
-        ];
-        Signal::ALL.into_iter().zip(of).filter_map(|(signal, counts)| Some((signal, &**counts?)))
-    }
-
-    /// Nothing more comes: the thread ends when it has sent what waits, each batch with one attempt.
-    pub fn finish(&self) {
+    fn finish(&mut self) {
         let _ = self.closing.send(true);
     }
 
-    /// Waits for the thread's end until `deadline`; what is left then is lost.
-    pub fn close(&mut self, deadline: Instant) {
+    fn close(&mut self, deadline: Instant) {
         let Some(thread) = self.thread.take() else { return };
         self.finish();
         while !thread.is_finished() && Instant::now() < deadline {
@@ -236,6 +218,17 @@ impl Otlp {
                 _ => warn!(signal = signal.name(), exported, lost, "export ended with losses"),
             }
         }
+    }
+
+    fn deliveries(&self) -> Vec<Delivery> {
+        self.channels()
+            .map(|(signal, counts)| Delivery {
+                output: Output::Otlp(signal.name().into()),
+                exported: counts.exported(),
+                waiting: counts.waiting(),
+                lost: Loss::ALL.map(|loss| (loss.name().into(), counts.lost(loss))).to_vec(),
+            })
+            .collect()
     }
 }
 
