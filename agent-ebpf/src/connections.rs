@@ -11,7 +11,7 @@ use llamaprobe_common::{
 };
 
 use crate::{
-    arguments::read,
+    machine::read,
     maps::{BLANK_TALK, CALLS, CONNECTIONS, PEERS, REQUEST_EVENTS, TALKS, THREADS},
     talk,
     target::Target,

@@ -1,9 +1,7 @@
 //! Access to the state of contexts, and the life of a decode call: pending, then counted, retried or failed.
 
-use core::arch::asm;
-
 use llamaprobe_common::{
-    batch::{Context, ContextKey, FAILURES, MAX_RUNS, STEPS, Step},
+    batch::{Context, ContextKey, FAILURES, STEPS, Step},
     cookie::Cookie,
     loss::Loss,
     sequence::{Sequence, SequenceKey},
@@ -196,23 +194,4 @@ pub fn forget(target: &Target, address: u64, freed: bool, now: u64) {
         target.forget_main(address);
         let _ = CONTEXTS.remove(self::key(target, address));
     }
-}
-
-/// An index of a run, which the verifier sees to be one. The compiler knows that it is and would drop the mask.
-#[inline(always)]
-pub fn masked(index: u32) -> usize {
-    let mut index = u64::from(index);
-    // SAFETY: changes nothing but the register; the bound is that of the array.
-    unsafe { asm!("{0} &= {1}", inout(reg) index, const MAX_RUNS - 1, options(pure, nomem, nostack)) };
-    index as usize & (MAX_RUNS - 1)
-}
-
-/// Whatever was read of maps before is read anew: the compiler would keep it in registers from one turn of a loop to the
-/// next, and the verifier, who knows what each turn did to it, would take every turn for another.
-#[inline(always)]
-pub fn reload() {
-    let mut nothing = 0_u64;
-    // SAFETY: changes nothing; an empty text would leave two lines for one instruction, which the kernel refuses.
-    unsafe { asm!("{0} += 0", inout(reg) nothing, options(nostack, preserves_flags)) };
-    let _ = nothing;
 }

@@ -2,20 +2,25 @@
 
 use aya_ebpf::{macros::uprobe, programs::ProbeContext};
 use llamaprobe_common::{
-    batch::{Context, MAX_PLAUSIBLE, MAX_RUNS, Run, Walk},
+    batch::{Context, MAX_PLAUSIBLE},
     cookie::Cookie,
     loss::Loss,
     sequence::{Sequence, SequenceKey},
     target::TargetConfig,
 };
 
+use llamaprobe_core::{
+    arguments::Arguments,
+    source::Source,
+    walk::{self, Found, walk},
+};
+
 use super::{now, observe, resume, slot::prove};
 use crate::{
-    arguments::{Arguments, read},
     contexts, layouts,
+    machine::{Kernel, read, reload},
     maps::{FOLLOW, FOLLOW_BATCH, FOLLOW_WALK},
     sequences,
-    source::{Place, Source},
     target::Target,
 };
 
@@ -37,7 +42,7 @@ const FEW_RUNS: usize = 4;
 #[uprobe]
 fn lp_batch(probe: ProbeContext) -> u32 {
     observe(&probe, |target, cookie, call| {
-        let source = match Source::of(target, call, cookie) {
+        let source = match source(target, cookie, call) {
             Ok(Some(source)) => source,
             Ok(None) => return Ok(()),
             Err(loss) => return layouts::miss(target, cookie, loss, &probe),
@@ -72,6 +77,19 @@ fn lp_follow_few(probe: ProbeContext) -> u32 {
     resume(&probe, |target, cookie, call| follow_on::<FEW_RUNS>(&probe, target, cookie, call, close))
 }
 
+/// The batch of the probed call. `None` when it is no decode call.
+#[inline(always)]
+fn source(target: &Target, cookie: Cookie, call: &Arguments) -> Result<Option<Source>, Loss> {
+    Source::of(&Kernel, call, cookie, |batch| layouts::of(target, cookie, batch))
+}
+
+/// The same in a program that goes on with the call, whose layout is known.
+#[inline(always)]
+fn source_again(context: &Context, cookie: Cookie, call: &Arguments) -> Result<Option<Source>, Loss> {
+    let layout = context.layout;
+    Source::of(&Kernel, call, cookie, |_| Ok(layout))
+}
+
 #[inline(always)]
 fn walk_on<const LOOKS: usize>(
     probe: &ProbeContext,
@@ -80,9 +98,9 @@ fn walk_on<const LOOKS: usize>(
     call: &Arguments,
 ) -> Result<(), Loss> {
     let Some(context) = contexts::find(target, call.get(0)?) else { return Ok(()) };
-    let Some(source) = Source::again(call, cookie, context.layout)? else { return Ok(()) };
+    let Some(source) = source_again(context, cookie, call)? else { return Ok(()) };
     context.walk.programs += 1;
-    let place = match walk::<LOOKS>(context, &source) {
+    let place = match walk::<LOOKS>(&Kernel, context, &source) {
         Ok(true) => FOLLOW_BATCH,
         Ok(false) if context.walk.programs < WALKS => FOLLOW_WALK,
         Ok(false) => {
@@ -108,9 +126,9 @@ fn follow_on<const RUNS: usize>(
 ) -> Result<(), Loss> {
     let address = call.get(0)?;
     let Some(context) = contexts::find(target, address) else { return Ok(()) };
-    let Some(source) = Source::again(call, cookie, context.layout)? else { return Ok(()) };
+    let Some(source) = source_again(context, cookie, call)? else { return Ok(()) };
     for _ in 0..RUNS {
-        contexts::reload();
+        reload();
         let at = context.walk.closed;
         if at >= context.runs_len {
             contexts::walked(target, context);
@@ -141,11 +159,11 @@ fn enter(
     address: u64,
     source: &Source,
 ) -> Result<&'static mut Context, Loss> {
-    let mut first = source.first()?;
+    let mut first = source.first(&Kernel)?;
     let now = now();
     let slots = target.has(TargetConfig::SLOTS);
     let context = contexts::find_or_make(target, address)?;
-    let mark = if slots { 0 } else { source.mark() };
+    let mark = if slots { 0 } else { source.mark(&Kernel) };
     if source.automatic
         && let Some(state) = sequences::find(&sequences::key(target, address, first.sequence))
     {
@@ -201,70 +219,8 @@ fn enter(
     context.sampled = 0;
     context.runs_len = 0;
     context.shares_len = 0;
-    context.walk = Walk {
-        start: 0,
-        sequence: first.sequence,
-        position: first.position,
-        inside: if source.automatic { source.len - 1 } else { 0 },
-        beyond: source.len,
-        stride: 1,
-        programs: 0,
-        closed: 0,
-    };
+    context.walk = walk::begun(first, source);
     Ok(context)
-}
-
-/// Finds the runs of the batch, from each one's first token in doubling strides to a token that is not of the run, then
-/// back by halving. Exact because llama.cpp fills a batch sequence by sequence in order of position, so that two tokens
-/// of one sequence whose distance in position is their distance in the batch have only their like between.
-///
-/// Returns whether the end was reached.
-#[inline(always)]
-fn walk<const LOOKS: usize>(context: &mut Context, source: &Source) -> Result<bool, Loss> {
-    let walk = &raw mut context.walk;
-    let found = &raw mut context.runs_len;
-    for _ in 0..LOOKS {
-        // SAFETY: both point into the map value. Volatile, so that nothing of it is kept in registers, where the
-        // verifier would know it and take one turn for another than the next.
-        let Walk { start, sequence, position, inside, beyond, stride, .. } = unsafe { walk.read_volatile() };
-        if inside.wrapping_add(1) >= beyond {
-            // SAFETY: as above.
-            let at = unsafe { found.read_volatile() };
-            if at >= MAX_RUNS as u32 {
-                return Err(Loss::BatchTooComplex);
-            }
-            context.runs[contexts::masked(at)] = Run { start, sequence, sampled: position as u32 };
-            // SAFETY: as above.
-            unsafe {
-                found.write_volatile(at + 1);
-                // Also where the last run that was found ends.
-                (&raw mut (*walk).start).write_volatile(beyond);
-            }
-            if beyond >= source.len {
-                return Ok(true);
-            }
-            let Place { sequence, position } = source.place(beyond)?;
-            // SAFETY: as above.
-            unsafe {
-                (&raw mut (*walk).sequence).write_volatile(sequence);
-                (&raw mut (*walk).position).write_volatile(position);
-                (&raw mut (*walk).inside).write_volatile(beyond);
-                (&raw mut (*walk).beyond).write_volatile(source.len);
-                (&raw mut (*walk).stride).write_volatile(1);
-            }
-            continue;
-        }
-        let ahead = inside.wrapping_add(stride);
-        let look = if stride == 0 { inside + (beyond - inside) / 2 } else { ahead.min(beyond - 1) };
-        let same = source.continues(look, start, Place { sequence, position })?;
-        // SAFETY: as above.
-        unsafe {
-            let end = if same { &raw mut (*walk).inside } else { &raw mut (*walk).beyond };
-            end.write_volatile(look);
-            (&raw mut (*walk).stride).write_volatile(if same { stride * 2 } else { 0 });
-        }
-    }
-    Ok(false)
 }
 
 /// Attributes the tokens of run `at`, as a function of its own: what it knows the verifier forgets when it returns, and
@@ -283,12 +239,7 @@ fn close_apart(
 /// Attributes the tokens of run `at`.
 #[inline(always)]
 fn close(target: &Target, context: &mut Context, address: u64, source: &Source, at: u32) -> Result<(), Loss> {
-    let Run { start, sequence, sampled: position } = context.runs[contexts::masked(at)];
-    let next = at.wrapping_add(1);
-    let end =
-        if next < context.runs_len { context.runs[contexts::masked(next)].start } else { context.walk.start };
-    context.runs[contexts::masked(at)].sampled = 0;
-    let tokens = end.wrapping_sub(start);
+    let Found { sequence, position, tokens } = walk::take(&Kernel, context, at);
     if sequence as u32 >= context.sequences {
         context.sequences = sequence as u32 + 1;
     }

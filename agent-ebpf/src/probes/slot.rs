@@ -7,7 +7,7 @@
 
 use aya_ebpf::{macros::uprobe, programs::ProbeContext};
 use llamaprobe_common::{
-    batch::{Context, MAX_RUNS, MAX_SEQUENCE, Run},
+    batch::{Context, MAX_SEQUENCE},
     loss::Loss,
     request::{RequestEventKind, RequestKey, SlotEndEvent, SlotStartEvent},
     sequence::Sequence,
@@ -15,10 +15,12 @@ use llamaprobe_common::{
     task::TaskKey,
 };
 
+use llamaprobe_core::pick;
+
 use super::{now, observe};
 use crate::{
-    arguments::read,
     connections, contexts, layouts,
+    machine::{Kernel, read},
     maps::{REQUEST_EVENTS, TASKS},
     sequences,
     target::Target,
@@ -205,37 +207,12 @@ fn fork(target: &Target, from: i32, to: i32) -> Result<(), Loss> {
         state.context = origin.context;
         state.n_past = origin.n_past;
         if let Some(context) = contexts::find(target, state.context) {
-            share(context, from, to);
+            pick::share(&Kernel, context, from, to);
         }
     } else if !active {
         return Ok(());
     }
     tell_start(target, state, to, from)
-}
-
-/// Notes that sequence `to` samples the last token of sequence `from`, too.
-#[inline(always)]
-fn share(context: &mut Context, from: i32, to: i32) {
-    let (len, shares) = (context.runs_len, context.shares_len);
-    let mut end = context.tokens;
-    let mut found = false;
-    for i in 0..MAX_RUNS {
-        if i as u32 >= len {
-            break;
-        }
-        let run = &context.runs[i];
-        if found {
-            end = run.start;
-            break;
-        }
-        found = run.sequence == from;
-    }
-    let at = len.wrapping_add(shares);
-    if found && at < MAX_RUNS as u32 {
-        context.runs[contexts::masked(at)] =
-            Run { start: end.saturating_sub(1), sequence: to, sampled: Run::SHARED };
-        context.shares_len += 1;
-    }
 }
 
 /// The batch that proves the start of an inferred slot: the prompt goes on where the cache was cut. Returns whether

@@ -12,8 +12,8 @@ use llamaprobe_common::{
 
 use super::now;
 use crate::{
-    arguments::read,
     connections::{find, meet, on_close, on_read, on_write, open, serve, take_up},
+    machine::read,
     maps::{CALLS, PEERS, TARGETS},
     sequences,
     target::Target,

@@ -10,8 +10,8 @@ use llamaprobe_common::{
 
 use super::{now, observe, resume};
 use crate::{
-    arguments::read,
     connections::{lost_event, served},
+    machine::read,
     maps::{FOLLOW, FOLLOW_TASKS, REQUEST_EVENTS, TASK_WALKS, TASKS},
     target::Target,
     wake,

@@ -16,7 +16,7 @@ use llamaprobe_common::{
 
 use super::{cookie, now, socket};
 use crate::{
-    arguments::Arguments,
+    arguments,
     connections::{find, of_session, on_read, on_write, serve},
     maps::CALLS,
 };
@@ -24,7 +24,7 @@ use crate::{
 /// `SSL_accept(session)`: a thread takes up a connection. It asks for its peer when the handshake is over.
 #[uprobe]
 fn lp_tls_accept(probe: ProbeContext) -> u32 {
-    let call = Arguments::of(&probe);
+    let call = arguments::of(&probe);
     let Some(target) = socket::server() else { return 0 };
     target.hit(cookie(&probe).probe());
     let Ok(session) = call.get(0) else { return 0 };
@@ -41,7 +41,7 @@ fn lp_tls_accept(probe: ProbeContext) -> u32 {
 /// `SSL_read(session, buffer, bytes)`: the bytes are there when it returns.
 #[uprobe]
 fn lp_tls_read(probe: ProbeContext) -> u32 {
-    let call = Arguments::of(&probe);
+    let call = arguments::of(&probe);
     let Some(target) = socket::server() else { return 0 };
     target.hit(cookie(&probe).probe());
     let (Ok(session), Ok(buffer)) = (call.get(0), call.get(1)) else { return 0 };
@@ -59,7 +59,7 @@ fn lp_tls_readen(probe: RetProbeContext) -> u32 {
 /// `SSL_read` is about to return.
 #[uprobe]
 fn lp_tls_readend(probe: ProbeContext) -> u32 {
-    done(cookie(&probe).probe(), Arguments::result(&probe))
+    done(cookie(&probe).probe(), arguments::result(&probe))
 }
 
 #[inline(always)]
@@ -81,7 +81,7 @@ fn done(probe: u8, result: u64) -> u32 {
 /// `SSL_write(session, buffer, bytes)`
 #[uprobe]
 fn lp_tls_write(probe: ProbeContext) -> u32 {
-    let call = Arguments::of(&probe);
+    let call = arguments::of(&probe);
     let Some(target) = socket::server() else { return 0 };
     target.hit(cookie(&probe).probe());
     let (Ok(session), Ok(buffer), Ok(len)) = (call.get(0), call.get(1), call.get(2)) else { return 0 };

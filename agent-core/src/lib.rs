@@ -1,0 +1,21 @@
+//! What the kernel programs decide, apart from the kernel: which tokens of a batch are whose. In: memory of the observed
+//! process and states of maps, behind the traits of [`machine`]. Out: changed states.
+//!
+//! All of it is generic and inlined, so that in a kernel program nothing of a trait is left; the tests here run the very
+//! same code on values of the host. What a verifier wants to see beyond a plain program is asked of the
+//! [`Machine`](machine::Machine), which knows whether there is one.
+#![no_std]
+#![forbid(unsafe_code)]
+
+#[cfg(test)]
+extern crate std;
+
+pub mod arguments;
+pub mod layout;
+pub mod machine;
+pub mod pick;
+pub mod source;
+pub mod walk;
+
+#[cfg(test)]
+mod testing;

@@ -1,0 +1,4 @@
+//! What the tests run the code on: values of the host in the place of a process and of the kernel's maps.
+
+pub mod batch;
+pub mod host;
