@@ -11,10 +11,20 @@
 extern crate std;
 
 pub mod arguments;
+pub mod batch;
+pub mod contexts;
+pub mod cuts;
+pub mod events;
+pub mod failures;
 pub mod layout;
 pub mod machine;
+pub mod maps;
 pub mod pick;
+pub mod process;
+pub mod sequences;
+pub mod slots;
 pub mod source;
+pub mod tokens;
 pub mod walk;
 
 #[cfg(test)]

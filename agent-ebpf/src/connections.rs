@@ -10,6 +10,8 @@ use llamaprobe_common::{
     },
 };
 
+use llamaprobe_core::process::{Counters, Process as _};
+
 use crate::{
     machine::read,
     maps::{BLANK_TALK, CALLS, CONNECTIONS, PEERS, REQUEST_EVENTS, TALKS, THREADS},
@@ -100,7 +102,7 @@ fn request(key: ConnectionKey, state: &Connection) -> RequestKey {
 
 /// An event of the request under way found no room. Counted once a request.
 #[inline(always)]
-fn lose_event(target: &Target, state: &mut Connection) {
+fn lose_event(target: &impl Counters, state: &mut Connection) {
     if state.flags & Gap::EVENT == 0 {
         target.lose(Loss::RingFull);
     }
@@ -190,7 +192,7 @@ pub fn served(target: &Target, now: u64) -> Option<RequestKey> {
 
 /// An event of a request could not be told elsewhere.
 #[inline(always)]
-pub fn lost_event(target: &Target, request: &RequestKey) {
+pub fn lost_event(target: &impl Counters, request: &RequestKey) {
     match find(ConnectionKey { tgid: request.tgid, fd: request.fd }) {
         Some(state) if state.arrived_ns == request.arrived_ns => lose_event(target, state),
         _ => target.lose(Loss::RingFull),

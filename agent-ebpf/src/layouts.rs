@@ -7,7 +7,7 @@ use llamaprobe_common::{
     loss::Loss,
 };
 
-use llamaprobe_core::layout;
+use llamaprobe_core::{layout, process::Counters as _};
 
 use crate::{
     machine::Kernel,

@@ -19,6 +19,7 @@ mod layouts;
 mod machine;
 mod maps;
 mod probes;
+mod requests;
 mod sequences;
 mod talk;
 mod target;

@@ -2,3 +2,7 @@
 
 pub mod batch;
 pub mod host;
+pub mod maps;
+pub mod process;
+pub mod requests;
+pub mod world;

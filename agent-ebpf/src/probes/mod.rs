@@ -16,7 +16,7 @@ mod token;
 
 use aya_ebpf::{EbpfContext as _, helpers::bpf_get_attach_cookie, programs::ProbeContext};
 use llamaprobe_common::{cookie::Cookie, event::ProcessEventKind, loss::Loss};
-use llamaprobe_core::{arguments::Arguments, machine::Machine as _};
+use llamaprobe_core::{arguments::Arguments, machine::Machine as _, process::Counters as _};
 
 use crate::{
     arguments,

@@ -10,6 +10,8 @@ use llamaprobe_common::{
     target::TargetConfig,
 };
 
+use llamaprobe_core::process::{Counters as _, Process as _};
+
 use super::now;
 use crate::{
     connections::{find, meet, on_close, on_read, on_write, open, serve, take_up},

@@ -8,6 +8,8 @@ use llamaprobe_common::{
     task::TaskKey,
 };
 
+use llamaprobe_core::process::Counters as _;
+
 use super::{now, observe, resume};
 use crate::{
     connections::{lost_event, served},
