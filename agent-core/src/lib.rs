@@ -12,11 +12,13 @@ extern crate std;
 
 pub mod arguments;
 pub mod batch;
+pub mod connections;
 pub mod contexts;
 pub mod cuts;
 pub mod events;
 pub mod failures;
 pub mod layout;
+pub mod links;
 pub mod machine;
 pub mod maps;
 pub mod pick;
@@ -24,6 +26,7 @@ pub mod process;
 pub mod sequences;
 pub mod slots;
 pub mod source;
+pub mod talk;
 pub mod tokens;
 pub mod walk;
 

@@ -22,6 +22,9 @@ pub trait Process {
     /// Sets one of the flags.
     fn note(&self, flag: u32);
 
+    /// Writes of one answer that are looked at.
+    fn writes(&self) -> u32;
+
     /// Notes that it is known on which contexts a server samples slots.
     fn note_samplers(&self);
 

@@ -2,20 +2,19 @@
 
 use llamaprobe_common::{request::RequestKey, task::TaskKey};
 use llamaprobe_core::{
+    connections,
     events::{Event, Events, Requests},
     process::Counters,
 };
 
 use crate::{
-    connections,
+    connections::ConnectionMap,
+    machine::Kernel,
     maps::{REQUEST_EVENTS, TASKS},
     wake,
 };
 
-/// [`TASKS`] and [`REQUEST_EVENTS`].
-pub struct RequestMap;
-
-impl Events for RequestMap {
+impl Events for Kernel {
     #[inline(always)]
     fn tell<E: Into<Event> + 'static>(&mut self, event: impl FnOnce() -> E) -> bool {
         // Made where it will be read: some do not fit on the stack beside the rest.
@@ -26,7 +25,7 @@ impl Events for RequestMap {
     }
 }
 
-impl Requests for RequestMap {
+impl Requests for Kernel {
     #[inline(always)]
     fn of_task(&self, task: &TaskKey) -> Option<RequestKey> {
         // SAFETY: the entry is replaced only by the server making a task of the same id anew.
@@ -40,11 +39,11 @@ impl Requests for RequestMap {
 
     #[inline(always)]
     fn take_slot(&mut self, request: &RequestKey, sequence: i32) -> bool {
-        connections::take_slot(request, sequence)
+        connections::take_slot(&mut ConnectionMap, request, sequence)
     }
 
     #[inline(always)]
     fn lose_event(&mut self, target: &impl Counters, request: &RequestKey) {
-        connections::lost_event(target, request);
+        connections::lost_event(target, &mut ConnectionMap, request);
     }
 }

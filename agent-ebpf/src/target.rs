@@ -45,7 +45,7 @@ pub struct Target {
     /// Its thread group id.
     pub tgid: u32,
     /// Writes of one answer that are looked at.
-    pub writes: u32,
+    writes: u32,
     flags: u32,
     /// What it would be once it is a server.
     possible: u32,
@@ -111,6 +111,11 @@ impl Process for Target {
             // SAFETY: `config` points to a map value.
             unsafe { (*config).flags |= flag };
         }
+    }
+
+    #[inline(always)]
+    fn writes(&self) -> u32 {
+        self.writes
     }
 
     #[inline(always)]

@@ -2,6 +2,7 @@
 
 pub mod batch;
 pub mod host;
+pub mod links;
 pub mod maps;
 pub mod process;
 pub mod requests;

@@ -26,6 +26,8 @@ pub struct Fake {
     pub incomplete: Cell<u64>,
     /// Decode calls that could not be read.
     pub unread: Cell<u32>,
+    /// Writes of an answer that are looked at.
+    pub writes: Cell<u32>,
     /// What is counted.
     pub stats: RefCell<TargetStats>,
 }
@@ -66,6 +68,10 @@ impl Process for Fake {
 
     fn note(&self, flag: u32) {
         self.flags.set(self.flags.get() | flag);
+    }
+
+    fn writes(&self) -> u32 {
+        self.writes.get()
     }
 
     fn note_samplers(&self) {

@@ -17,7 +17,6 @@ use crate::{
     contexts, layouts,
     machine::{Kernel, reload},
     maps::{FOLLOW, FOLLOW_BATCH, FOLLOW_WALK},
-    requests::RequestMap,
     sequences::{MAPS, SequenceMap},
     target::Target,
 };
@@ -167,5 +166,5 @@ fn close_apart(
 #[inline(always)]
 fn close(target: &Target, context: &mut Context, address: u64, source: &Source, at: u32) -> Result<(), Loss> {
     let found = walk::take(&Kernel, context, at);
-    batch::attribute(target, &mut SequenceMap, &mut RequestMap, context, address, source.automatic, found)
+    batch::attribute(target, &mut SequenceMap, &mut Kernel, context, address, source.automatic, found)
 }
