@@ -1,20 +1,20 @@
 //! Which of the layouts that a batch may have is the true one.
 
 use llamaprobe_common::{
-    layout::{AGREED, CANDIDATES, FOUND, LayoutState, fits, is_run},
+    layout::{AGREED, CANDIDATES, ExtLayout, FOUND, LayoutState, fits, is_run},
     loss::Loss,
 };
 
 use crate::machine::{Memory, Words};
 
-/// The layout of `batch`, if it is known or this call proves it: an index of the candidates.
+/// The layout of `batch`, if it is known or this call proves it.
 #[inline(always)]
-pub fn choose(memory: &impl Memory, state: &mut LayoutState, batch: u64) -> Result<usize, Loss> {
+pub fn choose(memory: &impl Memory, state: &mut LayoutState, batch: u64) -> Result<ExtLayout, Loss> {
     if state.chosen == 0 {
         state.chosen = prove(memory, state, batch);
     }
     match state.chosen.wrapping_sub(1) {
-        at if at < CANDIDATES as u32 => Ok(at as usize),
+        at if at < CANDIDATES as u32 => Ok(state.candidates[at as usize]),
         _ => Err(Loss::LayoutUnknown),
     }
 }

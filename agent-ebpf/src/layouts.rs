@@ -35,7 +35,7 @@ pub fn of(target: &Target, cookie: Cookie, batch: u64) -> Result<ExtLayout, Loss
             find(target, cookie).ok_or(Loss::LayoutUnknown)?
         }
     };
-    layout::choose(&Kernel, state, batch).map(|at| state.candidates[at])
+    layout::choose(&Kernel, state, batch)
 }
 
 /// A decode call could not be read: what requests that are running have computed is not known any more.
