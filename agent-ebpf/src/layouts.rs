@@ -6,7 +6,6 @@ use llamaprobe_common::{
     layout::{ExtLayout, LayoutKey, LayoutState, SHOWN},
     loss::Loss,
 };
-
 use llamaprobe_core::{layout, process::Counters as _};
 
 use crate::{

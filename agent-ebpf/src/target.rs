@@ -9,7 +9,6 @@ use llamaprobe_common::{
     probe::ProbeId,
     target::{MAX_TARGETS, Notes, TargetConfig, TargetStats, TokenType},
 };
-
 use llamaprobe_core::process::{Counters, Process};
 
 use crate::{

@@ -2,7 +2,6 @@
 
 use aya_ebpf::{macros::uprobe, programs::ProbeContext};
 use llamaprobe_common::{batch::Context, cookie::Cookie, loss::Loss};
-
 use llamaprobe_core::{
     arguments::Arguments,
     batch,

@@ -3,7 +3,6 @@
 
 use aya_ebpf::{macros::uprobe, programs::ProbeContext};
 use llamaprobe_common::target::TargetConfig;
-
 use llamaprobe_core::{contexts, process::Process as _};
 
 use super::{now, observe};

@@ -7,7 +7,6 @@ use llamaprobe_common::{
     layout::{BODY, HEAD, Word},
     loss::Loss,
 };
-
 use llamaprobe_core::source::ext_batch;
 
 use super::resume;

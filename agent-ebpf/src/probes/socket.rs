@@ -9,7 +9,6 @@ use llamaprobe_common::{
     sequence::SequenceKey,
     target::TargetConfig,
 };
-
 use llamaprobe_core::{
     connections::{is_plain, meet, on_close, on_read, on_write, open, serve, take_up},
     process::{Counters as _, Process as _},

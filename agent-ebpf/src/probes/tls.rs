@@ -13,7 +13,6 @@ use llamaprobe_common::{
     call::{Call, HANDSHAKE, UNKNOWN},
     request::ConnectionKey,
 };
-
 use llamaprobe_core::connections::{of_session, on_read, on_write, serve};
 
 use super::{cookie, now, socket};
