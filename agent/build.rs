@@ -19,7 +19,9 @@ const LINKER: &str = "bpf-linker";
 
 fn main() -> Result<()> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the workspace")?.to_path_buf();
-    println!("cargo:rerun-if-changed={}", root.join("agent-common/src").display());
+    for sources in ["agent-common/src", "agent-core/src"] {
+        println!("cargo:rerun-if-changed={}", root.join(sources).display());
+    }
     if env::var_os(INNER).is_some() {
         let root_dir = root.join("agent-ebpf");
         let root_dir = root_dir.to_str().context("the path of the workspace is not UTF-8")?;

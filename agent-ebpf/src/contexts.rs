@@ -1,218 +1,64 @@
-//! Access to the state of contexts, and the life of a decode call: pending, then counted, retried or failed.
-
-use core::arch::asm;
+//! The map of contexts, and that of their memories.
 
 use llamaprobe_common::{
-    batch::{Context, ContextKey, FAILURES, MAX_RUNS, STEPS, Step},
-    cookie::Cookie,
+    batch::{Context, ContextKey},
     loss::Loss,
-    sequence::{Sequence, SequenceKey},
-    target::{TargetConfig, TokenType},
 };
+use llamaprobe_core::maps::{Contexts, Memories};
 
-use crate::{
-    maps::{BLANK_CONTEXT, CONTEXTS, MEMORIES, SEQUENCES},
-    sequences,
-    target::Target,
-};
+use crate::maps::{BLANK_CONTEXT, CONTEXTS, MEMORIES};
 
-/// Tokens that a server decodes to warm up or to try its cache.
-const WARM_UP: u32 = 2;
+/// [`CONTEXTS`].
+pub struct ContextMap;
 
-/// Sequences of a context that are forgotten with it: llama.cpp's `LLAMA_MAX_SEQ`.
-const FORGOTTEN: u32 = 256;
-
-#[inline(always)]
-fn key(target: &Target, address: u64) -> ContextKey {
-    ContextKey { context: address, tgid: target.tgid, reserved: 0 }
-}
-
-/// The state of a context, if a batch was seen on it.
+/// The state of a context.
 ///
 /// llama.cpp works on one context from one thread at a time: programs that get it write it one after the other.
 #[inline(always)]
-pub fn find(target: &Target, context: u64) -> Option<&'static mut Context> {
+pub fn find(key: &ContextKey) -> Option<&'static mut Context> {
     // SAFETY: as said above; an entry is removed by the thread that frees the context, or after its process has ended.
-    CONTEXTS.get_ptr_mut(key(target, context)).map(|state| unsafe { &mut *state })
+    CONTEXTS.get_ptr_mut(key).map(|state| unsafe { &mut *state })
 }
 
-/// The state of a context, made when there is none.
-#[inline(always)]
-pub fn find_or_make(target: &Target, context: u64) -> Result<&'static mut Context, Loss> {
-    if let Some(state) = find(target, context) {
-        return Ok(state);
+impl Contexts for ContextMap {
+    #[inline(always)]
+    fn find(&mut self, key: &ContextKey) -> Option<&mut Context> {
+        find(key)
     }
-    let blank = BLANK_CONTEXT.get(0).ok_or(Loss::ContextsFull)?;
-    CONTEXTS.insert(key(target, context), blank, 0).map_err(|_| Loss::ContextsFull)?;
-    find(target, context).ok_or(Loss::ContextsFull)
-}
 
-/// Notes which `llama_memory` is the context's: what cuts it names the memory.
-#[inline(always)]
-pub fn own_memory(target: &Target, context: &mut Context, address: u64, memory: u64) -> Result<(), Loss> {
-    context.memory = memory;
-    MEMORIES.insert(key(target, memory), address, 0).map_err(|_| Loss::ContextsFull)
-}
-
-/// The context that a `llama_memory` belongs to.
-#[inline(always)]
-pub fn of_memory(target: &Target, memory: u64) -> Option<u64> {
-    // SAFETY: one word, written once.
-    unsafe { MEMORIES.get(key(target, memory)) }.copied()
-}
-
-/// The context that the first argument of a call names, itself or by its memory. Unknown where slots are seen: there
-/// sequences are named by their slots.
-#[inline(always)]
-pub fn named(target: &Target, cookie: Cookie, argument: u64) -> Option<u64> {
-    if cookie.by_memory() { of_memory(target, argument) } else { Some(argument) }
-}
-
-/// Counts a pending decode call that is over now. Returns whether there was one.
-#[inline(always)]
-pub fn count_pending(target: &Target, context: &mut Context, now: u64) -> bool {
-    if context.flags & Context::PENDING == 0 {
-        return false;
-    }
-    context.flags &= !Context::PENDING;
-    context.flags |= Context::COUNTED;
-    target.batch(u64::from(context.tokens));
-    // Of tokens that could not be read those are no prompt that slots go on with which generate.
-    let unmet = context.decoding.saturating_sub(context.met);
-    let rest = context.rest.saturating_sub(unmet);
-    target.tokens(TokenType::Prompt, u64::from(context.prompt_tokens + rest));
-    if rest != 0 {
-        target.unattributed(TokenType::Prompt, u64::from(rest));
-    }
-    let duration_ns = now.saturating_sub(context.entered_ns);
-    target.engine(duration_ns);
-    let (number, tokens) = (context.step, context.tokens);
-    context.steps[number as usize & (STEPS - 1)] = Step { duration_ns, number, tokens };
-    true
-}
-
-/// The same before what the call has put into the context is cut or cleared: whatever was decoded before is decoded, but
-/// for the warm-up of a server to be.
-#[inline(always)]
-pub fn count_passed(target: &Target, context: &mut Context, ended: u64) {
-    if target.is_undecided() && is_warm_up(context) {
-        context.flags &= !Context::PENDING;
-    }
-    count_pending(target, context, ended);
-}
-
-/// The first logits of a decode call are looked at: it succeeded, and this is how long it took.
-#[inline(always)]
-pub fn end_step(target: &Target, context: &mut Context, now: u64) {
-    if count_pending(target, context, now) {
-        target.step(now.saturating_sub(context.entered_ns));
-    }
-}
-
-/// Whether a decode call of which nothing came may be one by which a server to be warms up or tries its cache: a few
-/// tokens at the beginning.
-#[inline(always)]
-pub fn is_warm_up(context: &Context) -> bool {
-    context.first_position == 0 && context.tokens <= WARM_UP
-}
-
-/// The decode call under way has failed. Its sequences take back what they took from it when they are met again.
-#[inline(always)]
-pub fn fail(context: &mut Context) {
-    context.flags &= !Context::PENDING;
-    context.failures[context.failed as usize & (FAILURES - 1)] = context.step;
-    context.failed = context.failed.wrapping_add(1);
-}
-
-/// Whether a decode call that a sequence took part in has failed.
-#[inline(always)]
-pub fn has_failed(context: &Context, step: u32) -> bool {
-    if context.failed == 0 || context.steps[step as usize & (STEPS - 1)].number == step {
-        return false;
-    }
-    for number in &context.failures {
-        if *number == step {
-            return true;
+    #[inline(always)]
+    fn find_or_make(&mut self, key: &ContextKey) -> Result<&mut Context, Loss> {
+        if let Some(state) = find(key) {
+            return Ok(state);
         }
+        let blank = BLANK_CONTEXT.get(0).ok_or(Loss::ContextsFull)?;
+        CONTEXTS.insert(key, blank, 0).map_err(|_| Loss::ContextsFull)?;
+        find(key).ok_or(Loss::ContextsFull)
     }
-    false
-}
 
-/// Whether the decode call under way repeats part of one that failed.
-#[inline(always)]
-pub fn is_retry(context: &Context) -> bool {
-    let last = context.failures[context.failed.wrapping_sub(1) as usize & (FAILURES - 1)];
-    context.failed != 0 && last.wrapping_add(1) == context.step
-}
-
-/// The batch under way is walked as far as possible. If that was not to its end the decode call counts all the same, if
-/// the context is one whose calls do.
-#[inline(always)]
-pub fn walked(target: &Target, context: &mut Context) {
-    if context.rest == 0 {
-        return;
-    }
-    if context.flags & (Context::COUNTED | Context::DRAFT) == Context::COUNTED {
-        context.flags |= Context::PENDING;
-    }
-    if context.flags & Context::PENDING != 0 {
-        target.note_incomplete(context.entered_ns);
+    #[inline(always)]
+    fn remove(&mut self, key: &ContextKey) {
+        let _ = CONTEXTS.remove(key);
     }
 }
 
-/// Forgets all that a context holds; with `freed` the context, too, and sequences that are no slots.
-#[inline(always)]
-pub fn forget(target: &Target, address: u64, freed: bool, now: u64) {
-    let Some(context) = find(target, address) else { return };
-    let slots = target.has(TargetConfig::SLOTS);
-    let ended = if slots { now } else { context.entered_ns };
-    count_passed(target, context, ended);
-    let (count, memory) = (context.sequences, context.memory);
-    let kept_flags = if slots { u32::MAX } else { !Sequence::DECODING };
-    let kept_address = if freed { 0 } else { address };
-    let first = sequences::key(target, address, 0);
-    for sequence in 0..FORGOTTEN {
-        if sequence >= count {
-            break;
-        }
-        let key = SequenceKey { sequence: sequence as i32, ..first };
-        if let Some(state) = sequences::find(&key)
-            && state.context == address
-        {
-            state.n_past = 0;
-            state.flags &= kept_flags;
-            state.context = kept_address;
-            if freed {
-                // Slots are under no context: of them none is removed. Without a branch, which would be one more for
-                // the verifier in every turn.
-                let _ = SEQUENCES.remove(SequenceKey { context: address, ..key });
-            }
-        }
-    }
-    if freed {
-        if memory != 0 {
-            let _ = MEMORIES.remove(self::key(target, memory));
-        }
-        target.forget_main(address);
-        let _ = CONTEXTS.remove(self::key(target, address));
-    }
-}
+/// [`MEMORIES`].
+pub struct MemoryMap;
 
-/// An index of a run, which the verifier sees to be one. The compiler knows that it is and would drop the mask.
-#[inline(always)]
-pub fn masked(index: u32) -> usize {
-    let mut index = u64::from(index);
-    // SAFETY: changes nothing but the register; the bound is that of the array.
-    unsafe { asm!("{0} &= {1}", inout(reg) index, const MAX_RUNS - 1, options(pure, nomem, nostack)) };
-    index as usize & (MAX_RUNS - 1)
-}
+impl Memories for MemoryMap {
+    #[inline(always)]
+    fn find(&self, key: &ContextKey) -> Option<u64> {
+        // SAFETY: one word, written once.
+        unsafe { MEMORIES.get(key) }.copied()
+    }
 
-/// Whatever was read of maps before is read anew: the compiler would keep it in registers from one turn of a loop to the
-/// next, and the verifier, who knows what each turn did to it, would take every turn for another.
-#[inline(always)]
-pub fn reload() {
-    let mut nothing = 0_u64;
-    // SAFETY: changes nothing; an empty text would leave two lines for one instruction, which the kernel refuses.
-    unsafe { asm!("{0} += 0", inout(reg) nothing, options(nostack, preserves_flags)) };
-    let _ = nothing;
+    #[inline(always)]
+    fn insert(&mut self, key: &ContextKey, context: u64) -> Result<(), Loss> {
+        MEMORIES.insert(key, context, 0).map_err(|_| Loss::ContextsFull)
+    }
+
+    #[inline(always)]
+    fn remove(&mut self, key: &ContextKey) {
+        let _ = MEMORIES.remove(key);
+    }
 }

@@ -3,25 +3,16 @@
 use aya_ebpf::programs::ProbeContext;
 use llamaprobe_common::{
     cookie::Cookie,
-    layout::{AGREED, CANDIDATES, ExtLayout, FOUND, LayoutKey, LayoutState, Memory, SHOWN, fits, is_run},
+    layout::{ExtLayout, LayoutKey, LayoutState, SHOWN},
     loss::Loss,
 };
+use llamaprobe_core::{layout, process::Counters as _};
 
 use crate::{
-    arguments::read,
+    machine::Kernel,
     maps::{LAYOUTS, SHOW},
     target::Target,
 };
-
-/// The memory of the running process.
-struct Own;
-
-impl Memory for Own {
-    #[inline(always)]
-    fn words<const N: usize>(&self, address: u64) -> Option<[u64; N]> {
-        read::<[u64; N]>(address).ok()
-    }
-}
 
 /// What is known of the file that was called.
 #[inline(always)]
@@ -43,34 +34,7 @@ pub fn of(target: &Target, cookie: Cookie, batch: u64) -> Result<ExtLayout, Loss
             find(target, cookie).ok_or(Loss::LayoutUnknown)?
         }
     };
-    if state.chosen == 0 {
-        state.chosen = prove(state, batch);
-    }
-    match state.chosen.wrapping_sub(1) {
-        at if at < CANDIDATES as u32 => Ok(state.candidates[at as usize]),
-        _ => Err(Loss::LayoutUnknown),
-    }
-}
-
-/// The one candidate that fits, plus 1. Two that fit prove nothing; one that was found must fit to several calls.
-#[inline(always)]
-fn prove(state: &mut LayoutState, batch: u64) -> u32 {
-    let (mut chosen, mut fitting) = (0, 0);
-    for at in 0..CANDIDATES {
-        let layout = state.candidates[at];
-        if !fits(layout, batch, &Own) || (at >= FOUND && !is_run(layout, batch, &Own)) {
-            continue;
-        }
-        fitting += 1;
-        chosen = at as u32 + 1;
-        if at >= FOUND {
-            state.agreed[at - FOUND] += 1;
-            if state.agreed[at - FOUND] < AGREED {
-                chosen = 0;
-            }
-        }
-    }
-    if fitting == 1 { chosen } else { 0 }
+    layout::choose(&Kernel, state, batch)
 }
 
 /// A decode call could not be read: what requests that are running have computed is not known any more.

@@ -1,6 +1,9 @@
 //! The kernel programs of llamaprobe. In: entries of llama.cpp's functions, process life cycle. Out: counters and
 //! histograms in per-CPU arrays, state of sequences and contexts in bounded maps, process events in a ring buffer.
 //!
+//! Here are the programs, their maps, and what only the kernel wants so; what is decided is in `llamaprobe-core`, where it
+//! is tested.
+//!
 //! One program a role, generic over builds: where the arguments are comes with the attach cookie. Work per hit is
 //! bounded, nothing grows with the length of a prompt, nothing is sent per token.
 //!
@@ -13,10 +16,11 @@ mod arguments;
 mod connections;
 mod contexts;
 mod layouts;
+mod machine;
 mod maps;
 mod probes;
+mod requests;
 mod sequences;
-mod source;
 mod talk;
 mod target;
 mod wake;

@@ -1,63 +1,57 @@
-//! Access to the state of sequences.
+//! The map of sequences.
 
 use llamaprobe_common::{
-    batch::{Context, STEPS},
     loss::Loss,
-    request::{DraftEvent, RequestEventKind, RequestKey},
     sequence::{Sequence, SequenceKey},
-    target::{TargetConfig, TokenType},
+};
+use llamaprobe_core::{
+    maps::{Maps, Sequences},
+    sequences::{self, BLANK},
 };
 
 use crate::{
-    connections, contexts, layouts,
-    maps::{REQUEST_EVENTS, SEQUENCES},
-    target::Target,
-    wake,
+    contexts::{ContextMap, MemoryMap},
+    maps::SEQUENCES,
 };
 
-const NO_REQUEST: RequestKey = RequestKey { arrived_ns: 0, tgid: 0, fd: 0 };
+/// All that the account of tokens keeps.
+pub const MAPS: Maps<ContextMap, MemoryMap, SequenceMap> =
+    Maps { contexts: ContextMap, memories: MemoryMap, sequences: SequenceMap };
 
-const BLANK: Sequence = Sequence {
-    context: 0,
-    last_token_ns: 0,
-    n_past: 0,
-    flags: 0,
-    task: -1,
-    prompt_tokens: 0,
-    cached_tokens: 0,
-    generated_tokens: 0,
-    request: NO_REQUEST,
-    launched_ns: 0,
-    prefill_ns: 0,
-    first_token_ns: 0,
-    worst_gap_ns: 0,
-    engine_ns: 0,
-    step: 0,
-    step_tokens: 0,
-    step_generated: 0,
-    step_drafted: 0,
-    drafted: 0,
-    accepted: 0,
-    wanted: 0,
-    unread: 0,
-    step_accepted: 0,
-    step_prompt: 0,
-};
+/// [`SEQUENCES`].
+pub struct SequenceMap;
 
-/// The client has gone when `tokens` - 1 tokens of the request were generated.
+/// The state of a sequence.
+///
+/// llama.cpp works on one sequence from one thread at a time: programs that get it write it one after the other. The
+/// exception is [`Sequence::wanted`], which is written wherever the client's last packet arrives: see [`abandon`].
 #[inline(always)]
-pub fn want(state: *mut Sequence, tokens: u32) {
-    // SAFETY: `state` points to a map value. Volatile, since it is written on any processor.
-    unsafe { (&raw mut (*state).wanted).write_volatile(tokens) };
+fn find(key: &SequenceKey) -> Option<&'static mut Sequence> {
+    // SAFETY: as said above; an entry is removed by the thread that frees its context, or after its process has ended.
+    // An entry that is removed under a program's hands is not given to another before the program is done (RCU), or is
+    // given to one of the same map: what is written then is wrong for a moment, and within the value.
+    SEQUENCES.get_ptr_mut(key).map(|state| unsafe { &mut *state })
 }
 
-/// Tokens that were generated for nobody.
-#[inline(always)]
-pub fn wasted(state: *const Sequence) -> u32 {
-    // SAFETY: as in `want`; the other field is the calling thread's.
-    let (wanted, generated) =
-        unsafe { ((&raw const (*state).wanted).read_volatile(), (*state).generated_tokens) };
-    if wanted == 0 { 0 } else { generated.saturating_sub(wanted - 1) }
+impl Sequences for SequenceMap {
+    #[inline(always)]
+    fn find(&mut self, key: &SequenceKey) -> Option<&mut Sequence> {
+        find(key)
+    }
+
+    #[inline(always)]
+    fn find_or_make(&mut self, key: &SequenceKey) -> Result<&mut Sequence, Loss> {
+        if let Some(state) = find(key) {
+            return Ok(state);
+        }
+        SEQUENCES.insert(key, BLANK, 0).map_err(|_| Loss::SequencesFull)?;
+        find(key).ok_or(Loss::SequencesFull)
+    }
+
+    #[inline(always)]
+    fn remove(&mut self, key: &SequenceKey) {
+        let _ = SEQUENCES.remove(key);
+    }
 }
 
 /// The client of `request` has gone. Runs on any processor, while the thread of the engine may write the same entry: only
@@ -67,158 +61,11 @@ pub fn abandon(key: &SequenceKey, request: u64) {
     let Some(state) = SEQUENCES.get_ptr_mut(key) else { return };
     // SAFETY: `state` points to a map value; volatile, for the reason above.
     unsafe {
-        let same = (&raw const (*state).request.arrived_ns).read_volatile() == request;
-        if same && (&raw const (*state).wanted).read_volatile() == 0 {
-            want(state, (&raw const (*state).generated_tokens).read_volatile() + 1);
+        let running = (&raw const (*state).request.arrived_ns).read_volatile();
+        let wanted = &raw mut (*state).wanted;
+        let generated = (&raw const (*state).generated_tokens).read_volatile();
+        if sequences::is_abandoned(running, request, wanted.read_volatile()) {
+            wanted.write_volatile(generated + 1);
         }
     }
-}
-
-/// The key of a sequence decoded on `context`.
-#[inline(always)]
-pub fn key(target: &Target, context: u64, sequence: i32) -> SequenceKey {
-    let context = if target.has(TargetConfig::SLOTS) { 0 } else { context };
-    SequenceKey { context, tgid: target.tgid, sequence }
-}
-
-/// The key of the sequence that a slot sits on.
-#[inline(always)]
-pub fn key_of_slot(target: &Target, slot: i32) -> SequenceKey {
-    let shift = i32::from(target.has(TargetConfig::SEQUENCE_SHIFT));
-    SequenceKey { context: 0, tgid: target.tgid, sequence: slot + shift }
-}
-
-/// The state of a sequence, if there is one.
-///
-/// llama.cpp works on one sequence from one thread at a time: programs that get it write it one after the other. The
-/// exception is [`Sequence::wanted`], which is written wherever the client's last packet arrives: see [`want`].
-#[inline(always)]
-pub fn find(key: &SequenceKey) -> Option<&'static mut Sequence> {
-    // SAFETY: as said above; an entry is removed by the thread that frees its context, or after its process has ended.
-    // An entry that is removed under a program's hands is not given to another before the program is done (RCU), or is
-    // given to one of the same map: what is written then is wrong for a moment, and within the value.
-    SEQUENCES.get_ptr_mut(key).map(|state| unsafe { &mut *state })
-}
-
-/// The state of a sequence, made when there is none.
-#[inline(always)]
-pub fn find_or_make(key: &SequenceKey) -> Result<&'static mut Sequence, Loss> {
-    if let Some(state) = find(key) {
-        return Ok(state);
-    }
-    SEQUENCES.insert(key, BLANK, 0).map_err(|_| Loss::SequencesFull)?;
-    find(key).ok_or(Loss::SequencesFull)
-}
-
-/// The context that decodes a slot's tokens. Of a slot whose prompt was not found in its batch it is the server's.
-#[inline(always)]
-pub fn decoder(target: &Target, state: &Sequence) -> u64 {
-    if state.context == 0 { target.main() } else { state.context }
-}
-
-/// A request takes the sequence. What the KV cache holds stays: the request may reuse it.
-#[inline(always)]
-pub fn launch(target: &Target, state: &mut Sequence, task: i32, request: RequestKey, now: u64) {
-    let n_past = state.n_past;
-    *state = BLANK;
-    state.n_past = n_past;
-    state.flags = Sequence::ACTIVE;
-    state.task = task;
-    state.request = request;
-    state.launched_ns = now;
-    state.unread = layouts::unread(target);
-}
-
-/// Takes part in the decode call under way, with `tokens` of its batch, of which `prompt` are its prompt's and `drafted`
-/// are guesses.
-#[inline(always)]
-pub fn take_part(
-    target: &Target,
-    state: &mut Sequence,
-    context: &Context,
-    tokens: u32,
-    prompt: u32,
-    drafted: u32,
-) {
-    if state.step == context.step && state.step_tokens > 0 {
-        state.step_tokens += tokens;
-        state.step_prompt += prompt;
-        return;
-    }
-    settle(state, context);
-    judge_draft(target, state);
-    state.step_drafted = drafted;
-    state.step_accepted = 0;
-    state.step = context.step;
-    state.step_tokens = tokens;
-    state.step_prompt = prompt;
-    state.step_generated = 0;
-}
-
-/// If the decode call that it took part in last has failed, what it took from it is taken back.
-#[inline(always)]
-pub fn undo(state: &mut Sequence, context: &Context) {
-    if state.step_tokens == 0 || !contexts::has_failed(context, state.step) {
-        return;
-    }
-    state.n_past = state.n_past.saturating_sub(state.step_tokens);
-    state.prompt_tokens = state.prompt_tokens.saturating_sub(state.step_prompt);
-    state.step_tokens = 0;
-    state.step_prompt = 0;
-    state.step_drafted = 0;
-}
-
-/// The decode call it took part in last is over: each token beyond the first that it gave had been guessed right.
-#[inline(always)]
-pub fn judge_draft(target: &Target, state: &mut Sequence) {
-    let drafted = state.step_drafted;
-    if drafted == 0 {
-        return;
-    }
-    state.step_drafted = 0;
-    // A stop word may end the answer within what was accepted: then the server's own word is more.
-    let accepted = state.step_generated.max(state.step_accepted).saturating_sub(1).min(drafted);
-    state.step_accepted = 0;
-    state.drafted += drafted;
-    state.accepted += accepted;
-    target.draft(u64::from(accepted), u64::from(drafted - accepted));
-    if target.has(TargetConfig::DRAFT_STEPS) && state.request.arrived_ns != 0 {
-        let Some(mut entry) = REQUEST_EVENTS.reserve::<DraftEvent>(0) else {
-            return connections::lost_event(target, &state.request);
-        };
-        let (kind, request, at_ns) = (RequestEventKind::Draft as u32, state.request, state.last_token_ns);
-        entry.write(DraftEvent { kind, drafted, request, at_ns, accepted, reserved: 0 });
-        entry.submit(wake::for_event());
-    }
-}
-
-/// Takes its share of the time of the decode call it took part in last, once that is over.
-#[inline(always)]
-pub fn settle(state: &mut Sequence, context: &Context) {
-    let step = context.steps[state.step as usize & (STEPS - 1)];
-    if state.step_tokens == 0 || step.number != state.step || step.tokens == 0 {
-        return;
-    }
-    state.engine_ns += step.duration_ns * u64::from(state.step_tokens) / u64::from(step.tokens);
-    state.step_tokens = 0;
-}
-
-/// A token of `state` is ready.
-#[inline(always)]
-pub fn token(target: &Target, state: &mut Sequence, now: u64) {
-    target.tokens(TokenType::Generated, 1);
-    if state.last_token_ns != 0 {
-        let gap = now.saturating_sub(state.last_token_ns);
-        target.inter_token(gap);
-        if gap > state.worst_gap_ns {
-            state.worst_gap_ns = gap;
-        }
-    } else {
-        state.first_token_ns = now;
-    }
-    state.generated_tokens += 1;
-    state.step_generated += 1;
-    state.last_token_ns = now;
-    // A request that was running when the agent came is taken up here, with its first token seen.
-    state.flags |= Sequence::ACTIVE | Sequence::DECODING;
 }

@@ -9,8 +9,12 @@ use llamaprobe_common::{
     probe::ProbeId,
     target::{MAX_TARGETS, Notes, TargetConfig, TargetStats, TokenType},
 };
+use llamaprobe_core::process::{Counters, Process};
 
-use crate::maps::{NOTES, STATS, TARGETS};
+use crate::{
+    layouts,
+    maps::{NOTES, STATS, TARGETS},
+};
 
 /// Adds to a counter. The array is per CPU, but a program can be preempted by another on the same CPU, and counts
 /// must be exact. Rust offers no read-modify-write atomics on this target, the instruction is there since Linux 3.19.
@@ -40,7 +44,7 @@ pub struct Target {
     /// Its thread group id.
     pub tgid: u32,
     /// Writes of one answer that are looked at.
-    pub writes: u32,
+    writes: u32,
     flags: u32,
     /// What it would be once it is a server.
     possible: u32,
@@ -59,101 +63,10 @@ impl Target {
         Some(Self { tgid, writes, flags, possible, index, stats: STATS.get_ptr_mut(index)? })
     }
 
-    /// Whether one of the [`TargetConfig`] flags is set.
-    #[inline(always)]
-    pub fn has(&self, flag: u32) -> bool {
-        self.flags & flag != 0
-    }
-
-    /// The same of the flags that hold once it is known to be a server.
-    #[inline(always)]
-    pub fn may(&self, flag: u32) -> bool {
-        self.possible & flag != 0
-    }
-
-    /// Whether it has a server's functions and may still turn out to be one.
-    #[inline(always)]
-    pub fn is_undecided(&self) -> bool {
-        TargetConfig::is_undecided(self.possible)
-    }
-
-    /// Sets one of the flags; the agent's next change of them may take it back, and what sets it comes again.
-    #[inline(always)]
-    pub fn note(&self, flag: u32) {
-        if self.possible & flag == 0
-            && let Some(config) = TARGETS.get_ptr_mut(self.tgid)
-        {
-            // SAFETY: `config` points to a map value.
-            unsafe { (*config).flags |= flag };
-        }
-    }
-
     /// What the programs note of it for themselves.
     #[inline(always)]
     fn notes(&self) -> Option<*mut Notes> {
         NOTES.get_ptr_mut(self.index)
-    }
-
-    /// Notes that it is known on which contexts a server samples slots.
-    #[inline(always)]
-    pub fn note_samplers(&self) {
-        if let Some(notes) = self.notes() {
-            // SAFETY: `notes` points to a map value; who else writes the field writes the same.
-            unsafe { (&raw mut (*notes).flags).write_volatile(Notes::MAIN_SEEN) };
-        }
-    }
-
-    /// Whether that is known.
-    #[inline(always)]
-    pub fn knows_samplers(&self) -> bool {
-        // SAFETY: as above.
-        self.notes().is_some_and(|notes| unsafe { (&raw const (*notes).flags).read_volatile() } != 0)
-    }
-
-    /// Notes the context on which a server computes prompts.
-    #[inline(always)]
-    pub fn note_main(&self, address: u64) {
-        if let Some(notes) = self.notes() {
-            // SAFETY: `notes` points to a map value; only the thread of the engine writes the field.
-            unsafe { (&raw mut (*notes).main).write_volatile(address) };
-        }
-    }
-
-    /// That context; 0 when it is not known.
-    #[inline(always)]
-    pub fn main(&self) -> u64 {
-        // SAFETY: as above.
-        self.notes().map_or(0, |notes| unsafe { (&raw const (*notes).main).read_volatile() })
-    }
-
-    /// A context is freed.
-    #[inline(always)]
-    pub fn forget_main(&self, address: u64) {
-        if self.main() == address {
-            self.note_main(0);
-        }
-    }
-
-    /// Notes that there were tokens of which it is not known whose they are.
-    #[inline(always)]
-    pub fn note_incomplete(&self, now: u64) {
-        if let Some(notes) = self.notes() {
-            // SAFETY: `notes` points to a map value; of two times either will do.
-            unsafe { (&raw mut (*notes).incomplete_ns).write_volatile(now) };
-        }
-    }
-
-    /// When that was last; 0 for never.
-    #[inline(always)]
-    pub fn incomplete_ns(&self) -> u64 {
-        // SAFETY: as above.
-        self.notes().map_or(0, |notes| unsafe { (&raw const (*notes).incomplete_ns).read_volatile() })
-    }
-
-    /// Whether what it reads and writes may be looked at.
-    #[inline(always)]
-    pub fn keeps_payload(&self) -> bool {
-        !self.has(TargetConfig::NO_PAYLOAD)
     }
 
     /// Counts a probe hit.
@@ -165,76 +78,153 @@ impl Target {
             add(unsafe { (&raw mut (*self.stats).hits).cast::<u64>().add(probe) }, 1);
         }
     }
+}
 
-    /// Counts a loss.
+impl Process for Target {
     #[inline(always)]
-    pub fn lose(&self, loss: Loss) {
+    fn tgid(&self) -> u32 {
+        self.tgid
+    }
+
+    #[inline(always)]
+    fn has(&self, flag: u32) -> bool {
+        self.flags & flag != 0
+    }
+
+    #[inline(always)]
+    fn may(&self, flag: u32) -> bool {
+        self.possible & flag != 0
+    }
+
+    #[inline(always)]
+    fn is_undecided(&self) -> bool {
+        TargetConfig::is_undecided(self.possible)
+    }
+
+    // The agent's next change of them may take it back, and what sets it comes again.
+    #[inline(always)]
+    fn note(&self, flag: u32) {
+        if self.possible & flag == 0
+            && let Some(config) = TARGETS.get_ptr_mut(self.tgid)
+        {
+            // SAFETY: `config` points to a map value.
+            unsafe { (*config).flags |= flag };
+        }
+    }
+
+    #[inline(always)]
+    fn writes(&self) -> u32 {
+        self.writes
+    }
+
+    #[inline(always)]
+    fn note_samplers(&self) {
+        if let Some(notes) = self.notes() {
+            // SAFETY: `notes` points to a map value; who else writes the field writes the same.
+            unsafe { (&raw mut (*notes).flags).write_volatile(Notes::MAIN_SEEN) };
+        }
+    }
+
+    #[inline(always)]
+    fn knows_samplers(&self) -> bool {
+        // SAFETY: as above.
+        self.notes().is_some_and(|notes| unsafe { (&raw const (*notes).flags).read_volatile() } != 0)
+    }
+
+    #[inline(always)]
+    fn note_main(&self, address: u64) {
+        if let Some(notes) = self.notes() {
+            // SAFETY: `notes` points to a map value; only the thread of the engine writes the field.
+            unsafe { (&raw mut (*notes).main).write_volatile(address) };
+        }
+    }
+
+    #[inline(always)]
+    fn main(&self) -> u64 {
+        // SAFETY: as above.
+        self.notes().map_or(0, |notes| unsafe { (&raw const (*notes).main).read_volatile() })
+    }
+
+    #[inline(always)]
+    fn note_incomplete(&self, now: u64) {
+        if let Some(notes) = self.notes() {
+            // SAFETY: `notes` points to a map value; of two times either will do.
+            unsafe { (&raw mut (*notes).incomplete_ns).write_volatile(now) };
+        }
+    }
+
+    #[inline(always)]
+    fn incomplete_ns(&self) -> u64 {
+        // SAFETY: as above.
+        self.notes().map_or(0, |notes| unsafe { (&raw const (*notes).incomplete_ns).read_volatile() })
+    }
+
+    #[inline(always)]
+    fn unread(&self) -> u32 {
+        layouts::unread(self)
+    }
+}
+
+impl Counters for Target {
+    #[inline(always)]
+    fn lose(&self, loss: Loss) {
         // SAFETY: `stats` points to a map value, the index is an enum's.
         add(unsafe { (&raw mut (*self.stats).losses).cast::<u64>().add(loss as usize) }, 1);
     }
 
-    /// Counts tokens of a slot whose end could not be told.
     #[inline(always)]
-    pub fn lose_tokens(&self, tokens: u32) {
+    fn lose_tokens(&self, tokens: u32) {
         let at = Loss::TokensUntold as usize;
         // SAFETY: as above.
         add(unsafe { (&raw mut (*self.stats).losses).cast::<u64>().add(at) }, u64::from(tokens));
     }
 
-    /// Counts tokens.
     #[inline(always)]
-    pub fn tokens(&self, kind: TokenType, n: u64) {
+    fn tokens(&self, kind: TokenType, n: u64) {
         // SAFETY: as above.
         add(unsafe { (&raw mut (*self.stats).tokens).cast::<u64>().add(kind as usize) }, n);
     }
 
-    /// Counts tokens of which it is not known whose they are; they are among those of [`Target::tokens`].
     #[inline(always)]
-    pub fn unattributed(&self, kind: TokenType, n: u64) {
+    fn unattributed(&self, kind: TokenType, n: u64) {
         // SAFETY: as above.
         add(unsafe { (&raw mut (*self.stats).unattributed).cast::<u64>().add(kind as usize) }, n);
     }
 
-    /// Counts draft tokens.
     #[inline(always)]
-    pub fn draft(&self, accepted: u64, rejected: u64) {
+    fn draft(&self, accepted: u64, rejected: u64) {
         // SAFETY: `stats` points to a map value.
         add(unsafe { &raw mut (*self.stats).accepted }, accepted);
         // SAFETY: as above.
         add(unsafe { &raw mut (*self.stats).rejected }, rejected);
     }
 
-    /// Counts a context shift.
     #[inline(always)]
-    pub fn shift(&self) {
+    fn shift(&self) {
         // SAFETY: as above.
         add(unsafe { &raw mut (*self.stats).shifts }, 1);
     }
 
-    /// Counts time of decode calls.
     #[inline(always)]
-    pub fn engine(&self, ns: u64) {
+    fn engine(&self, ns: u64) {
         // SAFETY: as above.
         add(unsafe { &raw mut (*self.stats).engine_ns }, ns);
     }
 
-    /// Observes the gap between two tokens of one request.
     #[inline(always)]
-    pub fn inter_token(&self, ns: u64) {
+    fn inter_token(&self, ns: u64) {
         // SAFETY: `stats` points to a map value.
         observe(unsafe { &raw mut (*self.stats).inter_token }, &llamaprobe_common::histogram::LATENCY_NS, ns);
     }
 
-    /// Observes the time from a decode call's entry to its first logits.
     #[inline(always)]
-    pub fn step(&self, ns: u64) {
+    fn step(&self, ns: u64) {
         // SAFETY: as above.
         observe(unsafe { &raw mut (*self.stats).step }, &llamaprobe_common::histogram::LATENCY_NS, ns);
     }
 
-    /// Observes the tokens of a decode call.
     #[inline(always)]
-    pub fn batch(&self, tokens: u64) {
+    fn batch(&self, tokens: u64) {
         // SAFETY: as above.
         observe(unsafe { &raw mut (*self.stats).batch }, &llamaprobe_common::histogram::BATCH_TOKENS, tokens);
     }

@@ -3,15 +3,16 @@
 
 use aya_ebpf::{macros::uprobe, programs::ProbeContext};
 use llamaprobe_common::target::TargetConfig;
+use llamaprobe_core::{contexts, process::Process as _};
 
 use super::{now, observe};
-use crate::contexts;
+use crate::{contexts::find, sequences::MAPS};
 
 /// `llama_free(ctx)`: the next context may have the same address, and another size.
 #[uprobe]
 fn lp_free(probe: ProbeContext) -> u32 {
     observe(&probe, |target, _, call| {
-        contexts::forget(target, call.get(0)?, true, now());
+        contexts::forget(target, &mut { MAPS }, call.get(0)?, true, now());
         Ok(())
     })
 }
@@ -20,8 +21,8 @@ fn lp_free(probe: ProbeContext) -> u32 {
 #[uprobe]
 fn lp_clear(probe: ProbeContext) -> u32 {
     observe(&probe, |target, cookie, call| {
-        if let Some(address) = contexts::named(target, cookie, call.get(0)?) {
-            contexts::forget(target, address, false, now());
+        if let Some(address) = contexts::named(target, &MAPS.memories, cookie, call.get(0)?) {
+            contexts::forget(target, &mut { MAPS }, address, false, now());
         }
         Ok(())
     })
@@ -32,7 +33,7 @@ fn lp_clear(probe: ProbeContext) -> u32 {
 fn lp_embedded(probe: ProbeContext) -> u32 {
     observe(&probe, |target, _, call| {
         if !target.has(TargetConfig::SLOTS)
-            && let Some(context) = contexts::find(target, call.get(0)?)
+            && let Some(context) = find(&contexts::key(target, call.get(0)?))
         {
             contexts::end_step(target, context, now());
         }

@@ -7,9 +7,10 @@ use llamaprobe_common::{
     layout::{BODY, HEAD, Word},
     loss::Loss,
 };
+use llamaprobe_core::source::ext_batch;
 
 use super::resume;
-use crate::{arguments::read, layouts, maps::EVENTS, source::ext_batch, target::Target};
+use crate::{layouts, machine::read, maps::EVENTS, target::Target};
 
 /// The first word of a batch behind which there may be a vector: numbers come first.
 const FIRST: u32 = 2;

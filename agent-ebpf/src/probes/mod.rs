@@ -14,15 +14,13 @@ mod task;
 mod tls;
 mod token;
 
-use aya_ebpf::{
-    EbpfContext as _,
-    helpers::{bpf_get_attach_cookie, bpf_ktime_get_ns},
-    programs::ProbeContext,
-};
+use aya_ebpf::{EbpfContext as _, helpers::bpf_get_attach_cookie, programs::ProbeContext};
 use llamaprobe_common::{cookie::Cookie, event::ProcessEventKind, loss::Loss};
+use llamaprobe_core::{arguments::Arguments, machine::Machine as _, process::Counters as _};
 
 use crate::{
-    arguments::Arguments,
+    arguments,
+    machine::Kernel,
     maps::STRANGERS,
     target::{Target, tgid},
 };
@@ -33,15 +31,14 @@ const STRANGER_INTERVAL_NS: u64 = 1_000_000_000;
 /// `CLOCK_MONOTONIC` in nanoseconds.
 #[inline(always)]
 fn now() -> u64 {
-    // SAFETY: the helper takes no argument.
-    unsafe { bpf_ktime_get_ns() }
+    Kernel.now()
 }
 
 /// Runs a program's body for an observed process: counts the hit and, if the body fails, the loss.
 #[inline(always)]
 fn observe(probe: &ProbeContext, body: impl FnOnce(&Target, Cookie, &Arguments) -> Result<(), Loss>) -> u32 {
     let cookie = cookie(probe);
-    let call = Arguments::of(probe);
+    let call = arguments::of(probe);
     if let Some(target) = Target::current() {
         target.hit(cookie.probe());
         if let Err(loss) = body(&target, cookie, &call) {
@@ -57,7 +54,7 @@ fn observe(probe: &ProbeContext, body: impl FnOnce(&Target, Cookie, &Arguments) 
 #[inline(always)]
 fn resume(probe: &ProbeContext, body: impl FnOnce(&Target, Cookie, &Arguments) -> Result<(), Loss>) -> u32 {
     let cookie = cookie(probe);
-    let call = Arguments::of(probe);
+    let call = arguments::of(probe);
     if let Some(target) = Target::current()
         && let Err(loss) = body(&target, cookie, &call)
     {

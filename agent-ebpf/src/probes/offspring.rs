@@ -3,6 +3,7 @@
 
 use aya_ebpf::{helpers::bpf_get_current_pid_tgid, macros::tracepoint, programs::TracePointContext};
 use llamaprobe_common::{loss::Loss, target::TargetConfig};
+use llamaprobe_core::process::{Counters as _, Process as _};
 
 use super::socket::server;
 use crate::maps::THREADS;

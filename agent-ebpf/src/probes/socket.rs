@@ -5,15 +5,19 @@ use aya_ebpf::{helpers::bpf_get_current_pid_tgid, macros::tracepoint, programs::
 use llamaprobe_common::{
     call::{Call, HANDSHAKE, UNKNOWN},
     loss::Loss,
-    request::{Connection, ConnectionKey, Peer},
+    request::{ConnectionKey, Peer},
     sequence::SequenceKey,
     target::TargetConfig,
+};
+use llamaprobe_core::{
+    connections::{is_plain, meet, on_close, on_read, on_write, open, serve, take_up},
+    process::{Counters as _, Process as _},
 };
 
 use super::now;
 use crate::{
-    arguments::read,
-    connections::{find, meet, on_close, on_read, on_write, open, serve, take_up},
+    connections::{ConnectionMap, EndMap, LINKS, find},
+    machine::read,
     maps::{CALLS, PEERS, TARGETS},
     sequences,
     target::Target,
@@ -51,16 +55,6 @@ pub(super) fn argument(call: &TracePointContext, number: usize) -> u64 {
 fn result(call: &TracePointContext) -> i64 {
     // SAFETY: the record of a result has one.
     unsafe { call.read_at::<i64>(RESULT) }.unwrap_or(-1)
-}
-
-/// Whether a connection of the server carries HTTP as it is.
-#[inline(always)]
-fn is_plain(key: ConnectionKey) -> bool {
-    let Some(state) = find(key) else { return false };
-    if state.session == 0 {
-        state.session = Connection::PLAIN;
-    }
-    state.session == Connection::PLAIN
 }
 
 #[inline(always)]
@@ -106,7 +100,7 @@ fn lp_accept(call: TracePointContext) -> u32 {
     if fd < 0 {
         return 0;
     }
-    settle(&target, open(&target, fd as i32, now()))
+    settle(&target, open(&target, &mut ConnectionMap, fd as i32, now()))
 }
 
 /// The server's HTTP library asks for the peer when a thread takes up a connection.
@@ -114,16 +108,16 @@ fn lp_accept(call: TracePointContext) -> u32 {
 fn lp_take_up(call: TracePointContext) -> u32 {
     let Some(target) = server() else { return 0 };
     let key = ConnectionKey { tgid: target.tgid, fd: argument(&call, 0) as i32 };
-    let Some(state) = find(key) else { return 0 };
+    let Some(state) = find(&key) else { return 0 };
     let thread = bpf_get_current_pid_tgid();
     // SAFETY: the entry is written and read by this thread only.
     let taken = match unsafe { CALLS.get(thread) } {
         Some(&Call { key: ConnectionKey { fd: HANDSHAKE, .. }, buffer, .. }) => buffer,
         _ => now(),
     };
-    take_up(key, taken);
+    take_up(state, taken);
     let noted = note(Call { key, buffer: argument(&call, 1), session: 0 });
-    settle(&target, noted.and_then(|()| serve(state, key)))
+    settle(&target, noted.and_then(|()| serve(&mut EndMap, state, key)))
 }
 
 #[tracepoint(category = "syscalls", name = "sys_exit_getpeername")]
@@ -133,7 +127,8 @@ fn lp_taken_up(call: TracePointContext) -> u32 {
     if result(&call) != 0 {
         return 0;
     }
-    let met = peer(buffer).and_then(|peer| peer.map_or(Ok(()), |peer| meet(key, peer)));
+    let met = peer(buffer)
+        .and_then(|peer| peer.map_or(Ok(()), |peer| meet(&mut ConnectionMap, &mut EndMap, key, peer)));
     settle(&target, met)
 }
 
@@ -179,7 +174,7 @@ fn lp_gone(change: TracePointContext) -> u32 {
     let Some(&key) = (unsafe { PEERS.get(peer) }) else { return 0 };
     // SAFETY: as in `Target::current`.
     let Some(config) = (unsafe { TARGETS.get(key.tgid) }) else { return 0 };
-    let Some(connection) = find(key) else { return 0 };
+    let Some(connection) = find(&key) else { return 0 };
     // A client may use one port of its own for two servers.
     let other = config.port != 0 && config.port != u32::from(local);
     // What the server itself has closed ends in the same state.
@@ -201,7 +196,7 @@ fn lp_gone(change: TracePointContext) -> u32 {
 fn lp_recv(call: TracePointContext) -> u32 {
     let Some(target) = server() else { return 0 };
     let key = ConnectionKey { tgid: target.tgid, fd: argument(&call, 0) as i32 };
-    if argument(&call, 3) & MSG_PEEK != 0 || !is_plain(key) {
+    if argument(&call, 3) & MSG_PEEK != 0 || !is_plain(&mut ConnectionMap, key) {
         return 0;
     }
     settle(&target, note(Call { key, buffer: argument(&call, 1), session: 0 }))
@@ -215,14 +210,14 @@ fn lp_received(call: TracePointContext) -> u32 {
     if len <= 0 {
         return 0;
     }
-    settle(&target, on_read(&target, key, buffer, len as u32, now()))
+    settle(&target, on_read(&target, &mut { LINKS }, key, (buffer, len as u32), now()))
 }
 
 #[tracepoint(category = "syscalls", name = "sys_enter_sendto")]
 fn lp_send(call: TracePointContext) -> u32 {
     let Some(target) = server() else { return 0 };
     let key = ConnectionKey { tgid: target.tgid, fd: argument(&call, 0) as i32 };
-    if !is_plain(key) {
+    if !is_plain(&mut ConnectionMap, key) {
         return 0;
     }
     settle(&target, note(Call { key, buffer: argument(&call, 1), session: 0 }))
@@ -237,7 +232,7 @@ fn lp_sent(call: TracePointContext) -> u32 {
     if len <= 0 {
         return 0;
     }
-    settle(&target, on_write(&target, key, buffer, len as u64, now()))
+    settle(&target, on_write(&target, &mut { LINKS }, key, (buffer, len as u64), now()))
 }
 
 #[tracepoint(category = "syscalls", name = "sys_enter_shutdown")]
@@ -245,7 +240,7 @@ fn lp_shutdown(call: TracePointContext) -> u32 {
     let Some(target) = server() else { return 0 };
     let key = ConnectionKey { tgid: target.tgid, fd: argument(&call, 0) as i32 };
     let how = argument(&call, 1);
-    on_close(&target, key, how != SHUT_RD, how == SHUT_RDWR, now());
+    on_close(&target, &mut { LINKS }, key, (how != SHUT_RD, how == SHUT_RDWR), now());
     0
 }
 
@@ -253,6 +248,6 @@ fn lp_shutdown(call: TracePointContext) -> u32 {
 fn lp_close(call: TracePointContext) -> u32 {
     let Some(target) = server() else { return 0 };
     let key = ConnectionKey { tgid: target.tgid, fd: argument(&call, 0) as i32 };
-    on_close(&target, key, true, true, now());
+    on_close(&target, &mut { LINKS }, key, (true, true), now());
     0
 }

@@ -2,19 +2,18 @@
 //! from a socket to the engine.
 
 use aya_ebpf::{helpers::bpf_get_current_pid_tgid, macros::uprobe, programs::ProbeContext};
-use llamaprobe_common::{
-    loss::Loss,
-    request::{RequestEventKind, RequestKey, TaskEvent},
-    task::TaskKey,
+use llamaprobe_common::{loss::Loss, request::RequestKey, task::TaskKey};
+use llamaprobe_core::{
+    connections::{served, tell_task},
+    process::Counters as _,
 };
 
 use super::{now, observe, resume};
 use crate::{
-    arguments::read,
-    connections::{lost_event, served},
-    maps::{FOLLOW, FOLLOW_TASKS, REQUEST_EVENTS, TASK_WALKS, TASKS},
+    connections::LINKS,
+    machine::{Kernel, read},
+    maps::{FOLLOW, FOLLOW_TASKS, TASK_WALKS, TASKS},
     target::Target,
-    wake,
 };
 
 /// Tasks that one program takes down. What remains goes on in a tail call, of which the kernel allows 33: that is 4,352
@@ -29,7 +28,7 @@ const NODE_VALUE: u64 = 8;
 fn lp_task(probe: ProbeContext) -> u32 {
     observe(&probe, |target, _, call| {
         let now = now();
-        let Some(request) = served(target, now) else { return Ok(()) };
+        let Some(request) = served(target, &mut { LINKS }, now) else { return Ok(()) };
         note(target, call.get(1)? as i32, &request, now)
     })
 }
@@ -60,7 +59,7 @@ fn lp_tasks_on(probe: ProbeContext) -> u32 {
 fn walk(probe: &ProbeContext, target: &Target, mut node: u64) -> Result<(), Loss> {
     let now = now();
     // A thread of the server that serves no connection waits for tasks of its own.
-    let Some(request) = served(target, now) else { return Ok(()) };
+    let Some(request) = served(target, &mut { LINKS }, now) else { return Ok(()) };
     for _ in 0..TASKS_AT_ONCE {
         if node == 0 {
             return Ok(());
@@ -85,11 +84,6 @@ fn walk(probe: &ProbeContext, target: &Target, mut node: u64) -> Result<(), Loss
 fn note(target: &Target, task: i32, request: &RequestKey, now: u64) -> Result<(), Loss> {
     let key = TaskKey { tgid: target.tgid, task };
     TASKS.insert(key, request, 0).map_err(|_| Loss::TasksFull)?;
-    let Some(mut entry) = REQUEST_EVENTS.reserve::<TaskEvent>(0) else {
-        lost_event(target, request);
-        return Ok(());
-    };
-    entry.write(TaskEvent { kind: RequestEventKind::Task as u32, task, request: *request, at_ns: now });
-    entry.submit(wake::for_event());
+    tell_task(target, &mut Kernel, task, request, now);
     Ok(())
 }

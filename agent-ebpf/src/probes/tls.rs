@@ -13,18 +13,19 @@ use llamaprobe_common::{
     call::{Call, HANDSHAKE, UNKNOWN},
     request::ConnectionKey,
 };
+use llamaprobe_core::connections::{of_session, on_read, on_write, serve};
 
 use super::{cookie, now, socket};
 use crate::{
-    arguments::Arguments,
-    connections::{find, of_session, on_read, on_write, serve},
+    arguments,
+    connections::{ConnectionMap, EndMap, LINKS, find},
     maps::CALLS,
 };
 
 /// `SSL_accept(session)`: a thread takes up a connection. It asks for its peer when the handshake is over.
 #[uprobe]
 fn lp_tls_accept(probe: ProbeContext) -> u32 {
-    let call = Arguments::of(&probe);
+    let call = arguments::of(&probe);
     let Some(target) = socket::server() else { return 0 };
     target.hit(cookie(&probe).probe());
     let Ok(session) = call.get(0) else { return 0 };
@@ -41,11 +42,12 @@ fn lp_tls_accept(probe: ProbeContext) -> u32 {
 /// `SSL_read(session, buffer, bytes)`: the bytes are there when it returns.
 #[uprobe]
 fn lp_tls_read(probe: ProbeContext) -> u32 {
-    let call = Arguments::of(&probe);
+    let call = arguments::of(&probe);
     let Some(target) = socket::server() else { return 0 };
     target.hit(cookie(&probe).probe());
     let (Ok(session), Ok(buffer)) = (call.get(0), call.get(1)) else { return 0 };
-    let key = of_session(session).unwrap_or(ConnectionKey { tgid: target.tgid, fd: UNKNOWN });
+    let key = of_session(&mut ConnectionMap, &EndMap, session)
+        .unwrap_or(ConnectionKey { tgid: target.tgid, fd: UNKNOWN });
     socket::settle(&target, socket::note(Call { key, buffer, session }))
 }
 
@@ -59,7 +61,7 @@ fn lp_tls_readen(probe: RetProbeContext) -> u32 {
 /// `SSL_read` is about to return.
 #[uprobe]
 fn lp_tls_readend(probe: ProbeContext) -> u32 {
-    done(cookie(&probe).probe(), Arguments::result(&probe))
+    done(cookie(&probe).probe(), arguments::result(&probe))
 }
 
 #[inline(always)]
@@ -75,22 +77,22 @@ fn done(probe: u8, result: u64) -> u32 {
     if len <= 0 || key.fd < 0 {
         return 0;
     }
-    socket::settle(&target, on_read(&target, key, buffer, len as u32, now()))
+    socket::settle(&target, on_read(&target, &mut { LINKS }, key, (buffer, len as u32), now()))
 }
 
 /// `SSL_write(session, buffer, bytes)`
 #[uprobe]
 fn lp_tls_write(probe: ProbeContext) -> u32 {
-    let call = Arguments::of(&probe);
+    let call = arguments::of(&probe);
     let Some(target) = socket::server() else { return 0 };
     target.hit(cookie(&probe).probe());
     let (Ok(session), Ok(buffer), Ok(len)) = (call.get(0), call.get(1), call.get(2)) else { return 0 };
-    let Some(key) = of_session(session) else { return 0 };
+    let Some(key) = of_session(&mut ConnectionMap, &EndMap, session) else { return 0 };
     let len = len as i32;
     if len <= 0 {
         return 0;
     }
-    socket::settle(&target, on_write(&target, key, buffer, len as u64, now()))
+    socket::settle(&target, on_write(&target, &mut { LINKS }, key, (buffer, len as u64), now()))
 }
 
 /// The system call by which the library reads: tells the descriptor of a session whose connection was open before the
@@ -106,11 +108,11 @@ fn lp_tls_socket(call: TracePointContext) -> u32 {
         return 0;
     }
     let key = ConnectionKey { tgid: target.tgid, fd: socket::argument(&call, 0) as i32 };
-    let Some(state) = find(key) else { return 0 };
+    let Some(state) = find(&key) else { return 0 };
     if state.session != 0 {
         return 0;
     }
     state.session = noted.session;
     noted.key = key;
-    socket::settle(&target, serve(state, key))
+    socket::settle(&target, serve(&mut EndMap, state, key))
 }

@@ -171,5 +171,8 @@ fn inference_requests_are_recorded_whatever_became_of_them() {
         .collect();
     assert_eq!(outcomes, ["stop", "error", "interrupted"]);
     let [delivery] = &records.deliveries()[..] else { panic!("one output") };
-    assert_eq!((delivery.output.clone(), delivery.exported, delivery.waiting), (Output::Other("records".into()), 3, 0));
+    assert_eq!(
+        (delivery.output.clone(), delivery.exported, delivery.waiting),
+        (Output::Other("records".into()), 3, 0)
+    );
 }

@@ -7,14 +7,10 @@ use llamaprobe_common::{
     loss::Loss,
 };
 
-use crate::{
-    arguments::{Arguments, read},
-    layouts,
-    target::Target,
-};
+use crate::{arguments::Arguments, machine::Memory};
 
 /// A token's place: its first sequence and its position.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Place {
     /// llama.cpp's `seq_id`.
     pub sequence: i32,
@@ -23,6 +19,7 @@ pub struct Place {
 }
 
 /// A batch in the target's memory: two strided arrays, the same walk for every layout.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Source {
     /// Tokens in it.
     pub len: u32,
@@ -44,30 +41,21 @@ pub struct Source {
 }
 
 impl Source {
-    /// Finds the batch of the probed call. `None` when it is no decode call.
+    /// Finds the batch of the probed call; `layout` says how the `llama_batch_ext` at an address lies in memory. `None` when
+    /// it is no decode call.
     #[inline(always)]
-    pub fn of(target: &Target, call: &Arguments, cookie: Cookie) -> Result<Option<Self>, Loss> {
-        Self::with(call, cookie, |batch| layouts::of(target, cookie, batch))
-    }
-
-    /// The same in a program that goes on with the call, whose layout is known.
-    #[inline(always)]
-    pub fn again(call: &Arguments, cookie: Cookie, layout: ExtLayout) -> Result<Option<Self>, Loss> {
-        Self::with(call, cookie, |_| Ok(layout))
-    }
-
-    #[inline(always)]
-    fn with(
+    pub fn of(
+        memory: &impl Memory,
         call: &Arguments,
         cookie: Cookie,
         layout: impl FnOnce(u64) -> Result<ExtLayout, Loss>,
     ) -> Result<Option<Self>, Loss> {
         let source = match cookie.batch_layout().ok_or(Loss::Implausible)? {
-            BatchLayout::Pointer => Self::plain(call.get(1)?)?,
-            BatchLayout::Value => Self::plain(call.second_by_value())?,
+            BatchLayout::Pointer => Self::plain(memory, call.get(1)?)?,
+            BatchLayout::Value => Self::plain(memory, call.second_by_value)?,
             BatchLayout::ExtArg1 | BatchLayout::ExtArg2 => {
                 let Some(batch) = ext_batch(call, cookie)? else { return Ok(None) };
-                Self::ext(batch, layout(batch)?)?
+                Self::ext(memory, batch, layout(batch)?)?
             }
         };
         if source.len > MAX_PLAUSIBLE {
@@ -77,8 +65,8 @@ impl Source {
     }
 
     #[inline(always)]
-    fn ext(batch: u64, layout: ExtLayout) -> Result<Self, Loss> {
-        let [begin, end] = read::<[u64; 2]>(batch + u64::from(layout.tokens))?;
+    fn ext(memory: &impl Memory, batch: u64, layout: ExtLayout) -> Result<Self, Loss> {
+        let [begin, end] = memory.read::<[u64; 2]>(batch + u64::from(layout.tokens))?;
         let (bytes, stride) = (end.wrapping_sub(begin), u64::from(layout.stride));
         if end < begin
             || stride == 0
@@ -103,8 +91,8 @@ impl Source {
 
     /// `llama_batch`: n_tokens 0, token 8, embd 16, pos 24, n_seq_id 32, seq_id 40 (b2029 to b11434).
     #[inline(always)]
-    fn plain(batch: u64) -> Result<Self, Loss> {
-        let [len, ids, _, positions, _, sequences] = read::<[u64; 6]>(batch)?;
+    fn plain(memory: &impl Memory, batch: u64) -> Result<Self, Loss> {
+        let [len, ids, _, positions, _, sequences] = memory.read::<[u64; 6]>(batch)?;
         Ok(Self {
             len: len as u32,
             automatic: positions == 0 || sequences == 0,
@@ -121,23 +109,25 @@ impl Source {
 
     /// The place of the first token. With [`Source::automatic`] the position is 0.
     #[inline(always)]
-    pub fn first(&self) -> Result<Place, Loss> {
+    pub fn first(&self, memory: &impl Memory) -> Result<Place, Loss> {
         if !self.automatic {
-            return self.place(0);
+            return self.place(memory, 0);
         }
-        let sequence = if self.sequences == 0 { 0 } else { read::<i32>(read::<u64>(self.sequences)?)? };
+        let sequence =
+            if self.sequences == 0 { 0 } else { memory.read::<i32>(memory.read::<u64>(self.sequences)?)? };
         Place { sequence, position: 0 }.checked()
     }
 
     /// By what the same batch is known again: its first two tokens and, of a `llama_batch`, where they lie. A retry may
     /// be shorter than what it repeats.
     #[inline(always)]
-    pub fn mark(&self) -> u64 {
+    pub fn mark(&self, memory: &impl Memory) -> u64 {
         if self.ids == 0 {
             return self.sequences;
         }
-        let first = read::<u32>(self.ids).unwrap_or(0);
-        let second = if self.len > 1 { read::<u32>(self.ids + self.ids_stride).unwrap_or(0) } else { 0 };
+        let first = memory.read::<u32>(self.ids).unwrap_or(0);
+        let second =
+            if self.len > 1 { memory.read::<u32>(self.ids + self.ids_stride).unwrap_or(0) } else { 0 };
         let at = if self.automatic { self.ids } else { 0 };
         (u64::from(first) | u64::from(second) << 32) ^ at << 16
     }
@@ -145,23 +135,23 @@ impl Source {
     /// Whether token `index` goes on with a run that began at token `start` with `head`. One look at most tokens that
     /// do not: their position tells.
     #[inline(always)]
-    pub fn continues(&self, index: u32, start: u32, head: Place) -> Result<bool, Loss> {
+    pub fn continues(&self, memory: &impl Memory, index: u32, start: u32, head: Place) -> Result<bool, Loss> {
         let at = u64::from(index);
-        let position = read::<i32>(self.positions + at * self.positions_stride)?;
+        let position = memory.read::<i32>(self.positions + at * self.positions_stride)?;
         if position.wrapping_sub(head.position) as u32 != index.wrapping_sub(start) {
             return Ok(false);
         }
-        let node = read::<u64>(self.sequences + at * self.sequences_stride)?;
-        Ok(read::<i32>(node + self.first_sequence)? == head.sequence)
+        let node = memory.read::<u64>(self.sequences + at * self.sequences_stride)?;
+        Ok(memory.read::<i32>(node + self.first_sequence)? == head.sequence)
     }
 
     /// The place of token `index`, where positions and sequences are given.
     #[inline(always)]
-    pub fn place(&self, index: u32) -> Result<Place, Loss> {
+    pub fn place(&self, memory: &impl Memory, index: u32) -> Result<Place, Loss> {
         let index = u64::from(index);
-        let node = read::<u64>(self.sequences + index * self.sequences_stride)?;
-        let sequence = read::<i32>(node + self.first_sequence)?;
-        let position = read::<i32>(self.positions + index * self.positions_stride)?;
+        let node = memory.read::<u64>(self.sequences + index * self.sequences_stride)?;
+        let sequence = memory.read::<i32>(node + self.first_sequence)?;
+        let position = memory.read::<i32>(self.positions + index * self.positions_stride)?;
         Place { sequence, position }.checked()
     }
 }
@@ -186,3 +176,6 @@ impl Place {
         if plausible { Ok(self) } else { Err(Loss::Implausible) }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,49 @@
+//! The requests that the engine works for, in their maps, and the way of what happens to them to the agent.
+
+use llamaprobe_common::{request::RequestKey, task::TaskKey};
+use llamaprobe_core::{
+    connections,
+    events::{Event, Events, Requests},
+    process::Counters,
+};
+
+use crate::{
+    connections::ConnectionMap,
+    machine::Kernel,
+    maps::{REQUEST_EVENTS, TASKS},
+    wake,
+};
+
+impl Events for Kernel {
+    #[inline(always)]
+    fn tell<E: Into<Event> + 'static>(&mut self, event: impl FnOnce() -> E) -> bool {
+        // Made where it will be read: some do not fit on the stack beside the rest.
+        let Some(mut entry) = REQUEST_EVENTS.reserve::<E>(0) else { return false };
+        entry.write(event());
+        entry.submit(wake::for_event());
+        true
+    }
+}
+
+impl Requests for Kernel {
+    #[inline(always)]
+    fn of_task(&self, task: &TaskKey) -> Option<RequestKey> {
+        // SAFETY: the entry is replaced only by the server making a task of the same id anew.
+        unsafe { TASKS.get(task) }.copied()
+    }
+
+    #[inline(always)]
+    fn forget_task(&mut self, task: &TaskKey) {
+        let _ = TASKS.remove(task);
+    }
+
+    #[inline(always)]
+    fn take_slot(&mut self, request: &RequestKey, sequence: i32) -> bool {
+        connections::take_slot(&mut ConnectionMap, request, sequence)
+    }
+
+    #[inline(always)]
+    fn lose_event(&mut self, target: &impl Counters, request: &RequestKey) {
+        connections::lost_event(target, &mut ConnectionMap, request);
+    }
+}
