@@ -4,8 +4,8 @@ use llamaprobe_common::{
     loss::Loss,
     request::{
         ANSWER_BYTES, ANSWERS_PART, BeginEvent, Connection, ConnectionKey, EndEvent, EndReason, Gap,
-        MIDDLES_PART, PAGE_BYTES, PIECE_BYTES, Peer, PieceHead, REQUEST_BYTES, RequestEventKind, RequestKey,
-        SHORT_READ, Talk, TaskEvent, WriteEvent,
+        MIDDLES_PART, PAGE_BYTES, Peer, PieceHead, REQUEST_BYTES, RequestEventKind, RequestKey, SHORT_READ,
+        Talk, TaskEvent, WriteEvent,
     },
 };
 
@@ -373,16 +373,16 @@ pub fn on_write(
     state.last_write_ns = now;
     let mut told = index < target.writes();
     if let Some(kept) = talks.find(&key) {
+        let budget = ANSWER_BYTES.saturating_sub(kept.told_out);
         // Where the agent is behind, the middle of a long answer is left out as beyond the budget, and its end is kept.
-        let behind = output.is_behind(MIDDLES_PART);
-        let left = ANSWER_BYTES.saturating_sub(kept.told_out);
-        let budget = if behind && left > PIECE_BYTES as u64 { PIECE_BYTES as u64 } else { left };
-        let long = len >= PAGE_BYTES as u64 && left > 0 && !behind;
-        if told && output.is_behind(ANSWERS_PART) {
-            lose_bytes(target, state, Gap::ANSWER);
-        } else if told || long {
-            hand_over(target, output, key, state, kept, (buffer, offset, len, budget), now);
-            told |= long;
+        let long = len >= PAGE_BYTES as u64 && budget > 0 && !output.is_behind(MIDDLES_PART);
+        if told || long {
+            if output.is_behind(ANSWERS_PART) {
+                lose_bytes(target, state, Gap::ANSWER);
+            } else {
+                hand_over(target, output, key, state, kept, (buffer, offset, len, budget), now);
+                told |= long;
+            }
         } else if !output.keep(kept, offset, buffer, len) {
             lose_bytes(target, state, Gap::ANSWER);
         }

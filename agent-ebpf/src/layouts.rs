@@ -9,6 +9,7 @@ use llamaprobe_common::{
 use llamaprobe_core::{layout, process::Counters as _};
 
 use crate::{
+    diagnose,
     machine::Kernel,
     maps::{LAYOUTS, SHOW},
     target::Target,
@@ -34,7 +35,12 @@ pub fn of(target: &Target, cookie: Cookie, batch: u64) -> Result<ExtLayout, Loss
             find(target, cookie).ok_or(Loss::LayoutUnknown)?
         }
     };
-    layout::choose(&Kernel, state, batch)
+    let was = state.chosen;
+    let layout = layout::choose(&Kernel, state, batch)?;
+    if was == 0 {
+        diagnose::layout(target.tgid, cookie.image(), layout.tokens, layout.stride);
+    }
+    Ok(layout)
 }
 
 /// A decode call could not be read: what requests that are running have computed is not known any more.

@@ -15,6 +15,7 @@
 mod arguments;
 mod connections;
 mod contexts;
+mod diagnose;
 mod layouts;
 mod machine;
 mod maps;

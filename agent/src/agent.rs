@@ -47,7 +47,9 @@ use self::{
     signals::Order,
 };
 use crate::{
-    bpf::{self, Attacher, Kernel, calibrate::Prices, events::RequestEvent, run_time::RunTimes},
+    bpf::{
+        self, Attacher, Kernel, calibrate::Prices, events::RequestEvent, lines::Lines, run_time::RunTimes,
+    },
     cli::{Options, billing::BillingOptions},
     discovery::process::process_of,
     doctor::{self, Check, NEEDED, Roots},
@@ -150,11 +152,14 @@ pub async fn run(mut options: Options, mut signals: Signals) -> Result<()> {
     scout::raise_files();
     let only = options.only.clone();
     let load = move || {
-        let (kernel, mut attacher, rings) = Kernel::load(&only).map_err(explain)?;
+        let (kernel, mut attacher, rings) = Kernel::load(&only, Lines::wanted()).map_err(explain)?;
         let prices = calibrate(&mut attacher);
         Ok((kernel, attacher, rings, prices))
     };
     let Some((kernel, attacher, rings, prices)) = signals.or_end(load).await? else { return Ok(()) };
+    if let Some(lines) = rings.lines {
+        tokio::spawn(lines.pass_on());
+    }
     let (telling, mut looked) = mpsc::unbounded_channel();
     let looks = Looks::start(&telling, rings.told, doctor::kernel_version(&Roots::default()))
         .context("cannot start a thread")?;

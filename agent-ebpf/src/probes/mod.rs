@@ -19,7 +19,7 @@ use llamaprobe_common::{cookie::Cookie, event::ProcessEventKind, loss::Loss};
 use llamaprobe_core::{arguments::Arguments, machine::Machine as _, process::Counters as _};
 
 use crate::{
-    arguments,
+    arguments, diagnose,
     machine::Kernel,
     maps::STRANGERS,
     target::{Target, tgid},
@@ -42,7 +42,7 @@ fn observe(probe: &ProbeContext, body: impl FnOnce(&Target, Cookie, &Arguments) 
     if let Some(target) = Target::current() {
         target.hit(cookie.probe());
         if let Err(loss) = body(&target, cookie, &call) {
-            target.lose(loss);
+            lose(&target, loss);
         }
     } else {
         stranger();
@@ -61,6 +61,13 @@ fn resume(probe: &ProbeContext, body: impl FnOnce(&Target, Cookie, &Arguments) -
         target.lose(loss);
     }
     0
+}
+
+/// Counts what a program has lost by its end, and says so where that is wanted.
+#[inline(always)]
+fn lose(target: &Target, loss: Loss) {
+    target.lose(loss);
+    diagnose::lost(target.tgid, loss);
 }
 
 /// The cookie of the attachment that fired.

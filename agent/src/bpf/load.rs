@@ -18,7 +18,11 @@ use llamaprobe_common::{
 };
 use tracing::{debug, warn};
 
-use super::{attach::Attachments, sockets::SocketLinks};
+use super::{
+    attach::Attachments,
+    lines::{self, LineReader, Lines},
+    sockets::SocketLinks,
+};
 use crate::plan::catalog::Program;
 
 /// Programs that others go on with by a tail call, by their place in the map `FOLLOW`; with each one that does less at
@@ -114,6 +118,8 @@ pub struct Rings {
     pub payload: RingBuf<MapData>,
     /// What holds process events back.
     pub told: Told,
+    /// What the programs say, where that is wanted.
+    pub lines: Option<LineReader>,
 }
 
 /// Who was told of and has not been looked at since: nothing more is told of those.
@@ -167,12 +173,16 @@ impl Kernel {
     /// # Errors
     ///
     /// When the kernel refuses a program or a map: no rights, Linux older than 5.15, lockdown.
-    pub fn load(only: &[u32]) -> Result<(Self, Attacher, Rings), LoadError> {
+    pub fn load(only: &[u32], lines: Lines) -> Result<(Self, Attacher, Rings), LoadError> {
         // No program needs relocation against kernel types, so the kernel's BTF (megabytes) is not read.
-        let mut ebpf = EbpfLoader::new()
-            .btf(None)
-            .load(OBJECT)
-            .map_err(|cause| LoadError::Object { cause: Box::new(cause) })?;
+        let level = lines.level();
+        let mut loader = EbpfLoader::new();
+        loader.btf(None).override_global(aya_log::LEVEL, &level, true);
+        if level == 0 {
+            // Nothing will be in it.
+            loader.map_max_entries(lines::MAP, rustix::param::page_size() as u32);
+        }
+        let mut ebpf = loader.load(OBJECT).map_err(|cause| LoadError::Object { cause: Box::new(cause) })?;
         let at_return = Program::ALL.into_iter().filter_map(Program::at_return);
         let at_end = Program::ALL.into_iter().filter_map(Program::at_end);
         let names = Program::ALL.into_iter().map(Program::name).chain(at_return).chain(at_end);
@@ -191,7 +201,9 @@ impl Kernel {
         watch(&mut ebpf, "lp_exec", "sched_process_exec")?;
         watch(&mut ebpf, "lp_exit", "sched_process_exit")?;
         let late_loads = watch_calls(&mut ebpf)?;
+        let lines = if level > 0 { Some(lines.reader(&mut ebpf)?) } else { None };
         let rings = Rings {
+            lines,
             processes: take(&mut ebpf, "EVENTS")?,
             requests: take(&mut ebpf, "REQUEST_EVENTS")?,
             payload: take(&mut ebpf, "PAYLOAD")?,

@@ -7,6 +7,7 @@
 pub mod attach;
 pub mod calibrate;
 pub mod events;
+pub mod lines;
 pub mod load;
 mod raw;
 pub mod read;

@@ -4,13 +4,10 @@
 
 use std::{
     fs,
-    os::fd::{BorrowedFd, RawFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
 };
 
-use aya::{
-    Pod,
-    maps::{MapData, RingBuf},
-};
+use aya::Pod;
 use rustix::{
     io::{self, FdFlags},
     thread::UnshareFlags,
@@ -41,13 +38,13 @@ pub fn unshare_mounts() -> io::Result<()> {
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }
 }
 
-/// A ring buffer that can be waited for.
+/// A ring buffer, or what reads one, that can be waited for.
 ///
 /// # Errors
 ///
 /// When the runtime cannot watch one more descriptor.
-pub fn waitable(ring: RingBuf<MapData>) -> std::io::Result<AsyncFd<RingBuf<MapData>>> {
-    // SAFETY: the descriptor belongs to the ring buffer's map, which stays open as long as the buffer lives.
+pub fn waitable<T: AsFd + AsRawFd>(ring: T) -> std::io::Result<AsyncFd<T>> {
+    // SAFETY: the descriptor that it lends is its own, which stays open as long as it lives.
     unsafe { AsyncFd::register(ring) }.map_err(Into::into)
 }
 
