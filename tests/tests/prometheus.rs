@@ -69,6 +69,9 @@ fn rules_and_panels_answer() -> Result<()> {
         // Nobody takes it there: what waits is on a panel, too.
         "--otlp-endpoint",
         "http://127.0.0.1:9",
+        // What it loses is on a panel: nothing.
+        "--record-file",
+        "/dev/null",
         "--host-price",
         "1.2",
         "--price-file",
