@@ -18,6 +18,7 @@ pub mod connections;
 pub mod contexts;
 pub mod cuts;
 pub mod events;
+pub mod exchange;
 pub mod failures;
 pub mod layout;
 pub mod links;
@@ -30,6 +31,7 @@ pub mod slots;
 pub mod source;
 pub mod talk;
 pub mod tokens;
+pub mod traffic;
 pub mod walk;
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ use llamaprobe_common::{request::RequestKey, task::TaskKey};
 use llamaprobe_core::{
     connections,
     events::{Event, Events, Requests},
+    exchange,
     process::Counters,
 };
 
@@ -44,6 +45,6 @@ impl Requests for Kernel {
 
     #[inline(always)]
     fn lose_event(&mut self, target: &impl Counters, request: &RequestKey) {
-        connections::lost_event(target, &mut ConnectionMap, request);
+        exchange::lost_event(target, &mut ConnectionMap, request);
     }
 }

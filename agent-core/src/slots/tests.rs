@@ -365,6 +365,12 @@ fn calls() -> impl Strategy<Value = Call> {
     ]
 }
 
+/// Whether a slot was left, and not taken again.
+fn is_left(world: &World, slot: i32) -> bool {
+    let state = world.maps.sequences.entries.get(&key_of_slot(&world.target, slot));
+    state.is_some_and(|state| state.launched_ns != 0 && state.flags & Sequence::ACTIVE == 0)
+}
+
 fn make(world: &mut World, call: &Call) -> Result<(), Loss> {
     let context = |main: bool| if main { MAIN } else { DRAFT };
     if world.target.flags.get() & TargetConfig::INFERRED_SLOTS != 0 {
@@ -382,6 +388,8 @@ fn make(world: &mut World, call: &Call) -> Result<(), Loss> {
         }
         Call::Automatic(len) => return world.decode_automatic(MAIN, len),
         Call::Sample(main, index) => return world.sample(context(main), index),
+        // A server has tokens for slots where a request runs, or one whose start was not seen.
+        Call::Token(slot) if is_left(world, slot.max(0)) => {}
         Call::Token(slot) => return world.token(slot.max(0)),
         Call::Start(slot, task, at) => return world.start(slot, task, (at > 0).then(|| request(at))),
         Call::End(slot) => return world.end(slot),

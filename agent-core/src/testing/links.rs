@@ -17,10 +17,12 @@ use super::{
     requests::Told,
 };
 use crate::{
-    connections::{on_close, on_read, on_write, open},
+    connections::open,
     events::{Event, Events},
+    exchange::on_close,
     links::{Connections, Ends, Links, Output, Talks},
     machine::{Machine, Memory, Plain},
+    traffic::{on_read, on_write},
 };
 
 /// Where the bytes of a call are.

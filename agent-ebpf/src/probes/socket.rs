@@ -10,8 +10,10 @@ use llamaprobe_common::{
     target::TargetConfig,
 };
 use llamaprobe_core::{
-    connections::{is_plain, meet, on_close, on_read, on_write, open, serve, take_up},
+    connections::{is_plain, meet, open, serve, take_up},
+    exchange::on_close,
     process::{Counters as _, Process as _},
+    traffic::{on_read, on_write},
 };
 
 use super::now;

@@ -4,7 +4,7 @@
 use aya_ebpf::{helpers::bpf_get_current_pid_tgid, macros::uprobe, programs::ProbeContext};
 use llamaprobe_common::{loss::Loss, request::RequestKey, task::TaskKey};
 use llamaprobe_core::{
-    connections::{served, tell_task},
+    exchange::{served, tell_task},
     process::Counters as _,
 };
 

@@ -13,7 +13,10 @@ use llamaprobe_common::{
     call::{Call, HANDSHAKE, UNKNOWN},
     request::ConnectionKey,
 };
-use llamaprobe_core::connections::{of_session, on_read, on_write, serve};
+use llamaprobe_core::{
+    connections::{of_session, serve},
+    traffic::{on_read, on_write},
+};
 
 use super::{cookie, now, socket};
 use crate::{
