@@ -5,7 +5,7 @@ use super::*;
 #[test]
 fn every_probe_has_one_row_and_every_role_gapless_groups() {
     for id in ProbeId::ALL {
-        assert_eq!(ROWS.iter().filter(|row| row.probe == *id).count(), 1, "{}", id.name());
+        assert_eq!(ROWS.iter().filter(|row| row.probe == id).count(), 1, "{}", id.name());
     }
     let mut groups: BTreeMap<Role, BTreeSet<u8>> = BTreeMap::new();
     for row in ROWS {
@@ -81,7 +81,7 @@ fn a_row_says_the_same_in_its_cookie() {
     for row in ROWS {
         let context = ContextLayout { total: Some(8), sequence: Some(12) };
         let cookie = row.cookie(context, 7);
-        assert_eq!(ProbeId::from_wire(cookie.probe()), Some(row.probe));
+        assert_eq!(ProbeId::from_wire(cookie.probe().into()), Some(row.probe));
         match row.layout {
             Layout::Plain => assert_eq!(cookie, Cookie::plain(row.probe)),
             Layout::Cut(by_memory) => assert_eq!(cookie.by_memory(), by_memory),
@@ -113,7 +113,7 @@ fn names_are_unique_and_reach_the_plan() {
         }
     }
     let names = |names: Vec<&'static str>| names.iter().collect::<BTreeSet<_>>().len() == names.len();
-    assert!(names(ProbeId::ALL.iter().map(|id| id.name()).collect()), "of probes");
+    assert!(names(ProbeId::ALL.map(ProbeId::name).into()), "of probes");
     assert!(names(Role::ALL.iter().map(|role| role.name()).collect()), "of roles");
     assert!(names(Program::ALL.iter().map(|program| program.name()).collect()), "of programs");
     let programs = Program::ALL.iter().flat_map(|it| std::iter::once(it.name()).chain(it.at_return()));
