@@ -12,6 +12,7 @@ use llamaprobe_common::{
 };
 
 use crate::{
+    engines::PROVIDER,
     plan::catalog::Role,
     session::{
         Server, Snapshot,
@@ -617,7 +618,7 @@ fn by_operation(all: &Snapshot, bounds: &'static Bounds, of: fn(&Latencies) -> &
             .map(|((operation, failure), Latency { histogram, exemplars })| {
                 let mut labels = vec![
                     ("gen_ai.operation.name", (*operation).to_owned()),
-                    ("gen_ai.provider.name", "llama.cpp".to_owned()),
+                    ("gen_ai.provider.name", PROVIDER.to_owned()),
                 ];
                 labels.extend(failure.map(|failure| ("error.type", failure.name())));
                 let (histogram, exemplars) = (Box::new(*histogram), exemplars.clone());

@@ -14,6 +14,7 @@ use opentelemetry_proto::tonic::trace::v1::{
 };
 
 use super::attribute::Attributes;
+use crate::engines::PROVIDER;
 use crate::session::{
     Record,
     finished::{CLIENT_GONE, Finished, Join, Outcome, UNKNOWN},
@@ -132,7 +133,7 @@ fn attributes(record: &Record) -> Attributes {
     it.put_server(&record.labels.server);
 
     it.put_some("gen_ai.operation.name", request.route.operation());
-    it.put("gen_ai.provider.name", "llama.cpp");
+    it.put("gen_ai.provider.name", PROVIDER);
     it.put_some("gen_ai.request.model", request.body.model.as_deref());
     let served = Some(record.labels.model.as_str()).filter(|model| !model.is_empty());
     it.put_some("gen_ai.response.model", served);
