@@ -70,9 +70,13 @@ fn phases(request: &Finished) -> Vec<(Phase, u64, u64)> {
     let end = request.answered_ns.max(request.arrived_ns);
     let mut from = request.arrived_ns;
     let mut phases = Vec::new();
-    for (phase, until) in
-        Phase::ALL.into_iter().zip([request.prefill_ns, request.first_token_ns, /* the end */ 0])
-    {
+    for phase in Phase::ALL {
+        let until = match phase {
+            Phase::Queue => request.prefill_ns,
+            Phase::Prefill => request.first_token_ns,
+            // The end.
+            Phase::Decode => 0,
+        };
         let to = if until == 0 { end } else { until.clamp(from, end) };
         phases.push((phase, from, to));
         if until == 0 {
