@@ -45,6 +45,7 @@ crate::numbered! {
 
 /// What a cookie says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "user", derive(serde::Serialize, serde::Deserialize))]
 pub struct Cookie(u64);
 
 const PROBE: u32 = 0;

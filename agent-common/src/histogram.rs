@@ -76,6 +76,7 @@ pub fn bucket(bounds: &Bounds, value: u64) -> usize {
 
 /// One histogram as the kernel fills it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "user", derive(serde::Serialize, serde::Deserialize))]
 #[repr(C)]
 pub struct Histogram {
     /// Observations by bucket, not cumulative.

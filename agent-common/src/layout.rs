@@ -35,6 +35,7 @@ const ONE: u32 = 0x3f80_0000;
 
 /// Where the tokens of a batch are. Offsets in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "user", derive(serde::Serialize, serde::Deserialize))]
 #[repr(C)]
 pub struct ExtLayout {
     /// Of the vector of tokens in the batch.
@@ -60,6 +61,7 @@ impl ExtLayout {
 
 /// What is known of the layout in one file of one process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "user", derive(serde::Serialize, serde::Deserialize))]
 #[repr(C)]
 pub struct LayoutState {
     /// What is tried; [`ExtLayout::NONE`] in the place of one that is not there.

@@ -21,8 +21,11 @@ pub const WRITES: u32 = 4;
 pub const TEXT_WRITES: u32 = 64;
 /// Bytes of a page of what is kept of a request or an answer. A write that does not fit into one is long.
 pub const PAGE_BYTES: usize = 2048;
-/// When more than this part of their ring waits for the agent, pieces of answers are left out: who asked matters more.
-pub const ANSWERS_PART: u64 = 4;
+/// When more than this part of their ring waits for the agent, what stands between the begin and the end of a long answer
+/// is left out.
+pub const MIDDLES_PART: u64 = 4;
+/// When more than this part waits, begins and ends of answers are lost: who asked matters more.
+pub const ANSWERS_PART: u64 = 2;
 
 /// How often the agent is woken for what happens to requests, at most, nanoseconds. What happens meanwhile waits so long.
 pub const WAKE_NS: u64 = 10_000_000;
@@ -39,6 +42,7 @@ pub struct ConnectionKey {
 
 /// Names a request: a connection carries one at a time, so the time of its first byte tells it from the others.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[cfg_attr(feature = "user", derive(serde::Serialize, serde::Deserialize))]
 #[repr(C)]
 pub struct RequestKey {
     /// When its first byte was read, `CLOCK_MONOTONIC` nanoseconds; 0 for no request.
@@ -51,6 +55,7 @@ pub struct RequestKey {
 
 /// The other end of a TCP connection. Also the key by which a connection is found when its client closes it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "user", derive(serde::Serialize, serde::Deserialize))]
 #[repr(C)]
 pub struct Peer {
     /// IPv6 address, or an IPv4 one mapped into IPv6 (`::ffff:a.b.c.d`); zeroes when unknown.
@@ -104,6 +109,12 @@ impl Connection {
 
     /// The session of a connection without TLS.
     pub const PLAIN: u64 = 1;
+
+    /// The request under way.
+    #[inline(always)]
+    pub const fn request(&self, key: ConnectionKey) -> RequestKey {
+        RequestKey { arrived_ns: self.arrived_ns, tgid: key.tgid, fd: key.fd }
+    }
 
     /// Whether its bytes pass through a TLS session.
     pub const fn is_tls(&self) -> bool {
@@ -163,6 +174,7 @@ impl Talk {
 /// [`PIECE_ROOMS`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
+#[cfg_attr(feature = "user", derive(serde::Serialize, serde::Deserialize))]
 pub struct PieceHead {
     /// [`PieceHead::ANSWER`] and the like.
     pub flags: u32,
@@ -207,6 +219,7 @@ pub enum RequestEventKind {
 
 /// A request begins.
 #[derive(Clone, Copy, Debug)]
+#[cfg_attr(feature = "user", derive(serde::Serialize, serde::Deserialize))]
 #[repr(C)]
 pub struct BeginEvent {
     /// [`RequestEventKind::Begin`]
@@ -234,6 +247,7 @@ impl BeginEvent {
 
 /// Bytes of an answer were written, and handed over as far as there was room.
 #[derive(Clone, Copy, Debug)]
+#[cfg_attr(feature = "user", derive(serde::Serialize, serde::Deserialize))]
 #[repr(C)]
 pub struct WriteEvent {
     /// [`RequestEventKind::Write`]
@@ -270,6 +284,7 @@ crate::numbered! {
 
 /// A request is over on its socket.
 #[derive(Clone, Copy, Debug)]
+#[cfg_attr(feature = "user", derive(serde::Serialize, serde::Deserialize))]
 #[repr(C)]
 pub struct EndEvent {
     /// [`RequestEventKind::End`]
@@ -298,8 +313,30 @@ pub struct EndEvent {
     pub reserved: u32,
 }
 
+impl EndEvent {
+    /// The end of the request under way on a connection.
+    #[inline(always)]
+    pub const fn of(key: ConnectionKey, state: &Connection, reason: EndReason, at_ns: u64) -> Self {
+        Self {
+            kind: RequestEventKind::End as u32,
+            reason: reason as u32,
+            request: state.request(key),
+            at_ns,
+            last_write_ns: state.last_write_ns,
+            gone_ns: state.gone_ns,
+            bytes_in: state.bytes_in,
+            bytes_out: state.bytes_out,
+            writes: state.writes,
+            code: state.code,
+            gaps: state.flags & Gap::ANY,
+            reserved: 0,
+        }
+    }
+}
+
 /// A request was given a task of the engine.
 #[derive(Clone, Copy, Debug)]
+#[cfg_attr(feature = "user", derive(serde::Serialize, serde::Deserialize))]
 #[repr(C)]
 pub struct TaskEvent {
     /// [`RequestEventKind::Task`]
@@ -314,6 +351,7 @@ pub struct TaskEvent {
 
 /// A task took a slot.
 #[derive(Clone, Copy, Debug)]
+#[cfg_attr(feature = "user", derive(serde::Serialize, serde::Deserialize))]
 #[repr(C)]
 pub struct SlotStartEvent {
     /// [`RequestEventKind::SlotStart`]
@@ -332,6 +370,7 @@ pub struct SlotStartEvent {
 
 /// A task left its slot: all that the engine did for it.
 #[derive(Clone, Copy, Debug)]
+#[cfg_attr(feature = "user", derive(serde::Serialize, serde::Deserialize))]
 #[repr(C)]
 pub struct SlotEndEvent {
     /// [`RequestEventKind::SlotEnd`]
@@ -383,6 +422,7 @@ pub struct SlotEndEvent {
 
 /// A decode call that checked guesses is over. Sent only where it was asked for: it comes once a step.
 #[derive(Clone, Copy, Debug)]
+#[cfg_attr(feature = "user", derive(serde::Serialize, serde::Deserialize))]
 #[repr(C)]
 pub struct DraftEvent {
     /// [`RequestEventKind::Draft`]

@@ -17,6 +17,7 @@ pub struct SequenceKey {
 
 /// What is known of a sequence.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "user", derive(serde::Serialize, serde::Deserialize))]
 #[repr(C)]
 pub struct Sequence {
     /// The context that decodes this request's tokens; 0 until its first batch. Batches of the same sequence on

@@ -182,6 +182,41 @@ impl TargetStats {
     }
 }
 
+/// As its counters, one after the other.
+#[cfg(feature = "user")]
+impl serde::Serialize for TargetStats {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.words())
+    }
+}
+
+#[cfg(feature = "user")]
+impl<'de> serde::Deserialize<'de> for TargetStats {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Words;
+        impl<'de> serde::de::Visitor<'de> for Words {
+            type Value = TargetStats;
+
+            fn expecting(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+                f.write_str("the counters of a process")
+            }
+
+            fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut words: A) -> Result<TargetStats, A::Error> {
+                let mut stats = TargetStats::default();
+                for (at, word) in stats.words_mut().iter_mut().enumerate() {
+                    let next = words.next_element()?;
+                    *word = next.ok_or_else(|| serde::de::Error::invalid_length(at, &self))?;
+                }
+                match words.next_element::<u64>()? {
+                    None => Ok(stats),
+                    Some(_) => Err(serde::de::Error::custom("more counters than this build knows")),
+                }
+            }
+        }
+        deserializer.deserialize_seq(Words)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -5,8 +5,8 @@ use llamaprobe_common::{
     loss::Loss,
     request::{
         ANSWER_BYTES, ANSWERS_PART, BeginEvent, Connection, ConnectionKey, EndEvent, EndReason, Gap,
-        PAGE_BYTES, Peer, PieceHead, REQUEST_BYTES, RequestEventKind, RequestKey, SHORT_READ, Talk,
-        WriteEvent,
+        MIDDLES_PART, PAGE_BYTES, PIECE_BYTES, Peer, PieceHead, REQUEST_BYTES, RequestEventKind, RequestKey,
+        SHORT_READ, Talk, WriteEvent,
     },
 };
 
@@ -92,12 +92,6 @@ fn talk_of(key: ConnectionKey) -> Option<&'static mut Talk> {
     TALKS.get_ptr_mut(key).map(|talk| unsafe { &mut *talk })
 }
 
-/// The request under way on a connection.
-#[inline(always)]
-fn request(key: ConnectionKey, state: &Connection) -> RequestKey {
-    RequestKey { arrived_ns: state.arrived_ns, tgid: key.tgid, fd: key.fd }
-}
-
 /// An event of the request under way found no room. Counted once a request.
 #[inline(always)]
 fn lose_event(target: &Target, state: &mut Connection) {
@@ -138,7 +132,7 @@ fn begin(target: &Target, key: ConnectionKey, state: &mut Connection, read: bool
     entry.write(BeginEvent {
         kind: RequestEventKind::Begin as u32,
         flags: tls | if read { BeginEvent::READ } else { 0 },
-        request: request(key, state),
+        request: state.request(key),
         at_ns: now,
         unread_ns: state.unread_ns,
         peer: state.peer,
@@ -152,7 +146,7 @@ fn begin(target: &Target, key: ConnectionKey, state: &mut Connection, read: bool
 fn head(key: ConnectionKey, state: &Connection, offset: u64, at_ns: u64) -> PieceHead {
     let fresh = if state.flags & Connection::FRESH != 0 { PieceHead::FRESH } else { 0 };
     let flags = if state.writes > 0 { PieceHead::ANSWER } else { fresh };
-    PieceHead { flags, len: 0, request: request(key, state), at_ns, offset }
+    PieceHead { flags, len: 0, request: state.request(key), at_ns, offset }
 }
 
 /// Hands over what is kept of the request, or of the answer once that has begun.
@@ -185,7 +179,7 @@ pub fn served(target: &Target, now: u64) -> Option<RequestKey> {
         begin(target, key, state, false, now);
     }
     flush(target, key, state, now);
-    Some(request(key, state))
+    Some(state.request(key))
 }
 
 /// An event of a request could not be told elsewhere.
@@ -307,15 +301,16 @@ pub fn on_write(target: &Target, key: ConnectionKey, buffer: u64, len: u64, now:
     state.last_write_ns = now;
     let mut told = index < target.writes;
     if let Some(kept) = talk_of(key) {
-        let budget = ANSWER_BYTES.saturating_sub(kept.told_out);
-        let long = len >= PAGE_BYTES as u64 && budget > 0;
-        if told || long {
-            if wake::is_behind(ANSWERS_PART) {
-                lose_bytes(target, state, Gap::ANSWER);
-            } else {
-                hand_over(target, key, state, kept, (buffer, offset, len, budget), now);
-                told |= long;
-            }
+        // Where the agent is behind, the middle of a long answer is left out as beyond the budget, and its end is kept.
+        let behind = wake::is_behind(MIDDLES_PART);
+        let left = ANSWER_BYTES.saturating_sub(kept.told_out);
+        let budget = if behind && left > PIECE_BYTES as u64 { PIECE_BYTES as u64 } else { left };
+        let long = len >= PAGE_BYTES as u64 && left > 0 && !behind;
+        if told && wake::is_behind(ANSWERS_PART) {
+            lose_bytes(target, state, Gap::ANSWER);
+        } else if told || long {
+            hand_over(target, key, state, kept, (buffer, offset, len, budget), now);
+            told |= long;
         } else if !talk::keep(kept, offset, buffer, len) {
             lose_bytes(target, state, Gap::ANSWER);
         }
@@ -363,7 +358,7 @@ fn tell_write(target: &Target, key: ConnectionKey, state: &mut Connection, index
     entry.write(WriteEvent {
         kind: RequestEventKind::Write as u32,
         index,
-        request: request(key, state),
+        request: state.request(key),
         at_ns: now,
         bytes_in: state.bytes_in,
         bytes_out: state.bytes_out,
@@ -407,25 +402,17 @@ pub fn on_close(target: &Target, key: ConnectionKey, shut: bool, gone: bool, now
 /// The request under way is over.
 #[inline(always)]
 fn end(target: &Target, key: ConnectionKey, state: &mut Connection, reason: EndReason, now: u64) {
-    let request = request(key, state);
     flush(target, key, state, now);
     let _ = TALKS.remove(key);
+    // Written in place: the stack of a program is small.
+    let mut entry = REQUEST_EVENTS.reserve::<EndEvent>(0);
+    if let Some(entry) = &mut entry {
+        entry.write(EndEvent::of(key, state, reason, now));
+    }
     state.arrived_ns = 0;
     state.unread_ns = 0;
-    let Some(mut entry) = REQUEST_EVENTS.reserve::<EndEvent>(0) else { return lose_event(target, state) };
-    entry.write(EndEvent {
-        kind: RequestEventKind::End as u32,
-        reason: reason as u32,
-        request,
-        at_ns: now,
-        last_write_ns: state.last_write_ns,
-        gone_ns: state.gone_ns,
-        bytes_in: state.bytes_in,
-        bytes_out: state.bytes_out,
-        writes: state.writes,
-        code: state.code,
-        gaps: state.flags & Gap::ANY,
-        reserved: 0,
-    });
-    entry.submit(wake::for_event());
+    match entry {
+        Some(entry) => entry.submit(wake::for_event()),
+        None => lose_event(target, state),
+    }
 }

@@ -6,10 +6,12 @@
 //! the targets are forgotten (programs that still fire find no target), then what is known is told, then a child takes
 //! the links over (the kernel detaches when it ends), then maps and programs go.
 
+mod door;
 mod ending;
 pub mod heir;
 mod looks;
 mod own;
+mod process;
 mod room;
 mod seating;
 mod seats;
@@ -19,6 +21,7 @@ mod watch;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    io,
     net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
@@ -26,7 +29,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 use aya::maps::{MapData, RingBuf};
-use llamaprobe_common::{event::MAX_ONLY, layout::ExtLayout, request::WAKE_NS, target::TargetConfig};
+use llamaprobe_common::{event::MAX_ONLY, request::WAKE_NS};
 use tokio::{
     sync::mpsc,
     task::{JoinHandle, spawn_blocking},
@@ -36,8 +39,9 @@ use tracing::{error, info, warn};
 
 pub use self::signals::Signals;
 use self::{
-    looks::{Looks, Rank},
+    looks::Looks,
     own::{Clock, cpu_time, monotonic_ns, resident_bytes, secret},
+    process::Process,
     room::Room,
     seats::Seats,
     signals::Order,
@@ -45,17 +49,18 @@ use self::{
 use crate::{
     bpf::{self, Attacher, Kernel, calibrate::Prices, events::RequestEvent, run_time::RunTimes},
     cli::{Options, billing::BillingOptions},
-    discovery::{Target, image::ImageId, process::process_of},
+    discovery::process::process_of,
     doctor::{self, Check, NEEDED, Roots},
     export::{
         http::{self, Endpoint, Health},
-        log::RequestLog,
-        otlp::{Otlp, Signal},
+        otlp::Signal,
+        sink::Sinks,
     },
-    output,
-    plan::Plan,
-    scout,
-    session::{Billing, Session, Snapshot, payload::head::HeadOptions, tracer::Tracer},
+    journal::{Header, JournalWriter, Reading},
+    output, scout,
+    session::{
+        Billing, Input, Session, Snapshot, payload::head::HeadOptions, reader::Reader, tracer::Tracer,
+    },
 };
 
 /// Housekeeping, and a look at processes that have not shown yet where they listen.
@@ -79,7 +84,15 @@ struct Agent {
     looks: Looks,
     room: Room,
     kernel: Kernel,
+    /// Reads what servers read and write.
+    reader: Reader,
     session: Session,
+    /// What the session is told is written down.
+    journal: Option<JournalWriter>,
+    /// One moment by both clocks: when the session was made.
+    origin: (Instant, u64),
+    /// Finished requests so far.
+    told: u64,
     /// Bytes of a request that came before the events before them.
     held: Option<RequestEvent>,
     only: Vec<u32>,
@@ -97,12 +110,12 @@ struct Agent {
     prices: Option<Prices>,
     /// Absent where no thread could be started for it.
     run_times: Option<RunTimes>,
-    log: RequestLog,
+    /// Where requests and figures go beside the endpoint.
+    sinks: Sinks,
     billing: BillingOptions,
     /// What is charged live is charged every second when the host's time costs, since idle time costs too.
     stocktaking: Duration,
     stock_taken: Instant,
-    otlp: Otlp,
     clock: Clock,
     /// Whether payload is looked at.
     payload: bool,
@@ -121,47 +134,6 @@ struct Agent {
     health: Arc<Health>,
 }
 
-/// A process that maps llama.cpp.
-struct Process {
-    start_time: u64,
-    /// What the programs know of it, when it is observed.
-    live: Option<TargetConfig>,
-    /// What it will be when its probes are attached.
-    attaching: Option<Box<Attaching>>,
-    /// The orders by which its probes were attached, and the sites of the last one.
-    orders: Vec<u64>,
-    sites: BTreeSet<(ImageId, u64)>,
-    /// The sites that could not be attached, and when they were tried.
-    failed: BTreeSet<(ImageId, u64)>,
-    tried: Instant,
-    /// A slot has started: it is a server.
-    has_started: bool,
-    /// What was said of the layout of its batches, by file.
-    layouts: BTreeMap<u32, Option<ExtLayout>>,
-}
-
-struct Attaching {
-    number: u64,
-    target: Target,
-    plan: Plan,
-}
-
-impl Process {
-    fn new(target: &Target) -> Self {
-        Self {
-            start_time: target.start_time,
-            live: None,
-            attaching: None,
-            orders: Vec::new(),
-            sites: BTreeSet::new(),
-            failed: BTreeSet::new(),
-            tried: Instant::now(),
-            has_started: false,
-            layouts: BTreeMap::new(),
-        }
-    }
-}
-
 /// Observes until SIGTERM or SIGINT.
 ///
 /// # Errors
@@ -172,12 +144,9 @@ pub async fn run(mut options: Options, mut signals: Signals) -> Result<()> {
     // Before anything is loaded: an address in use is the commonest mistake.
     let listener = http::listen(options.listen).await?;
     let address = listener.local_addr().context("the endpoint has no address")?;
-    let (log, billing) = (options.requests.clone(), options.billing.clone());
-    let files = move || {
-        let open = || format!("cannot open the request log {:?}", log.file);
-        Ok((RequestLog::open(log.clone()).with_context(open)?, billing.load()?))
-    };
-    let Some((log, billing)) = signals.or_end(files).await? else { return Ok(()) };
+    let (sinks, billing) = (options.sinks.clone(), options.billing.clone());
+    let files = move || Ok((Sinks::open(&sinks)?, billing.load()?));
+    let Some((sinks, billing)) = signals.or_end(files).await? else { return Ok(()) };
     scout::raise_files();
     let only = options.only.clone();
     let load = move || {
@@ -186,7 +155,6 @@ pub async fn run(mut options: Options, mut signals: Signals) -> Result<()> {
         Ok((kernel, attacher, rings, prices))
     };
     let Some((kernel, attacher, rings, prices)) = signals.or_end(load).await? else { return Ok(()) };
-    let otlp = Otlp::start(&options.otlp)?;
     let (telling, mut looked) = mpsc::unbounded_channel();
     let looks = Looks::start(&telling, rings.told, doctor::kernel_version(&Roots::default()))
         .context("cannot start a thread")?;
@@ -194,7 +162,7 @@ pub async fn run(mut options: Options, mut signals: Signals) -> Result<()> {
         RunTimes::start(&attacher).inspect_err(|error| warn!(%error, "no thread for run times")).ok();
     let (telling, mut done) = mpsc::unbounded_channel();
     let room = Room::open(attacher, telling).context("cannot start a thread")?;
-    let mut agent = Agent::new(looks, room, kernel, log, otlp, billing, &options)?;
+    let mut agent = Agent::new(looks, room, kernel, sinks, billing, &options)?;
     (agent.prices, agent.run_times) = (prices, run_times);
 
     let (sender, mut questions) = mpsc::channel(QUESTIONS);
@@ -214,7 +182,7 @@ pub async fn run(mut options: Options, mut signals: Signals) -> Result<()> {
             order = signals.next() => match order {
                 Order::End(signal) => break info!("{signal}"),
                 Order::Reload => {
-                    agent.log.reopen();
+                    agent.sinks.reopen();
                     let billing = agent.billing.clone();
                     reloading = Some(spawn_blocking(move || billing.load()));
                 }
@@ -259,12 +227,14 @@ pub async fn run(mut options: Options, mut signals: Signals) -> Result<()> {
             Some(done) = done.recv() => agent.done(done),
             _ = rescan.tick() => agent.rescan(),
             _ = tick.tick() => {
-                let exports = agent.otlp.wants_metrics(Instant::now());
-                if exports || agent.stock_taken.elapsed() >= agent.stocktaking {
+                let now = Instant::now();
+                let wanted = agent.sinks.want_metrics(now);
+                if wanted || agent.stock_taken.elapsed() >= agent.stocktaking {
                     agent.take_stock(requests.get_mut(), payload.get_mut());
                 }
-                if exports {
-                    agent.collect();
+                if wanted {
+                    let snapshot = agent.snapshot();
+                    agent.sinks.metrics(now, &snapshot);
                 }
                 agent.tick();
             }
@@ -364,8 +334,7 @@ impl Agent {
         looks: Looks,
         room: Room,
         kernel: Kernel,
-        log: RequestLog,
-        otlp: Otlp,
+        sinks: Sinks,
         billing: Billing,
         options: &Options,
     ) -> Result<Self> {
@@ -379,28 +348,42 @@ impl Agent {
         let head = HeadOptions { user_header: options.user_header.clone(), key };
         let now = Instant::now();
         let timed = billing.rates.host_per_hour.is_some();
-        let mut session = Session::new(now, head, billing);
+        let reading = Reading { options: head, phrases: billing.phrases.clone() };
+        let reader = Reader::new(reading.options.clone(), reading.phrases.clone());
+        let origin = (now, monotonic_ns());
+        let mut session = Session::new(now, billing.clone());
         if !options.only.is_empty() {
             session = session.of_some();
         }
-        if options.otlp.of(Signal::Traces).is_some() {
-            session = session.traced_by(Tracer::new(options.otlp.rules, secret()?));
+        let otlp = &options.sinks.otlp;
+        let traced = otlp.of(Signal::Traces).is_some();
+        let tracer = traced.then(|| Ok::<_, io::Error>(Tracer::new(otlp.rules, secret()?))).transpose()?;
+        if let Some(tracer) = tracer.clone() {
+            session = session.traced_by(tracer);
         }
+        let mut header = Header::new(origin.1, billing, !options.only.is_empty(), tracer);
+        if options.journal.payload {
+            header = header.with_payload(reading);
+        }
+        let journal = JournalWriter::start(&options.journal, &header)?;
         Ok(Self {
             looks,
             room,
             kernel,
+            reader,
             session,
+            journal,
+            origin,
+            told: 0,
             held: None,
             billing: options.billing.clone(),
             stocktaking: if timed { TICK } else { STOCKTAKING },
             stock_taken: now,
             only: options.only.clone(),
-            log,
-            otlp,
+            sinks,
             clock: Clock::now(),
             payload: options.payload,
-            trace_drafts: options.trace_drafts && options.otlp.of(Signal::Traces).is_some(),
+            trace_drafts: options.trace_drafts && traced,
             processes: BTreeMap::new(),
             seats: Seats::default(),
             strangers: BTreeSet::new(),
@@ -421,40 +404,20 @@ impl Agent {
     }
 
     fn tick(&mut self) {
-        let now = Instant::now();
         self.health.turn();
         self.settle_servers();
-        self.session.unsettled(now).into_iter().for_each(|pid| self.look(pid, 0, Rank::Likely, &[now]));
-        self.settle_answers(now);
-        for request in self.session.unended() {
-            if !self.kernel.is_under_way(request) {
-                let lost = self.session.vanished(now, monotonic_ns(), request);
-                self.tell(&lost);
-            }
-        }
-        let overdue = self.session.expire(now, monotonic_ns());
-        self.tell(&overdue);
-        self.session.forget_ended(now);
+        self.apply(Input::Tick);
         self.follow_sockets();
         self.follow_sessions();
-        for model in self.session.take_unpriced() {
-            warn!(model, "the price list has no entry for a model that is served: its tokens cost nothing");
-        }
-    }
-
-    /// Of answers with a length only the first writes are told: the kernel knows whether they are whole by now.
-    fn settle_answers(&mut self, now: Instant) {
-        for request in self.session.half_answered() {
-            let answer = self.kernel.answer_so_far(request);
-            let records = answer.map(|answer| self.session.answered(now, answer)).unwrap_or_default();
-            self.tell(&records);
-        }
     }
 
     /// Names and prices were read again. A bad file changes nothing.
     fn reload(&mut self, loaded: Result<Billing>) {
         match loaded {
-            Ok(billing) => self.session.rebill(billing),
+            Ok(billing) => {
+                self.reader.look_for(billing.phrases.clone());
+                self.apply(Input::Rebill(Box::new(billing)));
+            }
             Err(error) => {
                 self.reload_failures += 1;
                 error!("names, prices and phrases stay as they were: {error:#}");
@@ -462,22 +425,12 @@ impl Agent {
         }
     }
 
-    /// Hands the metrics of now to OTLP.
-    fn collect(&mut self) {
-        let snapshot = self.snapshot();
-        self.otlp.collect(&snapshot);
-    }
-
     /// What is known now.
     fn snapshot(&mut self) -> Snapshot {
         let epoch = self.clock.epoch();
         let (looks, scouts) = self.looks.counts();
-        Snapshot {
-            servers: self.session.servers(Instant::now()),
-            host: self.session.host(),
-            users: self.session.users(),
+        let own = Snapshot {
             own: self.kernel.own_stats().unwrap_or_default(),
-            prices: self.prices,
             programs_cpu: self.run_times.as_ref().and_then(|times| times.last().cpu_ratio),
             targets: self.seats.len(),
             unobservable: self.unobservable.len(),
@@ -485,17 +438,19 @@ impl Agent {
             looks_abandoned: looks.abandoned,
             looks_cut: looks.costly,
             looks_waiting: looks.waiting,
-            occupancy: self.kernel.occupancy().to_vec(),
-            given_up: self.session.given_up(),
-            log_lost: self.log.lost(),
+            occupancy: self.kernel.occupancy().map(|(map, entries)| (map.into(), entries)).to_vec(),
+            journal_lost: self.journal.as_ref().map(JournalWriter::lost),
             attach_failures: self.attach_failures,
             reload_failures: self.reload_failures,
             cpu: cpu_time() + looks.cpu,
             resident_bytes: resident_bytes("self")
                 + scouts.iter().map(|pid| resident_bytes(&pid.to_string())).sum::<u64>(),
             started: (epoch + self.started).as_secs_f64(),
+            taken: (epoch + Duration::from_nanos(monotonic_ns())).as_secs_f64(),
             epoch,
-            otlp: self.otlp.counts(),
-        }
+            outputs: self.sinks.deliveries(),
+            ..Snapshot::default()
+        };
+        self.ask(own)
     }
 }

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::Deserialize;
 
@@ -20,7 +20,9 @@ use crate::{
         compat::Dialect,
         log::{LogOptions, Logged},
         otlp,
+        sink::SinkOptions,
     },
+    journal::JournalOptions,
     session::{cost::Rates, identity::Source},
 };
 
@@ -34,6 +36,9 @@ const OTLP_HEADING: &str = "OpenTelemetry";
 
 /// Where the metrics are served unless told otherwise: a port that OpenTelemetry registered for Prometheus exporters.
 const DEFAULT_LISTEN: &str = "127.0.0.1:9464";
+
+/// Megabytes of a journal: hours of a busy server.
+const DEFAULT_JOURNAL: u64 = 256;
 
 /// Watches llama.cpp servers from the kernel and serves their metrics to Prometheus.
 #[derive(Debug, Parser)]
@@ -59,6 +64,9 @@ pub enum Command {
     Plan(ReportArguments),
     /// Ask the running agent for its whole state: a table, or one JSON document
     Snapshot(SnapshotArguments),
+    /// Play a journal again: the same log lines and metrics as when it was written. Needs no rights and no server.
+    /// Exit code: 0 whole, 1 it is cut or damaged and was played so far
+    Replay(ReplayArguments),
     /// Print the hash that stands for an API key, which is read from standard input: for the file of aliases
     KeyHash(KeyHashArguments),
     /// Hold what an ending agent leaves until it has ended; it starts this itself
@@ -75,6 +83,26 @@ pub struct KeyHashArguments {
     /// The secret, as the agent was given it
     #[arg(long, env = "LLAMAPROBE_KEY_FILE", value_name = "FILE")]
     pub key_file: PathBuf,
+}
+
+/// The options of `replay`.
+#[derive(Debug, Args)]
+pub struct ReplayArguments {
+    /// The journal
+    pub file: PathBuf,
+    /// Where log lines go, one JSON object each; `-` is standard output
+    #[arg(long, value_name = "FILE")]
+    pub log: Option<PathBuf>,
+    /// Where the metrics go, as Prometheus reads them, at the time when they were asked for last; `-` is standard output,
+    /// and the default
+    #[arg(long, value_name = "FILE")]
+    pub metrics: Option<PathBuf>,
+    /// Serve the metrics and the snapshot there until it is ended, rather than write them
+    #[arg(long, value_name = "ADDRESS:PORT", conflicts_with = "metrics")]
+    pub listen: Option<SocketAddr>,
+    /// Publish the metrics also under other names, as `run` does
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "NAMES")]
+    pub compat: Vec<Dialect>,
 }
 
 /// The options of `snapshot`.
@@ -107,6 +135,10 @@ pub struct RunArguments {
     /// With `--log-requests errors`, log requests at least this slow too
     #[arg(long, env = "LLAMAPROBE_LOG_SLOW_MS", value_name = "MILLISECONDS")]
     pub log_slow_ms: Option<u64>,
+    /// A file that gets all that is known of each finished inference request, one JSON object each: for analysis. Opened
+    /// anew on SIGHUP
+    #[arg(long, env = "LLAMAPROBE_RECORD_FILE", value_name = "FILE")]
+    pub record_file: Option<PathBuf>,
     /// A request header that names the user, such as X-User
     #[arg(long, env = "LLAMAPROBE_USER_HEADER", value_name = "NAME")]
     pub user_header: Option<String>,
@@ -140,6 +172,16 @@ pub struct RunArguments {
     /// Publish the same also under the names that dashboards for vLLM or for llama-server's own metrics ask for
     #[arg(long, env = "LLAMAPROBE_COMPAT", value_enum, value_delimiter = ',', value_name = "NAMES")]
     pub compat: Option<Vec<Dialect>>,
+    /// Write down what happens, without any text of prompts or answers, for `llamaprobe replay`: send it with a report of
+    /// what is wrong
+    #[arg(long, env = "LLAMAPROBE_JOURNAL", value_name = "FILE")]
+    pub journal: Option<PathBuf>,
+    /// How long the journal may become; it ends there [default: 256]
+    #[arg(long, env = "LLAMAPROBE_JOURNAL_MEGABYTES", value_name = "MEGABYTES")]
+    pub journal_megabytes: Option<u64>,
+    /// Whether the journal holds the bytes of requests and answers, too, prompts and API keys among them [default: off]
+    #[arg(long, env = "LLAMAPROBE_JOURNAL_PAYLOAD", value_enum, value_name = "SWITCH")]
+    pub journal_payload: Option<Switch>,
     /// A TOML file with these options as keys, `-` written `_`
     #[arg(long, env = "LLAMAPROBE_CONFIG", value_name = "FILE")]
     #[serde(skip)]
@@ -229,8 +271,10 @@ pub struct Options {
     pub only: Vec<u32>,
     /// What to log.
     pub log: String,
-    /// The request log.
-    pub requests: LogOptions,
+    /// Where requests and figures go beside the endpoint.
+    pub sinks: SinkOptions,
+    /// What happens, written down.
+    pub journal: JournalOptions,
     /// A request header that names the user.
     pub user_header: Option<String>,
     /// Users and prices.
@@ -243,8 +287,6 @@ pub struct Options {
     pub trace_drafts: bool,
     /// Under whose names metrics are published, too.
     pub compat: Vec<Dialect>,
-    /// What is exported over OTLP.
-    pub otlp: otlp::Options,
 }
 
 impl RunArguments {
@@ -291,22 +333,39 @@ impl RunArguments {
             refusals: self.refusal_file.or(file.refusal_file),
             host_price: self.host_price.or(file.host_price),
         };
+        let (log_file, records) = (self.log_file.or(file.log_file), self.record_file.or(file.record_file));
+        ensure!(
+            records.is_none() || records != log_file,
+            "--record-file and --log-file are the same: each needs a file of its own"
+        );
         Ok(Options {
             billing: billing.check()?,
             secret: self.key_file.or(file.key_file).as_deref().map(billing::secret).transpose()?,
             listen: self.listen.or(file.listen).unwrap_or(default),
             only: if self.pid.is_empty() { file.pid } else { self.pid },
             log: self.log.or(file.log).unwrap_or_else(|| "info".to_owned()),
-            requests: LogOptions {
-                logged: self.log_requests.or(file.log_requests).unwrap_or(Logged::Off),
-                file: self.log_file.or(file.log_file),
-                slow: self.log_slow_ms.or(file.log_slow_ms).map(Duration::from_millis),
+            sinks: SinkOptions {
+                log: LogOptions {
+                    logged: self.log_requests.or(file.log_requests).unwrap_or(Logged::Off),
+                    file: log_file,
+                    slow: self.log_slow_ms.or(file.log_slow_ms).map(Duration::from_millis),
+                },
+                records,
+                otlp,
+            },
+            journal: JournalOptions {
+                file: self.journal.or(file.journal),
+                most_bytes: self
+                    .journal_megabytes
+                    .or(file.journal_megabytes)
+                    .unwrap_or(DEFAULT_JOURNAL)
+                    .saturating_mul(1_000_000),
+                payload: self.journal_payload.or(file.journal_payload) == Some(Switch::On),
             },
             user_header,
             trace_drafts: self.trace_drafts.or(file.trace_drafts) == Some(Switch::On),
             payload: self.payload.or(file.payload) != Some(Switch::Off),
             compat: self.compat.or(file.compat).unwrap_or_default(),
-            otlp,
         })
     }
 }
@@ -340,6 +399,7 @@ mod tests {
             ("pid = [-1]\n", "pid"),
             ("otlp_endpoint = \"here\"\n", "otlp_endpoint"),
             ("trace_ratio = 2.0\n", "trace_ratio"),
+            ("record_file = \"a\"\nlog_file = \"a\"\n", "--record-file"),
         ] {
             let message = format!("{:#}", resolved(file, None).unwrap_err());
             assert!(message.contains(named), "{message}");

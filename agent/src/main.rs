@@ -11,9 +11,9 @@ use llamaprobe::{
         Cli, Command, KeyHashArguments, Options, ReportArguments, RunArguments, SnapshotArguments, billing,
     },
     doctor::Roots,
-    export::snapshot,
+    export::snapshot::{fetch::fetch, table::table},
     output::{self, Messages},
-    scout,
+    replay, scout,
     session::payload::head::KeyHash,
     survey,
 };
@@ -42,6 +42,7 @@ fn main() -> ExitCode {
             (report.to_string(), serde_json::to_string_pretty(&report), report.exit_code())
         }),
         Command::Snapshot(arguments) => snapshot(&arguments),
+        Command::Replay(arguments) => replay::run(&arguments),
         Command::KeyHash(arguments) => key_hash(&arguments),
         Command::Outlive { parent } => {
             heir::outlive(parent);
@@ -95,16 +96,14 @@ fn speak(options: &Options, messages: Messages) -> Result<()> {
 }
 
 fn snapshot(arguments: &SnapshotArguments) -> Result<ExitCode> {
-    let document = snapshot::fetch(arguments.listen).with_context(|| {
-        format!(
-            "no agent answers at {}: start llamaprobe, or name its address with --listen",
-            arguments.listen
-        )
-    })?;
+    let fetched = fetch(arguments.listen)?;
+    if let Some(warning) = fetched.warning() {
+        output::complain(&format!("llamaprobe: {warning}"));
+    }
     print(&if arguments.json {
-        serde_json::to_string_pretty(&document)? + "\n"
+        serde_json::to_string_pretty(&fetched.whole)? + "\n"
     } else {
-        snapshot::table(&document)
+        table(&fetched.document)
     })?;
     Ok(ExitCode::SUCCESS)
 }

@@ -8,6 +8,7 @@ use anyhow::Result;
 use crate::agent::Agent;
 use crate::exposition::{Exposition, Histogram};
 use crate::server::LlamaServer;
+use crate::traffic::{Request, run_checked};
 use crate::wait_for;
 
 /// How long the agent may take to show what it has counted.
@@ -62,6 +63,22 @@ impl Moment {
         });
         equal.or_else(|_| compare())
     }
+}
+
+/// Sends a request with and one without streaming, 50 tokens in all.
+///
+/// # Panics
+///
+/// When the agent counts something else than the server, or does not know the model by the server's name for it.
+pub fn assert_counted(agent: &Agent, server: &LlamaServer) -> Result<()> {
+    let before = Moment::now(agent, server)?;
+    run_checked(server.address(), &[Request::exact(40, 20, 1), Request::completion("a", 30, true)], 1)?;
+    let comparison = before.compare(agent, server)?;
+    assert!(comparison.differences().is_empty(), "\n{comparison}\n{}", agent.log());
+    assert_eq!(comparison.agent("generated tokens"), 50.0);
+    let labels = [("server", &*server.label()), ("model", &*server.model())];
+    assert_eq!(comparison.after().sum("llm_model_info", &labels), 1.0, "{labels:?}");
+    Ok(())
 }
 
 impl Count {

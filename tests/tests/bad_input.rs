@@ -9,13 +9,12 @@ use anyhow::Result;
 use llamaprobe_tests::agent::{self, Agent};
 use llamaprobe_tests::assets::{Assets, Build};
 use llamaprobe_tests::binding::Binding;
-use llamaprobe_tests::comparison::Moment;
+use llamaprobe_tests::comparison::assert_counted;
 use llamaprobe_tests::process::{Process, tied};
 use llamaprobe_tests::scratch::Scratch;
 use llamaprobe_tests::server::LlamaServer;
 use llamaprobe_tests::skip;
 use llamaprobe_tests::skip::privileged;
-use llamaprobe_tests::traffic::{Request, run_checked};
 use llamaprobe_tests::wait_for;
 
 const SERVER: [&str; 6] = ["-np", "2", "-c", "4096", "-t", "1"];
@@ -31,15 +30,6 @@ fn is_named_once(agent: &Agent, file: &Path) -> Result<()> {
     wait_for(&format!("{} in the log", file.display()), SOON, || (complaints(agent, file) > 0).then_some(()))
         .map_err(|error| error.context(agent.log()))?;
     assert_eq!(complaints(agent, file), 1, "{}", agent.log());
-    Ok(())
-}
-
-fn is_counted(agent: &Agent, server: &LlamaServer) -> Result<()> {
-    let before = Moment::now(agent, server)?;
-    run_checked(server.address(), &[Request::exact(40, 20, 2)], 1)?;
-    let comparison = before.compare(agent, server)?;
-    assert!(comparison.differences().is_empty(), "\n{comparison}\n{}", agent.log());
-    assert_eq!(comparison.agent("generated tokens"), 20.0);
     Ok(())
 }
 
@@ -70,12 +60,12 @@ fn malformed_libraries() -> Result<()> {
     let agent = Agent::observing(&server)?;
     is_named_once(&agent, cut)?;
     is_named_once(&agent, absurd)?;
-    is_counted(&agent, &server)?;
+    assert_counted(&agent, &server)?;
 
     // Another process that maps the same files is no news.
     let late = map()?;
     thread::sleep(Duration::from_secs(3));
-    is_counted(&agent, &server)?;
+    assert_counted(&agent, &server)?;
     let counts = [cut, absurd, text].map(|file| complaints(&agent, file));
     assert_eq!(counts, [1, 1, 0], "{}", agent.log());
     for process in [early, late] {
@@ -98,12 +88,12 @@ fn a_malformed_model() -> Result<()> {
     let server = LlamaServer::start(Build::Process, &assets.tiny(), &SERVER)?;
     let agent = Agent::observing(&server)?;
     is_named_once(&agent, &model)?;
-    is_counted(&agent, &server)?;
+    assert_counted(&agent, &server)?;
     let late = Binding::mapping(&assets, files.into_iter())?;
     let plan = agent::run(&["plan", "--pid", &late.pid().to_string()])?;
     assert!(plan.status.code().is_some_and(|code| code < 2), "{plan:?}");
     thread::sleep(Duration::from_secs(3));
-    is_counted(&agent, &server)?;
+    assert_counted(&agent, &server)?;
     is_named_once(&agent, &model)?;
     drop((binding, late));
     agent.stop()

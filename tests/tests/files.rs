@@ -8,27 +8,13 @@ use std::process::Command;
 use anyhow::Result;
 use llamaprobe_tests::agent::Agent;
 use llamaprobe_tests::assets::Build;
-use llamaprobe_tests::comparison::Moment;
+use llamaprobe_tests::comparison::assert_counted;
 use llamaprobe_tests::launch::Launch;
 use llamaprobe_tests::scratch::{Installation, Scratch};
-use llamaprobe_tests::server::LlamaServer;
 use llamaprobe_tests::skip;
 use llamaprobe_tests::skip::privileged;
-use llamaprobe_tests::traffic::{Request, run_checked};
 
 const SERVER: [&str; 6] = ["-np", "2", "-c", "4096", "-t", "1"];
-
-/// The server's counts are the agent's, and the agent knows the model.
-fn is_counted(agent: &Agent, server: &LlamaServer) -> Result<()> {
-    let before = Moment::now(agent, server)?;
-    run_checked(server.address(), &[Request::exact(40, 20, 1), Request::completion("a", 30, true)], 1)?;
-    let comparison = before.compare(agent, server)?;
-    assert!(comparison.differences().is_empty(), "\n{comparison}\n{}", agent.log());
-    assert_eq!(comparison.agent("generated tokens"), 50.0);
-    let labels = [("server", &*server.label()), ("model", &*server.model())];
-    assert_eq!(comparison.after().sum("llm_model_info", &labels), 1.0, "{labels:?}");
-    Ok(())
-}
 
 fn install(directory: &Path) -> Result<Option<Installation>> {
     let Some(assets) = privileged() else { return Ok(None) };
@@ -57,7 +43,7 @@ fn deleted_files() -> Result<()> {
     let server = launch(&installation)?.start()?;
     fs::remove_dir_all(&directory)?;
     let agent = Agent::observing(&server)?;
-    is_counted(&agent, &server)?;
+    assert_counted(&agent, &server)?;
     agent.stop()
 }
 
@@ -69,9 +55,9 @@ fn moved_files() -> Result<()> {
     let server = launch(&installation)?.start()?;
     fs::rename(directory("old"), directory("new"))?;
     let agent = Agent::observing(&server)?;
-    is_counted(&agent, &server)?;
+    assert_counted(&agent, &server)?;
     fs::rename(directory("new"), directory("newest"))?;
-    is_counted(&agent, &server)?;
+    assert_counted(&agent, &server)?;
     agent.stop()
 }
 
@@ -94,7 +80,7 @@ fn files_of_another_mount_namespace() -> Result<()> {
     let server = launch(&inside)?.through(wrapper).start()?;
     assert!(!inside.executable.exists() && !inside.model.exists());
     let agent = Agent::observing(&server)?;
-    is_counted(&agent, &server)?;
+    assert_counted(&agent, &server)?;
     agent.stop()
 }
 
@@ -118,7 +104,7 @@ fn another_root_directory() -> Result<()> {
     let wrapper = ["unshare", "--mount", "--mount-proc=/proc"].map(Into::into).into_iter();
     let server = launch(&inside)?.through(wrapper.chain([changed])).start()?;
     let agent = Agent::observing(&server)?;
-    is_counted(&agent, &server)?;
+    assert_counted(&agent, &server)?;
     agent.stop()
 }
 
@@ -132,12 +118,12 @@ fn another_pid_namespace() -> Result<()> {
     let launch = Launch::new(Build::Process, &assets.tiny(), &SERVER)?;
     let early = launch.through(["unshare"].into_iter().chain(flags)).start()?;
     let agent = Agent::observing(&early)?;
-    is_counted(&agent, &early)?;
+    assert_counted(&agent, &early)?;
     early.kill()?;
     let launch = Launch::new(Build::Process, &assets.fast(), &SERVER)?;
     let late = launch.through(["unshare"].into_iter().chain(flags)).start()?;
     agent.wait_observed(&late)?;
-    is_counted(&agent, &late)?;
+    assert_counted(&agent, &late)?;
     late.kill()?;
     agent.stop()
 }

@@ -160,7 +160,11 @@ fn no_prompt_no_answer_no_key_of(server: &LlamaServer) -> Result<()> {
     for to_file in [true, false] {
         let log = RequestLog::new()?;
         let arguments = log.arguments()?;
-        let mut agent = Kept::start(server, if to_file { &arguments } else { &arguments[..2] })?;
+        let scratch = Scratch::new()?;
+        let records = scratch.path().join("records.ndjson");
+        let record = ["--record-file", records.to_str().context("the path is no text")?];
+        let to = if to_file { &arguments[..] } else { &arguments[..2] };
+        let mut agent = Kept::start(server, &[to, &record].concat())?;
         let answers = send_marked(server)?;
         // The markers really went through the server.
         for marker in [ANSWER, PROMPT] {
@@ -175,6 +179,9 @@ fn no_prompt_no_answer_no_key_of(server: &LlamaServer) -> Result<()> {
         ensure!(agent.process.stop()?.success(), "the agent failed");
         told.extend(agent.told_in_files()?);
         told.push(("the request log".to_owned(), log.text()));
+        let recorded = fs::read_to_string(&records)?;
+        ensure!(recorded.lines().count() >= logged, "fewer records than lines: {recorded}");
+        told.push(("the record file".to_owned(), recorded));
         println!("{} answers, {logged} lines", answers.len());
         let mut leaks = Vec::new();
         for (place, text) in &told {

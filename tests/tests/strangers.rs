@@ -6,25 +6,14 @@ use anyhow::Result;
 use llamaprobe_tests::agent::Agent;
 use llamaprobe_tests::assets::Build;
 use llamaprobe_tests::bystander::{Fakes, Hung, Storm};
-use llamaprobe_tests::comparison::Moment;
+use llamaprobe_tests::comparison::assert_counted;
 use llamaprobe_tests::server::LlamaServer;
 use llamaprobe_tests::skip;
 use llamaprobe_tests::skip::privileged;
-use llamaprobe_tests::traffic::{Request, run_checked};
 
 const SERVER: [&str; 6] = ["-np", "2", "-c", "4096", "-t", "1"];
 /// Seats, as `agent-common` has them.
 const SEATS: usize = 128;
-
-/// The server's counts are the agent's.
-fn is_counted(agent: &Agent, server: &LlamaServer) -> Result<()> {
-    let before = Moment::now(agent, server)?;
-    run_checked(server.address(), &[Request::exact(40, 20, 1), Request::completion("a", 30, true)], 1)?;
-    let comparison = before.compare(agent, server)?;
-    assert!(comparison.differences().is_empty(), "\n{comparison}\n{}", agent.log());
-    assert_eq!(comparison.agent("generated tokens"), 50.0);
-    Ok(())
-}
 
 /// Asks for the metrics again and again; returns the longest time that an answer took.
 fn slowest_answer(agent: &Agent, time: Duration) -> Result<Duration> {
@@ -47,7 +36,7 @@ fn a_file_system_that_hangs_costs_one_process_its_observation() -> Result<()> {
     };
     let server = LlamaServer::start(Build::Process, &assets.tiny(), &SERVER)?;
     let agent = Agent::observing(&server)?;
-    is_counted(&agent, &server)?;
+    assert_counted(&agent, &server)?;
     agent.wait_metrics("a look that was given up", |metrics| {
         (metrics.value("llamaprobe_looks_abandoned_total")? >= 1.0).then_some(())
     })?;
@@ -60,7 +49,7 @@ fn a_file_system_that_hangs_costs_one_process_its_observation() -> Result<()> {
     assert!(named, "{}", agent.log());
     let late = LlamaServer::start(Build::Decode, &assets.tiny(), &SERVER)?;
     agent.wait_observed(&late)?;
-    is_counted(&agent, &late)?;
+    assert_counted(&agent, &late)?;
     let asked = Instant::now();
     agent.stop()?;
     assert!(asked.elapsed() < Duration::from_secs(3), "the end took {:?}", asked.elapsed());
@@ -77,7 +66,7 @@ fn a_storm_of_starts_hides_no_server() -> Result<()> {
         let server = LlamaServer::start(build, &assets.tiny(), &SERVER)?;
         let delay = agent.wait_observed(&server)?;
         assert!(delay < Duration::from_secs(2), "{build:?}: found {delay:?} after it was healthy");
-        is_counted(&agent, &server)?;
+        assert_counted(&agent, &server)?;
     }
     let slowest = slowest_answer(&agent, Duration::from_secs(5))?;
     assert!(slowest < Duration::from_secs(1), "an answer took {slowest:?}");
@@ -106,7 +95,7 @@ fn fakes_take_no_seat_from_a_server() -> Result<()> {
     for build in [Build::Process, Build::Decode] {
         let server = LlamaServer::start(build, &assets.tiny(), &SERVER)?;
         agent.wait_observed(&server)?;
-        is_counted(&agent, &server)?;
+        assert_counted(&agent, &server)?;
     }
     agent.stop()
 }

@@ -1,13 +1,14 @@
-//! The last second: what is known by then is told, to the log, to a collector; then everything is detached.
+//! The last second: what is known by then is told to the outputs; then everything is detached.
 
 use std::time::{Duration, Instant};
 
 use aya::maps::{MapData, RingBuf};
 use tracing::{info, warn};
 
-use super::{Agent, heir, own::monotonic_ns};
+use super::{Agent, heir};
+use crate::session::Input;
 
-/// How long the log and the export may take together: whoever ends the agent waits no longer than a second.
+/// How long the outputs may take together: whoever ends the agent waits no longer than a second.
 const LIMIT: Duration = Duration::from_millis(600);
 
 impl Agent {
@@ -20,17 +21,17 @@ impl Agent {
             self.kernel.observe_no_more(pid);
         }
         while !self.drain_requests(requests, payload) {}
-        self.settle_answers(Instant::now());
-        let under_way = self.session.interrupt(Instant::now(), monotonic_ns());
-        self.tell(&under_way);
-        self.collect();
-        self.otlp.finish();
-        self.log.finish();
-        self.log.close(deadline);
-        self.otlp.close(deadline);
+        self.apply(Input::Settle);
+        let told = self.told;
+        self.apply(Input::Interrupt);
+        let last = self.snapshot();
+        self.sinks.end(&last, deadline);
+        if let Some(journal) = &mut self.journal {
+            journal.close(deadline);
+        }
         if let Err(error) = heir::appoint() {
             warn!(%error, "no child can be started: the kernel detaches, and this process ends when it has");
         }
-        info!(under_way = under_way.len(), "ended");
+        info!(under_way = self.told - told, "ended");
     }
 }

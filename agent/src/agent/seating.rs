@@ -10,7 +10,6 @@ use tracing::{error, info};
 
 use super::{
     Agent,
-    own::monotonic_ns,
     room::Order,
     seats::{Asked, Claim},
 };
@@ -20,7 +19,9 @@ use crate::{
         Target,
         process::{Listener, ProcessId},
     },
+    export::sink::Process,
     plan::{Plan, catalog::Role},
+    session::{Input, observed::Observed},
 };
 
 impl Agent {
@@ -74,14 +75,12 @@ impl Agent {
     }
 
     pub(super) fn is_observed(&self, id: ProcessId) -> bool {
-        self.processes
-            .get(&id.pid)
-            .is_some_and(|known| known.start_time == id.start_time && known.live.is_some())
+        self.processes.get(&id.pid).is_some_and(|known| known.id == id && known.live.is_some())
     }
 
     /// All that is to be attached for a process is: it is observed from now on, if there is a seat for it.
     pub(super) fn settle(&mut self, target: Target, mut plan: Plan) {
-        let (now, pid) = (Instant::now(), target.pid);
+        let pid = target.pid;
         self.without_failed(pid, &mut plan);
         let Some(index) = self.row(&target) else { return };
         // Where first, then who: all probes of a process begin to count at the same moment.
@@ -98,7 +97,7 @@ impl Agent {
         }
         process.has_started |= self.kernel.noted(pid) & TargetConfig::STARTED != 0;
         if process.live.replace(config).is_some() {
-            self.session.refresh(now, target, plan);
+            self.apply(Input::Refresh(Box::new(Observed::new(target, &plan))));
             return self.follow_sockets();
         }
         info!(
@@ -112,8 +111,8 @@ impl Agent {
         if plan.flags & TargetConfig::HTTP != 0 {
             self.looks.at_connections(target.id(), target.listeners.clone());
         }
-        self.otlp.meet(pid, &target.comm);
-        self.session.begin(now, target, plan);
+        self.sinks.started(Process { pid, name: &target.comm });
+        self.apply(Input::Begin(Box::new(Observed::new(target, &plan))));
         self.follow_sockets();
         self.follow_sessions();
     }
@@ -121,11 +120,8 @@ impl Agent {
     /// Connections over TLS that were open before are found by the system calls of the library, which cost everybody on
     /// the host a look-up: only as long as there may be such.
     pub(super) fn follow_sessions(&mut self) {
-        let tls = self.session.targets().filter(|target| {
-            let plan = self.session.plan(target.pid);
-            plan.is_some_and(|plan| plan.probes.iter().any(|probe| probe.role == Role::Tls))
-        });
-        let unknown = tls.map(|target| target.pid).any(|pid| self.kernel.has_adopted(pid));
+        let tls = self.session.observed().filter(|observed| observed.has(Role::Tls));
+        let unknown = tls.map(|observed| observed.target.pid).any(|pid| self.kernel.has_adopted(pid));
         if unknown != self.follows_sessions {
             self.follows_sessions = unknown;
             self.room.order(Order::Sessions(unknown));
@@ -142,9 +138,9 @@ impl Agent {
             error!(pid, %error, "the last counts are lost");
             Reading::default()
         });
-        let records = self.session.end(Instant::now(), monotonic_ns(), pid, &last, self.prices);
-        self.tell(&records);
-        self.otlp.part(pid);
+        self.apply(Input::End { pid, last: Box::new(last) });
+        self.reader.end(pid);
+        self.sinks.ended(pid);
         self.kernel.forget(pid);
         info!(pid, "ended");
     }

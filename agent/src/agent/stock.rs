@@ -1,15 +1,15 @@
 //! What the kernel's rings and maps bring: what happened to requests, and the counts. Both go to the session in an order in
 //! which nothing is charged to nobody.
 
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use aya::maps::{MapData, RingBuf};
 use tracing::{error, warn};
 
-use super::{Agent, own::monotonic_ns};
+use super::Agent;
 use crate::{
     bpf::events::{self, RequestEvent},
-    session::Record,
+    session::Input,
 };
 
 /// Events of requests that are taken before the bytes that belong to them.
@@ -49,14 +49,14 @@ impl Agent {
             let latest = batch.iter().map(RequestEvent::at_ns).max().unwrap_or(0);
             let until = if all { u64::MAX } else { latest.saturating_add(SLACK_NS) };
             self.drain_payload(payload, until);
-            for event in &batch {
+            for event in batch {
                 // A program that another CPU is held up in keeps those closed that came after it.
-                while waits > 0 && self.session.lacks(event) {
+                while waits > 0 && self.session.lacks(&event) {
                     waits -= 1;
                     std::thread::sleep(WAIT);
                     self.drain_payload(payload, until);
                 }
-                self.request_event(event);
+                self.read(event);
             }
             if all {
                 return true;
@@ -71,7 +71,7 @@ impl Agent {
             return;
         }
         if let Some(held) = self.held.take() {
-            self.request_event(&held);
+            self.read(held);
         }
         while let Some(entry) = payload.next() {
             let Some(piece) = events::piece(&entry) else {
@@ -82,27 +82,7 @@ impl Agent {
                 self.held = Some(piece);
                 return;
             }
-            self.request_event(&piece);
-        }
-    }
-
-    fn request_event(&mut self, event: &RequestEvent) {
-        let records = self.session.on(Instant::now(), event);
-        self.tell(&records);
-    }
-
-    /// Hands finished requests on.
-    pub(super) fn tell(&mut self, records: &[Record]) {
-        if records.is_empty() {
-            return;
-        }
-        let epoch = self.clock.epoch();
-        for record in records {
-            self.log.record(record, |ns| SystemTime::UNIX_EPOCH + epoch + Duration::from_nanos(ns));
-            self.otlp.tell(record, epoch);
-            for task in &record.request.stale_tasks {
-                self.kernel.forget_task(record.request.key.tgid, *task);
-            }
+            self.read(piece);
         }
     }
 
@@ -115,6 +95,9 @@ impl Agent {
         if let (Some(prices), Some(times)) = (&mut self.prices, &self.run_times) {
             prices.bodies = times.last().bodies;
         }
+        if let Some(prices) = self.prices {
+            self.apply(Input::Prices(prices));
+        }
         let live = self.processes.iter().filter_map(|(pid, process)| Some((*pid, process.live?.index)));
         let rows: Vec<_> = live.collect();
         let readings = self.kernel.readings(&rows);
@@ -125,13 +108,13 @@ impl Agent {
                 Ok(reading) => {
                     self.tell_layouts(pid, &reading);
                     self.seats.hits(now, pid, reading.stats.hits.iter().sum());
-                    self.session.read(now, pid, &reading, self.prices);
+                    let unread = unread.get(&pid).copied().unwrap_or(0);
+                    self.apply(Input::Reading { pid, reading: Box::new(reading), unread });
                 }
                 Err(error) => error!(pid, %error, "cannot read the counts"),
             }
-            self.session.unread(pid, unread.get(&pid).copied().unwrap_or(0));
         }
-        self.session.share_host(now, monotonic_ns());
+        self.apply(Input::AllRead);
         self.stock_taken = now;
     }
 }

@@ -9,18 +9,19 @@ use llamaprobe_common::{event::ProcessEventKind, layout::ExtLayout, target::Targ
 use tracing::{error, info, warn};
 
 use super::{
-    Agent, Attaching, Process,
+    Agent,
     looks::{Looked, Rank},
+    process::{Action, Process, reconcile},
     room::{Attach, Done, Order},
     seats::Claim,
 };
 use crate::{
     bpf::{attach::AttachError, events, read::Reading},
-    discovery::{Target, image::ImageId},
+    discovery::Target,
     doctor::NEEDED,
     engines,
     judge::Judged,
-    plan::{Joining, Plan, Probe, Verdict, catalog::Role},
+    plan::{Joining, Plan, Verdict, catalog::Role},
 };
 
 /// How long after an event a process is looked at: a starting program maps a dozen files within this time.
@@ -31,8 +32,6 @@ const STARTS: &[Duration] = &[SETTLE, ms(200), ms(700), ms(4000)];
 const SERVER_STARTS: &[Duration] = &[ms(3), ms(10), ms(20), ms(50), ms(200), ms(700), ms(4000)];
 /// Processes that are known to map llama.cpp, whether or not there is a seat for each.
 const MOST_PROCESSES: usize = 1024;
-/// When a probe that could not be attached is tried again.
-const AGAIN: Duration = Duration::from_secs(25);
 /// When what could not be finished is looked at again.
 const SOON: Duration = ms(200);
 /// Over how long the looks of a rescan are spread.
@@ -164,7 +163,7 @@ impl Agent {
     fn judged(&mut self, pid: u32, judged: Judged) {
         match judged {
             Judged::Llama(target, verdict) => {
-                if self.processes.get(&pid).is_some_and(|known| known.start_time != target.start_time) {
+                if self.processes.get(&pid).is_some_and(|known| known.id != target.id()) {
                     self.end(pid);
                 }
                 match verdict {
@@ -223,14 +222,15 @@ impl Agent {
 
     /// The sockets are followed as long as there is a server.
     pub(super) fn follow_sockets(&mut self) {
-        let observed = self.session.targets().filter_map(|target| self.session.plan(target.pid));
-        let coming = self.processes.values().filter_map(|process| Some(&process.attaching.as_ref()?.plan));
-        let http = observed.chain(coming).any(|plan| plan.flags & TargetConfig::HTTP != 0);
+        let observed = self.session.observed().map(|observed| observed.flags);
+        let coming =
+            self.processes.values().filter_map(|process| Some(process.attaching.as_ref()?.plan.flags));
+        let http = observed.chain(coming).any(|flags| flags & TargetConfig::HTTP != 0);
         if http != self.follows_sockets && !self.deaf {
             self.follows_sockets = http;
             self.room.order(Order::Sockets(http));
         }
-        let predicts = http && self.session.targets().any(|target| target.told.predict.is_some());
+        let predicts = http && self.session.observed().any(|observed| observed.target.told.predict.is_some());
         if predicts != self.follows_offspring {
             self.follows_offspring = predicts;
             self.room.order(Order::Offspring(predicts));
@@ -252,24 +252,26 @@ impl Agent {
             plan.flags |= TargetConfig::PREDICTS;
         }
         let pid = target.pid;
-        let sites = sites(&plan);
-        if let Some(process) = self.processes.get(&pid) {
-            if process.attaching.is_some() {
-                // What was found meanwhile is found again.
-                return self.look(pid, target.owner, Rank::Likely, &[now + SOON]);
-            }
-            let has_tls = |plan: &Plan| plan.probes.iter().any(|probe| probe.role == Role::Tls);
-            if self.session.plan(pid).is_some_and(has_tls) && !has_tls(&plan) {
-                // It is under a seccomp filter by now: no return probe may stay.
-                self.room.order(Order::DetachOwn(pid));
-            }
-            if process.sites == sites && (process.failed.is_empty() || process.tried.elapsed() < AGAIN) {
-                target.close();
-                return self.settle(target, plan);
-            }
-        } else if self.processes.len() >= MOST_PROCESSES {
+        let known = self.processes.get(&pid);
+        if known.is_none() && self.processes.len() >= MOST_PROCESSES {
             return self.refuse(pid, &target.comm, "as many processes as possible are known already");
         }
+        for action in reconcile(&plan, known, now) {
+            match action {
+                Action::LookSoon => return self.look(pid, target.owner, Rank::Likely, &[now + SOON]),
+                Action::DetachOwn => self.room.order(Order::DetachOwn(pid)),
+                Action::Settle => {
+                    target.close();
+                    return self.settle(target, plan);
+                }
+                Action::Attach => return self.attach(now, target, plan),
+            }
+        }
+    }
+
+    /// Has the probes of a plan attached for a process.
+    fn attach(&mut self, now: Instant, mut target: Target, plan: Plan) {
+        let pid = target.pid;
         let files = target.images.iter().filter_map(|it| Some((it.image.id, it.file.clone()?))).collect();
         target.close();
         self.orders += 1;
@@ -280,10 +282,8 @@ impl Agent {
             files,
             urgent: self.claim(&target) > Claim::Idle,
         };
-        let process = self.processes.entry(pid).or_insert_with(|| Process::new(&target));
-        process.sites = sites;
-        process.tried = now;
-        process.attaching = Some(Box::new(Attaching { number: self.orders, target, plan }));
+        let process = self.processes.entry(pid).or_insert_with(|| Process::new(&target, now));
+        process.attach(now, self.orders, target, plan);
         // Sockets first: a request whose beginning was not seen is not told.
         self.follow_sockets();
         self.room.order(Order::Attach(Box::new(attach)));
@@ -293,13 +293,11 @@ impl Agent {
     pub(super) fn done(&mut self, done: Done) {
         match done {
             Done::Attached(number, id, failures) => {
+                let failed = failures.iter().map(|it| (it.image, it.offset)).collect();
                 let process = self.processes.get_mut(&id.pid);
-                let ours = process.filter(|it| it.attaching.as_ref().is_some_and(|it| it.number == number));
-                match ours.and_then(|process| Some((process.attaching.take()?, process))) {
-                    Some((attached, process)) => {
+                match process.and_then(|process| process.attached(number, failed)) {
+                    Some((attached, old)) => {
                         // What the new order attaches is kept; the rest of the old ones has no user any more.
-                        let old = std::mem::replace(&mut process.orders, vec![number]);
-                        process.failed = failures.iter().map(|it| (it.image, it.offset)).collect();
                         old.into_iter().for_each(|order| self.room.order(Order::Replace(order)));
                         self.attached(attached.target, attached.plan, &failures);
                     }
@@ -340,16 +338,8 @@ impl Agent {
 
     /// What is not attached is not served: the metrics of these roles stay absent.
     pub(super) fn without_failed(&self, pid: u32, plan: &mut Plan) {
-        let Some(process) = self.processes.get(&pid).filter(|process| !process.failed.is_empty()) else {
-            return;
-        };
-        let failed = |probe: &Probe| process.failed.contains(&(probe.image.id, probe.offset()));
-        let half = plan.probes.iter().any(|probe| probe.role == Role::Tls && failed(probe));
-        plan.probes.retain(|probe| !failed(probe));
-        if half {
-            // Half of a conversation would be worse than none.
+        if self.processes.get(&pid).is_some_and(|process| process.without_failed(plan)) {
             self.room.order(Order::DetachOwn(pid));
-            plan.drop_tls("its library cannot be probed");
         }
     }
 
@@ -365,9 +355,4 @@ impl Agent {
             self.room.order(Order::Release(order));
         }
     }
-}
-
-/// What a plan attaches: two plans with the same sites need no change.
-fn sites(plan: &Plan) -> BTreeSet<(ImageId, u64)> {
-    plan.probes.iter().map(|probe| (probe.image.id, probe.offset())).collect()
 }

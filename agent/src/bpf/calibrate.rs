@@ -7,7 +7,7 @@ use std::{
 };
 
 use aya::programs::uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeScope};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{
     Attacher, LoadError,
@@ -23,14 +23,13 @@ use crate::{
 const CALLS: u32 = 300;
 
 /// Nanoseconds of one probe hit with a program that only looks up its process.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Prices {
     /// At an instruction that the kernel emulates.
     pub emulated_ns: u32,
     /// At one that is single-stepped.
     pub single_stepped_ns: u32,
     /// What the program that is hit takes beyond that, by its number, as far as it has been measured.
-    #[serde(skip)]
     pub bodies: [u32; Program::COUNT],
 }
 

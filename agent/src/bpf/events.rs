@@ -8,10 +8,12 @@ use llamaprobe_common::{
     },
 };
 
+use serde::{Deserialize, Serialize};
+
 use super::raw::value;
 
 /// What happened to a request.
-#[derive(Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum RequestEvent {
     /// It begins.
     Begin(BeginEvent),
@@ -32,6 +34,7 @@ pub enum RequestEvent {
 }
 
 /// Bytes of a request or an answer. Not `Debug`: they may be of a prompt.
+#[derive(Clone, Serialize, Deserialize)]
 pub struct Piece {
     /// Where they stand.
     pub head: PieceHead,

@@ -10,7 +10,7 @@ use aya::{
     maps::{HashMap, MapData, MapError, PerCpuValues},
 };
 use llamaprobe_common::{
-    batch::Context,
+    batch::Context as State,
     event::ShownEvent,
     layout::{CANDIDATES, ExtLayout, FOUND, LayoutKey, LayoutState},
     request::Peer,
@@ -18,11 +18,33 @@ use llamaprobe_common::{
     target::{MAX_TARGETS, Notes, TargetConfig, TargetStats},
 };
 
+use serde::{Deserialize, Serialize};
+
 use super::{Kernel, LoadError};
 use crate::plan::layout;
 
+/// What the kernel knows of a context, as far as it is told.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub struct Context {
+    /// When the last decode call was entered, `CLOCK_MONOTONIC` nanoseconds.
+    pub entered_ns: u64,
+    /// `n_ctx`: all sequences together; 0 when unknown.
+    pub n_ctx: u32,
+    /// `n_ctx_seq`: one sequence; 0 when unknown.
+    pub n_ctx_seq: u32,
+    /// [`PENDING`](State::PENDING) and the like.
+    pub flags: u32,
+}
+
+impl From<State> for Context {
+    fn from(state: State) -> Self {
+        let State { entered_ns, n_ctx, n_ctx_seq, flags, .. } = state;
+        Self { entered_ns, n_ctx, n_ctx_seq, flags }
+    }
+}
+
 /// What the kernel knows of one process at this moment.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Reading {
     /// Its counters, all CPUs together.
     pub stats: TargetStats,
@@ -184,7 +206,7 @@ impl Kernel {
         }
         for (key, state) in self.contexts.iter().flatten() {
             if let Some(Ok(reading)) = readings.get_mut(&key.tgid) {
-                reading.contexts.push((key.context, state));
+                reading.contexts.push((key.context, state.into()));
             }
         }
         for (key, state) in self.layouts.iter().flatten().filter(|(key, _)| key.image != LayoutKey::ALL) {

@@ -10,7 +10,7 @@ use std::{
 use aya::maps::MapError;
 use aya::programs::{TracePoint, trace_point::TracePointLink};
 use llamaprobe_common::{
-    request::{Connection, ConnectionKey, EndEvent, EndReason, Gap, Peer, RequestEventKind, RequestKey},
+    request::{Connection, ConnectionKey, EndEvent, EndReason, Peer, RequestKey},
     task::TaskKey,
 };
 
@@ -163,20 +163,7 @@ impl Kernel {
     pub fn answer_so_far(&self, request: RequestKey) -> Option<EndEvent> {
         let key = ConnectionKey { tgid: request.tgid, fd: request.fd };
         let state = self.connections.get(&key, 0).ok().filter(|it| it.arrived_ns == request.arrived_ns)?;
-        Some(EndEvent {
-            kind: RequestEventKind::End as u32,
-            reason: EndReason::LastChunk as u32,
-            request,
-            at_ns: state.last_write_ns,
-            last_write_ns: state.last_write_ns,
-            gone_ns: state.gone_ns,
-            bytes_in: state.bytes_in,
-            bytes_out: state.bytes_out,
-            writes: state.writes,
-            code: state.code,
-            gaps: state.flags & Gap::ANY,
-            reserved: 0,
-        })
+        Some(EndEvent::of(key, &state, EndReason::LastChunk, state.last_write_ns))
     }
 
     /// Forgets a task that took no slot: its request is over.

@@ -9,39 +9,54 @@ use llamaprobe_common::{
     named,
     probe::ProbeId,
 };
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 named! {
-    /// What a probe is for; in the order in which a request meets them. The name is used in labels and in output.
-    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+    /// What a probe is for. The name is used in labels and in output; journals have the number.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
     #[serde(rename_all = "snake_case")]
     pub enum Role {
-        /// Bytes are read or written through a TLS library that the process maps.
-        Tls = "tls",
-        /// The thread that serves a connection waits for a task of the engine.
-        Task = "task",
-        /// A request takes a slot.
-        SlotStart = "slot_start",
-        /// The KV cache of a sequence is cut back to what a request reuses.
-        CacheHit = "cache_hit",
         /// A decode call is entered.
         Batch = "batch",
         /// The logits of a decode call are looked at.
         StepEnd = "step_end",
-        /// The server says how many guesses of a draft it took.
-        Draft = "draft",
         /// A token is ready.
         Token = "token",
-        /// The server gives a request up: if it took part in the last decode call, that failed.
-        Failure = "failure",
+        /// The KV cache of a sequence is cut back to what a request reuses.
+        CacheHit = "cache_hit",
+        /// A request takes a slot.
+        SlotStart = "slot_start",
         /// A request leaves its slot.
         SlotEnd = "slot_end",
+        /// The server says how many guesses of a draft it took.
+        Draft = "draft",
+        /// The server gives a request up: if it took part in the last decode call, that failed.
+        Failure = "failure",
         /// All that a context holds is dropped, or the context itself.
         ContextEnd = "context_end",
+        /// The thread that serves a connection waits for a task of the engine.
+        Task = "task",
+        /// Bytes are read or written through a TLS library that the process maps.
+        Tls = "tls",
     }
 }
 
 impl Role {
+    /// Every role, in the order in which a request meets them.
+    pub const MET: [Self; Self::COUNT] = [
+        Self::Tls,
+        Self::Task,
+        Self::SlotStart,
+        Self::CacheHit,
+        Self::Batch,
+        Self::StepEnd,
+        Self::Draft,
+        Self::Token,
+        Self::Failure,
+        Self::SlotEnd,
+        Self::ContextEnd,
+    ];
+
     /// What an operator does not get when no probe serves the role.
     pub const fn lost(self) -> &'static str {
         match self {

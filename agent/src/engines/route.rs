@@ -1,9 +1,11 @@
 //! What a request asks an engine for, whichever path it spells it with.
 
+use serde::{Deserialize, Serialize};
+
 use super::Serving;
 
 /// A route, whichever of its spellings was asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Route {
     /// llama.cpp's own completion.
     Completion,

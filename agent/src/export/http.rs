@@ -1,6 +1,7 @@
 //! The HTTP endpoint: `/metrics`, `/snapshot`, `/healthz` and `/readyz`, and the names of the last two in the Prometheus
 //! family. On a thread of its own: whoever connects, and whatever he does then, takes no time of the measurement.
 
+mod documents;
 mod seats;
 mod view;
 
@@ -34,6 +35,7 @@ use tokio::{
 use tracing::{debug, warn};
 
 use self::{
+    documents::{Documents, Form},
     seats::{Progress, Seats, Stage, Watched},
     view::Views,
 };
@@ -173,7 +175,8 @@ impl Endpoint {
             let _within = runtime.enter();
             tokio::net::TcpListener::from_std(listener)?
         };
-        let service = Service { views: Arc::new(Views::new(questions, dialects)), health };
+        let views = Arc::new(Views::new(questions, dialects));
+        let service = Service { documents: Arc::new(Documents::new(views.clone())), views, health };
         let (closing, closed) = oneshot::channel::<()>();
         let run = move || {
             runtime.block_on(async {
@@ -200,6 +203,7 @@ impl Endpoint {
 #[derive(Clone)]
 struct Service {
     views: Arc<Views>,
+    documents: Arc<Documents>,
     health: Arc<Health>,
 }
 
@@ -285,9 +289,12 @@ impl Service {
                     None => away(),
                 }
             }
-            "/snapshot" => match self.views.clone().fresh().await {
-                Some(view) => respond(StatusCode::OK, "application/json", view.document()),
-                None => away(),
+            "/snapshot" => match Form::wanted(request.uri().query()) {
+                Some(form) => match self.documents.current().await {
+                    Some(shown) => respond(StatusCode::OK, form.content_type(), shown.text(form)),
+                    None => away(),
+                },
+                None => text(StatusCode::BAD_REQUEST, "format is json or table\n"),
             },
             "/healthz" | "/-/healthy" if self.health.is_hung(Instant::now()) => {
                 text(StatusCode::SERVICE_UNAVAILABLE, "hung: nothing is measured\n")

@@ -1,34 +1,20 @@
-//! The request log: one JSON line a finished request. A thread of its own opens and writes; what it cannot keep up with
-//! is counted and dropped, so that a full disk, a dead mount or a blocked pipe never slows the measurement.
-
-mod writer;
+//! The request log: one JSON line a finished request, for whoever runs the server.
 
 use std::{
     io,
-    path::{Path, PathBuf},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-        mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
-    },
-    thread::JoinHandle,
+    path::PathBuf,
     time::{Duration, Instant, SystemTime},
 };
 
 use clap::ValueEnum;
 use serde::Serialize;
-use tracing::warn;
 
-use self::writer::Writer;
+use super::{lines::Lines, sink::Sink};
 use crate::session::{
     Record,
-    finished::{Outcome, UNKNOWN},
+    finished::{Finished, Outcome, UNKNOWN},
+    snapshot::{Delivery, Output},
 };
-
-/// Lines that may wait for the writer.
-const QUEUE: usize = 4096;
-/// How long the start waits for the file to open: a disk that hangs does not hold up the measurement.
-const OPENING: Duration = Duration::from_millis(500);
 
 /// Which requests are logged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, serde::Deserialize)]
@@ -149,6 +135,11 @@ impl<'a> Line<'a> {
     }
 }
 
+/// Turns the kernel's time into that of the wall; `epoch` is its 0 since the Unix epoch.
+pub(super) fn to_wall(epoch: Duration) -> impl Fn(u64) -> SystemTime {
+    move |ns| SystemTime::UNIX_EPOCH + epoch + Duration::from_nanos(ns)
+}
+
 fn ms(ns: u64) -> f64 {
     // Microseconds are as fine as anybody reads.
     (ns as f64 / 1e3).round() / 1e3
@@ -196,173 +187,63 @@ pub struct LogOptions {
     pub slow: Option<Duration>,
 }
 
+impl LogOptions {
+    /// Whether anything is logged.
+    pub fn is_on(&self) -> bool {
+        self.logged != Logged::Off
+    }
+
+    fn wants(&self, request: &Finished) -> bool {
+        let failed = matches!(request.outcome, Outcome::Error | Outcome::Cancelled);
+        let slow = self.slow.is_some_and(|limit| u128::from(request.latency_ns()) >= limit.as_nanos());
+        let chosen = match self.logged {
+            Logged::Off => false,
+            Logged::Errors => failed || slow,
+            Logged::All => true,
+        };
+        chosen && request.is_inference()
+    }
+}
+
 /// The request log.
 pub struct RequestLog {
     options: LogOptions,
-    sender: Option<SyncSender<Message>>,
-    writer: Option<JoinHandle<()>>,
-    shared: Arc<Shared>,
-}
-
-/// What the writer is told.
-enum Message {
-    /// To be written.
-    Line(String),
-    /// There may be something to do without one.
-    Look,
-}
-
-/// What both sides know.
-#[derive(Debug, Default)]
-struct Shared {
-    /// Lines that were not written.
-    lost: AtomicU64,
-    /// Lines that are to be written.
-    waiting: AtomicU64,
-    /// The file was rotated away.
-    rotated: AtomicBool,
-}
-
-/// What takes lines.
-trait Lines {
-    /// Writes one.
-    fn write(&mut self, line: &str) -> io::Result<()>;
-
-    /// Opens the place anew.
-    fn reopen(&mut self) -> io::Result<()>;
+    lines: Lines,
 }
 
 impl RequestLog {
-    /// Starts the writer, which opens the log. Where that takes long it goes on in the background: lines that do not
-    /// fit into the queue meanwhile are lost.
+    /// Opens it.
     ///
     /// # Errors
     ///
-    /// When the file cannot be opened.
+    /// When the file cannot be opened, or no thread can be started.
     pub fn open(options: LogOptions) -> io::Result<Self> {
-        let shared = Arc::new(Shared::default());
-        if options.logged == Logged::Off {
-            return Ok(Self { options, sender: None, writer: None, shared });
-        }
-        let (sender, receiver) = sync_channel(QUEUE);
-        let (tell, opened) = sync_channel(1);
-        let (file, of_writer) = (options.file.clone(), shared.clone());
-        let run = move || match open(file.as_deref()) {
-            Ok(output) => {
-                let _ = tell.send(Ok(()));
-                write(&receiver, output, &of_writer);
-            }
-            Err(error) => {
-                // Late, it is said here, and what comes finds the queue closed.
-                if let Err(late) = tell.send(Err(error)) {
-                    warn!(error = ?late.0, "the request log cannot be opened: its lines are lost");
-                }
-                lose(&receiver, &of_writer);
-            }
-        };
-        let writer = std::thread::Builder::new().name("request log".to_owned()).spawn(run)?;
-        match opened.recv_timeout(OPENING) {
-            Ok(Err(error)) => return Err(error),
-            Err(RecvTimeoutError::Timeout) => {
-                warn!(file = ?options.file, "the request log does not open yet; lines wait, and are lost when too many do");
-            }
-            Ok(Ok(())) | Err(RecvTimeoutError::Disconnected) => {}
-        }
-        Ok(Self { options, sender: Some(sender), writer: Some(writer), shared })
-    }
-
-    /// Logs a request, if it is one to log. Never waits.
-    pub fn record(&self, record: &Record, to_wall: impl Fn(u64) -> SystemTime) {
-        let Some(sender) = &self.sender else { return };
-        let request = &record.request;
-        if !request.is_inference() {
-            return;
-        }
-        let failed = matches!(request.outcome, Outcome::Error | Outcome::Cancelled);
-        let slow =
-            self.options.slow.is_some_and(|limit| u128::from(request.latency_ns()) >= limit.as_nanos());
-        if self.options.logged == Logged::Errors && !failed && !slow {
-            return;
-        }
-        let line = serde_json::to_string(&Line::new(record, to_wall));
-        self.shared.waiting.fetch_add(1, Ordering::Relaxed);
-        if !line.is_ok_and(|line| sender.try_send(Message::Line(line)).is_ok()) {
-            self.shared.waiting.fetch_sub(1, Ordering::Relaxed);
-            self.shared.lost.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-
-    /// Opens the file anew: it was rotated away.
-    pub fn reopen(&self) {
-        self.shared.rotated.store(true, Ordering::Relaxed);
-        if let Some(sender) = &self.sender {
-            // A full queue is read on anyway.
-            let _ = sender.try_send(Message::Look);
-        }
-    }
-
-    /// Lines that were not written.
-    pub fn lost(&self) -> u64 {
-        self.shared.lost.load(Ordering::Relaxed)
-    }
-
-    /// No more lines come: the writer ends when it has written those that wait.
-    pub fn finish(&mut self) {
-        self.sender = None;
-    }
-
-    /// Waits for the writer's end until `deadline`: a blocked pipe must not keep the agent.
-    pub fn close(&mut self, deadline: Instant) {
-        self.finish();
-        let Some(writer) = self.writer.take() else { return };
-        while !writer.is_finished() && Instant::now() < deadline {
-            std::thread::sleep(Duration::from_millis(2));
-        }
-        let lines = self.shared.waiting.load(Ordering::Relaxed);
-        if lines > 0 {
-            warn!(lines, "the request log is blocked: its last lines are lost");
-        }
+        let lines = Lines::open("request log", options.file.as_deref())?;
+        Ok(Self { options, lines })
     }
 }
 
-fn open(file: Option<&Path>) -> io::Result<Writer> {
-    let writer = Writer::open(file)?;
-    if !writer.is_open() {
-        warn!(?file, "nobody reads the pipe of the request log: lines are lost until somebody does");
+impl Sink for RequestLog {
+    fn record(&mut self, record: &Record, epoch: Duration) {
+        if self.options.wants(&record.request) {
+            self.lines.put(&Line::new(record, to_wall(epoch)));
+        }
     }
-    Ok(writer)
-}
 
-/// Writes lines until the log is closed.
-fn write(receiver: &Receiver<Message>, mut output: impl Lines, shared: &Shared) {
-    let mut failing = false;
-    while let Ok(message) = receiver.recv() {
-        if shared.rotated.swap(false, Ordering::Relaxed)
-            && let Err(error) = output.reopen()
-        {
-            // The old file serves on.
-            warn!(%error, "the request log cannot be opened anew");
-        }
-        let Message::Line(line) = message else { continue };
-        let done = output.write(&line);
-        shared.waiting.fetch_sub(1, Ordering::Relaxed);
-        if let Err(error) = &done {
-            shared.lost.fetch_add(1, Ordering::Relaxed);
-            if !failing {
-                warn!(%error, "the request log cannot be written");
-            }
-        }
-        failing = done.is_err();
+    fn reopen(&mut self) {
+        self.lines.reopen();
     }
-}
 
-/// There is no log: all lines are lost.
-fn lose(receiver: &Receiver<Message>, shared: &Shared) {
-    while let Ok(message) = receiver.recv() {
-        if matches!(message, Message::Line(_)) {
-            shared.waiting.fetch_sub(1, Ordering::Relaxed);
-            shared.lost.fetch_add(1, Ordering::Relaxed);
-        }
+    fn finish(&mut self) {
+        self.lines.finish();
+    }
+
+    fn close(&mut self, deadline: Instant) {
+        self.lines.close(deadline);
+    }
+
+    fn deliveries(&self) -> Vec<Delivery> {
+        vec![self.lines.delivery(Output::Log)]
     }
 }
 

@@ -18,7 +18,7 @@ use crate::{
         Server, Snapshot,
         exemplar::Exemplars,
         finished::UNKNOWN,
-        snapshot::OtlpCounts,
+        snapshot::{Delivery, Output},
         tally::{DURATION_NS, FIRST_TOKEN_NS, Latencies, Latency, Phase, REQUEST_TOKENS, Tally},
     },
 };
@@ -425,7 +425,7 @@ pub static METRICS: &[Metric] = &[
     metric(Gauge, "llamaprobe_map_entries", "Entries of the kernel's maps that grow with the work.", |all| {
         let rows = all.occupancy.iter();
         rows.map(|(map, n)| Sample {
-            labels: vec![("map", (*map).to_owned())],
+            labels: vec![("map", map.to_string())],
             value: Value::Number(*n as f64),
         })
         .collect()
@@ -440,7 +440,13 @@ pub static METRICS: &[Metric] = &[
         Counter,
         "llamaprobe_log_lines_lost_total",
         "Request log lines that were not written because the log could not keep up.",
-        |all| number(all.log_lost as f64),
+        |all| number(log_lost(all) as f64),
+    ),
+    metric(
+        Counter,
+        "llamaprobe_journal_inputs_lost_total",
+        "Inputs that were not written into the journal: the disk was too slow, or it is as long as it may be.",
+        |all| all.journal_lost.map(|lost| number(lost as f64)).unwrap_or_default(),
     ),
     metric(Counter, "llamaprobe_attach_failures_total", "Probes that could not be attached.", |all| {
         number(all.attach_failures as f64)
@@ -505,13 +511,19 @@ pub static METRICS: &[Metric] = &[
         Counter,
         "llamaprobe_otlp_dropped_total",
         "Spans, data points and log records that no collector got, by reason.",
-        |all| signals(all, |of| of.lost.iter().map(|(reason, n)| (Some(*reason), *n)).collect()),
+        |all| signals(all, |of| of.lost.iter().map(|(reason, n)| (Some(&**reason), *n)).collect()),
     ),
     metric(
         Gauge,
         "llamaprobe_otlp_waiting",
         "Spans, data points and log records that wait or are on their way.",
         |all| signals(all, |of| vec![(None, of.waiting)]),
+    ),
+    metric(
+        Counter,
+        "llamaprobe_output_lost_total",
+        "What an output was given and did not deliver, by output and reason; the request log and OTLP have metrics of their own.",
+        other_outputs,
     ),
     metric(Counter, "process_cpu_seconds_total", "CPU time the agent has used, seconds.", |all| {
         number(all.cpu.as_secs_f64())
@@ -635,18 +647,42 @@ fn number(value: f64) -> Vec<Sample> {
 }
 
 /// A count, with its reason.
-type Counted = (Option<&'static str>, u64);
+type Counted<'a> = (Option<&'a str>, u64);
+
+/// Lines of the request log that were not written, for whatever reason.
+fn log_lost(all: &Snapshot) -> u64 {
+    let logs = all.outputs.iter().filter(|delivery| delivery.output == Output::Log);
+    logs.flat_map(|delivery| &delivery.lost).map(|(_, n)| n).sum()
+}
+
+/// Losses of the outputs that have no metric of their own.
+fn other_outputs(all: &Snapshot) -> Vec<Sample> {
+    let losses = all.outputs.iter().filter_map(|delivery| match &delivery.output {
+        Output::Other(name) => Some(delivery.lost.iter().map(move |(reason, n)| (name, reason, *n))),
+        Output::Log | Output::Otlp(_) => None,
+    });
+    losses
+        .flatten()
+        .map(|(name, reason, n)| Sample {
+            labels: vec![("output", name.to_string()), ("reason", reason.to_string())],
+            value: Value::Number(n as f64),
+        })
+        .collect()
+}
 
 /// Counts of each signal that is on, some of them by reason.
-fn signals(all: &Snapshot, of: fn(&OtlpCounts) -> Vec<Counted>) -> Vec<Sample> {
-    let sample = |signal: &'static str, reason: Option<&'static str>, n: u64| {
+fn signals(all: &Snapshot, of: fn(&Delivery) -> Vec<Counted<'_>>) -> Vec<Sample> {
+    let sample = |signal: &str, reason: Option<&str>, n: u64| {
         let labels = [("signal", signal)].into_iter().chain(reason.map(|reason| ("reason", reason)));
         let labels = labels.map(|(name, value)| (name, value.to_owned())).collect();
         Sample { labels, value: Value::Number(n as f64) }
     };
-    let counts = all.otlp.iter();
-    counts
-        .flat_map(|counts| of(counts).into_iter().map(move |(reason, n)| sample(counts.signal, reason, n)))
+    let signals = all.outputs.iter().filter_map(|delivery| match &delivery.output {
+        Output::Otlp(signal) => Some((signal, of(delivery))),
+        Output::Log | Output::Other(_) => None,
+    });
+    signals
+        .flat_map(|(signal, counted)| counted.into_iter().map(move |(reason, n)| sample(signal, reason, n)))
         .collect()
 }
 

@@ -2,11 +2,14 @@
 
 pub mod compat;
 pub mod http;
+pub mod lines;
 pub mod log;
 pub mod metrics;
 pub mod openmetrics;
 pub mod otlp;
 pub mod prometheus;
+pub mod records;
+pub mod sink;
 pub mod snapshot;
 
 #[cfg(test)]

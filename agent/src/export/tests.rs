@@ -10,6 +10,7 @@ use llamaprobe_common::{
 use super::{
     metrics::{Kind, METRICS},
     prometheus::render,
+    snapshot::document,
 };
 use crate::{
     bpf::calibrate::Prices,
@@ -19,7 +20,7 @@ use crate::{
         Labels, Live, Recent, Seat, Server, Snapshot,
         charge::Charge,
         cost::TokenPrices,
-        snapshot::OtlpCounts,
+        snapshot::{Delivery, Output},
         staged::{answer, chat_events, finished, get, key, read, write},
         tally::Tally,
         usage::Usage,
@@ -155,21 +156,36 @@ fn snapshot(servers: Vec<Server>) -> Snapshot {
         looks_abandoned: 9,
         looks_cut: 10,
         looks_waiting: 11,
-        occupancy: vec![("tasks", 4)],
+        occupancy: vec![("tasks".into(), 4)],
         given_up: 5,
-        log_lost: 6,
+        journal_lost: Some(2),
         attach_failures: 3,
         reload_failures: 7,
         cpu: Duration::from_millis(1_500),
         resident_bytes: 20_000_000,
         started: 1_700_000_000.5,
+        taken: 1_700_000_060.25,
         epoch: Duration::from_secs(1_700_000_000),
-        otlp: vec![OtlpCounts {
-            signal: "traces",
-            exported: 7,
-            waiting: 2,
-            lost: vec![("queue_full", 3), ("refused", 0)],
-        }],
+        outputs: vec![
+            Delivery {
+                output: Output::Log,
+                exported: 1,
+                waiting: 2,
+                lost: vec![("queue_full".into(), 2), ("unwritable".into(), 4)],
+            },
+            Delivery {
+                output: Output::Otlp("traces".into()),
+                exported: 7,
+                waiting: 2,
+                lost: vec![("queue_full".into(), 3), ("refused".into(), 0)],
+            },
+            Delivery {
+                output: Output::Other("staged".into()),
+                exported: 0,
+                waiting: 0,
+                lost: vec![("queue_full".into(), 8)],
+            },
+        ],
     }
 }
 
@@ -198,6 +214,14 @@ fn golden() {
     };
     let plain: Vec<_> = samples.iter().map(String::as_str).filter(apart).collect();
     assert_eq!(plain, include_str!("tests.prom").lines().collect::<Vec<_>>(), "{}", plain.join("\n"));
+}
+
+#[test]
+fn the_document_is_the_one_that_its_types_are_tested_with() {
+    let made = serde_json::to_value(document(&snapshot(vec![busy(), ended()]))).unwrap();
+    let golden: serde_json::Value =
+        serde_json::from_str(include_str!("../../../agent-api/src/golden.json")).unwrap();
+    assert_eq!(made, golden, "{made:#}");
 }
 
 #[test]

@@ -17,6 +17,8 @@ use llamaprobe_common::{
     target::TargetConfig,
 };
 
+use serde::{Deserialize, Serialize};
+
 use crate::discovery::Target;
 use crate::discovery::image::{Image, ImageId, Machine, Symbol};
 use crate::engines::{self, ENGINES, layout::What};
@@ -67,7 +69,7 @@ pub struct Missing {
 /// What is attached for one process.
 #[derive(Clone, Debug, Default)]
 pub struct Plan {
-    /// Probes, in the order of [`Role::ALL`]. One attachment may serve two roles.
+    /// Probes, in the order of [`Role::MET`]. One attachment may serve two roles.
     pub probes: Vec<Probe>,
     /// Roles without probe.
     pub missing: Vec<Missing>,
@@ -76,7 +78,7 @@ pub struct Plan {
 }
 
 /// How requests are joined to what the engine did.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Joining {
     /// By the task that the thread of the request waits for.
     Exact,
@@ -284,7 +286,7 @@ fn cuts(images: &[Arc<Image>]) -> Vec<Probe> {
 /// The plan of a server that shows no symbol: only its sockets are followed.
 pub fn sockets_only() -> Plan {
     let why = "no file it maps shows a symbol of llama.cpp: a static executable that is stripped";
-    let missing = Role::ALL.map(|role| Missing { role, why }).into();
+    let missing = Role::MET.map(|role| Missing { role, why }).into();
     Plan { probes: Vec::new(), missing, flags: TargetConfig::HTTP }
 }
 

@@ -18,7 +18,7 @@ mod x86;
 #[cfg(test)]
 mod tests;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::engines::catalog::Needs;
 
@@ -35,7 +35,7 @@ pub enum SiteMachine {
 }
 
 /// How the kernel executes a probed instruction.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Stepping {
     /// In its breakpoint handler, on every kernel this program supports.

@@ -134,7 +134,7 @@ fn a_server_of_today() {
         image(2, "libllama-common.so", &[LIBCOMMON]),
         image(3, "libllama-server-impl.so", &[SERVER]),
     ]);
-    let served = Role::ALL.map(|role| serving(&plan, role));
+    let served = Role::MET.map(|role| serving(&plan, role));
     assert_eq!(
         served,
         [
@@ -463,5 +463,5 @@ fn what_cannot_be_observed_is_told_from_what_is_foreign() {
 fn without_symbols_there_are_only_sockets() {
     let plan = sockets_only();
     assert_eq!((plan.flags, plan.joining(), plan.probes.len()), (TargetConfig::HTTP, Joining::Answers, 0));
-    assert_eq!(missing(&plan), Role::ALL);
+    assert_eq!(missing(&plan), Role::MET);
 }

@@ -6,6 +6,7 @@ use std::{
 };
 
 use llamaprobe_common::{batch::Context, sequence::Sequence, target::TargetConfig};
+use serde::{Deserialize, Serialize};
 
 use super::{
     Labels, Session,
@@ -19,7 +20,7 @@ use super::{
 use crate::bpf::read::Reading;
 
 /// How requests are booked.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Billing {
     /// How requests get their users' names.
     pub naming: Naming,
@@ -27,7 +28,8 @@ pub struct Billing {
     pub users: usize,
     /// What use costs.
     pub rates: Rates,
-    /// With what an answer begins that is a refusal.
+    /// With what an answer begins that is a refusal. It is known only where answers are read.
+    #[serde(skip)]
     pub phrases: Phrases,
 }
 
@@ -48,14 +50,14 @@ impl Books {
 
 impl Session {
     /// Names and prices are others from now on.
-    pub fn rebill(&mut self, billing: Billing) {
-        self.requests.rename(billing.naming, billing.phrases);
+    pub(super) fn rebill(&mut self, billing: Billing) {
+        self.requests.rename(billing.naming);
         self.books.rates = billing.rates;
         self.books.unpriced.clear();
     }
 
     /// Models that are served and have no price, though there is a price list. Each is told once.
-    pub fn take_unpriced(&mut self) -> Vec<String> {
+    pub(super) fn take_unpriced(&mut self) -> Vec<String> {
         let Books { rates, unpriced, .. } = &mut self.books;
         let served = self.watched.values().filter_map(|watched| watched.labels.as_ref());
         let models = served.map(|labels| &labels.model).filter(|model| !model.is_empty());
@@ -128,7 +130,7 @@ impl Session {
     }
 
     /// Shares the host's time out, after all processes have been read.
-    pub fn share_host(&mut self, now: Instant, now_ns: u64) {
+    pub(super) fn share_host(&mut self, now: Instant, now_ns: u64) {
         let Some(per_hour) = self.books.rates.host_per_hour else { return };
         let used = Duration::from_nanos(self.ledger.usages().map(|usage| usage.unshared_ns()).sum());
         let part = self.books.host.share(now, used, self.running(now_ns));
@@ -138,20 +140,21 @@ impl Session {
 
     /// Time that decode calls under way have taken.
     fn running(&self, now_ns: u64) -> Duration {
-        let servers = self.watched.values().filter(|watched| watched.plan.flags & TargetConfig::SLOTS != 0);
+        let servers =
+            self.watched.values().filter(|watched| watched.observed.flags & TargetConfig::SLOTS != 0);
         let contexts = servers.flat_map(|watched| &watched.contexts).map(|(_, context)| context);
         let pending = contexts.filter(|context| context.flags & Context::PENDING != 0);
         Duration::from_nanos(pending.map(|context| now_ns.saturating_sub(context.entered_ns)).sum())
     }
 
     /// What the host costs an hour, and what of that nobody has used so far, dollars.
-    pub fn host(&self) -> Option<(f64, f64)> {
+    pub(super) fn host(&self) -> Option<(f64, f64)> {
         let per_hour = self.books.rates.host_per_hour?;
         Some((per_hour, self.books.host.idle().as_secs_f64() / 3600.0 * per_hour))
     }
 
     /// How many users are told apart.
-    pub fn users(&self) -> usize {
+    pub(super) fn users(&self) -> usize {
         let users = self.ledger.accounts().flat_map(|(_, account)| account.usage.told_apart());
         users.collect::<BTreeSet<_>>().len()
     }

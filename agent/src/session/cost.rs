@@ -6,7 +6,7 @@ use std::{
 };
 
 use llamaprobe_common::named;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::charge::Charge;
 
@@ -22,7 +22,7 @@ named! {
 }
 
 /// Prices of a model's tokens, dollars per million.
-#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TokenPrices {
     /// Of prompt tokens that are computed.
@@ -46,7 +46,7 @@ impl TokenPrices {
 }
 
 /// All prices.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Rates {
     /// Prices by the `model` label, `default` for all others; empty when tokens cost nothing.
     pub tokens: BTreeMap<String, TokenPrices>,

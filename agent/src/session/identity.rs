@@ -2,6 +2,8 @@
 
 use std::{collections::BTreeMap, net::IpAddr, str::FromStr};
 
+use serde::{Deserialize, Serialize};
+
 use super::payload::{body::Body, head::Head};
 
 /// The name of those of whom nothing is known, and of work that belongs to no request that was seen.
@@ -20,7 +22,7 @@ fn self_named(name: String) -> String {
 }
 
 /// Where a name may come from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Source {
     /// The configured header.
@@ -48,7 +50,7 @@ impl FromStr for Source {
 }
 
 /// How requests get their names.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Naming {
     /// The first source that says something counts.
     pub order: Vec<Source>,

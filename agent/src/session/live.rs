@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use llamaprobe_common::{batch::Context, probe::ProbeId, sequence::Sequence, target::TargetConfig};
+use llamaprobe_common::{batch::Context as State, probe::ProbeId, sequence::Sequence, target::TargetConfig};
 
 use super::{
     Watched, batch_layout,
@@ -10,7 +10,10 @@ use super::{
     requests::Requests,
     snapshot::{Live, Recent, Seat},
 };
-use crate::plan::{Joining, catalog::Role, layout};
+use crate::{
+    bpf::read::Context,
+    plan::{Joining, catalog::Role, layout},
+};
 
 /// Tokens that a server decodes to warm up.
 const WARM_UP: u32 = 2;
@@ -36,11 +39,11 @@ pub(super) fn recent(account: &Account, now: Instant) -> Option<Recent> {
 fn layouts(watched: &Watched) -> Vec<(&'static str, String)> {
     let unknown = || "unknown".to_owned();
     let mut layouts = Vec::new();
-    for probe in watched.plan.probes.iter().filter(|probe| probe.role == Role::Batch) {
-        let tried = watched.layouts.iter().any(|(image, _)| *image == probe.cookie.image());
-        let batch = batch_layout(probe, &watched.layouts).or_else(|| tried.then(unknown));
+    for hook in watched.observed.hooks.iter().filter(|hook| hook.role == Role::Batch) {
+        let tried = watched.layouts.iter().any(|(image, _)| *image == hook.cookie.image());
+        let batch = batch_layout(hook, &watched.layouts).or_else(|| tried.then(unknown));
         layouts.extend(batch.map(|batch| ("batch", batch)));
-        let context = layout::context_name(probe.cookie.context_layout());
+        let context = layout::context_name(hook.cookie.context_layout());
         layouts.push(("context", context.unwrap_or_else(unknown)));
     }
     layouts.sort();
@@ -50,12 +53,12 @@ fn layouts(watched: &Watched) -> Vec<(&'static str, String)> {
 
 /// A process as of its last reading.
 pub(super) fn live(watched: &Watched, requests: &Requests) -> Live {
-    let own = |context: &&(u64, Context)| context.1.flags & Context::DRAFT == 0;
+    let own = |context: &&(u64, Context)| context.1.flags & State::DRAFT == 0;
     // A server that slept and woke has a new context; positions in an old one are gone.
     let newest = watched.contexts.iter().filter(own).max_by_key(|(_, context)| context.entered_ns);
     // The plan follows within a second.
-    let undecided = watched.plan.is_undecided() && !watched.started;
-    let is_server = !undecided && watched.served.iter().any(|(role, _)| *role == Role::SlotStart);
+    let undecided = watched.observed.is_undecided() && !watched.started;
+    let is_server = !undecided && watched.observed.has(Role::SlotStart);
     let served: Vec<&(u64, Context)> =
         if is_server { newest.into_iter().collect() } else { watched.contexts.iter().filter(own).collect() };
     let held = |(_, sequence): &&(i32, Sequence)| {
@@ -67,34 +70,33 @@ pub(super) fn live(watched: &Watched, requests: &Requests) -> Live {
     };
     let active = |sequence: &Sequence| sequence.flags & Sequence::ACTIVE != 0;
     let n_past = |s: &(i32, Sequence)| u64::from(s.1.n_past);
-    let shift = i32::from(watched.plan.flags & TargetConfig::SEQUENCE_SHIFT != 0);
+    let shift = i32::from(watched.observed.flags & TargetConfig::SEQUENCE_SHIFT != 0);
     let seats = watched.sequences.iter().filter(held).map(|sequence| Seat {
         slot: sequence.0 - shift,
         busy: active(&sequence.1),
         context_used: n_past(sequence),
     });
-    let mut probes: Vec<ProbeId> = watched.plan.probes.iter().map(|probe| probe.probe).collect();
+    let mut probes: Vec<ProbeId> = watched.observed.hooks.iter().map(|hook| hook.probe()).collect();
     probes.sort_unstable();
     probes.dedup();
     let own_requests = |count: usize| if watched.is_router() { 0 } else { count };
     Live {
-        pid: watched.target.pid,
+        pid: watched.observed.target.pid,
         context_size: served.iter().map(|(_, context)| u64::from(context.n_ctx)).sum(),
         context_used: watched.sequences.iter().filter(held).map(n_past).sum(),
         seats: if is_server { seats.collect() } else { Vec::new() },
         seat_size: newest.map_or(0, |(_, context)| u64::from(context.n_ctx_seq)),
         slots_busy: watched.sequences.iter().filter(|(_, sequence)| is_busy(sequence)).count() as u64,
-        slots: watched.target.told.slots.filter(|_| !watched.is_router()),
-        http: watched.plan.flags & TargetConfig::HTTP != 0
-            && !(undecided && watched.target.listeners.is_empty()),
-        payload: watched.plan.flags & TargetConfig::NO_PAYLOAD == 0,
-        joined: matches!(watched.plan.joining_of(&watched.target), Joining::Exact | Joining::Inferred),
-        in_flight: own_requests(requests.in_flight(watched.target.pid)) as u64,
-        queue_depth: (own_requests(requests.queued(watched.target.pid)) + watched.unread) as u64,
-        model: watched.target.model.clone(),
+        slots: watched.observed.target.told.slots.filter(|_| !watched.is_router()),
+        http: watched.observed.speaks_http() && !(undecided && watched.observed.target.listeners.is_empty()),
+        payload: watched.observed.flags & TargetConfig::NO_PAYLOAD == 0,
+        joined: matches!(watched.observed.joining, Joining::Exact | Joining::Inferred),
+        in_flight: own_requests(requests.in_flight(watched.observed.target.pid)) as u64,
+        queue_depth: (own_requests(requests.queued(watched.observed.target.pid)) + watched.unread) as u64,
+        model: watched.observed.target.model.clone(),
         probes,
         layouts: layouts(watched),
-        missing: watched.plan.missing.iter().map(|missing| missing.role).collect(),
+        missing: watched.observed.missing.clone(),
         overhead: watched.overhead.ratio,
     }
 }

@@ -1,5 +1,5 @@
-//! What the agent knows at one moment, by server. In: targets, plans, readings. Out: a [`Snapshot`]. Pure: times come
-//! as arguments.
+//! What the agent knows at one moment, by server. In: [`Input`]s, by one door. Out: [`Effect`]s, a [`Snapshot`] among them.
+//! Pure: times come with the inputs.
 //!
 //! Counters live in a ledger by labels, not by process: a server that restarts on the same address with the same model
 //! goes on counting where it was. Two living processes never share labels, and none loses its own.
@@ -8,14 +8,18 @@ mod accounting;
 pub mod charge;
 pub mod cost;
 pub mod exemplar;
+pub mod fact;
 pub mod finished;
 pub mod identity;
+mod input;
 mod join;
 mod ledger;
 mod live;
+pub mod observed;
 mod overhead;
 pub mod payload;
 pub mod places;
+pub mod reader;
 pub mod request;
 mod requests;
 mod runs;
@@ -39,9 +43,7 @@ use std::{
 };
 
 use llamaprobe_common::{
-    batch::Context,
     layout::LayoutState,
-    probe::ProbeId,
     request::{EndEvent, RequestKey},
     sequence::Sequence,
     target::TargetStats,
@@ -49,6 +51,7 @@ use llamaprobe_common::{
 
 pub use self::{
     accounting::Billing,
+    input::{Effect, Input, Moment},
     ledger::KEEP_ENDED,
     snapshot::{Labels, Live, Recent, Seat, Server, Snapshot},
     window::WINDOW,
@@ -57,19 +60,24 @@ use self::{
     accounting::Books,
     cost::Basis,
     exemplar::Findable,
+    fact::Fact,
     finished::Finished,
     ledger::Ledger,
     live::{live, recent},
+    observed::{Hook, Observed},
     overhead::{Overhead, spent},
-    payload::head::HeadOptions,
     places::Places,
     requests::Requests,
     tracer::{Trace, Tracer},
 };
 use crate::{
-    bpf::{calibrate::Prices, events::RequestEvent, read::Reading},
-    discovery::{Target, model::Model},
-    plan::{Plan, Probe, catalog::Role, layout},
+    bpf::{
+        calibrate::Prices,
+        events::RequestEvent,
+        read::{Context, Reading},
+    },
+    discovery::model::Model,
+    plan::{catalog::Role, layout},
 };
 
 /// How long a process may go without listening before it is taken for one that never will (a binding).
@@ -78,9 +86,7 @@ const LISTEN_WAIT: Duration = Duration::from_secs(10);
 /// A process under observation.
 #[derive(Debug)]
 struct Watched {
-    target: Target,
-    plan: Plan,
-    served: BTreeSet<(Role, ProbeId)>,
+    observed: Observed,
     since: Instant,
     labels: Option<Labels>,
     /// It was not seen to listen: the label is where it was told to, or its process.
@@ -106,9 +112,9 @@ struct Watched {
 impl Watched {
     /// Whether its requests count elsewhere: it has started servers, or will, since it has no model and never decoded.
     fn is_router(&self) -> bool {
-        let decodes = || self.served.iter().filter(|(role, _)| *role == Role::Batch);
-        let idle = || decodes().all(|(_, probe)| self.credited.hits[*probe as usize] == 0);
-        self.routes || (self.among_all && self.target.is_router() && idle())
+        let decodes = || self.observed.hooks.iter().filter(|hook| hook.role == Role::Batch);
+        let idle = || decodes().all(|hook| self.credited.hits[hook.probe() as usize] == 0);
+        self.routes || (self.among_all && self.observed.target.is_router() && idle())
     }
 }
 
@@ -123,6 +129,8 @@ pub struct Session {
     requests: Requests,
     books: Books,
     tracer: Option<Tracer>,
+    /// What a probe hit costs, when measured.
+    prices: Option<Prices>,
     /// Only some processes are observed.
     only_some: bool,
     /// Requests that were told to nobody: too many waited for the labels of their server, or it was gone already.
@@ -156,14 +164,15 @@ impl Record {
 
 impl Session {
     /// Nothing is known yet.
-    pub fn new(now: Instant, options: HeadOptions, billing: Billing) -> Self {
+    pub fn new(now: Instant, billing: Billing) -> Self {
         Self {
             watched: BTreeMap::new(),
             places: Places::default(),
             ledger: Ledger::new(billing.users),
             books: Books::new(now, &billing),
-            requests: Requests::new(options, billing.naming, billing.phrases),
+            requests: Requests::new(billing.naming),
             tracer: None,
+            prices: None,
             only_some: false,
             unbooked: 0,
         }
@@ -179,49 +188,38 @@ impl Session {
         Self { tracer: Some(tracer), ..self }
     }
 
-    /// Books what happened to a request. Returns the requests that are over by it.
-    pub fn on(&mut self, now: Instant, event: &RequestEvent) -> Vec<Record> {
+    /// Books what was learned of a request. Returns the requests that are over by it.
+    fn learn(&mut self, now: Instant, fact: &Fact) -> Vec<Record> {
+        let pid = fact.request().tgid;
         // What comes late for a process that has ended would begin requests that nothing ends.
-        if !self.watched.contains_key(&event.request().tgid) {
-            self.unbooked += u64::from(matches!(event, RequestEvent::Begin(_)));
+        if !self.watched.contains_key(&pid) {
+            self.unbooked += u64::from(matches!(fact, Fact::Event(RequestEvent::Begin(_))));
             return Vec::new();
         }
-        let mut finished = Vec::from_iter(self.requests.on(event));
-        if matches!(event, RequestEvent::Write(_) | RequestEvent::End(_) | RequestEvent::SlotEnd(_)) {
-            finished.extend(self.requests.settle(event.request().tgid, event.at_ns()));
+        let mut finished = Vec::from_iter(self.requests.on(fact));
+        if let Fact::Event(
+            event @ (RequestEvent::Write(_) | RequestEvent::End(_) | RequestEvent::SlotEnd(_)),
+        ) = fact
+        {
+            finished.extend(self.requests.settle(pid, event.at_ns()));
         }
         self.book(now, finished)
-    }
-
-    /// Whether bytes that were handed over before an event are not here yet.
-    pub fn lacks(&self, event: &RequestEvent) -> bool {
-        self.requests.lacks(event)
     }
 
     /// Books requests that were answered long ago and whose slots were never left.
-    pub fn expire(&mut self, now: Instant, now_ns: u64) -> Vec<Record> {
-        let finished = self.requests.expire(now_ns);
-        self.book(now, finished)
-    }
-
-    /// Requests whose answers may be complete without an event that says so.
-    pub fn half_answered(&self) -> Vec<RequestKey> {
-        self.requests.half_answered()
-    }
-
-    /// Requests that have not ended as far as is known.
-    pub fn unended(&self) -> Vec<RequestKey> {
-        self.requests.unended()
+    fn expire(&mut self, at: Moment) -> Vec<Record> {
+        let finished = self.requests.expire(at.ns);
+        self.book(at.now, finished)
     }
 
     /// A request is not under way on its connection any more. Returns it if its end must have been lost.
-    pub fn vanished(&mut self, now: Instant, now_ns: u64, request: RequestKey) -> Vec<Record> {
-        let finished = self.requests.vanished(request, now_ns);
-        self.book(now, finished)
+    fn vanished(&mut self, at: Moment, request: RequestKey) -> Vec<Record> {
+        let finished = self.requests.vanished(request, at.ns);
+        self.book(at.now, finished)
     }
 
     /// What the kernel knows of such a request's answer. Returns the request if that is all of it.
-    pub fn answered(&mut self, now: Instant, answer: EndEvent) -> Vec<Record> {
+    fn answered(&mut self, now: Instant, answer: EndEvent) -> Vec<Record> {
         let finished = self.requests.answered(answer);
         self.book(now, finished)
     }
@@ -243,7 +241,7 @@ impl Session {
             let Some(labels) = &watched.labels else { continue };
             let routes = watched.is_router();
             let own = |request: &Finished| !(routes && request.is_inference());
-            let whose = |request| (request, labels.clone(), watched.target.model.clone());
+            let whose = |request| (request, labels.clone(), watched.observed.target.model.clone());
             booked.extend(watched.unbooked.drain(..).filter(own).map(whose));
         }
         booked
@@ -260,33 +258,25 @@ impl Session {
     }
 
     /// How many connections of a process wait for a thread of it.
-    pub fn unread(&mut self, pid: u32, connections: usize) {
+    fn unread(&mut self, pid: u32, connections: usize) {
         if let Some(watched) = self.watched.get_mut(&pid) {
             watched.unread = connections;
         }
     }
 
-    /// Requests under way of all processes.
-    pub fn open_requests(&self) -> usize {
-        self.requests.open()
-    }
-
     /// Requests that were given up because too many were under way, or had ended before their server had a name. Their
     /// tokens are nobody's.
-    pub fn given_up(&self) -> u64 {
+    fn given_up(&self) -> u64 {
         self.requests.given_up() + self.unbooked
     }
 
     /// A process is observed from now on.
-    pub fn begin(&mut self, now: Instant, target: Target, plan: Plan) {
-        let served = served(&plan);
-        let pid = target.pid;
-        self.requests.join(pid, plan.joining_of(&target));
-        self.requests.predict(pid, target.told.predict.as_deref());
+    fn begin(&mut self, now: Instant, observed: Observed) {
+        let pid = observed.target.pid;
+        self.requests.join(pid, observed.joining);
+        self.requests.predict(pid, observed.target.told.predict.as_deref());
         let watched = Watched {
-            target,
-            plan,
-            served,
+            observed,
             since: now,
             labels: None,
             unseen: false,
@@ -308,7 +298,8 @@ impl Session {
 
     /// A server that routes is known by its children, and stays one without any.
     fn note_routers(&mut self) {
-        let routers: Vec<u32> = self.watched.values().filter_map(|watched| watched.target.router).collect();
+        let routers: Vec<u32> =
+            self.watched.values().filter_map(|watched| watched.observed.target.router).collect();
         for router in routers {
             if let Some(watched) = self.watched.get_mut(&router) {
                 watched.routes = true;
@@ -317,25 +308,16 @@ impl Session {
     }
 
     /// A process was looked at again: it may listen now, or have loaded its model or another library.
-    pub fn refresh(&mut self, now: Instant, target: Target, plan: Plan) {
-        let pid = target.pid;
+    fn refresh(&mut self, now: Instant, observed: Observed) {
+        let pid = observed.target.pid;
         let Some(watched) = self.watched.get_mut(&pid) else { return };
-        self.requests.join(pid, plan.joining_of(&target));
-        watched.served = served(&plan);
-        watched.target = target;
-        watched.plan = plan;
+        self.requests.join(pid, observed.joining);
+        watched.observed = observed;
         self.name(now, pid);
     }
 
     /// A process ended; `last` is its last reading. Returns its requests, which ended with it.
-    pub fn end(
-        &mut self,
-        now: Instant,
-        now_ns: u64,
-        pid: u32,
-        last: &Reading,
-        prices: Option<Prices>,
-    ) -> Vec<Record> {
+    fn end(&mut self, at: Moment, pid: u32, last: &Reading) -> Vec<Record> {
         // It will not listen any more. One that has done nothing (its address was in use) needs no series.
         let worked = last.stats != TargetStats::default() || self.requests.has_any(pid);
         let unnamed =
@@ -343,41 +325,41 @@ impl Session {
         if self.watched.get(&pid).is_some_and(unnamed) {
             self.give_name(pid);
         }
-        self.read(now, pid, last, prices);
-        let finished = self.requests.end(pid, now_ns);
-        let records = self.book(now, finished);
-        self.settle_accounts(now, pid);
+        self.read(at.now, pid, last);
+        let finished = self.requests.end(pid, at.ns);
+        let records = self.book(at.now, finished);
+        self.settle_accounts(at.now, pid);
         self.watched.remove(&pid);
         records
     }
 
     /// The agent ends. Returns the requests under way, with what was known of them at the last reading.
-    pub fn interrupt(&mut self, now: Instant, now_ns: u64) -> Vec<Record> {
+    fn interrupt(&mut self, at: Moment) -> Vec<Record> {
         // They will not be seen to listen any more.
         let unnamed = |(pid, watched): (&u32, &Watched)| watched.labels.is_none().then_some(*pid);
         let unnamed: Vec<u32> = self.watched.iter().filter_map(unnamed).collect();
         unnamed.into_iter().for_each(|pid| self.give_name(pid));
-        let finished = self.requests.interrupt(now_ns);
-        let records = self.book(now, finished);
+        let finished = self.requests.interrupt(at.ns);
+        let records = self.book(at.now, finished);
         let pids: Vec<u32> = self.watched.keys().copied().collect();
-        pids.into_iter().for_each(|pid| self.settle_accounts(now, pid));
+        pids.into_iter().for_each(|pid| self.settle_accounts(at.now, pid));
         records
     }
 
     /// Books a reading of a process.
-    pub fn read(&mut self, now: Instant, pid: u32, reading: &Reading, prices: Option<Prices>) {
+    fn read(&mut self, now: Instant, pid: u32, reading: &Reading) {
         self.name(now, pid);
         let Some(watched) = self.watched.get_mut(&pid) else { return };
         watched.sequences.clone_from(&reading.sequences);
         watched.contexts.clone_from(&reading.contexts);
         watched.layouts.clone_from(&reading.layouts);
         watched.started |= reading.is_server;
-        if let Some(prices) = prices {
-            watched.overhead.update(now, spent(&watched.plan, &reading.stats, prices));
+        if let Some(prices) = self.prices {
+            watched.overhead.update(now, spent(&watched.observed, &reading.stats, prices));
         }
         let Some(labels) = watched.labels.clone() else { return };
-        let mut served = watched.served.clone();
-        if !reads_batches(&watched.plan, reading) {
+        let mut served = watched.observed.served();
+        if !reads_batches(&watched.observed, reading) {
             // What hangs on it is absent, not zero.
             served.retain(|(role, _)| *role != Role::Batch);
         }
@@ -386,30 +368,20 @@ impl Session {
     }
 
     /// Drops series whose processes ended a while ago.
-    pub fn forget_ended(&mut self, now: Instant) {
+    fn forget_ended(&mut self, now: Instant) {
         let living: BTreeSet<_> = self.watched.values().filter_map(|w| w.labels.clone()).collect();
         self.ledger.forget(now, &living);
     }
 
-    /// The processes under observation.
-    pub fn targets(&self) -> impl Iterator<Item = &Target> {
-        self.watched.values().map(|watched| &watched.target)
-    }
-
-    /// The plan of a process.
-    pub fn plan(&self, pid: u32) -> Option<&Plan> {
-        self.watched.get(&pid).map(|watched| &watched.plan)
-    }
-
     /// Processes whose labels may still change soon: they have not shown where they listen or what they serve.
-    pub fn unsettled(&self, now: Instant) -> Vec<u32> {
+    fn unsettled(&self, now: Instant) -> Vec<u32> {
         let young = |w: &&Watched| now.duration_since(w.since) < 12 * LISTEN_WAIT;
-        let open = |w: &&Watched| w.target.listeners.is_empty() || w.target.model.is_none();
-        self.watched.values().filter(young).filter(open).map(|watched| watched.target.pid).collect()
+        let open = |w: &&Watched| w.observed.target.listeners.is_empty() || w.observed.target.model.is_none();
+        self.watched.values().filter(young).filter(open).map(|watched| watched.observed.target.pid).collect()
     }
 
     /// The servers, as of the last readings.
-    pub fn servers(&self, now: Instant) -> Vec<Server> {
+    fn servers(&self, now: Instant) -> Vec<Server> {
         self.ledger
             .accounts()
             .map(|(labels, account)| {
@@ -432,10 +404,10 @@ impl Session {
     /// it serves another.
     fn name(&mut self, now: Instant, pid: u32) {
         let Some(watched) = self.watched.get_mut(&pid) else { return };
-        let listens = !watched.target.listeners.is_empty();
+        let listens = !watched.observed.target.listeners.is_empty();
         match &mut watched.labels {
             Some(labels) if !watched.unseen || !listens => {
-                if let Some(model) = watched.target.model_name() {
+                if let Some(model) = watched.observed.target.model_name() {
                     labels.model = model;
                 }
             }
@@ -446,7 +418,7 @@ impl Session {
 
     fn give_name(&mut self, pid: u32) {
         let Some(watched) = self.watched.get(&pid) else { return };
-        let target = &watched.target;
+        let target = &watched.observed.target;
         // Of several the one it was told first, whichever it has opened by now. What tells apart stands behind a `#`: none
         // in the path of a socket.
         let mut listeners = target.listeners.iter().map(ToString::to_string);
@@ -457,7 +429,7 @@ impl Session {
         let address =
             listener.or_else(|| target.told.endpoint.clone()).unwrap_or_else(|| format!("pid:{pid}"));
         let model = target.model_name().or_else(|| Some(watched.labels.as_ref()?.model.clone()));
-        let others = || self.watched.values().filter(|watched| watched.target.pid != pid);
+        let others = || self.watched.values().filter(|watched| watched.observed.target.pid != pid);
         let is_taken = |label: &str| {
             others().any(|other| other.labels.as_ref().is_some_and(|labels| labels.server == label))
         };
@@ -470,19 +442,15 @@ impl Session {
 }
 
 /// Whether the decode calls that fire can be read.
-fn reads_batches(plan: &Plan, reading: &Reading) -> bool {
-    let fired =
-        plan.probes.iter().filter(|it| it.role == Role::Batch && reading.stats.hits[it.probe as usize] > 0);
-    let mut layouts = fired.map(|probe| batch_layout(probe, &reading.layouts));
+fn reads_batches(observed: &Observed, reading: &Reading) -> bool {
+    let has_fired = |hook: &&Hook| hook.role == Role::Batch && reading.stats.hits[hook.probe() as usize] > 0;
+    let fired = observed.hooks.iter().filter(has_fired);
+    let mut layouts = fired.map(|hook| batch_layout(hook, &reading.layouts));
     layouts.any(|layout| layout.is_some())
 }
 
 /// The layout of what a decode probe reads, as far as it is known.
-fn batch_layout(probe: &Probe, layouts: &[(u32, LayoutState)]) -> Option<String> {
-    let state = layouts.iter().find(|(image, _)| *image == probe.cookie.image());
-    layout::batch_name(probe.cookie.batch_layout()?, state.and_then(|(_, state)| state.proved()))
-}
-
-fn served(plan: &Plan) -> BTreeSet<(Role, ProbeId)> {
-    plan.probes.iter().map(|probe| (probe.role, probe.probe)).collect()
+fn batch_layout(hook: &Hook, layouts: &[(u32, LayoutState)]) -> Option<String> {
+    let state = layouts.iter().find(|(image, _)| *image == hook.cookie.image());
+    layout::batch_name(hook.cookie.batch_layout()?, state.and_then(|(_, state)| state.proved()))
 }

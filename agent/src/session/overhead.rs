@@ -4,10 +4,8 @@ use std::time::{Duration, Instant};
 
 use llamaprobe_common::{probe::ProbeId, target::TargetStats};
 
-use crate::{
-    bpf::calibrate::Prices,
-    plan::{Plan, site::Stepping},
-};
+use super::observed::Observed;
+use crate::{bpf::calibrate::Prices, plan::site::Stepping};
 
 /// The shortest interval the overhead is computed over.
 const INTERVAL: Duration = Duration::from_secs(10);
@@ -35,12 +33,12 @@ impl Overhead {
 }
 
 /// Seconds spent in probes: hits times the price of the site each was attached to, and of the program that ran there.
-pub(super) fn spent(plan: &Plan, stats: &TargetStats, prices: Prices) -> f64 {
+pub(super) fn spent(observed: &Observed, stats: &TargetStats, prices: Prices) -> f64 {
     let price = |id: ProbeId| {
-        let Some(probe) = plan.probes.iter().find(|probe| probe.probe == id) else {
+        let Some(hook) = observed.hooks.iter().find(|hook| hook.probe() == id) else {
             return prices.of(Stepping::Emulated);
         };
-        prices.of(probe.site.stepping).saturating_add(prices.bodies[probe.program as usize])
+        prices.of(hook.stepping).saturating_add(prices.bodies[usize::from(hook.program)])
     };
     let spent = ProbeId::ALL.iter().map(|&id| stats.hits[id as usize] as f64 * f64::from(price(id)) * 1e-9);
     spent.sum()

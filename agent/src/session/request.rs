@@ -8,24 +8,23 @@ mod tests;
 use std::net::{IpAddr, Ipv6Addr};
 
 use llamaprobe_common::request::{
-    BeginEvent, DraftEvent, EndEvent, EndReason, Gap, PIECE_BYTES, PIECES, Peer, PieceHead, RequestKey,
-    SlotEndEvent, SlotStartEvent, TaskEvent, WriteEvent,
+    BeginEvent, DraftEvent, EndEvent, EndReason, Gap, PIECE_BYTES, PIECES, Peer, RequestKey, SlotEndEvent,
+    SlotStartEvent, TaskEvent, WriteEvent,
 };
 
 use super::{
     charge::Charge,
+    fact::{Answered, Asked, Read},
     finished::{CLIENT_GONE, DraftStep, Finished, Join, Outcome, UNKNOWN},
     identity::Naming,
     payload::{
-        answer::{Answer, Finish},
+        answer::{Closing, Finish},
         body::Body,
         head::Head,
-        message::Message,
         route::Route,
-        text::Phrases,
     },
 };
-use crate::bpf::events::{Piece, RequestEvent};
+use crate::bpf::events::RequestEvent;
 
 /// An answer that is shorter is handed over as it is written, as far as writes are told.
 const WHOLE: u64 = (PIECES as usize * PIECE_BYTES) as u64;
@@ -95,7 +94,7 @@ pub struct Request {
     code: u16,
     /// Bytes of the answer that were written so far, as far as they were told.
     written: u64,
-    answer: Answer,
+    answer: Answered,
     /// What was lost of it: [`Gap`]s.
     gaps: u32,
     /// It may be none: its bytes are of the body of an earlier one.
@@ -139,7 +138,7 @@ impl Request {
             body: Body::default(),
             code: 0,
             written: 0,
-            answer: Answer::default(),
+            answer: Answered::default(),
             gaps: 0,
             doubtful: false,
             tasks: Vec::new(),
@@ -164,18 +163,18 @@ impl Request {
     }
 
     /// Bytes of it were read.
-    pub fn read(&mut self, piece: &Piece, doubtful: bool) {
-        self.read_ns = self.read_ns.max(piece.head.at_ns);
-        self.read_to = self.read_to.max(piece.head.offset + u64::from(piece.head.len));
-        self.doubtful = doubtful;
+    pub fn read(&mut self, read: &Read) {
+        self.read_ns = self.read_ns.max(read.at_ns);
+        self.read_to = self.read_to.max(read.to);
+        self.doubtful = read.doubtful;
     }
 
     /// What its bytes say so far.
-    pub fn tell(&mut self, message: &Message) {
+    pub fn tell(&mut self, asked: &Asked) {
         if self.head.is_none() {
-            self.head = message.head().cloned();
+            self.head.clone_from(&asked.head);
         }
-        self.body = message.body();
+        self.body.clone_from(&asked.body);
     }
 
     /// Its server serves Vertex AI's predictions at `path`.
@@ -185,16 +184,16 @@ impl Request {
         }
     }
 
-    /// Bytes of its answer were written.
-    pub fn answer(&mut self, piece: &Piece, phrases: &Phrases) {
-        if self.end.is_some() {
-            return;
+    /// What its answer says so far.
+    pub fn answer(&mut self, answered: &Answered) {
+        if self.end.is_none() {
+            self.answer.clone_from(answered);
         }
-        if !phrases.is_empty() && self.is_inference() {
-            self.answer.keep_opening();
-        }
-        let cut = piece.head.flags & PieceHead::CUT != 0;
-        self.answer.feed(piece.head.offset, cut, &piece.data, piece.head.at_ns);
+    }
+
+    /// What its answer says of itself.
+    fn closing(&self) -> &Closing {
+        if self.end.is_some() { &self.answer.at_end } else { &self.answer.so_far }
     }
 
     /// A write of its answer was told.
@@ -230,8 +229,7 @@ impl Request {
         let lacks = |gap, here, there| gaps & gap == 0 && here < there;
         code != 0
             && self.end.is_none()
-            && (lacks(Gap::REQUEST, self.read_to, bytes_in)
-                || lacks(Gap::ANSWER, self.answer.read_to(), bytes_out))
+            && (lacks(Gap::REQUEST, self.read_to, bytes_in) || lacks(Gap::ANSWER, self.answer.to, bytes_out))
     }
 
     /// What the kernel says of it beside.
@@ -241,7 +239,6 @@ impl Request {
     }
 
     fn close(&mut self, reason: EndReason, answered_ns: u64, closed_ns: u64, gone_ns: u64) {
-        self.answer.close();
         self.end = Some(End { reason, answered_ns, closed_ns, gone_ns });
     }
 
@@ -387,7 +384,7 @@ impl Request {
 
     /// Status code of its answer; 0 when it was not seen.
     fn code(&self) -> u16 {
-        let told = self.answer.status().map_or(0, |status| status.code);
+        let told = self.answer.status.as_ref().map_or(0, |status| status.code);
         if told != 0 { told } else { self.code }
     }
 
@@ -425,7 +422,7 @@ impl Request {
         if self.interrupted {
             return Outcome::Interrupted;
         }
-        let closing = self.answer.closing();
+        let closing = self.closing();
         let Some(end) = &self.end else { return Outcome::Error };
         if closing.error_type.is_some() {
             return Outcome::Error;
@@ -453,7 +450,7 @@ impl Request {
         }
         // The server of a stream whose client has gone writes the last chunk all the same, but no reason of the end; of
         // other answers it writes an empty one.
-        let empty = self.answer.status().is_some_and(|status| status.content_length == Some(0));
+        let empty = self.answer.status.as_ref().is_some_and(|status| status.content_length == Some(0));
         let left = end.gone_ns != 0 && end.gone_ns <= end.answered_ns;
         let cut = stream && (left || end.reason == EndReason::Closed);
         if empty || cut && !lost {
@@ -481,12 +478,12 @@ impl Request {
 
     /// Whether `written` bytes are the whole answer, if it told its length; `None` when it is over or did not.
     pub fn is_whole(&self, written: u64) -> Option<bool> {
-        let status = self.answer.status().filter(|_| self.end.is_none())?;
+        let status = self.answer.status.as_ref().filter(|_| self.end.is_none())?;
         Some(written >= status.len.saturating_add(status.content_length?))
     }
 
     /// What is known of it at its end.
-    pub fn finish(mut self, now_ns: u64, naming: &Naming, phrases: &Phrases) -> Finished {
+    pub fn finish(mut self, now_ns: u64, naming: &Naming) -> Finished {
         let user = self.user(naming);
         let used = self.used();
         // Without a word of the answer: its client went, unless it was lost, or the server with it.
@@ -496,7 +493,7 @@ impl Request {
             0 => CLIENT_GONE,
             code => code,
         };
-        let stream = self.answer.status().is_some_and(|status| status.chunked || status.stream);
+        let stream = self.answer.status.as_ref().is_some_and(|status| status.chunked || status.stream);
         let outcome = self.outcome(code, stream);
         let ended = || self.tasks.iter().filter_map(|task| task.ended.as_ref());
         let earliest =
@@ -506,10 +503,10 @@ impl Request {
         let starts = || self.tasks.iter().filter_map(|task| task.started.as_ref());
         let started = || starts().min_by_key(|start| start.at_ns);
         // An answer without figures tells nothing.
-        let closing = self.answer.closing();
+        let closing = self.closing();
         let said = (self.believed && self.is_inference() && closing.tells_tokens()).then(|| closing.clone());
-        let token_ns = self.answer.token_ns();
-        let refused = self.answer.opening().map(|text| text.holds(phrases));
+        let token_ns = self.answer.token_ns;
+        let refused = self.answer.refused.filter(|_| self.is_inference());
         let (truncated, has_text, error_type) =
             (closing.truncated, closing.has_text, closing.error_type.clone());
         // What its slots have not told, since they are not left, was asked of the kernel a moment ago.

@@ -1,23 +1,20 @@
-//! Requests under way, by identity. In: request events. Out: finished requests.
+//! Requests under way, by identity. In: facts. Out: finished requests.
 
 #[cfg(test)]
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use llamaprobe_common::request::{BeginEvent, EndEvent, EndReason, RequestKey};
+use llamaprobe_common::request::{EndEvent, RequestKey};
 
 use super::{
     charge::Charge,
+    fact::Fact,
     finished::Finished,
     identity::Naming,
     join::Joins,
-    payload::{
-        head::{Head, HeadOptions, Method},
-        text::Phrases,
-    },
+    payload::head::{Head, Method},
     request::Request,
-    streams::Streams,
 };
 use crate::{bpf::events::RequestEvent, plan::Joining};
 
@@ -27,12 +24,7 @@ const MAX_OPEN: usize = 4096;
 /// The requests under way.
 pub struct Requests {
     open: BTreeMap<RequestKey, Request>,
-    options: HeadOptions,
     naming: Naming,
-    /// What is looked for in answers.
-    phrases: Phrases,
-    /// What was read on connections.
-    streams: Streams,
     /// Requests given up because too many were open.
     given_up: u64,
     /// Slots that were left by a task no request is known of, by process; taken by the session.
@@ -47,13 +39,10 @@ pub struct Requests {
 
 impl Requests {
     /// No request yet.
-    pub fn new(options: HeadOptions, naming: Naming, phrases: Phrases) -> Self {
+    pub fn new(naming: Naming) -> Self {
         Self {
             open: BTreeMap::new(),
-            streams: Streams::default(),
-            options,
             naming,
-            phrases,
             given_up: 0,
             unmatched: Vec::new(),
             joins: BTreeMap::new(),
@@ -62,9 +51,9 @@ impl Requests {
         }
     }
 
-    /// Requests get their names otherwise from now on, those that have one keep it; and other phrases are looked for.
-    pub fn rename(&mut self, naming: Naming, phrases: Phrases) {
-        (self.naming, self.phrases) = (naming, phrases);
+    /// Requests get their names otherwise from now on; those that have one keep it.
+    pub fn rename(&mut self, naming: Naming) {
+        self.naming = naming;
     }
 
     /// A running task of a request has used so much.
@@ -121,46 +110,60 @@ impl Requests {
         for verdict in verdicts {
             if let Some(mut request) = self.open.remove(&verdict.key) {
                 request.settle(verdict.join, verdict.run.as_ref());
-                finished.push(request.finish(now_ns, &self.naming, &self.phrases));
+                finished.push(request.finish(now_ns, &self.naming));
             }
         }
         finished
     }
 
-    /// Books an event. Returns the request if it is over.
-    pub fn on(&mut self, event: &RequestEvent) -> Option<Finished> {
-        let (key, now_ns) = (event.request(), event.at_ns());
+    /// Books a fact. Returns the request if it is over.
+    pub fn on(&mut self, fact: &Fact) -> Option<Finished> {
+        let key = fact.request();
         if key.arrived_ns == 0 {
-            match (event, self.joins.get_mut(&key.tgid)) {
-                (RequestEvent::SlotStart(event), Some(joins)) => joins.runs.start(event),
-                (RequestEvent::SlotEnd(event), Some(joins)) => joins.runs.end(event),
-                (RequestEvent::SlotEnd(_), None) => self.unmatched.push(key.tgid),
-                _ => {}
-            }
+            self.on_slot(key.tgid, fact);
             return None;
         }
         // What comes late for a request that is over begins nothing.
-        let begins = match event {
-            RequestEvent::Begin(_) | RequestEvent::Task(_) => true,
-            RequestEvent::Piece(piece) => piece.head.offset == 0,
-            RequestEvent::Write(event) => event.index == 0,
-            _ => false,
+        let begins = match fact {
+            Fact::Event(RequestEvent::Begin(_) | RequestEvent::Task(_)) => true,
+            Fact::Event(RequestEvent::Write(event)) => event.index == 0,
+            Fact::Event(_) | Fact::Asked(_) => false,
+            Fact::Read(read) => read.from == 0,
+            Fact::Answered(answered) => answered.from == 0,
         };
         if begins && !self.open.contains_key(&key) {
             self.begin(key);
         }
-        self.connect(event);
+        if let Fact::Asked(asked) = fact
+            && let Some(conversation) = asked.head.as_ref().and_then(resumes)
+        {
+            self.resume(&conversation);
+        }
         let request = self.open.get_mut(&key)?;
+        let event = match fact {
+            Fact::Event(event) => Some(event),
+            Fact::Read(read) => {
+                request.read(read);
+                None
+            }
+            Fact::Asked(asked) => {
+                request.tell(asked);
+                None
+            }
+            Fact::Answered(answered) => {
+                request.answer(answered);
+                None
+            }
+        };
         match event {
-            RequestEvent::Begin(event) => request.begin(event),
-            RequestEvent::Piece(piece) if piece.is_answer() => request.answer(piece, &self.phrases),
-            RequestEvent::Piece(_) => {}
-            RequestEvent::Write(event) => request.write(event),
-            RequestEvent::End(event) => request.end(event),
-            RequestEvent::Task(event) => request.task(event),
-            RequestEvent::SlotStart(event) => request.slot_start(event),
-            RequestEvent::SlotEnd(event) => request.slot_end(event),
-            RequestEvent::Draft(event) => request.draft(event),
+            Some(RequestEvent::Begin(event)) => request.begin(event),
+            Some(RequestEvent::Write(event)) => request.write(event),
+            Some(RequestEvent::End(event)) => request.end(event),
+            Some(RequestEvent::Task(event)) => request.task(event),
+            Some(RequestEvent::SlotStart(event)) => request.slot_start(event),
+            Some(RequestEvent::SlotEnd(event)) => request.slot_end(event),
+            Some(RequestEvent::Draft(event)) => request.draft(event),
+            Some(RequestEvent::Piece(_)) | None => {}
         }
         if let Some(path) = self.predict.get(&key.tgid) {
             request.predicts_at(path);
@@ -169,10 +172,19 @@ impl Requests {
             self.open.remove(&key);
             return None;
         }
-        if !request.is_over() || matches!(event, RequestEvent::Piece(_)) {
-            return None;
+        // Bytes alone end nothing.
+        let now_ns = event.filter(|_| request.is_over())?.at_ns();
+        self.open.remove(&key).map(|request| request.finish(now_ns, &self.naming))
+    }
+
+    /// Books what a slot did for a request that is not known.
+    fn on_slot(&mut self, pid: u32, fact: &Fact) {
+        match (fact, self.joins.get_mut(&pid)) {
+            (Fact::Event(RequestEvent::SlotStart(event)), Some(joins)) => joins.runs.start(event),
+            (Fact::Event(RequestEvent::SlotEnd(event)), Some(joins)) => joins.runs.end(event),
+            (Fact::Event(RequestEvent::SlotEnd(_)), None) => self.unmatched.push(pid),
+            _ => {}
         }
-        self.open.remove(&key).map(|request| request.finish(now_ns, &self.naming, &self.phrases))
     }
 
     /// Whether bytes that were handed over before an event are not here yet.
@@ -190,42 +202,6 @@ impl Requests {
             request.believe();
         }
         self.open.insert(key, request);
-    }
-
-    /// What an event means for the bytes on its connection.
-    fn connect(&mut self, event: &RequestEvent) {
-        match event {
-            RequestEvent::Piece(piece) if !piece.is_answer() => {
-                let (open, options) = (&mut self.open, &self.options);
-                let mut resumed: Option<String> = None;
-                let doubtful = self.streams.feed(piece, options, |key, message| {
-                    if let Some(request) = open.get_mut(&key) {
-                        request.tell(message);
-                    }
-                    resumed = resumed.take().or_else(|| resumes(message.head()?));
-                });
-                if let Some(request) = open.get_mut(&piece.head.request) {
-                    request.read(piece, doubtful);
-                }
-                if let Some(conversation) = resumed {
-                    self.resume(&conversation);
-                }
-            }
-            RequestEvent::Begin(begin) if begin.flags & BeginEvent::READ != 0 => {
-                self.streams.begin(begin.request);
-            }
-            RequestEvent::Begin(BeginEvent { request: key, .. }) => {
-                if let Some(message) = self.streams.claim(*key)
-                    && let Some(request) = self.open.get_mut(key)
-                {
-                    request.tell(&message);
-                }
-            }
-            RequestEvent::End(end) if end.reason == EndReason::Closed as u32 => {
-                self.streams.close(end.request);
-            }
-            _ => {}
-        }
     }
 
     /// A client asks for the answer of a conversation whose connection it had left.
@@ -260,18 +236,17 @@ impl Requests {
         if !request.vanish(now_ns) || !request.is_over() {
             return None;
         }
-        self.open.remove(&key).map(|request| request.finish(now_ns, &self.naming, &self.phrases))
+        self.open.remove(&key).map(|request| request.finish(now_ns, &self.naming))
     }
 
     /// Takes what the kernel knows of a request's answer for its end, if it is all of it.
     pub fn answered(&mut self, event: EndEvent) -> Option<Finished> {
         let whole = self.open.get(&event.request)?.is_whole(event.bytes_out) == Some(true);
-        if whole { self.on(&RequestEvent::End(event)) } else { None }
+        if whole { self.on(&Fact::Event(RequestEvent::End(event))) } else { None }
     }
 
     /// A process ended: so have its requests.
     pub fn end(&mut self, pid: u32, now_ns: u64) -> Vec<Finished> {
-        self.streams.end(pid);
         self.joins.remove(&pid);
         self.unprobed.remove(&pid);
         self.predict.remove(&pid);
@@ -288,7 +263,7 @@ impl Requests {
         let keys: Vec<RequestKey> =
             self.open.iter().filter(|(key, request)| which(key, request)).map(|(key, _)| *key).collect();
         let taken = keys.iter().filter_map(|key| self.open.remove(key));
-        taken.map(|request| request.finish(now_ns, &self.naming, &self.phrases)).collect()
+        taken.map(|request| request.finish(now_ns, &self.naming)).collect()
     }
 
     fn make_room(&mut self) {
@@ -313,6 +288,7 @@ impl Requests {
     }
 
     /// Requests under way of all processes.
+    #[cfg(test)]
     pub fn open(&self) -> usize {
         self.open.len()
     }

@@ -1,8 +1,9 @@
 //! What is handed to exporters: the agent's view at one moment.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{borrow::Cow, collections::BTreeSet, sync::Arc, time::Duration};
 
 use llamaprobe_common::{probe::ProbeId, target::TargetStats};
+use serde::{Deserialize, Serialize};
 
 use super::{tally::Tally, usage::Usage};
 use crate::{bpf::calibrate::Prices, discovery::model::Model, plan::catalog::Role};
@@ -105,33 +106,49 @@ pub struct Live {
     pub overhead: f64,
 }
 
-/// What has become of the spans, data points or log records of one signal.
-#[derive(Clone, Debug)]
-pub struct OtlpCounts {
-    /// The signal.
-    pub signal: &'static str,
-    /// What a collector has taken.
+/// Where something goes beside the endpoint, as the agent's own metrics tell it apart.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Output {
+    /// The request log, which has a metric of its own.
+    Log,
+    /// A signal of OTLP, by name; they have metrics of their own.
+    Otlp(Cow<'static, str>),
+    /// Any other, by name: they share a metric.
+    Other(Cow<'static, str>),
+}
+
+/// What has become of what one output was given.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Delivery {
+    /// Which.
+    pub output: Output,
+    /// What was written, or a collector has taken.
     pub exported: u64,
     /// What waits, or is on its way.
     pub waiting: u64,
     /// What was lost, by reason.
-    pub lost: Vec<(&'static str, u64)>,
+    pub lost: Vec<(Cow<'static, str>, u64)>,
 }
 
 /// The agent's view at one moment.
-#[derive(Clone, Debug, Default)]
+/// What the agent knows of itself can be written down; the rest follows from what the session was told.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Snapshot {
     /// Servers, sorted by labels.
+    #[serde(skip)]
     pub servers: Vec<Server>,
     /// What belongs to no server.
     pub own: TargetStats,
     /// Prices of a probe hit, when measured.
+    #[serde(skip)]
     pub prices: Option<Prices>,
     /// Time of all programs in the kernel per time of one processor, when measured.
     pub programs_cpu: Option<f64>,
     /// What the host costs an hour and what of that nobody has used so far, dollars.
+    #[serde(skip)]
     pub host: Option<(f64, f64)>,
     /// Users told apart.
+    #[serde(skip)]
     pub users: usize,
     /// Processes under observation.
     pub targets: usize,
@@ -146,11 +163,12 @@ pub struct Snapshot {
     /// Processes that wait for a look that is due.
     pub looks_waiting: usize,
     /// Entries of the kernel's maps, by name.
-    pub occupancy: Vec<(&'static str, usize)>,
+    pub occupancy: Vec<(Cow<'static, str>, usize)>,
     /// Requests under way that were given up because too many were.
+    #[serde(skip)]
     pub given_up: u64,
-    /// Log lines that were not written because the log could not keep up.
-    pub log_lost: u64,
+    /// Inputs that were not written into the journal, where one is written.
+    pub journal_lost: Option<u64>,
     /// Probes that could not be attached, since the start.
     pub attach_failures: u64,
     /// Times that files of names, prices or phrases were bad when they were to be read again.
@@ -159,10 +177,12 @@ pub struct Snapshot {
     pub cpu: Duration,
     /// Memory the agent holds, bytes.
     pub resident_bytes: u64,
-    /// When the agent started, seconds since the epoch.
+    /// When the agent started, seconds since the Unix epoch.
     pub started: f64,
+    /// When this was so, seconds since the Unix epoch.
+    pub taken: f64,
     /// The kernel's monotonic time 0, since the Unix epoch.
     pub epoch: Duration,
-    /// What was exported over OTLP, by signal that is on.
-    pub otlp: Vec<OtlpCounts>,
+    /// What has become of what was told to the outputs that are on.
+    pub outputs: Vec<Delivery>,
 }

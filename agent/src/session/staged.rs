@@ -1,19 +1,33 @@
 //! Hand-made request events for tests, cut as the kernel cuts them.
 
-use std::net::Ipv6Addr;
+use std::net::{Ipv6Addr, SocketAddr};
 
-use llamaprobe_common::request::{
-    BeginEvent, EndEvent, EndReason, Peer, PieceHead, RequestEventKind, RequestKey, SlotEndEvent,
-    SlotStartEvent, TaskEvent, WriteEvent,
+use llamaprobe_common::{
+    cookie::Cookie,
+    probe::ProbeId,
+    request::{
+        BeginEvent, EndEvent, EndReason, Peer, PieceHead, RequestEventKind, RequestKey, SlotEndEvent,
+        SlotStartEvent, TaskEvent, WriteEvent,
+    },
+    target::TargetConfig,
 };
 
 use super::{
     finished::Finished,
     identity::{Naming, Source},
+    observed::{Hook, Observed},
     payload::{head::HeadOptions, text::Phrases},
+    reader::Reader,
     requests::Requests,
 };
-use crate::bpf::events::{Piece, RequestEvent};
+use crate::{
+    bpf::events::{Piece, RequestEvent},
+    discovery::{
+        Target, Told,
+        process::{Listener, Place},
+    },
+    plan::{Joining, catalog::Role, site::Stepping},
+};
 
 /// A millisecond.
 pub(crate) const MS: u64 = 1_000_000;
@@ -25,6 +39,32 @@ pub(crate) const MARKER: &str = "xyzzy";
 /// The request that arrived at `ms` milliseconds.
 pub(crate) fn key(ms: u64) -> RequestKey {
     RequestKey { arrived_ns: ms * MS, tgid: PID, fd: 5 }
+}
+
+/// The process of [`key`]: a server that listens and whose requests are followed.
+pub(crate) fn observed() -> Observed {
+    let target = Target {
+        pid: PID,
+        start_time: 1,
+        comm: "llama-server".to_owned(),
+        images: vec![],
+        listeners: vec![Listener::Tcp(SocketAddr::from(([127, 0, 0, 1], 8080)))],
+        model: None,
+        told: Told { name: Some("m".to_owned()), ..Told::default() },
+        place: Place::default(),
+        seccomp: 0,
+        owner: 0,
+        router: None,
+    };
+    let flags = TargetConfig::SLOTS | TargetConfig::HTTP;
+    let hook = Hook {
+        role: Role::Task,
+        probe: 0,
+        cookie: Cookie::plain(ProbeId::ALL[0]),
+        stepping: Stepping::Emulated,
+        program: 0,
+    };
+    Observed { target, hooks: vec![hook], missing: vec![], flags, joining: Joining::Exact }
 }
 
 /// Options with a header for users.
@@ -142,7 +182,7 @@ pub(crate) fn told(event: &RequestEvent) -> Option<RequestEvent> {
 }
 
 /// Books an event, and of bytes the one that tells of them. Returns the request that is over by it.
-pub(crate) fn on(requests: &mut Requests, event: &RequestEvent) -> Option<Finished> {
+pub(crate) fn on(requests: &mut Staged, event: &RequestEvent) -> Option<Finished> {
     let over = requests.on(event);
     assert!(over.is_none() || !matches!(event, RequestEvent::Piece(_)), "bytes alone end nothing");
     over.or_else(|| told(event).and_then(|event| requests.on(&event)))
@@ -226,8 +266,38 @@ pub(crate) fn chat_events(request: RequestKey) -> Vec<RequestEvent> {
 }
 
 /// Requests of which nothing is known.
-pub(crate) fn requests() -> Requests {
-    Requests::new(options(), naming(), Phrases::default())
+pub(crate) fn requests() -> Staged {
+    Staged { reader: Reader::new(options(), Phrases::default()), requests: Requests::new(naming()) }
+}
+
+/// Requests, and who reads their bytes.
+pub(crate) struct Staged {
+    reader: Reader,
+    requests: Requests,
+}
+
+impl Staged {
+    /// Books what an event says.
+    pub(crate) fn on(&mut self, event: &RequestEvent) -> Option<Finished> {
+        let facts = self.reader.read(event.clone());
+        let over: Vec<_> = facts.iter().filter_map(|fact| self.requests.on(fact)).collect();
+        assert!(over.len() < 2, "one event ends one request");
+        over.into_iter().next()
+    }
+}
+
+impl std::ops::Deref for Staged {
+    type Target = Requests;
+
+    fn deref(&self) -> &Requests {
+        &self.requests
+    }
+}
+
+impl std::ops::DerefMut for Staged {
+    fn deref_mut(&mut self) -> &mut Requests {
+        &mut self.requests
+    }
 }
 
 /// A request that is over by these events, the last of which makes it so.

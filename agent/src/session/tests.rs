@@ -2,26 +2,28 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 
 use super::{
     finished::{Join, Outcome},
-    payload::head::HeadOptions,
+    payload::{head::HeadOptions, text::Phrases},
+    reader::Reader,
     staged::{MS, PID, answer, chat_events, get, key, naming, read, told, worked, write},
     *,
 };
 use crate::{
     discovery::{
-        Told,
+        Target, Told,
         image::{Image, ImageId, Machine},
         process::{Listener, Place},
     },
     plan::{
-        Missing, Probe,
+        Missing, Plan, Probe,
         catalog::Program,
         site::{Site, Stepping},
     },
 };
 use llamaprobe_common::{
-    batch::{FAILURES, MAX_RUNS, Pick, Run, STEPS, Step, Walk},
+    batch::Context as State,
     cookie::Cookie,
-    layout::{ExtLayout, LayoutState},
+    layout::LayoutState,
+    probe::ProbeId,
     request::{RequestKey, SlotEndEvent},
     target::TargetConfig,
 };
@@ -122,44 +124,7 @@ fn after(hits: u64) -> Reading {
 }
 
 fn context(entered_ns: u64, n_ctx: u32, flags: u32) -> Context {
-    Context {
-        entered_ns,
-        tokens: 0,
-        prompt_tokens: 0,
-        first_sequence: 0,
-        first_position: 0,
-        n_ctx,
-        n_ctx_seq: 0,
-        flags,
-        token_priority: 0,
-        sampled: 0,
-        runs_len: 0,
-        step: 0,
-        shares_len: 0,
-        mark: 0,
-        rest: 0,
-        sequences: 0,
-        memory: 0,
-        layout: ExtLayout::NONE,
-        failed: 0,
-        decoding: 0,
-        met: 0,
-        reserved: 0,
-        walk: Walk {
-            start: 0,
-            sequence: 0,
-            position: 0,
-            inside: 0,
-            beyond: 0,
-            stride: 0,
-            programs: 0,
-            closed: 0,
-        },
-        steps: [Step { duration_ns: 0, number: 0, tokens: 0 }; STEPS],
-        pick: Pick { own: 0, end: 0, next: 0, sequence: 0 },
-        failures: [0; FAILURES],
-        runs: [Run { start: 0, sequence: 0, sampled: 0 }; MAX_RUNS],
-    }
+    Context { entered_ns, n_ctx, n_ctx_seq: 0, flags }
 }
 
 fn sequence(context: u64, n_past: u32, flags: u32) -> Sequence {
@@ -167,10 +132,70 @@ fn sequence(context: u64, n_past: u32, flags: u32) -> Sequence {
 }
 
 /// A session and the moment it began.
-fn session() -> (Session, Instant) {
-    let (now, options) = (Instant::now(), HeadOptions { user_header: None, key: [0; 32] });
+fn session() -> (Tested, Instant) {
+    let (start, options) = (Instant::now(), HeadOptions { user_header: None, key: [0; 32] });
     let billing = Billing { naming: naming(), users: 2, ..Billing::default() };
-    (Session::new(now, options, billing), now)
+    let reader = Reader::new(options, Phrases::default());
+    (Tested { session: Session::new(start, billing), reader }, start)
+}
+
+/// A session behind its door.
+struct Tested {
+    session: Session,
+    reader: Reader,
+}
+
+impl Tested {
+    fn enter(&mut self, now: Instant, ns: u64, input: &Input) -> Vec<Record> {
+        let effects = self.session.apply(Moment { now, ns }, input);
+        let told = effects.into_iter().filter_map(|effect| match effect {
+            Effect::Tell(record) => Some(*record),
+            _ => None,
+        });
+        told.collect()
+    }
+
+    fn begin(&mut self, now: Instant, target: Target, plan: Plan) {
+        self.enter(now, 0, &Input::Begin(Box::new(Observed::new(target, &plan))));
+    }
+
+    fn refresh(&mut self, now: Instant, target: Target, plan: Plan) {
+        self.enter(now, 0, &Input::Refresh(Box::new(Observed::new(target, &plan))));
+    }
+
+    fn read(&mut self, now: Instant, pid: u32, reading: &Reading, prices: Option<Prices>) {
+        if let Some(prices) = prices {
+            self.enter(now, 0, &Input::Prices(prices));
+        }
+        self.enter(now, 0, &Input::Reading { pid, reading: Box::new(reading.clone()), unread: 0 });
+    }
+
+    fn end(&mut self, now: Instant, ns: u64, pid: u32, last: &Reading, _: Option<Prices>) -> Vec<Record> {
+        self.enter(now, ns, &Input::End { pid, last: Box::new(last.clone()) })
+    }
+
+    fn on(&mut self, now: Instant, event: &RequestEvent) -> Vec<Record> {
+        let facts = self.reader.read(event.clone());
+        facts.into_iter().flat_map(|fact| self.enter(now, event.at_ns(), &Input::Fact(fact))).collect()
+    }
+
+    fn expire(&mut self, now: Instant, ns: u64) -> Vec<Record> {
+        self.enter(now, ns, &Input::Tick)
+    }
+}
+
+impl std::ops::Deref for Tested {
+    type Target = Session;
+
+    fn deref(&self) -> &Session {
+        &self.session
+    }
+}
+
+impl std::ops::DerefMut for Tested {
+    fn deref_mut(&mut self) -> &mut Session {
+        &mut self.session
+    }
 }
 
 /// Decode calls by the server's label.
@@ -243,14 +268,14 @@ fn a_series_outlives_its_process_for_a_while() {
     session.begin(start, target(2, Some(81), None), server_plan());
     session.read(start, 2, &after(1), NO_PRICES);
     session.end(start, 0, 1, &after(1), NO_PRICES);
-    let at = |session: &mut Session, after| {
+    let at = |session: &mut Tested, after| {
         session.forget_ended(start + after);
         calls(session).len()
     };
     assert_eq!(at(&mut session, KEEP_ENDED - Duration::from_millis(1)), 2);
     assert_eq!(at(&mut session, KEEP_ENDED), 1);
     assert_eq!(at(&mut session, 100 * KEEP_ENDED), 1, "a living process keeps its own, read or not");
-    assert_eq!(session.targets().map(|target| target.pid).collect::<Vec<_>>(), [2]);
+    assert_eq!(session.observed().map(|it| it.target.pid).collect::<Vec<_>>(), [2]);
 }
 
 #[test]
@@ -276,7 +301,7 @@ fn a_process_that_ends_without_name_is_still_booked() {
     session.begin(start, target(1, None, None), server_plan());
     session.end(start + seconds(1), 0, 1, &after(4), NO_PRICES);
     assert_eq!(calls(&session), one("pid:1", 4));
-    assert!(session.plan(1).is_none());
+    assert!(session.observed_as(1).is_none());
     session.end(start + seconds(1), 0, 1, &after(9), NO_PRICES);
     session.read(start + seconds(1), 1, &after(9), NO_PRICES);
     assert_eq!(calls(&session), one("pid:1", 4), "an unknown process counts nothing");
@@ -408,7 +433,7 @@ fn a_role_is_live_when_one_of_its_probes_has_fired() {
     session.read(start, 1, &Reading::default(), NO_PRICES);
     let live = |session: &Session| -> Vec<Role> {
         let server = &session.servers(Instant::now())[0];
-        Role::ALL.into_iter().filter(|role| server.is_live(*role)).collect()
+        Role::MET.into_iter().filter(|role| server.is_live(*role)).collect()
     };
     assert_eq!(live(&session), []);
     session.read(start, 1, &after(1), NO_PRICES);
@@ -456,8 +481,8 @@ fn a_server_holds_what_its_newest_context_holds() {
     let reading = Reading {
         contexts: vec![
             (0xa, context(100, 4096, 0)),
-            (0xb, context(200, 8192, Context::PENDING)),
-            (0xc, context(300, 2048, Context::DRAFT)),
+            (0xb, context(200, 8192, State::PENDING)),
+            (0xc, context(300, 2048, State::DRAFT)),
         ],
         sequences: vec![
             (0, sequence(0xb, 10, Sequence::ACTIVE)),
@@ -508,7 +533,7 @@ fn http_plan() -> Plan {
 }
 
 /// Gives the session events; what is over by them, by label and outcome.
-fn over(session: &mut Session, now: Instant, events: &[RequestEvent]) -> Vec<(String, Outcome)> {
+fn over(session: &mut Tested, now: Instant, events: &[RequestEvent]) -> Vec<(String, Outcome)> {
     let both = |event: &RequestEvent| {
         let mut records = session.on(now, event);
         records.extend(told(event).iter().flat_map(|event| session.on(now, event)));
@@ -609,10 +634,10 @@ fn a_process_takes_its_open_requests_with_it() {
     let (mut session, start) = session();
     session.begin(start, target(PID, Some(80), None), http_plan());
     assert_eq!(over(&mut session, start, &chat_events(key(1_000))[..3]), []);
-    assert_eq!(session.open_requests(), 1);
+    assert_eq!(session.requests.open(), 1);
     let records = session.end(start + seconds(1), 3_000 * MS, PID, &after(1), NO_PRICES);
     assert_eq!((records.len(), records[0].request.answered_ns), (1, 3_000 * MS));
-    assert_eq!((session.open_requests(), booked(&session)[0].1), (0, 1));
+    assert_eq!((session.requests.open(), booked(&session)[0].1), (0, 1));
 }
 
 #[test]

@@ -8,6 +8,7 @@ mod tests;
 
 use std::{hash::Hasher as _, time::Duration};
 
+use serde::{Deserialize, Serialize};
 use siphasher::sip128::{Hasher128 as _, SipHasher24};
 
 use super::finished::{Finished, Outcome};
@@ -20,7 +21,7 @@ const SAMPLED: u8 = 1;
 const RANDOM: u8 = 2;
 
 /// From when on a request counts as slow; what is absent is not looked at.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Slow {
     /// Its time to the first token.
     pub first_token: Option<Duration>,
@@ -41,7 +42,7 @@ impl Slow {
 }
 
 /// What is traced.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Rules {
     /// Share of the requests without a caller's trace that are kept, from 0 to 1.
     pub ratio: f64,
@@ -75,7 +76,7 @@ impl Trace {
 }
 
 /// Decides, and makes ids.
-#[derive(Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Tracer {
     rules: Rules,
     key: [u8; 16],

@@ -612,7 +612,7 @@ pub static GROUPS: &[Group] = &[
                 "Lost in the last hour",
                 "What was seen but not counted or written, and requests that were given up.",
                 Each(&[(
-                    "sum(increase(llamaprobe_lost_total{@host}[1h])) + sum(increase(llamaprobe_log_lines_lost_total{@host}[1h])) + sum(increase(llamaprobe_requests_given_up_total{@host}[1h]))",
+                    "sum(increase(llamaprobe_lost_total{@host}[1h])) + sum(increase(llamaprobe_log_lines_lost_total{@host}[1h])) + sum(increase(llamaprobe_requests_given_up_total{@host}[1h])) + (sum(increase(llamaprobe_output_lost_total{@host}[1h])) or vector(0))",
                     "lost",
                 )]),
             )
@@ -695,11 +695,12 @@ pub static GROUPS: &[Group] = &[
                 8,
                 "short",
                 "Losses by reason",
-                "What was seen but could not be counted, each second.",
+                "What was seen but could not be counted, or not be written, each second.",
                 Each(&[
                     ("sum by (reason) (rate(llamaprobe_lost_total{@host}[@rate]))", "{{reason}}"),
                     ("sum(rate(llamaprobe_unattributed_tokens_total{@host}[@rate]))", "unattributed tokens"),
                     ("sum(rate(llamaprobe_reload_failures_total{@host}[@rate]))", "bad files at SIGHUP"),
+                    ("sum by (output, reason) (rate(llamaprobe_output_lost_total{@host}[@rate]))", "{{output}}: {{reason}}"),
                 ]),
             ),
             panel(

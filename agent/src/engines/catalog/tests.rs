@@ -10,6 +10,7 @@ fn every_probe_has_one_row() {
     }
     let served: BTreeSet<Role> = rows().map(|(_, row)| row.role()).collect();
     assert!(Role::ALL.into_iter().eq(served), "every role has a row");
+    assert_eq!(BTreeSet::from(Role::MET), Role::ALL.into(), "each is met once");
     let run: Vec<_> = rows().map(|(_, row)| row.program).collect();
     assert!(Program::ALL.iter().all(|program| run.contains(program)), "every program is run by a row");
 }

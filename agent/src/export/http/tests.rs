@@ -50,6 +50,8 @@ fn every_path_is_answered() {
     let get = |path| get(staged.address, path);
     assert!(get("/metrics").contains("\nllamaprobe_targets 3\n"));
     assert!(get("/snapshot").contains("\"targets\":3"), "{}", get("/snapshot"));
+    assert!(get("/snapshot?format=table").contains(": 3 observed"));
+    assert!(get("/snapshot?format=tabel").starts_with("HTTP/1.1 400"));
     assert!(get("/healthz").starts_with("HTTP/1.1 200"));
     assert!(get("/readyz").starts_with("HTTP/1.1 503"));
     staged.health.set_ready();

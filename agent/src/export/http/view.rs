@@ -20,7 +20,7 @@ use tracing::{debug, error};
 
 use super::{Format, Question};
 use crate::{
-    export::{compat::Dialect, openmetrics, prometheus, snapshot},
+    export::{compat::Dialect, openmetrics, prometheus},
     session::Snapshot,
 };
 
@@ -39,7 +39,6 @@ pub(super) struct View {
     dialects: Arc<[Dialect]>,
     prometheus: OnceLock<Bytes>,
     openmetrics: OnceLock<Bytes>,
-    document: OnceLock<Bytes>,
 }
 
 impl View {
@@ -62,10 +61,9 @@ impl View {
         }
     }
 
-    /// The whole state as a JSON document.
-    pub(super) fn document(&self) -> Bytes {
-        let render = || snapshot::document(&self.snapshot).to_string().into();
-        self.document.get_or_init(render).clone()
+    /// What the agent knew.
+    pub(super) fn snapshot(&self) -> &Snapshot {
+        &self.snapshot
     }
 }
 
@@ -143,7 +141,6 @@ impl Views {
             dialects: self.dialects.clone(),
             prometheus: OnceLock::new(),
             openmetrics: OnceLock::new(),
-            document: OnceLock::new(),
         }))
     }
 }
@@ -210,7 +207,6 @@ mod tests {
             let (one, two) = (view.metrics(format).unwrap(), view.metrics(format).unwrap());
             assert_eq!(one.as_ptr(), two.as_ptr(), "{format:?}");
         }
-        assert_eq!(view.document().as_ptr(), view.document().as_ptr());
     }
 
     #[tokio::test]

@@ -1,9 +1,4 @@
-use std::{
-    fs,
-    process::Command,
-    sync::mpsc,
-    time::{Duration, Instant},
-};
+use std::{fs, path::Path, sync::Arc};
 
 use super::*;
 use crate::{
@@ -18,10 +13,10 @@ use crate::{
 
 const PARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 /// What [`wall`] makes of the kernel's 0.
-const EPOCH: u64 = 1_795_448_518;
+const EPOCH: Duration = Duration::from_secs(1_795_448_518);
 
 fn wall(ns: u64) -> SystemTime {
-    SystemTime::UNIX_EPOCH + Duration::from_secs(EPOCH) + Duration::from_nanos(ns)
+    to_wall(EPOCH)(ns)
 }
 
 fn record(request: Finished) -> Record {
@@ -56,15 +51,6 @@ fn json(record: &Record) -> serde_json::Value {
 
 fn options_of(file: &Path) -> LogOptions {
     LogOptions { logged: Logged::All, file: Some(file.to_owned()), slow: None }
-}
-
-/// Waits until `done`, and says whether it came to that.
-fn soon(done: impl Fn() -> bool) -> bool {
-    let deadline = Instant::now() + Duration::from_secs(10);
-    while !done() && Instant::now() < deadline {
-        std::thread::sleep(Duration::from_millis(2));
-    }
-    done()
 }
 
 fn lines(file: &Path) -> Vec<String> {
@@ -169,23 +155,23 @@ fn errors_are_failures_and_what_was_slow() {
             (4_999, Outcome::Length),
             (5_000, Outcome::None),
         ] {
-            log.record(&took(ms, outcome), wall);
+            log.record(&took(ms, outcome), EPOCH);
         }
         let health = Finished { route: Route::Health, outcome: Outcome::Error, head: None, ..chat() };
-        log.record(&record(health), wall);
+        log.record(&record(health), EPOCH);
         log.close(Instant::now() + Duration::from_secs(10));
-        assert_eq!(log.lost(), 0);
+        assert!(log.deliveries()[0].lost.iter().all(|(_, lost)| *lost == 0));
         let ms = |line: &String| {
             let line: serde_json::Value = serde_json::from_str(line).unwrap();
             line["latency_ms"].as_f64().unwrap() as u64
         };
-        (file.exists(), lines(&file).iter().map(ms).collect::<Vec<_>>())
+        lines(&file).iter().map(ms).collect::<Vec<_>>()
     };
     let slow = Some(Duration::from_secs(5));
-    assert_eq!(logged("all", Logged::All, slow), (true, vec![1, 2, 3, 4_999, 5_000]));
-    assert_eq!(logged("errors", Logged::Errors, slow), (true, vec![2, 3, 5_000]));
-    assert_eq!(logged("failures", Logged::Errors, None), (true, vec![2, 3]));
-    assert_eq!(logged("off", Logged::Off, slow), (false, vec![]));
+    assert_eq!(logged("all", Logged::All, slow), [1, 2, 3, 4_999, 5_000]);
+    assert_eq!(logged("errors", Logged::Errors, slow), [2, 3, 5_000]);
+    assert_eq!(logged("failures", Logged::Errors, None), [2, 3]);
+    assert_eq!(logged("off", Logged::Off, slow), [0; 0]);
 }
 
 #[test]
@@ -196,147 +182,7 @@ fn a_preflight_is_no_line() {
     let preflight = b"OPTIONS /v1/chat/completions HTTP/1.1\r\n\r\n";
     let events =
         [read(key(1_000), 0, 1_000 * MS, preflight), write(key(1_000), 0, 1_001 * MS, &answer("200 OK", ""))];
-    log.record(&record(finished(key(1_000), &events)), wall);
+    log.record(&record(finished(key(1_000), &events)), EPOCH);
     log.close(Instant::now() + Duration::from_secs(10));
     assert_eq!(lines(&file), [""; 0]);
-}
-
-#[test]
-fn what_waits_is_written_at_the_close() {
-    let directory = tempfile::tempdir().unwrap();
-    let file = directory.path().join("log");
-    fs::write(&file, "before\n").unwrap();
-    let mut log = RequestLog::open(options_of(&file)).unwrap();
-    for n in 0..QUEUE as u64 / 2 {
-        log.record(&took(n, Outcome::Stop), wall);
-    }
-    log.close(Instant::now() + Duration::from_secs(30));
-    log.record(&took(9, Outcome::Stop), wall);
-    log.close(Instant::now() + Duration::from_secs(30));
-    let lines = lines(&file);
-    assert_eq!((lines.len(), log.lost()), (1 + QUEUE / 2, 0), "what came after it is no line");
-    assert_eq!(lines[0], "before", "the file is continued");
-}
-
-#[test]
-fn a_log_that_was_rotated_away_goes_on_in_a_new_file() {
-    let directory = tempfile::tempdir().unwrap();
-    let (file, rotated) = (directory.path().join("log"), directory.path().join("log.1"));
-    let mut log = RequestLog::open(options_of(&file)).unwrap();
-    log.record(&took(1, Outcome::Stop), wall);
-    assert!(soon(|| lines(&file).len() == 1));
-    fs::rename(&file, &rotated).unwrap();
-    log.record(&took(2, Outcome::Stop), wall);
-    assert!(soon(|| lines(&rotated).len() == 2), "until it is told");
-    log.reopen();
-    log.record(&took(3, Outcome::Stop), wall);
-    assert!(soon(|| lines(&file).len() == 1));
-    log.close(Instant::now() + Duration::from_secs(10));
-    assert_eq!((lines(&file).len(), lines(&rotated).len(), log.lost()), (1, 2, 0));
-}
-
-/// A file whose first write waits until it is told to go on.
-struct Blocked {
-    entered: mpsc::Sender<()>,
-    go_on: Receiver<()>,
-    written: Arc<AtomicU64>,
-}
-
-impl Lines for Blocked {
-    fn write(&mut self, _line: &str) -> io::Result<()> {
-        let _ = self.entered.send(());
-        // An error once the test has let go.
-        let _ = self.go_on.recv();
-        self.written.fetch_add(1, Ordering::Relaxed);
-        Ok(())
-    }
-
-    fn reopen(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-#[test]
-fn a_blocked_file_costs_lines_and_no_time() {
-    let ((entered, writing), (let_go, go_on)) = (mpsc::channel(), mpsc::channel());
-    let (written, shared) = (Arc::new(AtomicU64::new(0)), Arc::new(Shared::default()));
-    let blocked = Blocked { entered, go_on, written: written.clone() };
-    let (sender, receiver) = sync_channel(QUEUE);
-    let of_writer = shared.clone();
-    let writer = std::thread::spawn(move || super::write(&receiver, blocked, &of_writer));
-    let options = LogOptions { logged: Logged::All, file: None, slow: None };
-    let mut log = RequestLog { options, sender: Some(sender), writer: Some(writer), shared: shared.clone() };
-
-    log.record(&took(1, Outcome::Stop), wall);
-    writing.recv().unwrap();
-    let record = took(2, Outcome::Stop);
-    for _ in 0..QUEUE + 10 {
-        log.record(&record, wall);
-    }
-    assert_eq!(log.lost(), 10, "the queue is full and one line is in the making");
-    let start = Instant::now();
-    log.close(Instant::now() + Duration::from_millis(50));
-    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
-    assert_eq!(written.load(Ordering::Relaxed), 0);
-    assert_eq!(shared.waiting.load(Ordering::Relaxed), 1 + QUEUE as u64, "so many would be lost");
-    drop(let_go);
-    assert!(soon(|| written.load(Ordering::Relaxed) == 1 + QUEUE as u64), "none of the rest is lost");
-}
-
-#[test]
-fn a_pipe_that_nobody_reads_costs_lines_and_no_time() {
-    let directory = tempfile::tempdir().unwrap();
-    let pipe = directory.path().join("pipe");
-    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
-    // Open for both, so that the log can open it at all; never read.
-    let reader = fs::OpenOptions::new().read(true).write(true).open(&pipe).unwrap();
-    let mut log = RequestLog::open(options_of(&pipe)).unwrap();
-    let record = took(2, Outcome::Stop);
-    let room = 1 << 16;
-    let length = serde_json::to_string(&Line::new(&record, wall)).unwrap().len() + 1;
-    for _ in 0..QUEUE + room / length + 100 {
-        log.record(&record, wall);
-    }
-    assert!(log.lost() > 0);
-    let start = Instant::now();
-    log.close(Instant::now() + Duration::from_millis(50));
-    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
-    drop(reader);
-}
-
-#[test]
-fn a_file_that_refuses_is_a_loss_and_not_the_end() {
-    let directory = tempfile::tempdir().unwrap();
-    assert!(RequestLog::open(options_of(directory.path())).is_err(), "not at the start");
-
-    struct Full(u64);
-    impl Lines for Full {
-        fn write(&mut self, _line: &str) -> io::Result<()> {
-            self.0 += 1;
-            if self.0 <= 2 { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
-        }
-
-        fn reopen(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
-    let (sender, receiver) = sync_channel(QUEUE);
-    for _ in 0..5 {
-        sender.send(Message::Line(String::new())).unwrap();
-    }
-    drop(sender);
-    let shared = Shared { waiting: AtomicU64::new(5), ..Shared::default() };
-    super::write(&receiver, Full(0), &shared);
-    assert_eq!((shared.lost.into_inner(), shared.waiting.into_inner()), (2, 0));
-}
-
-#[test]
-fn a_rotated_log_is_opened_anew_before_the_next_line() {
-    let directory = tempfile::tempdir().unwrap();
-    let (file, rotated) = (directory.path().join("log"), directory.path().join("log.1"));
-    let mut log = RequestLog::open(options_of(&file)).unwrap();
-    fs::rename(&file, &rotated).unwrap();
-    log.reopen();
-    assert!(soon(|| file.exists()), "whoever compresses the old one waits for no line");
-    log.close(Instant::now() + Duration::from_secs(10));
 }

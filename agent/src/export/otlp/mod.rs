@@ -13,6 +13,7 @@ mod metric;
 pub mod options;
 mod queue;
 mod resource;
+mod schedule;
 mod signal;
 mod span;
 mod transport;
@@ -39,14 +40,20 @@ use prost::Message as _;
 use tokio::{sync::watch, time::sleep};
 use tracing::{info, warn};
 
-use self::{deliver::deliver, metric::Series, queue::Queue, resource::scope, transport::Client};
+use self::{
+    deliver::deliver, metric::Series, queue::Queue, resource::scope, schedule::Schedule, transport::Client,
+};
 pub use self::{
     options::{Arguments, Options},
     queue::{Counts, Loss},
     resource::{Host, Identity},
     signal::Signal,
 };
-use crate::session::{Record, Snapshot, snapshot::OtlpCounts};
+use super::sink::{Process, Sink};
+use crate::session::{
+    Record, Snapshot,
+    snapshot::{Delivery, Output},
+};
 
 /// A finished request, and the process that served it.
 struct Told {
@@ -77,8 +84,7 @@ pub struct Otlp {
     /// Whose process serves under these labels, as long as there are series of it.
     served: BTreeMap<metric::Server, Arc<Identity>>,
     series: Series,
-    interval: Duration,
-    collected: Instant,
+    schedule: Schedule,
     closing: watch::Sender<bool>,
     thread: Option<JoinHandle<()>>,
 }
@@ -114,27 +120,33 @@ impl Otlp {
             own: Arc::new(Identity::own()),
             served: BTreeMap::new(),
             series: Series::new(now_ns()),
-            interval: options.interval,
-            collected: Instant::now(),
+            schedule: Schedule::new(Instant::now(), options.interval),
             closing,
             thread,
         })
     }
 
-    /// A process is observed.
-    pub fn meet(&mut self, pid: u32, name: &str) {
-        if self.thread.is_some() {
-            self.processes.insert(pid, Arc::new(Identity::read(Path::new("/proc"), pid, name)));
-        }
+    fn channels(&self) -> impl Iterator<Item = (Signal, &Counts)> {
+        let of = |signal| match signal {
+            Signal::Traces => self.traces.as_ref().map(|channel| &channel.counts),
+            Signal::Metrics => self.metrics.as_ref().map(|channel| &channel.counts),
+            Signal::Logs => self.logs.as_ref().map(|channel| &channel.counts),
+        };
+        Signal::ALL.into_iter().filter_map(move |signal| Some((signal, &**of(signal)?)))
+    }
+}
+
+impl Sink for Otlp {
+    fn started(&mut self, process: Process<'_>) {
+        let identity = Identity::read(Path::new("/proc"), process.pid, process.name);
+        self.processes.insert(process.pid, Arc::new(identity));
     }
 
-    /// It is no longer.
-    pub fn part(&mut self, pid: u32) {
+    fn ended(&mut self, pid: u32) {
         self.processes.remove(&pid);
     }
 
-    /// Takes a finished request. Never waits. `epoch` is the kernel's time 0 since the Unix epoch.
-    pub fn tell(&self, record: &Record, epoch: Duration) {
+    fn record(&mut self, record: &Record, epoch: Duration) {
         let request = &record.request;
         if self.thread.is_none() || !request.is_inference() {
             return;
@@ -158,24 +170,14 @@ impl Otlp {
         }
     }
 
-    /// Whether metrics are exported.
-    pub fn has_metrics(&self) -> bool {
-        self.metrics.is_some()
+    fn wants_metrics(&self, now: Instant) -> bool {
+        self.metrics.is_some() && self.schedule.is_due(now)
     }
 
-    /// Whether it is time to collect the metrics.
-    pub fn wants_metrics(&self, now: Instant) -> bool {
-        self.metrics.is_some() && now.duration_since(self.collected) >= self.interval
-    }
-
-    /// Takes the metrics of a moment. Never waits: what has not been sent yet is replaced.
-    pub fn collect(&mut self, all: &Snapshot) {
+    /// What has not been sent yet is replaced.
+    fn metrics(&mut self, all: &Snapshot) {
         let Some(metrics) = &self.metrics else { return };
-        // By the interval and not by the moment: who asks comes by ticks, and one that comes a little early for what was
-        // collected a little late would leave out every other time.
-        let now = Instant::now();
-        let late = now.duration_since(self.collected) >= self.interval * 3;
-        self.collected = if late { now } else { self.collected + self.interval };
+        self.schedule.collected(Instant::now());
         let collected = self.series.collect(all, now_ns());
         self.served.retain(|server, _| collected.servers.contains_key(server));
         for server in &all.servers {
@@ -198,34 +200,11 @@ impl Otlp {
         metrics.queue.push(collected.servers.into_iter().map(of_server).collect(), collected.points);
     }
 
-    /// What has become of everything so far, by signal that is on.
-    pub fn counts(&self) -> Vec<OtlpCounts> {
-        self.channels()
-            .map(|(signal, counts)| OtlpCounts {
-                signal: signal.name(),
-                exported: counts.exported(),
-                waiting: counts.waiting(),
-                lost: Loss::ALL.map(|loss| (loss.name(), counts.lost(loss))).to_vec(),
-            })
-            .collect()
-    }
-
-    fn channels(&self) -> impl Iterator<Item = (Signal, &Counts)> {
-        let of = |signal| match signal {
-            Signal::Traces => self.traces.as_ref().map(|channel| &channel.counts),
-            Signal::Metrics => self.metrics.as_ref().map(|channel| &channel.counts),
-            Signal::Logs => self.logs.as_ref().map(|channel| &channel.counts),
-        };
-        Signal::ALL.into_iter().filter_map(move |signal| Some((signal, &**of(signal)?)))
-    }
-
-    /// Nothing more comes: the thread ends when it has sent what waits, each batch with one attempt.
-    pub fn finish(&self) {
+    fn finish(&mut self) {
         let _ = self.closing.send(true);
     }
 
-    /// Waits for the thread's end until `deadline`; what is left then is lost.
-    pub fn close(&mut self, deadline: Instant) {
+    fn close(&mut self, deadline: Instant) {
         let Some(thread) = self.thread.take() else { return };
         self.finish();
         while !thread.is_finished() && Instant::now() < deadline {
@@ -239,6 +218,17 @@ impl Otlp {
                 _ => warn!(signal = signal.name(), exported, lost, "export ended with losses"),
             }
         }
+    }
+
+    fn deliveries(&self) -> Vec<Delivery> {
+        self.channels()
+            .map(|(signal, counts)| Delivery {
+                output: Output::Otlp(signal.name().into()),
+                exported: counts.exported(),
+                waiting: counts.waiting(),
+                lost: Loss::ALL.map(|loss| (loss.name().into(), counts.lost(loss))).to_vec(),
+            })
+            .collect()
     }
 }
 

@@ -124,6 +124,11 @@ impl Options {
         })
     }
 
+    /// Whether anything is exported.
+    pub fn is_on(&self) -> bool {
+        !self.destinations.is_empty()
+    }
+
     /// Where a signal goes; `None` when it is off.
     pub fn of(&self, signal: Signal) -> Option<&Destination> {
         self.destinations.iter().find(|destination| destination.signal == signal)

@@ -7,6 +7,7 @@
 mod tests;
 
 use memchr::memchr;
+use serde::{Deserialize, Serialize};
 
 pub use super::closing::{Closing, Finish};
 use super::{
@@ -18,7 +19,7 @@ use super::{
 };
 
 /// What the headers of an answer say.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StatusLine {
     /// The status code.
     pub code: u16,
@@ -275,13 +276,14 @@ impl Answer {
         self.at
     }
 
-    /// No more of it will come.
-    pub fn close(&mut self) {
-        self.leave();
-        self.line = Line::Other;
+    /// What it says of itself if no more of it comes.
+    pub fn at_end(&self) -> Closing {
+        let (mut closing, mut state) = (self.closing.clone(), self.object.clone());
+        Object { closing: &mut closing, state: &mut state, text: None }.finish();
         if !self.ended {
-            self.closing.settle();
+            closing.settle();
         }
+        closing
     }
 
     /// What it says of itself so far.

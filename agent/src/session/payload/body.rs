@@ -7,6 +7,8 @@
 #[cfg(test)]
 mod tests;
 
+use serde::{Deserialize, Serialize};
+
 use super::{
     json::{Key, Keys, count, number, text, truth, written},
     scan::{Scanner, Sink},
@@ -16,7 +18,7 @@ use super::{
 const MAX_NAME: usize = 128;
 
 /// What a request asks for.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Body {
     /// `model`, of 128 bytes at most.
     pub model: Option<String>,

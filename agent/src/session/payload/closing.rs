@@ -7,6 +7,8 @@
 #[cfg(test)]
 mod tests;
 
+use serde::{Deserialize, Serialize};
+
 use super::{
     json::{Key, count, number, truth, word},
     scan::Sink,
@@ -14,7 +16,7 @@ use super::{
 };
 
 /// Why a generation ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Finish {
     /// The model ended it, or a stop word of the request.
     Stop,
@@ -52,7 +54,7 @@ impl Finish {
 }
 
 /// What an answer says of itself. Tokens are counted by the server; what it does not say is absent.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Closing {
     /// Why it ended; with several choices, the last one.
     pub finish: Option<Finish>,
@@ -108,7 +110,7 @@ pub(super) struct Object<'a> {
 }
 
 /// Where in an object.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(super) struct ObjectState {
     /// The object itself is an error, rather than holding one as `error`.
     pub(super) error: bool,

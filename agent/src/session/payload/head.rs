@@ -9,6 +9,8 @@ mod tests;
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 pub use super::{key::KeyHash, trace::TraceParent};
 use super::{
     lines::{Lines, header, length},
@@ -24,7 +26,7 @@ const MAX_TRACESTATE: usize = 512;
 const MAX_NAME: usize = 128;
 
 /// How a request was made.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Method {
     /// GET.
     Get,
@@ -35,7 +37,7 @@ pub enum Method {
 }
 
 /// What the headers of a request say.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Head {
     /// The method.
     pub method: Method,
@@ -61,8 +63,8 @@ pub struct Head {
     pub chunked: bool,
 }
 
-/// What the operator configured.
-#[derive(Clone)]
+/// What the operator configured. Not `Debug`: it holds a secret.
+#[derive(Clone, Serialize, Deserialize)]
 pub struct HeadOptions {
     /// Name of the header that holds a user, in any case.
     pub user_header: Option<String>,

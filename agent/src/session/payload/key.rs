@@ -2,11 +2,12 @@
 
 use std::{fmt, hash::Hasher};
 
+use serde::{Deserialize, Serialize};
 use siphasher::sip::SipHasher24;
 
 /// A keyed hash of an API key: the same for the same key under one secret, and meaningless elsewhere. `SipHash-2-4` of 64
 /// bits, by the crate `siphasher`; without the secret nobody can test guesses against it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct KeyHash(u64);
 
 impl KeyHash {

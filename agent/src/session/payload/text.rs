@@ -2,13 +2,15 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 use super::json::{Key, opening};
 
 /// How much of an answer's text is looked at, bytes.
 const PREFIX: usize = 256;
 
 /// Phrases that are looked for, as an operator lists them.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Phrases(Vec<String>);
 
 impl Phrases {

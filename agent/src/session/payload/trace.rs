@@ -5,11 +5,13 @@ mod tests;
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 /// Bytes of a version-00 header: `00-<32 hex>-<16 hex>-<2 hex>`.
 const LENGTH: usize = 55;
 
 /// The caller's span, from `traceparent`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct TraceParent {
     /// Never all zero.
     pub trace_id: [u8; 16],

@@ -48,12 +48,12 @@ impl Request {
         if !self.is_unjoined() {
             return None;
         }
-        let stream = self.answer.status().is_some_and(|status| status.chunked || status.stream);
+        let stream = self.answer.status.as_ref().is_some_and(|status| status.chunked || status.stream);
         let outcome = Some(self.code()).filter(|code| *code != 0).map(|code| self.outcome(code, stream));
         let (ending, ran) = match &self.end {
             None => (Ending::Open, false),
             Some(end) => match outcome {
-                Some(Outcome::Cancelled) | None => (Ending::Gone(end.closed_ns), self.answer.token_ns() != 0),
+                Some(Outcome::Cancelled) | None => (Ending::Gone(end.closed_ns), self.answer.token_ns != 0),
                 Some(Outcome::Error) => (Ending::Answered(end.answered_ns), false),
                 Some(_) => (Ending::Answered(end.answered_ns), true),
             },
@@ -61,11 +61,11 @@ impl Request {
         Some(Asker {
             key: self.key,
             read_ns: self.read_ns,
-            token_ns: self.answer.token_ns(),
+            token_ns: self.answer.token_ns,
             ending,
             ran,
             several: self.body.several,
-            says: self.answer.closing().clone(),
+            says: self.closing().clone(),
         })
     }
 

@@ -9,6 +9,7 @@ use crate::{
         },
     },
 };
+use llamaprobe_common::request::PieceHead;
 
 const K: RequestKey = RequestKey { arrived_ns: 1_000 * MS, tgid: 7, fd: 5 };
 

@@ -3,14 +3,14 @@ use crate::session::{
     finished::{Join, Outcome, UNKNOWN},
     payload::route::Route,
     staged::{
-        MS, PID, STREAM, answer, begin, chat, chat_answer, chat_events, end, get, key, last_chunk, on, post,
-        read, requests, slot_start, task, text_chunk, worked, write,
+        MS, PID, STREAM, Staged, answer, begin, chat, chat_answer, chat_events, end, get, key, last_chunk,
+        on, post, read, requests, slot_start, task, text_chunk, worked, write,
     },
 };
-use llamaprobe_common::request::{EndReason, SlotEndEvent};
+use llamaprobe_common::request::{BeginEvent, EndReason, SlotEndEvent};
 
 /// What is over by these events, in order.
-fn all(requests: &mut Requests, events: &[RequestEvent]) -> Vec<Finished> {
+fn all(requests: &mut Staged, events: &[RequestEvent]) -> Vec<Finished> {
     events.iter().filter_map(|event| on(requests, event)).collect()
 }
 
@@ -192,7 +192,7 @@ fn of_too_many_requests_the_oldest_are_given_up() {
         requests.on(&read(key(1 + n), 0, n, &get("/health")));
     }
     assert_eq!((requests.open(), requests.given_up()), (MAX_OPEN, extra as u64));
-    let answered = |requests: &mut Requests, ms| requests.on(&write(key(ms), 1, ms, b"x")).is_some();
+    let answered = |requests: &mut Staged, ms| requests.on(&write(key(ms), 1, ms, b"x")).is_some();
     assert!(!answered(&mut requests, 1) && requests.open() == MAX_OPEN);
     assert_eq!(requests.end(PID, 0)[0].key, key(1 + extra as u64), "the oldest that is left");
 }

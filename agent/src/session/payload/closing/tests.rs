@@ -15,8 +15,7 @@ fn closing(head: &[u8], tails: &[&[u8]]) -> Closing {
     for tail in tails {
         answer.feed(answer.read_to() + 1, true, tail, 1);
     }
-    answer.close();
-    Closing { has_text: false, ..answer.closing().clone() }
+    Closing { has_text: false, ..answer.at_end() }
 }
 
 // As b11434 writes them, shortened; the text tries to pass for fields.

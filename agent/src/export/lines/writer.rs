@@ -12,9 +12,9 @@ use std::{
 
 use rustix::fs::OFlags;
 
-use super::Lines;
+use super::Place;
 
-/// Who may read a log that the agent makes: it holds names and addresses.
+/// Who may read a file that the agent makes: it holds names and addresses.
 const MODE: u32 = 0o600;
 
 /// Where lines go.
@@ -60,7 +60,7 @@ impl Writer {
     }
 }
 
-impl Lines for Writer {
+impl Place for Writer {
     /// Where it fails the old file serves on.
     fn reopen(&mut self) -> io::Result<()> {
         let new = Self::open(self.path.as_deref())?;

@@ -1,0 +1,202 @@
+//! One server in the document.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// A server, or another user of llama.cpp. Counters count from the agent's start, or from the server's if that is later.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Server {
+    /// Its label: where it listens, or `pid:N`.
+    pub server: String,
+    /// Alias, repository or file name of its model; empty while unknown.
+    pub model: String,
+    /// What is true only while its process lives; absent when it has ended.
+    pub live: Option<Live>,
+    /// Its tokens by type.
+    pub tokens: Tokens,
+    /// The same by user, sorted by name; together they are `tokens`.
+    pub users: Vec<User>,
+    /// Tokens that were guessed by speculative decoding.
+    pub draft_tokens: DraftTokens,
+    /// How often its context did not suffice.
+    pub context: Context,
+    /// Tokens generated after the client had gone.
+    pub wasted_tokens: u64,
+    /// Answers that the model ended with its first token.
+    pub empty_answers: u64,
+    /// Answers that begin with a phrase of the operator's list; absent without such a list.
+    pub refusals: Option<u64>,
+    /// Decode calls.
+    pub decode_calls: u64,
+    /// Gaps between two consecutive tokens of one request.
+    pub inter_token: Option<Times>,
+    /// Durations of decode steps.
+    pub decode_step: Option<Times>,
+    /// Finished requests, of every route.
+    pub requests: Vec<Requests>,
+    /// Inference requests, from arrival to the last byte of the answer.
+    pub request_duration: Option<Times>,
+    /// From arrival to the first token.
+    pub time_to_first_token: Option<Times>,
+    /// Phases of inference requests.
+    pub phases: Phases,
+    /// Requests that ran, by how they were joined to their slots.
+    pub joins: BTreeMap<String, u64>,
+    /// Hits of the probes that have fired, by the probe's name.
+    pub probe_hits: BTreeMap<String, u64>,
+    /// What was seen but could not be counted, by reason; only what is not 0.
+    pub lost: BTreeMap<String, u64>,
+}
+
+/// What is known of a living process.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Live {
+    /// Process id.
+    pub pid: u32,
+    /// Its slots; absent when it does not say how many.
+    pub slots: Option<u64>,
+    /// Slots with a running request.
+    pub slots_busy: u64,
+    /// Inference requests without their answer.
+    pub in_flight: u64,
+    /// Of these, those that wait for a slot; and connections that wait for a thread.
+    pub queue_depth: u64,
+    /// Size of its contexts, tokens; 0 when unknown.
+    pub context_size: u64,
+    /// What they hold, tokens.
+    pub context_used: u64,
+    /// What one slot can hold, tokens; 0 when unknown.
+    pub slot_size: u64,
+    /// The slots that have served a request.
+    pub slot_context: Vec<SlotContext>,
+    /// Share of wall time that its threads spend in probes and their programs: 1 is the whole of one thread.
+    pub overhead_ratio: f64,
+    /// Roles that no probe serves: what they would tell is not measured.
+    pub missing: Vec<String>,
+    /// Its model, when it was read.
+    pub model: Option<Model>,
+}
+
+/// A slot and what it holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SlotContext {
+    /// Its number.
+    pub slot: i32,
+    /// A request runs on it.
+    pub busy: bool,
+    /// What it holds, tokens.
+    pub context_used: u64,
+}
+
+/// A model, as its file describes it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Model {
+    /// The file.
+    pub path: String,
+    /// Such as `llama` or `gemma3`.
+    pub architecture: String,
+    /// The name in the file.
+    pub name: Option<String>,
+    /// `model`, `adapter` or `mmproj`; older files do not say.
+    pub kind: Option<String>,
+    /// Such as `Q4_K_M`; `unknown` where nothing says it.
+    pub quantisation: String,
+    /// Elements of all tensors of this file.
+    pub parameters: u64,
+    /// The context that it was trained for, tokens.
+    pub context_train: Option<u64>,
+    /// Files that it is split over.
+    pub splits: Option<u16>,
+    /// Length of this file, bytes.
+    pub file_bytes: u64,
+}
+
+/// Tokens by type.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tokens {
+    /// Of prompts, computed.
+    pub prompt: u64,
+    /// Of prompts, found in the cache.
+    pub cached: u64,
+    /// Generated.
+    pub generated: u64,
+}
+
+/// What one user has used.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct User {
+    /// Its name; `other` for all who are not told apart, `none` for work of nobody who is known.
+    pub user: String,
+    /// Tokens of prompts, computed.
+    pub prompt: u64,
+    /// Tokens of prompts, found in the cache.
+    pub cached: u64,
+    /// Tokens generated.
+    pub generated: u64,
+    /// Its share of the time of decode calls, seconds.
+    pub engine_seconds: f64,
+    /// What it costs by a price list, dollars; absent without a price.
+    pub dollars_by_tokens: Option<f64>,
+    /// What it costs by the host's time, dollars; absent without a price.
+    pub dollars_by_host: Option<f64>,
+}
+
+/// Tokens that were guessed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DraftTokens {
+    /// Right guesses.
+    pub accepted: u64,
+    /// Wrong ones.
+    pub rejected: u64,
+}
+
+/// How often the context did not suffice.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Context {
+    /// Times that a request's oldest tokens were cut to make room.
+    pub shifts: u64,
+    /// Answers that the server says were cut.
+    pub truncations: u64,
+    /// Prompts that were refused because they do not fit.
+    pub overflows: u64,
+}
+
+/// Finished requests of one kind.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Requests {
+    /// What was asked for: a path, or what stands for many.
+    pub route: String,
+    /// Status code; 499 when the client went before there was an answer, 0 when the answer was not seen.
+    pub code: u16,
+    /// How they ended.
+    pub finish_reason: String,
+    /// How many.
+    pub count: u64,
+}
+
+/// Phases of requests; each absent without an observation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Phases {
+    /// From arrival until the engine turns to it.
+    pub queue: Option<Times>,
+    /// From there to its first token.
+    pub prefill: Option<Times>,
+    /// From the first token to the last.
+    pub decode: Option<Times>,
+}
+
+/// Observations of a duration. Quantiles are upper bounds of histogram buckets, absent beyond the last one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Times {
+    /// How many.
+    pub count: u64,
+    /// Their mean, milliseconds.
+    pub mean_ms: f64,
+    /// Half of them took no longer than this, milliseconds.
+    pub p50_ms_at_most: Option<f64>,
+    /// 95 % of them took no longer, milliseconds.
+    pub p95_ms_at_most: Option<f64>,
+    /// 99 % of them took no longer, milliseconds.
+    pub p99_ms_at_most: Option<f64>,
+}

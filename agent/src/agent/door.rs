@@ -1,0 +1,97 @@
+//! The session's door: what happens goes in, is written down where that is wanted, and what is to be done by it is done.
+
+use std::time::{Duration, Instant};
+
+use tracing::warn;
+
+use super::{Agent, looks::Rank, own::monotonic_ns};
+use crate::{
+    bpf::events::RequestEvent,
+    journal::Stamped,
+    session::{Effect, Input, Moment, Record, Snapshot},
+};
+
+impl Agent {
+    /// Tells the session what happens, and does what follows.
+    pub(super) fn apply(&mut self, input: Input) {
+        for effect in self.enter(input) {
+            self.perform(effect);
+        }
+    }
+
+    /// Asks the session for everything; `own` is what the agent knows of itself.
+    pub(super) fn ask(&mut self, own: Snapshot) -> Snapshot {
+        let effects = self.enter(Input::Asked(Box::new(own)));
+        let snapshot = effects.into_iter().find_map(|effect| match effect {
+            Effect::Snapshot(snapshot) => Some(*snapshot),
+            _ => None,
+        });
+        snapshot.unwrap_or_default()
+    }
+
+    /// Reads what an event says, and tells the session.
+    pub(super) fn read(&mut self, event: RequestEvent) {
+        let at = self.moment();
+        let clock = &mut self.clock;
+        let stamped = || Stamped { ns: at.ns, epoch: clock.epoch(), what: event.clone() };
+        let recorded = self.journal.as_mut().is_some_and(|journal| journal.record_event(stamped));
+        for fact in self.reader.read(event) {
+            let input = Input::Fact(fact);
+            if recorded {
+                let effects = self.session.apply(at, &input);
+                effects.into_iter().for_each(|effect| self.perform(effect));
+            } else {
+                self.apply(input);
+            }
+        }
+    }
+
+    fn moment(&self) -> Moment {
+        let (ns, (start, start_ns)) = (monotonic_ns(), self.origin);
+        Moment { now: start + Duration::from_nanos(ns.saturating_sub(start_ns)), ns }
+    }
+
+    fn enter(&mut self, input: Input) -> Vec<Effect> {
+        let at = self.moment();
+        let effects = self.session.apply(at, &input);
+        if let Some(journal) = &mut self.journal {
+            journal.record(Stamped { ns: at.ns, epoch: self.clock.epoch(), what: input });
+        }
+        effects
+    }
+
+    fn perform(&mut self, effect: Effect) {
+        match effect {
+            Effect::Tell(record) => self.tell(&record),
+            Effect::AskAnswer(request) => {
+                // Of answers with a length only the first writes are told: the kernel knows whether they are whole by now.
+                if let Some(answer) = self.kernel.answer_so_far(request) {
+                    self.apply(Input::SoFar(answer));
+                }
+            }
+            Effect::AskWhether(request) => {
+                if !self.kernel.is_under_way(request) {
+                    self.apply(Input::Gone(request));
+                }
+            }
+            Effect::Look(pid) => self.look(pid, 0, Rank::Likely, &[Instant::now()]),
+            Effect::Unpriced(model) => {
+                warn!(
+                    model,
+                    "the price list has no entry for a model that is served: its tokens cost nothing"
+                );
+            }
+            Effect::Snapshot(_) => {}
+        }
+    }
+
+    /// Hands a finished request on.
+    fn tell(&mut self, record: &Record) {
+        self.told += 1;
+        let epoch = self.clock.epoch();
+        self.sinks.record(record, epoch);
+        for task in &record.request.stale_tasks {
+            self.kernel.forget_task(record.request.key.tgid, *task);
+        }
+    }
+}

@@ -1,0 +1,150 @@
+//! The document for people.
+
+use std::fmt::{self, Write as _};
+
+use llamaprobe_api::{Document, Live, Server, Times, User};
+
+/// The document as a table.
+pub fn table(document: &Document) -> String {
+    let mut text = String::new();
+    // Writing to a string does not fail.
+    let _ = write(&mut text, document);
+    text
+}
+
+fn write(text: &mut String, document: &Document) -> fmt::Result {
+    let agent = &document.agent;
+    writeln!(
+        text,
+        "llamaprobe {}: {} observed, {} not observable",
+        plain(&agent.version),
+        agent.targets,
+        agent.unobservable
+    )?;
+    document.servers.iter().try_for_each(|it| server(text, it))
+}
+
+fn server(text: &mut String, server: &Server) -> fmt::Result {
+    writeln!(text, "\n{}  {}", plain(&server.server), plain(&server.model))?;
+    match &server.live {
+        None => writeln!(text, "  ended")?,
+        Some(it) => live(text, it)?,
+    }
+    let tokens = &server.tokens;
+    writeln!(
+        text,
+        "  tokens: {} generated, {} prompt, {} cached, in {} decode calls",
+        tokens.generated, tokens.prompt, tokens.cached, server.decode_calls
+    )?;
+    writeln!(text, "  {:<22}{:>10}{:>12}{:>12}{:>12}", "ms", "count", "mean", "p50 <=", "p95 <=")?;
+    for (name, observed) in [
+        ("inter-token", server.inter_token),
+        ("decode step", server.decode_step),
+        ("request", server.request_duration),
+        ("time to first token", server.time_to_first_token),
+        ("queue", server.phases.queue),
+        ("prefill", server.phases.prefill),
+        ("decode", server.phases.decode),
+    ] {
+        if let Some(observed) = observed {
+            times(text, name, observed)?;
+        }
+    }
+    writeln!(
+        text,
+        "  {:<22}{:>10}{:>12}{:>12}{:>12}{:>12}",
+        "user", "prompt", "cached", "generated", "engine s", "dollars"
+    )?;
+    server.users.iter().try_for_each(|it| user(text, it))?;
+    server.requests.iter().try_for_each(|it| {
+        writeln!(text, "  {:>6}  {}  {}  {}", it.count, plain(&it.route), it.code, plain(&it.finish_reason))
+    })
+}
+
+fn live(text: &mut String, live: &Live) -> fmt::Result {
+    writeln!(
+        text,
+        "  pid {}, slots busy {}, in flight {}, queue {}, context {} of {}",
+        live.pid, live.slots_busy, live.in_flight, live.queue_depth, live.context_used, live.context_size
+    )
+}
+
+fn times(text: &mut String, name: &str, times: Times) -> fmt::Result {
+    let bound = |ms: Option<f64>| ms.map_or("-".to_owned(), |ms| format!("{ms:.3}"));
+    writeln!(
+        text,
+        "  {name:<22}{:>10}{:>12.3}{:>12}{:>12}",
+        times.count,
+        times.mean_ms,
+        bound(times.p50_ms_at_most),
+        bound(times.p95_ms_at_most)
+    )
+}
+
+fn user(text: &mut String, user: &User) -> fmt::Result {
+    let dollars = user.dollars_by_tokens.or(user.dollars_by_host);
+    writeln!(
+        text,
+        "  {:<22}{:>10}{:>12}{:>12}{:>12.3}{:>12}",
+        plain(&user.user),
+        user.prompt,
+        user.cached,
+        user.generated,
+        user.engine_seconds,
+        dollars.map_or("-".to_owned(), |dollars| format!("{dollars:.6}"))
+    )
+}
+
+/// Without what a terminal would obey: names come from clients and files.
+fn plain(text: &str) -> String {
+    text.chars().map(|it| if it.is_control() { char::REPLACEMENT_CHARACTER } else { it }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use llamaprobe_api::Tokens;
+
+    use super::*;
+
+    /// The document that the agent's own test makes.
+    const GOLDEN: &str = include_str!("../../../../agent-api/src/golden.json");
+
+    #[test]
+    fn golden() {
+        let document: Document = serde_json::from_str(GOLDEN).unwrap();
+        let expected = "\
+llamaprobe 0.1.0: 1 observed, 2 not observable
+
+127.0.0.1:8080  a \"tiny\" one
+  pid 7, slots busy 1, in flight 3, queue 2, context 1024 of 4096
+  tokens: 3 generated, 12 prompt, 0 cached, in 4 decode calls
+";
+        let text = table(&document);
+        assert!(text.starts_with(expected), "{text}");
+        for line in [
+            "  ms                         count        mean      p50 <=      p95 <=",
+            "  inter-token                    3    3666.700       0.100           -",
+            "  queue                          1      12.000      20.000      20.000",
+            "       2  /health  200  none",
+            "  ended",
+        ] {
+            assert!(text.lines().any(|it| it == line), "{line:?} is not in\n{text}");
+        }
+    }
+
+    #[test]
+    fn an_empty_document_is_a_line() {
+        assert_eq!(table(&Document::default()), "llamaprobe : 0 observed, 0 not observable\n");
+    }
+
+    #[test]
+    fn a_name_is_no_command_to_a_terminal() {
+        let user = User { user: "\u{1b}[2Jada\n".to_owned(), ..User::default() };
+        let tokens = Tokens { generated: 1, ..Tokens::default() };
+        let server =
+            Server { model: "\u{9b}tiny".to_owned(), tokens, users: vec![user], ..Server::default() };
+        let text = table(&Document { servers: vec![server], ..Document::default() });
+        assert!(!text.chars().any(|it| it.is_control() && it != '\n'), "{text:?}");
+        assert!(text.contains("[2Jada\u{fffd} "), "{text:?}");
+    }
+}

@@ -1,0 +1,175 @@
+//! Writes a journal, by a thread of its own: whoever observes never waits for a disk.
+
+use std::{
+    fs::{File, OpenOptions},
+    io::{BufWriter, Write as _},
+    os::unix::fs::OpenOptionsExt as _,
+    path::{Path, PathBuf},
+    sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel},
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result};
+use serde::Serialize;
+use tracing::{error, info, warn};
+
+use super::{Entry, FRAME, Header, MARK, Stamped};
+use crate::{bpf::events::RequestEvent, session::Input};
+
+/// Frames that may wait for the disk.
+const WAITING: usize = 16 * 1024;
+
+/// Whether and where a journal is written.
+#[derive(Clone, Debug, Default)]
+pub struct JournalOptions {
+    /// The file; none is written without.
+    pub file: Option<PathBuf>,
+    /// How long it may become, bytes.
+    pub most_bytes: u64,
+    /// Whether bytes of requests and answers are written, too.
+    pub payload: bool,
+}
+
+/// A journal that is being written.
+pub struct JournalWriter {
+    frames: Option<SyncSender<Vec<u8>>>,
+    thread: Option<JoinHandle<()>>,
+    /// Inputs that found no room since the last one that did.
+    missing: u64,
+    /// Inputs that were not written.
+    lost: u64,
+    /// Bytes that may still be written.
+    left: u64,
+    /// Whether events are written, rather than what was read in them.
+    payload: bool,
+}
+
+impl JournalWriter {
+    /// Begins a journal; `None` when none is wanted. An old file of this name is replaced.
+    ///
+    /// # Errors
+    ///
+    /// When the file or the thread cannot be made.
+    pub fn start(options: &JournalOptions, header: &Header) -> Result<Option<Self>> {
+        let Some(path) = &options.file else { return Ok(None) };
+        let file = create(path).with_context(|| format!("cannot write the journal {}", path.display()))?;
+        let (sender, receiver) = sync_channel(WAITING);
+        let name = path.clone();
+        let run = move || {
+            if let Err(error) = write(file, &receiver) {
+                error!(file = %name.display(), %error, "the journal ends here");
+            }
+        };
+        let thread = thread::Builder::new().name("journal".to_owned()).spawn(run).context("no thread")?;
+        let mut first = MARK.to_vec();
+        first.extend(frame(header).context("the header")?);
+        let left = options.most_bytes.saturating_sub(first.len() as u64);
+        // There is room for the first.
+        let _ = sender.try_send(first);
+        info!(file = %path.display(), "writing a journal");
+        Ok(Some(Self {
+            frames: Some(sender),
+            thread: Some(thread),
+            missing: 0,
+            lost: 0,
+            left,
+            payload: options.payload,
+        }))
+    }
+
+    /// Writes down what the session is told. Never waits.
+    pub fn record(&mut self, stamped: Stamped<Input>) {
+        self.write(&Entry::Input(Box::new(stamped)));
+    }
+
+    /// Writes down an event before it is read, if that is wanted. Returns whether it is.
+    pub fn record_event(&mut self, event: impl FnOnce() -> Stamped<RequestEvent>) -> bool {
+        if self.payload {
+            self.write(&Entry::Event(Box::new(event())));
+        }
+        self.payload
+    }
+
+    fn write(&mut self, entry: &Entry) {
+        let Some(frames) = &self.frames else { return self.lost += 1 };
+        let entry = match frame(entry) {
+            Ok(frame) => frame,
+            Err(error) => {
+                warn!(%error, "an input cannot be written down");
+                (self.missing, self.lost) = (self.missing + 1, self.lost + 1);
+                return;
+            }
+        };
+        if entry.len() as u64 > self.left {
+            info!("the journal is as long as it may be, and ends");
+            self.frames = None;
+            return self.lost += 1;
+        }
+        if self.missing > 0 {
+            let Ok(gap) = frame(&Entry::Lost(self.missing)) else { return };
+            if frames.try_send(gap).is_ok() {
+                self.missing = 0;
+            }
+        }
+        self.left -= entry.len() as u64;
+        match frames.try_send(entry) {
+            Ok(()) => {}
+            Err(TrySendError::Full(_)) => (self.missing, self.lost) = (self.missing + 1, self.lost + 1),
+            Err(TrySendError::Disconnected(_)) => {
+                self.frames = None;
+                self.lost += 1;
+            }
+        }
+    }
+
+    /// Inputs that were not written.
+    pub fn lost(&self) -> u64 {
+        self.lost
+    }
+
+    /// Waits until all is written, not longer than `deadline`.
+    pub fn close(&mut self, deadline: Instant) {
+        self.frames = None;
+        let Some(thread) = self.thread.take() else { return };
+        while !thread.is_finished() && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(2));
+        }
+        if !thread.is_finished() {
+            warn!("the journal misses its end: the disk is too slow");
+        }
+    }
+}
+
+/// A new file that only its owner can read: names of users stand in it.
+fn create(path: &Path) -> std::io::Result<File> {
+    // What is there may be something else, or open to others.
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
+}
+
+fn write(file: File, frames: &Receiver<Vec<u8>>) -> std::io::Result<()> {
+    let mut file = BufWriter::new(file);
+    while let Ok(first) = frames.recv() {
+        file.write_all(&first)?;
+        while let Ok(next) = frames.try_recv() {
+            file.write_all(&next)?;
+        }
+        // Whoever reads it while it is written finds whole frames.
+        file.flush()?;
+    }
+    Ok(())
+}
+
+/// An entry with its length and its checksum.
+pub(super) fn frame(entry: &impl Serialize) -> postcard::Result<Vec<u8>> {
+    let mut frame = postcard::to_extend(entry, vec![0; FRAME])?;
+    let (head, body) = frame.split_at_mut(FRAME);
+    let length = u32::try_from(body.len()).map_err(|_| postcard::Error::SerializeBufferFull)?;
+    head[..4].copy_from_slice(&length.to_le_bytes());
+    head[4..].copy_from_slice(&crc32fast::hash(body).to_le_bytes());
+    Ok(frame)
+}

@@ -1,0 +1,116 @@
+//! `llamaprobe replay`: a journal is played, and says what the agent said that wrote it.
+
+use std::{
+    fs::File,
+    io::{self, BufReader, BufWriter, Write},
+    path::Path,
+    process::ExitCode,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use anyhow::{Context as _, Result};
+use tokio::sync::mpsc;
+
+use crate::{
+    agent::Signals,
+    cli::ReplayArguments,
+    export::{
+        http::{self, Endpoint, Health},
+        log::Line,
+        prometheus,
+    },
+    journal::{
+        JournalReader,
+        play::{Played, play},
+    },
+    output,
+    session::Snapshot,
+};
+
+/// Plays a journal.
+///
+/// # Errors
+///
+/// When it is no journal, or what it says cannot be written or served.
+pub fn run(arguments: &ReplayArguments) -> Result<ExitCode> {
+    let name = arguments.file.display();
+    let file = File::open(&arguments.file).with_context(|| format!("cannot open {name}"))?;
+    let journal = JournalReader::open(BufReader::new(file)).with_context(|| format!("cannot play {name}"))?;
+    let mut log = arguments.log.as_deref().map(open).transpose()?;
+    let mut failed = None;
+    let played = play(journal, |record, epoch| {
+        let Some(log) = log.as_mut().filter(|_| record.request.is_inference() && failed.is_none()) else {
+            return;
+        };
+        let line = Line::new(record, |ns| SystemTime::UNIX_EPOCH + epoch + Duration::from_nanos(ns));
+        let written = serde_json::to_writer(&mut *log, &line).map_err(io::Error::from);
+        failed = written.and_then(|()| log.write_all(b"\n")).err();
+    });
+    if let Some(error) = failed.or_else(|| log.as_mut()?.flush().err()) {
+        return Err(error).context("cannot write the log");
+    }
+    let code = say(arguments, &played);
+    if let Some(address) = arguments.listen {
+        serve(address, arguments, played.snapshot)?;
+    } else {
+        let text = prometheus::render(&played.snapshot, &arguments.compat).context("the metrics")?;
+        let to = arguments.metrics.as_deref().unwrap_or(Path::new("-"));
+        open(to)?.write_all(&text).with_context(|| format!("cannot write {}", to.display()))?;
+    }
+    Ok(code)
+}
+
+/// Says what was played, and whether that was all.
+fn say(arguments: &ReplayArguments, played: &Played) -> ExitCode {
+    let name = arguments.file.display();
+    let Played { inputs, missing, span, error, .. } = played;
+    output::complain(&format!("llamaprobe: {name}: {inputs} inputs of {:.1} s played", span.as_secs_f64()));
+    if *missing > 0 {
+        output::complain(&format!(
+            "llamaprobe: {name}: {missing} more were not written, since the disk was too slow: counts are short of them"
+        ));
+    }
+    if let Some(error) = error {
+        output::complain(&format!("llamaprobe: {name}: {error}; what came before was played"));
+    }
+    ExitCode::from(u8::from(*missing > 0 || error.is_some()))
+}
+
+/// A file that is made anew, or standard output.
+fn open(path: &Path) -> Result<Box<dyn Write>> {
+    if path == Path::new("-") {
+        return Ok(Box::new(io::stdout()));
+    }
+    let file = File::create(path).with_context(|| format!("cannot write {}", path.display()))?;
+    Ok(Box::new(BufWriter::new(file)))
+}
+
+/// Answers as the agent did, until it is ended.
+fn serve(address: std::net::SocketAddr, arguments: &ReplayArguments, snapshot: Snapshot) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("no runtime")?;
+    runtime.block_on(async {
+        let mut signals = Signals::new().context("cannot handle signals")?;
+        let listener = http::listen(address).await?;
+        let address = listener.local_addr().context("the endpoint has no address")?;
+        let (sender, mut questions) = mpsc::channel(16);
+        let health = Arc::new(Health::default());
+        health.set_ready();
+        let endpoint = Endpoint::start(listener, sender, health.clone(), arguments.compat.clone())
+            .context("no thread for the endpoint")?;
+        output::announce(&format!("listening on http://{address}")).context("cannot write to stdout")?;
+        let mut turn = tokio::time::interval(Duration::from_secs(1));
+        loop {
+            tokio::select! {
+                _ = signals.end() => break,
+                _ = turn.tick() => health.turn(),
+                Some(question) = questions.recv() => {
+                    // Whoever asked may have gone meanwhile.
+                    let _ = question.send(snapshot.clone());
+                }
+            }
+        }
+        endpoint.close();
+        Ok(())
+    })
+}

@@ -1,0 +1,171 @@
+//! The only way into the session, and out of it. In: [`Input`]s, each at a [`Moment`]. Out: [`Effect`]s.
+//!
+//! Whatever changes what is known of servers comes in here, so that who writes the inputs down can play them again.
+
+use std::time::Instant;
+
+use llamaprobe_common::request::{EndEvent, RequestKey};
+use serde::{Deserialize, Serialize};
+
+use super::{Billing, Record, Session, Snapshot, fact::Fact, observed::Observed};
+use crate::bpf::{calibrate::Prices, events::RequestEvent, read::Reading};
+
+/// When something happens: one moment by both clocks.
+#[derive(Clone, Copy, Debug)]
+pub struct Moment {
+    /// For durations.
+    pub now: Instant,
+    /// `CLOCK_MONOTONIC`, nanoseconds, as in what the kernel tells.
+    pub ns: u64,
+}
+
+/// What happens.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Input {
+    /// A process is observed from now on.
+    Begin(Box<Observed>),
+    /// A process was looked at again: it may listen now, or have loaded its model or another library.
+    Refresh(Box<Observed>),
+    /// A process ended.
+    End {
+        /// Its id.
+        pid: u32,
+        /// Its last reading.
+        last: Box<Reading>,
+    },
+    /// Something was learned of a request.
+    Fact(Fact),
+    /// A process was read.
+    Reading {
+        /// Its id.
+        pid: u32,
+        /// What the kernel knows of it.
+        reading: Box<Reading>,
+        /// Connections that wait for a thread of it.
+        unread: usize,
+    },
+    /// All processes were read.
+    AllRead,
+    /// What a probe hit costs here.
+    Prices(Prices),
+    /// A request is not under way on its connection.
+    Gone(RequestKey),
+    /// What the kernel knows of the answer of a request, as if that were its end.
+    SoFar(EndEvent),
+    /// Names and prices are others from now on.
+    Rebill(Box<Billing>),
+    /// A second has gone by.
+    Tick,
+    /// What is known of answers is to be completed: the kernel is asked.
+    Settle,
+    /// The agent ends.
+    Interrupt,
+    /// Somebody asks for everything; this is what the agent knows of itself, without servers.
+    Asked(Box<Snapshot>),
+}
+
+/// What is to be done by that.
+#[derive(Debug)]
+pub enum Effect {
+    /// A request is over: it is to be told.
+    Tell(Box<Record>),
+    /// Whether a request is still under way on its connection is to be asked, and [`Input::Gone`] to be said if not.
+    AskWhether(RequestKey),
+    /// What was written of the answer is to be asked, and [`Input::SoFar`] to be said.
+    AskAnswer(RequestKey),
+    /// A process is to be looked at again.
+    Look(u32),
+    /// A model is served that has no price.
+    Unpriced(String),
+    /// What was asked for.
+    Snapshot(Box<Snapshot>),
+}
+
+impl Session {
+    /// Takes what happens. Returns what is to be done by that, in order.
+    pub fn apply(&mut self, at: Moment, input: &Input) -> Vec<Effect> {
+        let now = at.now;
+        let records = match input {
+            Input::Begin(observed) => {
+                self.begin(now, (**observed).clone());
+                Vec::new()
+            }
+            Input::Refresh(observed) => {
+                self.refresh(now, (**observed).clone());
+                Vec::new()
+            }
+            Input::End { pid, last } => self.end(at, *pid, last),
+            Input::Fact(fact) => self.learn(now, fact),
+            Input::Reading { pid, reading, unread } => {
+                self.read(now, *pid, reading);
+                self.unread(*pid, *unread);
+                Vec::new()
+            }
+            Input::AllRead => {
+                self.share_host(now, at.ns);
+                Vec::new()
+            }
+            Input::Prices(prices) => {
+                self.prices = Some(*prices);
+                Vec::new()
+            }
+            Input::Gone(request) => self.vanished(at, *request),
+            Input::SoFar(answer) => self.answered(now, *answer),
+            Input::Rebill(billing) => {
+                self.rebill((**billing).clone());
+                Vec::new()
+            }
+            Input::Tick => return self.tick(at),
+            Input::Settle => return self.half_answered().map(Effect::AskAnswer).collect(),
+            Input::Interrupt => self.interrupt(at),
+            Input::Asked(own) => return vec![Effect::Snapshot(Box::new(self.snapshot(now, own)))],
+        };
+        tell(records).collect()
+    }
+
+    fn tick(&mut self, at: Moment) -> Vec<Effect> {
+        let mut effects: Vec<Effect> = self.unsettled(at.now).into_iter().map(Effect::Look).collect();
+        effects.extend(self.half_answered().map(Effect::AskAnswer));
+        effects.extend(self.requests.unended().into_iter().map(Effect::AskWhether));
+        effects.extend(tell(self.expire(at)));
+        self.forget_ended(at.now);
+        effects.extend(self.take_unpriced().into_iter().map(Effect::Unpriced));
+        effects
+    }
+
+    /// Requests whose answers may be complete without an event that says so.
+    fn half_answered(&self) -> impl Iterator<Item = RequestKey> {
+        self.requests.half_answered().into_iter()
+    }
+
+    /// What is known now, beside what the agent knows of itself.
+    fn snapshot(&self, now: Instant, own: &Snapshot) -> Snapshot {
+        Snapshot {
+            servers: self.servers(now),
+            host: self.host(),
+            users: self.users(),
+            given_up: self.given_up(),
+            prices: self.prices,
+            ..own.clone()
+        }
+    }
+
+    /// The processes under observation.
+    pub fn observed(&self) -> impl Iterator<Item = &Observed> {
+        self.watched.values().map(|watched| &watched.observed)
+    }
+
+    /// The process of this id, if it is under observation.
+    pub fn observed_as(&self, pid: u32) -> Option<&Observed> {
+        self.watched.get(&pid).map(|watched| &watched.observed)
+    }
+
+    /// Whether bytes that were handed over before an event are not here yet.
+    pub fn lacks(&self, event: &RequestEvent) -> bool {
+        self.requests.lacks(event)
+    }
+}
+
+fn tell(records: Vec<Record>) -> impl Iterator<Item = Effect> {
+    records.into_iter().map(|record| Effect::Tell(Box::new(record)))
+}
