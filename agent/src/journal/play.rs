@@ -43,7 +43,7 @@ pub fn play<R: Read>(mut journal: JournalReader<R>, mut tell: impl FnMut(&Record
     let (mut asked, mut first, mut last) = (None, None, header.began_ns);
     let mut interrupted = false;
     loop {
-        let (ns, epoch, inputs) = match journal.next() {
+        let (ns, epoch, inputs) = match journal.entry() {
             Ok(Some(Entry::Input(stamped))) => (stamped.ns, stamped.epoch, vec![stamped.what]),
             Ok(Some(Entry::Event(stamped))) => {
                 let Stamped { ns, epoch, what } = *stamped;

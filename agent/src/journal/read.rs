@@ -97,7 +97,7 @@ impl<R: Read> JournalReader<R> {
     /// # Errors
     ///
     /// When there is none though the file goes on.
-    pub fn next(&mut self) -> Result<Option<Entry>, JournalError> {
+    pub fn entry(&mut self) -> Result<Option<Entry>, JournalError> {
         let from = self.at;
         let Some(body) = body(&mut self.from, &mut self.at)? else { return Ok(None) };
         let entry = decode(&body, from)?;
