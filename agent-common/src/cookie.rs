@@ -3,18 +3,20 @@
 
 use crate::probe::ProbeId;
 
-/// Where a decode call's tokens are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum BatchLayout {
-    /// Argument 1 points to a `llama_batch_ext`.
-    ExtArg1,
-    /// Argument 2 points to a `llama_batch_ext`, argument 1 is the type (1 = decode).
-    ExtArg2,
-    /// Argument 1 points to a `llama_batch`.
-    Pointer,
-    /// A `llama_batch` passed by value: above the return address on x86-64, by pointer in argument 1 on aarch64.
-    Value,
+crate::numbered! {
+    /// Where a decode call's tokens are.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    #[repr(u8)]
+    pub enum BatchLayout {
+        /// Argument 1 points to a `llama_batch_ext`.
+        ExtArg1,
+        /// Argument 2 points to a `llama_batch_ext`, argument 1 is the type (1 = decode).
+        ExtArg2,
+        /// Argument 1 points to a `llama_batch`.
+        Pointer,
+        /// A `llama_batch` passed by value: above the return address on x86-64, by pointer in argument 1 on aarch64.
+        Value,
+    }
 }
 
 /// Where the context size stands in `llama_context`, as the functions of the file that return it say: offsets in bytes, each
@@ -27,16 +29,18 @@ pub struct ContextLayout {
     pub sequence: Option<u16>,
 }
 
-/// How a token event names its sequence.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum TokenLayout {
-    /// Argument 2 points to a `server_slot`, whose first member is the slot id.
-    Slot,
-    /// A context and the index of the token in its last batch; the arguments' numbers are in the cookie.
-    ContextIndex,
-    /// Only a context.
-    Context,
+crate::numbered! {
+    /// How a token event names its sequence.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    #[repr(u8)]
+    pub enum TokenLayout {
+        /// Argument 2 points to a `server_slot`, whose first member is the slot id.
+        Slot,
+        /// A context and the index of the token in its last batch; the arguments' numbers are in the cookie.
+        ContextIndex,
+        /// Only a context.
+        Context,
+    }
 }
 
 /// What a cookie says.
@@ -127,13 +131,7 @@ impl Cookie {
 
     /// The layout of a decode call.
     pub const fn batch_layout(self) -> Option<BatchLayout> {
-        match self.byte(LAYOUT) {
-            0 => Some(BatchLayout::ExtArg1),
-            1 => Some(BatchLayout::ExtArg2),
-            2 => Some(BatchLayout::Pointer),
-            3 => Some(BatchLayout::Value),
-            _ => None,
-        }
+        BatchLayout::from_wire(self.byte(LAYOUT) as u32)
     }
 
     /// Where the context size is.
@@ -165,12 +163,7 @@ impl Cookie {
 
     /// The layout of a token event.
     pub const fn token_layout(self) -> Option<TokenLayout> {
-        match self.byte(LAYOUT) {
-            0 => Some(TokenLayout::Slot),
-            1 => Some(TokenLayout::ContextIndex),
-            2 => Some(TokenLayout::Context),
-            _ => None,
-        }
+        TokenLayout::from_wire(self.byte(LAYOUT) as u32)
     }
 
     /// The number of the argument that is the context.
@@ -197,7 +190,7 @@ mod tests {
     fn what_goes_in_comes_out() {
         let context = ContextLayout { total: Some(0), sequence: Some(16376) };
         let batch = Cookie::batch(ProbeId::LlamaDecode, BatchLayout::Value, context, 0xff12_3456);
-        assert_eq!(ProbeId::from_wire(batch.probe()), Some(ProbeId::LlamaDecode));
+        assert_eq!(ProbeId::from_wire(batch.probe().into()), Some(ProbeId::LlamaDecode));
         assert_eq!(batch.batch_layout(), Some(BatchLayout::Value));
         assert_eq!((batch.context_layout(), batch.image()), (context, 0x456));
         let too_far = ContextLayout { total: Some(16380), sequence: Some(6) };
@@ -205,7 +198,7 @@ mod tests {
         assert_eq!(unknown.context_layout(), ContextLayout::default());
 
         let token = Cookie::token(ProbeId::SamplingSample, TokenLayout::ContextIndex, 1, 3, 7);
-        assert_eq!(ProbeId::from_wire(token.probe()), Some(ProbeId::SamplingSample));
+        assert_eq!(ProbeId::from_wire(token.probe().into()), Some(ProbeId::SamplingSample));
         assert_eq!(token.token_layout(), Some(TokenLayout::ContextIndex));
         assert_eq!((token.context_argument(), token.index_argument(), token.priority()), (1, 3, 7));
 
@@ -216,7 +209,7 @@ mod tests {
         assert_eq!(cuts, [true, false]);
 
         let unknown = Cookie::from_raw(u64::MAX);
-        assert_eq!(ProbeId::from_wire(unknown.probe()), None);
+        assert_eq!(ProbeId::from_wire(unknown.probe().into()), None);
         assert_eq!((unknown.batch_layout(), unknown.token_layout()), (None, None));
     }
 }

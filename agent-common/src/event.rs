@@ -5,33 +5,21 @@ use crate::{layout::BODY, plain};
 /// Entries of the map that names the processes which are meant: 0, which says that there are such, and they.
 pub const MAX_ONLY: u32 = 1 + 1024;
 
-/// Why a process deserves a look.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u32)]
-pub enum ProcessEventKind {
-    /// It replaced its program.
-    Exec = 1,
-    /// It mapped a file with execute permission.
-    Map = 2,
-    /// A watched process ended.
-    Exit = 3,
-    /// It ran a probed function and is not watched (a fork, or a start that was missed).
-    Stranger = 4,
-    /// A watched process listens on a socket from now on.
-    Listen = 5,
-}
-
-impl ProcessEventKind {
-    /// The kind of a number from the wire.
-    pub const fn from_wire(number: u32) -> Option<Self> {
-        match number {
-            1 => Some(Self::Exec),
-            2 => Some(Self::Map),
-            3 => Some(Self::Exit),
-            4 => Some(Self::Stranger),
-            5 => Some(Self::Listen),
-            _ => None,
-        }
+crate::numbered! {
+    /// Why a process deserves a look.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    #[repr(u32)]
+    pub enum ProcessEventKind {
+        /// It replaced its program.
+        Exec = 1,
+        /// It mapped a file with execute permission.
+        Map = 2,
+        /// A watched process ended.
+        Exit = 3,
+        /// It ran a probed function and is not watched (a fork, or a start that was missed).
+        Stranger = 4,
+        /// A watched process listens on a socket from now on.
+        Listen = 5,
     }
 }
 

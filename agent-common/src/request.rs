@@ -268,27 +268,17 @@ pub struct WriteEvent {
     pub gaps: u32,
 }
 
-/// Why a request is over.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u32)]
-pub enum EndReason {
-    /// The last chunk of the answer was written.
-    LastChunk = 1,
-    /// The next request on the connection begins.
-    NextRequest = 2,
-    /// The connection is closed or shut down.
-    Closed = 3,
-}
-
-impl EndReason {
-    /// The reason of a number from the wire.
-    pub const fn from_wire(number: u32) -> Option<Self> {
-        match number {
-            1 => Some(Self::LastChunk),
-            2 => Some(Self::NextRequest),
-            3 => Some(Self::Closed),
-            _ => None,
-        }
+crate::numbered! {
+    /// Why a request is over.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    #[repr(u32)]
+    pub enum EndReason {
+        /// The last chunk of the answer was written.
+        LastChunk = 1,
+        /// The next request on the connection begins.
+        NextRequest = 2,
+        /// The connection is closed or shut down.
+        Closed = 3,
     }
 }
 

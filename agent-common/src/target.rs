@@ -87,29 +87,18 @@ impl Notes {
     pub const MAIN_SEEN: u32 = 1;
 }
 
-/// Token counters, a partition: computed prompt tokens, reused prompt tokens, generated tokens.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum TokenType {
-    /// Prompt tokens that the engine computed.
-    Prompt,
-    /// Prompt tokens that it reused from the KV cache.
-    Cached,
-    /// Tokens generated.
-    Generated,
-}
-
-impl TokenType {
-    /// Every type, in the order of their numbers.
-    pub const ALL: [Self; 3] = [Self::Prompt, Self::Cached, Self::Generated];
-
-    /// The value of the `type` label.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Prompt => "prompt",
-            Self::Cached => "cached",
-            Self::Generated => "generated",
-        }
+crate::named! {
+    /// Token counters, a partition: computed prompt tokens, reused prompt tokens, generated tokens. The name is the value of
+    /// the `type` label.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    #[repr(u8)]
+    pub enum TokenType {
+        /// Prompt tokens that the engine computed.
+        Prompt = "prompt",
+        /// Prompt tokens that it reused from the KV cache.
+        Cached = "cached",
+        /// Tokens generated.
+        Generated = "generated",
     }
 }
 
@@ -122,9 +111,9 @@ pub struct TargetStats {
     /// Losses, by [`Loss`].
     pub losses: [u64; Loss::COUNT],
     /// Tokens, by [`TokenType`].
-    pub tokens: [u64; 3],
+    pub tokens: [u64; TokenType::COUNT],
     /// Those of them of which it is not known whose they are, since their batch could not be read to its end.
-    pub unattributed: [u64; 3],
+    pub unattributed: [u64; TokenType::COUNT],
     /// Draft tokens that were accepted.
     pub accepted: u64,
     /// Draft tokens that were not.
@@ -141,15 +130,19 @@ pub struct TargetStats {
     pub batch: Histogram,
 }
 
-plain!(TargetConfig = 16, Notes = 24, TargetStats = (ProbeId::COUNT + Loss::COUNT + 6 + 4 + 3 * 33) * 8);
+plain!(
+    TargetConfig = 16,
+    Notes = 24,
+    TargetStats = (ProbeId::COUNT + Loss::COUNT + 2 * TokenType::COUNT + 4 + 3 * 33) * 8
+);
 
 impl Default for TargetStats {
     fn default() -> Self {
         Self {
             hits: [0; ProbeId::COUNT],
             losses: [0; Loss::COUNT],
-            tokens: [0; 3],
-            unattributed: [0; 3],
+            tokens: [0; TokenType::COUNT],
+            unattributed: [0; TokenType::COUNT],
             accepted: 0,
             rejected: 0,
             shifts: 0,

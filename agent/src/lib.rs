@@ -2,8 +2,11 @@
 //!
 //! The modules are the pipeline, in its order: who runs llama.cpp ([`discovery`]), what to hook ([`plan`]), loading,
 //! attaching and reading ([`bpf`]), what it means ([`session`]), how it is published ([`export`]). [`agent`] wires them;
-//! [`doctor`] and [`survey`] stand beside and say, without loading anything, whether it can work here and what it would
-//! do; both decide by [`judge`]. [`journal`] is what the session was told, as a file, and [`replay`] plays it. [`output`] is how the program speaks.
+//! What is special to one engine stands in [`engines`], which all of them read; [`doctor`] and [`survey`] stand beside and
+//! say, without loading anything, whether it can work here and what it would do; both decide by [`judge`]. [`journal`] is
+//! what the session was told, as a file, and [`replay`] plays it. [`output`] is how the program speaks.
+
+pub mod engines;
 
 pub mod discovery;
 

@@ -26,14 +26,11 @@ use serde::{Deserialize, Serialize};
 
 pub use self::asked::{NoAnswer, Scout};
 use self::wire::{receive, send};
-use crate::{
-    discovery::{
-        Look, Scanner,
-        budget::thread_time,
-        image::ImageId,
-        process::{Listener, ProcessId, ProcessRoot},
-    },
-    plan::catalog::WANTED,
+use crate::discovery::{
+    Look, Scanner, Wanted,
+    budget::thread_time,
+    image::ImageId,
+    process::{Listener, ProcessId, ProcessRoot},
 };
 
 /// The name of the command that the agent starts its scouts by.
@@ -85,7 +82,7 @@ pub fn serve() -> Result<()> {
     let _ = std::fs::write("/proc/self/oom_score_adj", "1000");
     let most = Some(MOST_MEMORY);
     let _ = setrlimit(Resource::Data, Rlimit { current: most, maximum: most });
-    let scanner = Scanner::new(Path::new("/proc"), WANTED).announcing();
+    let scanner = Scanner::new(Path::new("/proc"), Wanted::ENGINES).announcing();
     let mut scout = Serving { scanner, sent: HashSet::new() };
     // What it took to start is charged to the first look.
     let mut until = Duration::ZERO;

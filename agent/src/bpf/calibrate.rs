@@ -30,7 +30,7 @@ pub struct Prices {
     /// At one that is single-stepped.
     pub single_stepped_ns: u32,
     /// What the program that is hit takes beyond that, by its number, as far as it has been measured.
-    pub bodies: [u32; Program::ALL.len()],
+    pub bodies: [u32; Program::COUNT],
 }
 
 impl Prices {

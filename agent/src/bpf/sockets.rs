@@ -15,28 +15,24 @@ use llamaprobe_common::{
 };
 
 use super::{Attacher, Kernel, LoadError, read::walk};
+use crate::engines::{Serving, serving::Call};
 
-/// Program, category and name of the tracepoint of each system call that is followed, and of the end of connections.
-const CALLS: &[(&str, &str, &str)] = &[
-    ("lp_accept", "syscalls", "sys_exit_accept4"),
-    // Servers up to ~b3848 call the older one, and the kernel tells the two apart.
-    ("lp_accept", "syscalls", "sys_exit_accept"),
-    ("lp_take_up", "syscalls", "sys_enter_getpeername"),
-    ("lp_taken_up", "syscalls", "sys_exit_getpeername"),
-    ("lp_recv", "syscalls", "sys_enter_recvfrom"),
-    ("lp_received", "syscalls", "sys_exit_recvfrom"),
-    ("lp_send", "syscalls", "sys_enter_sendto"),
-    ("lp_sent", "syscalls", "sys_exit_sendto"),
-    ("lp_shutdown", "syscalls", "sys_enter_shutdown"),
-    ("lp_close", "syscalls", "sys_enter_close"),
-    ("lp_gone", "sock", "inet_sock_set_state"),
-];
+/// What tells the descriptor of a TLS session.
+const SESSION_CALL: Call = Call::new("lp_tls_socket", "syscalls", "sys_enter_read");
 
-/// The same for what tells the descriptor of a TLS session.
-const SESSION_CALL: (&str, &str, &str) = ("lp_tls_socket", "syscalls", "sys_enter_read");
+/// What tells the threads that a server starts.
+const FORK: Call = Call::new("lp_fork", "sched", "sched_process_fork");
 
-/// The same for what tells the threads that a server starts.
-const FORK: (&str, &str, &str) = ("lp_fork", "sched", "sched_process_fork");
+/// What is followed of servers: the calls by which those of any engine accept, read and write, each once.
+fn calls() -> Vec<Call> {
+    let mut calls = Vec::new();
+    for call in Serving::all().flat_map(|serving| serving.calls) {
+        if !calls.contains(call) {
+            calls.push(*call);
+        }
+    }
+    calls
+}
 
 /// `BPF_NOEXIST` of linux/bpf.h.
 const NOT_YET_THERE: u64 = 1;
@@ -57,8 +53,8 @@ impl Attacher {
     /// Loads the programs of the system calls.
     pub(super) fn load_sockets(&mut self) -> Result<(), LoadError> {
         // A program may serve two calls.
-        let all = CALLS.iter().chain([&SESSION_CALL, &FORK]);
-        let names: BTreeSet<_> = all.map(|(name, ..)| *name).collect();
+        let all = calls().into_iter().chain([SESSION_CALL, FORK]);
+        let names: BTreeSet<_> = all.map(|call| call.program).collect();
         for name in names {
             let program = self.tracepoint(name)?;
             program.load().map_err(|source| LoadError::program("load", name, source))?;
@@ -76,8 +72,8 @@ impl Attacher {
             self.sockets.clear();
         } else if self.sockets.is_empty() {
             let mut links = SocketLinks::new();
-            for call in CALLS {
-                links.push(self.attach_call(*call)?);
+            for call in calls() {
+                links.push(self.attach_call(call)?);
             }
             self.sockets = links;
         }
@@ -112,13 +108,10 @@ impl Attacher {
         Ok(())
     }
 
-    fn attach_call(
-        &mut self,
-        (name, category, event): (&str, &str, &str),
-    ) -> Result<TracePointLink, LoadError> {
-        let program = self.tracepoint(name)?;
-        let link = program.attach(category, event).and_then(|id| program.take_link(id));
-        link.map_err(|source| LoadError::program("attach", name, source))
+    fn attach_call(&mut self, call: Call) -> Result<TracePointLink, LoadError> {
+        let program = self.tracepoint(call.program)?;
+        let link = program.attach(call.category, call.event).and_then(|id| program.take_link(id));
+        link.map_err(|source| LoadError::program("attach", call.program, source))
     }
 
     fn tracepoint(&mut self, name: &str) -> Result<&mut TracePoint, LoadError> {

@@ -34,6 +34,8 @@ pub use told::Told;
 use told::{is_hash, name_of_file};
 use tracing::debug;
 
+use crate::engines::{self, Serving};
+
 /// A file that a process has mapped.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct MappedImage {
@@ -82,14 +84,15 @@ impl Target {
         self.images.iter_mut().for_each(|mapped| mapped.file = None);
     }
 
-    /// Whether it is llama-server by its name, and listens: without symbols its sockets may be followed all the same.
+    /// Whether it is a server by its name, and listens: without symbols its sockets may be followed all the same.
     pub fn is_listening_server(&self) -> bool {
-        self.comm == SERVER_NAMES[0] && !self.listeners.is_empty()
+        let serves = engines::of_process(&self.comm).is_some_and(|engine| engine.serving.is_some());
+        serves && !self.listeners.is_empty()
     }
 
     /// What is there and cannot be seen, of a process that shows no symbol.
     pub fn why_opaque(&self) -> &'static str {
-        if SERVER_NAMES.contains(&self.comm.as_str()) {
+        if engines::of_process(&self.comm).is_some() {
             "no file it maps shows a symbol of llama.cpp"
         } else {
             "it maps a model (GGUF), and no file it maps shows a symbol of llama.cpp"
@@ -140,6 +143,12 @@ pub struct Wanted {
     pub beside: fn(&str) -> bool,
 }
 
+impl Wanted {
+    /// Files of engines, and of what they speak TLS with.
+    pub const ENGINES: Self =
+        Self { symbol: engines::is_wanted, strings: engines::is_marked, beside: engines::is_tls };
+}
+
 /// Reads processes; keeps what it learned of files.
 #[derive(Debug)]
 pub struct Scanner {
@@ -163,12 +172,6 @@ const OPENING: u64 = 16 << 10;
 const DULL: Duration = Duration::from_secs(10);
 /// Such files that are remembered.
 const MOST_DULL: usize = 16_384;
-
-/// The variable by which a server that routes requests tells its children its port.
-const ROUTED_BY: &str = "LLAMA_SERVER_ROUTER_PORT";
-
-/// Names that say "this is a server of llama.cpp" where symbols do not.
-const SERVER_NAMES: [&str; 2] = ["llama-server", "ollama"];
 
 impl Scanner {
     /// A scanner of the procfs at `proc`.
@@ -261,7 +264,7 @@ impl Scanner {
             mapped.image.symbols.iter().all(|symbol| (self.wanted.beside)(&symbol.name))
         };
         let opaque = images.iter().all(beside);
-        let called_so = SERVER_NAMES.contains(&comm.as_str());
+        let called_so = engines::of_process(&comm).is_some();
         if opaque && !called_so && !mappings.iter().any(may_be_model) {
             return Look::Nothing(true);
         }
@@ -277,7 +280,7 @@ impl Scanner {
         let place = process.place();
         let seccomp = process.seccomp().unwrap_or_default();
         let owner = process.owner().unwrap_or_default();
-        let routed = environment.get(ROUTED_BY).is_some();
+        let routed = Serving::all().any(|serving| environment.get(serving.routed_by).is_some());
         let router = routed.then(|| process.parent().ok()).flatten();
         let target =
             Target { pid, start_time, comm, images, listeners, model, told, place, seccomp, owner, router };

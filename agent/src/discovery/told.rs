@@ -1,7 +1,7 @@
 //! What a program was told at its start: by its arguments, and by its environment where those say nothing.
 //!
-//! In: both as texts. Out: [`Told`]. Pure. The options are those of llama-server (`common/arg.cpp`); programs that embed
-//! it, and bindings, often have the same long ones.
+//! In: both as texts. Out: [`Told`]. Pure. The settings are those of the engine that the program is, or of one that it may
+//! embed: bindings often have the same long options.
 
 #[cfg(test)]
 mod tests;
@@ -9,6 +9,7 @@ mod tests;
 use std::path::{Path, PathBuf};
 
 use super::model::Model;
+use crate::engines::{Serving, serving::Setting};
 
 /// What a program was told.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -33,42 +34,35 @@ pub struct Told {
 const INTERPRETERS: [&str; 10] =
     ["python", "pypy", "node", "bun", "deno", "ruby", "perl", "java", "dotnet", "php"];
 
-/// Where llama-server listens unless told otherwise.
-const DEFAULT: (&str, &str) = ("127.0.0.1", "8080");
-
 impl Told {
     /// Reads the arguments, the program's name first; `variable` gives the environment.
     pub fn read(arguments: &[String], variable: impl Fn(&str) -> Option<String>) -> Self {
-        let program = Program::of(arguments);
+        let Some(program) = Program::of(arguments) else { return Self::default() };
+        let settings = &program.serving.settings;
         let variable = |name: &str| variable(name).filter(|value| !value.is_empty());
         let all = |flags: &[&str]| program.options(flags);
-        let one = |flags: &[&str], name: &str| all(flags).pop().or_else(|| variable(name));
-        let model = one(&["-m", "--model"], "LLAMA_ARG_MODEL").filter(|name| program.means_model(name));
-        let url = one(&["-mu", "--model-url"], "LLAMA_ARG_MODEL_URL");
-        let hugging_face = one(&["-hf", "-hfr", "--hf-repo"], "LLAMA_ARG_HF_REPO");
-        let docker = one(&["-dr", "--docker-repo"], "LLAMA_ARG_DOCKER_REPO");
-        let mut aliases = all(&["-a", "--alias", "--model-alias"]);
-        aliases.extend(variable("LLAMA_ARG_ALIAS"));
+        let one = |it: Setting| all(it.flags).pop().or_else(|| variable(it.variable));
+        let model = one(settings.model).filter(|name| program.means_model(name));
+        let [url, hugging_face, docker] = settings.sources.map(one);
+        let mut aliases = all(settings.alias.flags);
+        aliases.extend(variable(settings.alias.variable));
         let from_file = model.as_deref().or(url.as_deref().map(without_query)).and_then(file_name);
         // `--gpt-oss-20b-default` and the like name one by themselves.
         let preset =
             arguments.iter().any(|argument| argument.starts_with("--") && argument.ends_with("-default"));
         let no_model = !preset && [&model, &url, &hugging_face, &docker].iter().all(|given| given.is_none());
-        let drafts = [
-            one(&["-md", "--model-draft", "--spec-draft-model"], "LLAMA_ARG_SPEC_DRAFT_MODEL"),
-            variable("LLAMA_ARG_MODEL_DRAFT"),
-        ];
+        let drafts = settings.drafts.map(one);
+        let [host, port] = settings.listen;
+        let default = program.serving.default;
         let predicts = variable("AIP_MODE").is_some_and(|mode| mode == "PREDICTION");
         Self {
             name: first_alias(&aliases).or(hugging_face).or(docker).or(from_file),
             model: model.map(PathBuf::from),
             drafts: drafts.into_iter().flatten().map(PathBuf::from).collect(),
-            slots: one(&["-np", "--parallel"], "LLAMA_ARG_N_PARALLEL").and_then(|n| n.parse().ok()),
+            slots: one(settings.slots).and_then(|n| n.parse().ok()),
             endpoint: program.is_server.then(|| {
-                let port = one(&["--port"], "LLAMA_ARG_PORT");
-                let port =
-                    if predicts { variable("AIP_HTTP_PORT").or(Some(DEFAULT.1.to_owned())) } else { port };
-                endpoint(one(&["--host"], "LLAMA_ARG_HOST"), port)
+                let port = if predicts { variable("AIP_HTTP_PORT") } else { one(port) };
+                endpoint(one(host), port, default)
             }),
             predict: predicts.then(|| {
                 let route = variable("AIP_PREDICT_ROUTE").unwrap_or_else(|| "/predict".to_owned());
@@ -79,24 +73,28 @@ impl Told {
     }
 }
 
-/// The arguments of a program, as far as they are options that mean what they mean to llama.cpp.
+/// The arguments of a program, as far as they are options that mean what they mean to an engine.
 struct Program<'a> {
     arguments: &'a [String],
     /// It runs another program: `python -m NAME` names no model.
     interprets: bool,
-    /// It is llama-server by its name, or the unified program told to serve.
+    /// How the engine serves whose options it has.
+    serving: &'static Serving,
+    /// It is a server of that engine by its command line; else it may embed one.
     is_server: bool,
 }
 
 impl<'a> Program<'a> {
-    fn of(arguments: &'a [String]) -> Self {
+    /// `None` only where no engine serves.
+    fn of(arguments: &'a [String]) -> Option<Self> {
         let name = arguments.first().and_then(|first| file_name(first)).unwrap_or_default();
-        let serves = || arguments.get(1).is_some_and(|verb| verb == "serve");
-        Self {
+        let started = Serving::all().find(|serving| serving.is_started_by(&name, arguments));
+        Some(Self {
             arguments,
             interprets: INTERPRETERS.iter().any(|interpreter| name.starts_with(interpreter)),
-            is_server: name == "llama-server" || (name == "llama" && serves()),
-        }
+            serving: started.or_else(|| Serving::all().next())?,
+            is_server: started.is_some(),
+        })
     }
 
     /// The values of an option, given as the next argument or after `=`, in their order. Underscores are dashes, as
@@ -144,14 +142,14 @@ fn without_query(url: &str) -> &str {
 }
 
 /// The address of the first host.
-fn endpoint(hosts: Option<String>, port: Option<String>) -> String {
+fn endpoint(hosts: Option<String>, port: Option<String>, default: (&str, &str)) -> String {
     let first = hosts.as_deref().and_then(|hosts| hosts.split(',').next()).map(str::trim);
-    let host = match first.unwrap_or(DEFAULT.0) {
+    let host = match first.unwrap_or(default.0) {
         path if path.ends_with(".sock") => return format!("unix:{path}"),
-        "localhost" => DEFAULT.0,
+        "localhost" => "127.0.0.1",
         host => host,
     };
-    let port = port.unwrap_or_else(|| DEFAULT.1.to_owned());
+    let port = port.unwrap_or_else(|| default.1.to_owned());
     if host.contains(':') && !host.starts_with('[') {
         format!("[{host}]:{port}")
     } else {

@@ -12,6 +12,7 @@ use llamaprobe_common::{
 };
 
 use crate::{
+    engines::PROVIDER,
     plan::catalog::Role,
     session::{
         Server, Snapshot,
@@ -394,7 +395,7 @@ pub static METRICS: &[Metric] = &[
         "Hits of a probe. Attached without hits while the server works: the build does not call that function.",
         |all| {
             per_server(all, |server| {
-                let rows = ProbeId::ALL.iter().zip(server.stats.hits);
+                let rows = ProbeId::ALL.iter().map(|id| (id, server.stats.hits[*id as usize]));
                 let seen = rows.filter(|(id, hits)| {
                     *hits > 0 || server.live.as_ref().is_some_and(|live| live.probes.contains(id))
                 });
@@ -568,7 +569,7 @@ fn in_flight(all: &Snapshot) -> Vec<Sample> {
 
 fn phases(all: &Snapshot) -> Vec<Sample> {
     per_server(all, |server| {
-        let rows = Phase::ALL.into_iter().zip(&server.tally.phases);
+        let rows = Phase::ALL.into_iter().map(|phase| (phase, &server.tally.phases[phase as usize]));
         rows.filter(|(_, histogram)| histogram.count() > 0)
             .map(|(phase, histogram)| {
                 (vec![("phase", phase.name().to_owned())], buckets(*histogram, &FIRST_TOKEN_NS, 1e9))
@@ -629,7 +630,7 @@ fn by_operation(all: &Snapshot, bounds: &'static Bounds, of: fn(&Latencies) -> &
             .map(|((operation, failure), Latency { histogram, exemplars })| {
                 let mut labels = vec![
                     ("gen_ai.operation.name", (*operation).to_owned()),
-                    ("gen_ai.provider.name", "llama.cpp".to_owned()),
+                    ("gen_ai.provider.name", PROVIDER.to_owned()),
                 ];
                 labels.extend(failure.map(|failure| ("error.type", failure.name())));
                 let (histogram, exemplars) = (Box::new(*histogram), exemplars.clone());
@@ -746,9 +747,11 @@ fn attached(all: &Snapshot) -> Vec<Sample> {
 
 fn lost(all: &Snapshot) -> Vec<Sample> {
     let rows = |losses: &[u64; Loss::COUNT]| -> Vec<Row> {
-        let rows = Loss::ALL.iter().zip(losses);
-        rows.map(|(reason, n)| (vec![("reason", reason.name().to_owned())], Value::Number(*n as f64)))
-            .collect()
+        let row = |reason: Loss| {
+            let n = losses[reason as usize];
+            (vec![("reason", reason.name().to_owned())], Value::Number(n as f64))
+        };
+        Loss::ALL.map(row).into()
     };
     let mut samples = per_server(all, |server| rows(&server.stats.losses));
     samples.extend(rows(&all.own.losses).into_iter().map(|(mut labels, value)| {

@@ -54,7 +54,7 @@ fn prices(prices: Prices) -> api::Prices {
 fn server(server: &Server) -> api::Server {
     let (stats, tally) = (&server.stats, &server.tally);
     let hits = ProbeId::ALL.iter().map(|id| (id.name().to_owned(), stats.hits[*id as usize]));
-    let losses = Loss::ALL.iter().zip(stats.losses).map(|(loss, n)| (loss.name().to_owned(), n));
+    let losses = Loss::ALL.map(|loss| (loss.name().to_owned(), stats.losses[loss as usize])).into_iter();
     let joins = Join::COUNTED
         .map(|join| (join.name().to_owned(), tally.joins.get(&join).copied().unwrap_or_default()));
     let tokens = |kind: TokenType| stats.tokens[kind as usize];

@@ -6,8 +6,10 @@ use llamaprobe_common::{
     layout::{BODY, ExtLayout, Word},
 };
 
-use super::catalog;
-use crate::discovery::image::Image;
+use crate::{
+    discovery::image::Image,
+    engines::{ENGINES, layout::Batch},
+};
 
 /// Bytes of `std::unordered_set`: in libstdc++ and in libc++. What follows it in a token are the positions.
 const SETS: [u16; 2] = [56, 40];
@@ -71,10 +73,10 @@ pub fn context_name(layout: ContextLayout) -> Option<String> {
 
 /// What is tried for the batches of a file, the likeliest first.
 pub fn candidates(image: &Image) -> Vec<String> {
-    let newer = image.symbols.iter().any(|symbol| symbol.name == catalog::HAS_TOKEN_STATE);
-    let mut known = ExtLayout::KNOWN;
-    known.sort_by_key(|layout| (*layout == ExtLayout::KNOWN[1]) != newer);
-    known.into_iter().map(ext_name).collect()
+    let has = |symbol: &str| image.symbols.iter().any(|of_file| of_file.name == symbol);
+    let mut known: Vec<&Batch> = ENGINES.iter().flat_map(|engine| engine.batches).collect();
+    known.sort_by_key(|batch| !batch.symbol.is_some_and(has));
+    known.into_iter().map(|batch| ext_name(batch.layout)).collect()
 }
 
 #[cfg(test)]

@@ -1,6 +1,5 @@
 //! From the symbols of a process's files to what is attached where. In: images. Out: a [`Plan`]. Pure.
 
-pub mod catalog;
 pub mod getter;
 pub mod layout;
 pub mod report;
@@ -11,6 +10,7 @@ mod tests;
 
 use std::sync::Arc;
 
+pub use crate::engines::catalog;
 use llamaprobe_common::{
     cookie::{ContextLayout, Cookie},
     probe::ProbeId,
@@ -21,8 +21,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::discovery::Target;
 use crate::discovery::image::{Image, ImageId, Machine, Symbol};
-use catalog::{Layout, Program, ROWS, Role, Row};
-use site::{Needs, Site, SiteMachine};
+use crate::engines::{self, ENGINES, layout::What};
+use catalog::{Layout, Needs, Program, Role, Row};
+use site::{Site, SiteMachine};
 
 /// A probe to attach.
 #[derive(Clone, Debug)]
@@ -68,7 +69,7 @@ pub struct Missing {
 /// What is attached for one process.
 #[derive(Clone, Debug, Default)]
 pub struct Plan {
-    /// Probes, in the order of [`Role::ALL`]. One attachment may serve two roles.
+    /// Probes, in the order of [`Role::MET`]. One attachment may serve two roles.
     pub probes: Vec<Probe>,
     /// Roles without probe.
     pub missing: Vec<Missing>,
@@ -144,33 +145,30 @@ pub fn plan(images: &[Arc<Image>]) -> Verdict {
         batch.extend(select(std::slice::from_ref(image), Role::Batch, Role::Batch, |_| true));
     }
     if batch.is_empty() {
-        let symbols = || images.iter().flat_map(|image| &image.symbols);
-        return if symbols().any(|symbol| symbol.name == catalog::TOO_OLD) {
-            Verdict::Unsupported(
-                "it decodes with llama_eval, as llama.cpp did up to August 2023; llama_decode is needed",
-            )
-        } else {
-            Verdict::Foreign
-        };
+        let is_there = |name: &str| symbols(images).any(|symbol| symbol.name == name);
+        let mut refused = ENGINES.iter().flat_map(|engine| engine.refused);
+        return refused
+            .find(|(name, _)| is_there(name))
+            .map_or(Verdict::Foreign, |(_, why)| Verdict::Unsupported(why));
     }
     let all = |role| select(images, role, role, |_| true);
-    let start = |probe| select(images, Role::SlotStart, Role::SlotStart, |row| row.probe == probe);
-    let (own, end) = (start(ProbeId::LaunchSlot), all(Role::SlotEnd));
+    let start = |program| select(images, Role::SlotStart, Role::SlotStart, |row| row.program == program);
+    let (own, end) = (start(Program::SlotStart), all(Role::SlotEnd));
     // Without both ends of a slot its tokens could not be told from those of the request before.
     let visible = !own.is_empty() && !end.is_empty();
-    let (turns, cache) = (start(ProbeId::SetSampler), all(Role::CacheHit));
+    let (turns, cache) = (start(Program::SlotTurn), all(Role::CacheHit));
     let inferred =
         !visible && !turns.is_empty() && !cache.is_empty() && images.iter().any(|it| is_caller(it));
     let slots = visible || inferred;
     let task = if visible { all(Role::Task) } else { Vec::new() };
-    let forks = if task.is_empty() { start(ProbeId::MemorySeqCp) } else { Vec::new() };
+    let forks = if task.is_empty() { start(Program::SlotFork) } else { Vec::new() };
     let (start, end) = match (visible, inferred) {
         (true, _) => (own.into_iter().chain(forks).collect(), end),
         (_, true) => (turns.iter().cloned().chain(forks).collect(), relabelled(&turns, Role::SlotEnd)),
         _ => (Vec::new(), Vec::new()),
     };
     let mut token =
-        select(images, Role::Token, Role::Token, |row| visible || row.probe != ProbeId::ProcessToken);
+        select(images, Role::Token, Role::Token, |row| visible || row.program != Program::SlotToken);
     if inferred && token.iter().any(|probe| sampler(probe.probe)) {
         // A server has no other way to a token.
         token.retain(|probe| sampler(probe.probe));
@@ -178,10 +176,10 @@ pub fn plan(images: &[Arc<Image>]) -> Verdict {
     // What fires decides: a process with a server's functions that starts no slot is a program that uses the library.
     let plain = |probe: Probe| Probe { until_slot: true, ..probe };
     let plain = all_tokens(images).into_iter().filter(|_| slots).map(plain);
-    let slot_tokens = token.iter().any(|probe| probe.probe == ProbeId::ProcessToken);
+    let slot_tokens = token.iter().any(|probe| probe.program == Program::SlotToken);
     // Where tokens are told by slot the sampler ends the step; elsewhere the token's own event does.
     let step_end = if slot_tokens {
-        select(images, Role::Token, Role::StepEnd, |row| sampler(row.probe))
+        select(images, Role::Token, Role::StepEnd, |row| row.samples)
     } else {
         relabelled(&token, Role::StepEnd)
     };
@@ -197,18 +195,15 @@ pub fn plan(images: &[Arc<Image>]) -> Verdict {
         context_end.extend(cuts(images));
     }
     let tls = if slots { tls(images) } else { Vec::new() };
-    let old_server = images.iter().flat_map(|image| &image.symbols).any(|symbol| {
-        ROWS.iter().any(|row| {
-            matches!(row.probe, ProbeId::GptSample | ProbeId::SamplingSample) && row.matches(&symbol.name)
-        })
-    });
+    let present = |row: &Row| symbols(images).any(|symbol| row.matches(&symbol.name));
+    let of_build = engines::rows().map(|(_, row)| row).filter(|row| row.flags != 0 && present(row));
+    let of_build = of_build.fold(0, |flags, row| flags | row.flags);
 
-    let mut flags = 0;
+    let mut flags = if slots { of_build } else { 0 };
     for (set, flag) in [
         (slots, TargetConfig::SLOTS),
         (slot_tokens, TargetConfig::SLOT_TOKENS),
         (!step_end.is_empty(), TargetConfig::STEP_END),
-        (slots && old_server, TargetConfig::SEQUENCE_SHIFT),
         (slots, TargetConfig::HTTP),
         (inferred, TargetConfig::INFERRED_SLOTS),
         (slots, TargetConfig::EITHER),
@@ -273,7 +268,7 @@ impl Plan {
 
 /// Every way to a token by the interface of the library.
 fn all_tokens(images: &[Arc<Image>]) -> Vec<Probe> {
-    select(images, Role::Token, Role::Token, |row| row.probe != ProbeId::ProcessToken)
+    select(images, Role::Token, Role::Token, |row| row.program != Program::SlotToken)
 }
 
 /// The functions of each library that has them: half of a conversation would be worse than none.
@@ -285,28 +280,31 @@ fn tls(images: &[Arc<Image>]) -> Vec<Probe> {
 /// What cuts sequences of a program without slots: the library's functions, since a server's own name no context. What
 /// a cut leaves is no cache hit there, since nothing tells where a request begins.
 fn cuts(images: &[Arc<Image>]) -> Vec<Probe> {
-    let groups = [ProbeId::MemorySeqRm, ProbeId::KvSelfSeqRm, ProbeId::KvCacheSeqRm];
-    let found = groups.map(|id| select(images, Role::CacheHit, Role::ContextEnd, |row| row.probe == id));
-    found.into_iter().find(|probes| !probes.is_empty()).unwrap_or_default()
+    select(images, Role::CacheHit, Role::ContextEnd, |row| matches!(row.layout, Layout::Cut(_)))
 }
 
 /// The plan of a server that shows no symbol: only its sockets are followed.
 pub fn sockets_only() -> Plan {
     let why = "no file it maps shows a symbol of llama.cpp: a static executable that is stripped";
-    let missing = Role::ALL.map(|role| Missing { role, why }).into();
+    let missing = Role::MET.map(|role| Missing { role, why }).into();
     Plan { probes: Vec::new(), missing, flags: TargetConfig::HTTP }
 }
 
 /// Whether an image sets samplers as a server does. The library of common functions imports the same, for whoever
 /// calls it; that one is known by its own sampler.
 fn is_caller(image: &Image) -> bool {
-    let samples = |symbol: &Symbol| ROWS.iter().any(|row| sampler(row.probe) && row.matches(&symbol.name));
-    image.imports.iter().any(|name| name == catalog::SET_SAMPLER) && !image.symbols.iter().any(samples)
+    let any = |of: fn(&Row) -> bool, name: &str| engines::rows().any(|(_, row)| of(row) && row.matches(name));
+    let turns = image.imports.iter().any(|name| any(|row| row.program == Program::SlotTurn, name));
+    turns && !image.symbols.iter().any(|symbol| any(|row| row.samples, &symbol.name))
 }
 
-/// The functions that sample one token of a server.
+/// Whether a server samples each token by it.
 fn sampler(probe: ProbeId) -> bool {
-    matches!(probe, ProbeId::CommonSample | ProbeId::GptSample | ProbeId::SamplingSample)
+    engines::rows().any(|(_, row)| row.probe == probe && row.samples)
+}
+
+fn symbols(images: &[Arc<Image>]) -> impl Iterator<Item = &Symbol> {
+    images.iter().flat_map(|image| &image.symbols)
 }
 
 fn why_missing(role: Role, slots: bool) -> &'static str {
@@ -326,14 +324,16 @@ fn relabelled(probes: &[Probe], role: Role) -> Vec<Probe> {
     probes.iter().map(|probe| Probe { role, ..probe.clone() }).collect()
 }
 
-/// All symbols of the lowest group of `role` that has any.
+/// All symbols of the lowest rank of `role` that has any.
 fn select(images: &[Arc<Image>], role: Role, serves: Role, accept: impl Fn(&Row) -> bool) -> Vec<Probe> {
-    let rows = || ROWS.iter().filter(|row| row.role == role && accept(row));
-    let present = |row: &Row| images.iter().flat_map(|image| &image.symbols).any(|s| row.matches(&s.name));
-    let Some(group) = rows().filter(|row| present(row)).map(|row| row.group).min() else { return Vec::new() };
+    let rows = || engines::rows().filter(|(_, row)| row.role() == role && accept(row));
+    let present = |row: &Row| symbols(images).any(|symbol| row.matches(&symbol.name));
+    let Some(lowest) = rows().filter(|(_, row)| present(row)).map(|(rank, _)| rank).min() else {
+        return Vec::new();
+    };
     let mut found: Vec<Probe> = Vec::new();
     for image in images {
-        for row in rows().filter(|row| row.group == group) {
+        for (_, row) in rows().filter(|(rank, _)| *rank == lowest) {
             for symbol in image.symbols.iter().filter(|symbol| row.matches(&symbol.name)) {
                 let probe = place(image, row, symbol, serves);
                 // Two names of one function, or one that begins with another's name.
@@ -350,7 +350,7 @@ fn place(image: &Arc<Image>, row: &Row, symbol: &Symbol, role: Role) -> Probe {
     let machine = if image.machine == Machine::X86_64 { SiteMachine::X86_64 } else { SiteMachine::Aarch64 };
     let end = row.program.at_end().and_then(|_| site::pick_end(machine, &symbol.code, symbol.size));
     // A return probe finds the return address where the stack pointer is at the entry.
-    let needs = Needs { stack: row.needs.stack && end.is_none(), ..row.needs };
+    let needs = Needs { stack: row.needs().stack && end.is_none(), ..row.needs() };
     let site = site::pick(machine, &symbol.code, symbol.size, needs);
     Probe {
         role,
@@ -364,7 +364,7 @@ fn place(image: &Arc<Image>, row: &Row, symbol: &Symbol, role: Role) -> Probe {
         cookie: match row.layout {
             Layout::Batch(_) => row
                 .cookie(context_layout(image), image_number(image.id))
-                .with_memory(member(image, &catalog::CONTEXT_MEMORY, 8)),
+                .with_memory(member(image, What::Memory)),
             _ => row.cookie(ContextLayout::default(), 0),
         },
         until_slot: false,
@@ -374,15 +374,17 @@ fn place(image: &Arc<Image>, row: &Row, symbol: &Symbol, role: Role) -> Probe {
 /// Where the sizes of a context are, as far as the file's own functions tell. In newer builds the functions of the
 /// interface only jump to methods.
 pub fn context_layout(image: &Image) -> ContextLayout {
-    let total = member(image, &catalog::CONTEXT_SIZE, 4);
-    let sequence = total.and_then(|_| member(image, &catalog::CONTEXT_SIZE_PER_SEQUENCE, 4));
+    let total = member(image, What::ContextSize);
+    let sequence = total.and_then(|_| member(image, What::SequenceSize));
     ContextLayout { total, sequence }
 }
 
-/// Where the member of so many bytes is that one of these functions returns.
-fn member(image: &Image, names: &[&str], bytes: u16) -> Option<u16> {
-    let symbols = image.symbols.iter().filter(|symbol| names.contains(&symbol.name.as_str()));
-    symbols.filter_map(|symbol| getter::member(image.machine, &symbol.code, bytes)).next()
+/// Where a member is, as a function says that returns it.
+fn member(image: &Image, what: What) -> Option<u16> {
+    let members = || ENGINES.iter().flat_map(|engine| engine.members).filter(|member| member.what == what);
+    let returns = |symbol: &Symbol| members().any(|member| member.getters.contains(&symbol.name.as_str()));
+    let mut symbols = image.symbols.iter().filter(|symbol| returns(symbol));
+    symbols.find_map(|symbol| getter::member(image.machine, &symbol.code, what.bytes()))
 }
 
 /// A number that tells a file from the few others that one process maps.

@@ -20,6 +20,8 @@ mod tests;
 
 use serde::{Deserialize, Serialize};
 
+use crate::engines::catalog::Needs;
+
 /// Bytes of a function that are searched for branches back to its first instructions.
 const MAX_SEARCHED: usize = 16 * 1024;
 
@@ -57,15 +59,6 @@ pub struct Site {
     pub stepping: Stepping,
     /// How the instruction at the entry would have been executed.
     pub entry_stepping: Stepping,
-}
-
-/// What the probe's program reads when it is hit, hence what must be as it was at the entry.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Needs {
-    /// Bit i: integer argument i is read (rdi, rsi, rdx, rcx, r8, r9; x0 to x7).
-    pub arguments: u8,
-    /// Memory relative to the stack pointer is read, such as a structure passed by value.
-    pub stack: bool,
 }
 
 /// Picks the site for a probe on the function that `code` begins with.

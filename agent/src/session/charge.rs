@@ -1,12 +1,16 @@
 //! What a request, or a user, has used of a server.
 
-use llamaprobe_common::{request::SlotEndEvent, sequence::Sequence, target::TargetStats};
+use llamaprobe_common::{
+    request::SlotEndEvent,
+    sequence::Sequence,
+    target::{TargetStats, TokenType},
+};
 
 /// Tokens and engine time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Charge {
-    /// Tokens by [`TokenType`](llamaprobe_common::target::TokenType).
-    pub tokens: [u64; 3],
+    /// Tokens by [`TokenType`].
+    pub tokens: [u64; TokenType::COUNT],
     /// Share of the time of decode calls, each split by the tokens in it; nanoseconds.
     pub engine_ns: u64,
 }

@@ -5,29 +5,19 @@ use std::{
     time::{Duration, Instant},
 };
 
+use llamaprobe_common::named;
 use serde::{Deserialize, Serialize};
 
 use super::charge::Charge;
 
-/// What costs are computed from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Basis {
-    /// Tokens times their price.
-    Tokens,
-    /// The share of the engine's time times the price of the host.
-    Host,
-}
-
-impl Basis {
-    /// Both.
-    pub const ALL: [Self; 2] = [Self::Tokens, Self::Host];
-
-    /// The value of the `basis` label.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Tokens => "tokens",
-            Self::Host => "host",
-        }
+named! {
+    /// What costs are computed from.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+    pub enum Basis {
+        /// Tokens times their price.
+        Tokens = "tokens",
+        /// The share of the engine's time times the price of the host.
+        Host = "host",
     }
 }
 

@@ -5,7 +5,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use llamaprobe_common::{probe::ProbeId, target::TargetStats};
+use llamaprobe_common::{
+    probe::ProbeId,
+    target::{TargetStats, TokenType},
+};
 
 use super::{Labels, cost::Basis, tally::Tally, usage::Usage, window::Window};
 use crate::plan::catalog::Role;
@@ -28,9 +31,9 @@ pub(super) struct Account {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Totals {
     /// Tokens by type.
-    pub(super) tokens: [u64; 3],
+    pub(super) tokens: [u64; TokenType::COUNT],
     /// Cost in dollars, by [`Basis`].
-    pub(super) dollars: [f64; Basis::ALL.len()],
+    pub(super) dollars: [f64; Basis::COUNT],
 }
 
 /// The accounts.

@@ -5,7 +5,10 @@ mod tests;
 
 use std::collections::BTreeMap;
 
-use llamaprobe_common::histogram::{Bounds, Histogram, LATENCY_NS, padded};
+use llamaprobe_common::{
+    histogram::{Bounds, Histogram, LATENCY_NS, padded},
+    named,
+};
 
 use super::{
     exemplar::{Exemplar, Exemplars, Findable},
@@ -74,28 +77,16 @@ pub const REQUEST_TOKENS: Bounds = padded(&[
     1, 4, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131_072, 262_144, 1_048_576,
 ]);
 
-/// A phase of a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Phase {
-    /// From arrival until the engine turns to it.
-    Queue,
-    /// From there to its first token.
-    Prefill,
-    /// From the first token to the last.
-    Decode,
-}
-
-impl Phase {
-    /// Every phase, in order.
-    pub const ALL: [Self; 3] = [Self::Queue, Self::Prefill, Self::Decode];
-
-    /// The value of the `phase` label.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Queue => "queue",
-            Self::Prefill => "prefill",
-            Self::Decode => "decode",
-        }
+named! {
+    /// A phase of a request.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub enum Phase {
+        /// From arrival until the engine turns to it.
+        Queue = "queue",
+        /// From there to its first token.
+        Prefill = "prefill",
+        /// From the first token to the last.
+        Decode = "decode",
     }
 }
 
@@ -232,10 +223,13 @@ impl Tally {
         };
         observe(&mut self.first_token, &FIRST_TOKEN_NS, request.ttft_ns());
         observe(&mut self.per_token, &LATENCY_NS, request.time_per_token_ns());
-        for (phase, value) in
-            self.phases.iter_mut().zip([request.queue_ns(), request.prefill_ns(), request.decode_ns()])
-        {
-            observe(phase, &FIRST_TOKEN_NS, value);
+        for phase in Phase::ALL {
+            let value = match phase {
+                Phase::Queue => request.queue_ns(),
+                Phase::Prefill => request.prefill_ns(),
+                Phase::Decode => request.decode_ns(),
+            };
+            observe(&mut self.phases[phase as usize], &FIRST_TOKEN_NS, value);
         }
         if request.join.is_joined() {
             observe(&mut self.prompt_tokens, &REQUEST_TOKENS, request.input_tokens());

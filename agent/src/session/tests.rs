@@ -433,7 +433,7 @@ fn a_role_is_live_when_one_of_its_probes_has_fired() {
     session.read(start, 1, &Reading::default(), NO_PRICES);
     let live = |session: &Session| -> Vec<Role> {
         let server = &session.servers(Instant::now())[0];
-        Role::ALL.into_iter().filter(|role| server.is_live(*role)).collect()
+        Role::MET.into_iter().filter(|role| server.is_live(*role)).collect()
     };
     assert_eq!(live(&session), []);
     session.read(start, 1, &after(1), NO_PRICES);
@@ -666,8 +666,7 @@ fn what_waits_is_what_has_no_slot_and_what_no_thread_has_taken_up() {
 fn the_overhead_is_hits_times_price_over_ten_seconds() {
     let (mut session, start) = session();
     session.begin(start, target(1, Some(80), None), server_plan());
-    let prices =
-        Some(Prices { emulated_ns: 1_000, single_stepped_ns: 10_000, bodies: [0; Program::ALL.len()] });
+    let prices = Some(Prices { emulated_ns: 1_000, single_stepped_ns: 10_000, bodies: [0; Program::COUNT] });
     let mut at = |second, emulated, stepped| {
         let mut reading = after(emulated);
         reading.stats.hits[ProbeId::ProcessToken as usize] = stepped;

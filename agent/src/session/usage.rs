@@ -15,7 +15,7 @@ pub struct Row {
     /// Tokens and engine time.
     pub charge: Charge,
     /// What it costs, dollars, by [`Basis`].
-    pub dollars: [f64; 2],
+    pub dollars: [f64; Basis::COUNT],
     /// Engine time of which the cost is not shared out yet.
     unshared_ns: u64,
 }
@@ -89,7 +89,7 @@ impl Usage {
     }
 
     /// What all users together have used, and what it costs by [`Basis`].
-    pub fn total(&self) -> (Charge, [f64; 2]) {
+    pub fn total(&self) -> (Charge, [f64; Basis::COUNT]) {
         let mut total = (Charge::default(), [0.0; 2]);
         for row in self.rows.values() {
             total.0.add(row.charge);

@@ -1,6 +1,7 @@
 //! Requests by all kinds of callers, and what tests of OTLP ask the agent.
 
 use anyhow::Result;
+use llamaprobe_common::numbered;
 use serde_json::{Map, Value, json};
 
 use crate::agent::Agent;
@@ -14,25 +15,24 @@ pub const FAST: [(&str, &str); 3] = [
     ("OTEL_METRIC_EXPORT_INTERVAL", "1000"),
 ];
 
-/// What a caller sends of its trace.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Caller {
-    /// A parent that is sampled.
-    Sampled,
-    /// The same with a state.
-    Stateful,
-    /// A parent that is not sampled.
-    NotSampled,
-    /// A parent that is none.
-    Invalid,
-    /// Nothing.
-    Absent,
+numbered! {
+    /// What a caller sends of its trace.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub enum Caller {
+        /// A parent that is sampled.
+        Sampled,
+        /// Nothing.
+        Absent,
+        /// A parent that is not sampled.
+        NotSampled,
+        /// A parent that is none.
+        Invalid,
+        /// A parent that is sampled, with a state.
+        Stateful,
+    }
 }
 
 impl Caller {
-    /// Every kind.
-    pub const ALL: [Self; 5] = [Self::Sampled, Self::Absent, Self::NotSampled, Self::Invalid, Self::Stateful];
-
     fn headers(self, call: &Call) -> String {
         let parent = |flags: &str| format!("traceparent: 00-{}-00f067aa0ba902b7-{flags}\r\n", call.trace);
         match self {
@@ -79,7 +79,7 @@ pub fn call(index: usize) -> (Call, Caller) {
         _ => Call { body: "{\"messages\":".to_owned(), ..Call::post("/v1/chat/completions", &Value::Null) }
             .with_fate(Fate::Refused),
     };
-    let caller = Caller::ALL[index / 10 % 5];
+    let caller = Caller::ALL[index / 10 % Caller::COUNT];
     let headers = format!("{}X-Conversation-Id: {}\r\n", caller.headers(&call), call.trace);
     (Call { headers: Some(headers), ..call }, caller)
 }

@@ -9,6 +9,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use llamaprobe_common::numbered;
+
 /// Further looks that may wait for one process.
 const MOST_TIMES: usize = 8;
 /// The longest wait of a process that is told of again and again.
@@ -24,20 +26,20 @@ const HOLD: Duration = Duration::from_secs(30);
 /// The wait after these, doubled each time.
 const FIRST_WAIT: Duration = Duration::from_millis(20);
 
-/// Who is looked at first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Rank {
-    /// It is observed, is called like a server, or runs a probed function.
-    Likely,
-    /// It started, or mapped a file.
-    Any,
-    /// Nothing was told of it: it is looked at to be sure.
-    Routine,
+numbered! {
+    /// Who is looked at first.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+    pub(crate) enum Rank {
+        /// It is observed, is called like a server, or runs a probed function.
+        Likely,
+        /// It started, or mapped a file.
+        Any,
+        /// Nothing was told of it: it is looked at to be sure.
+        Routine,
+    }
 }
 
 impl Rank {
-    const ALL: [Self; 3] = [Self::Likely, Self::Any, Self::Routine];
-
     /// The share of a core that looks of a rank may take in the long run, in hundredths, and in a burst.
     const fn budget(self) -> (u32, Duration) {
         match self {

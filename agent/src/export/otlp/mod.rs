@@ -127,12 +127,12 @@ impl Otlp {
     }
 
     fn channels(&self) -> impl Iterator<Item = (Signal, &Counts)> {
-        let of = [
-            self.traces.as_ref().map(|channel| &channel.counts),
-            self.metrics.as_ref().map(|channel| &channel.counts),
-            self.logs.as_ref().map(|channel| &channel.counts),
-        ];
-        Signal::ALL.into_iter().zip(of).filter_map(|(signal, counts)| Some((signal, &**counts?)))
+        let of = |signal| match signal {
+            Signal::Traces => self.traces.as_ref().map(|channel| &channel.counts),
+            Signal::Metrics => self.metrics.as_ref().map(|channel| &channel.counts),
+            Signal::Logs => self.logs.as_ref().map(|channel| &channel.counts),
+        };
+        Signal::ALL.into_iter().filter_map(move |signal| Some((signal, &**of(signal)?)))
     }
 }
 

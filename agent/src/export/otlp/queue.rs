@@ -12,43 +12,28 @@ use std::{
     time::Duration,
 };
 
+use llamaprobe_common::named;
 use tokio::{
     sync::{Notify, watch},
     time::{Instant, sleep_until},
 };
 
-/// Why something was not delivered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Loss {
-    /// More came than could be sent.
-    QueueFull,
-    /// The collector took the request and rejected some of it.
-    Rejected,
-    /// The collector refuses such requests.
-    Refused,
-    /// What answered is no collector.
-    BadAnswer,
-    /// The collector could not be reached, or put us off, for too long.
-    Unreachable,
-    /// The agent ended before.
-    Shutdown,
-}
-
-impl Loss {
-    /// Every reason.
-    pub const ALL: [Self; 6] =
-        [Self::QueueFull, Self::Rejected, Self::Refused, Self::BadAnswer, Self::Unreachable, Self::Shutdown];
-
-    /// The value of the label `reason`.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::QueueFull => "queue_full",
-            Self::Rejected => "rejected",
-            Self::Refused => "refused",
-            Self::BadAnswer => "bad_answer",
-            Self::Unreachable => "unreachable",
-            Self::Shutdown => "shutdown",
-        }
+named! {
+    /// Why something was not delivered.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub enum Loss {
+        /// More came than could be sent.
+        QueueFull = "queue_full",
+        /// The collector took the request and rejected some of it.
+        Rejected = "rejected",
+        /// The collector refuses such requests.
+        Refused = "refused",
+        /// What answered is no collector.
+        BadAnswer = "bad_answer",
+        /// The collector could not be reached, or put us off, for too long.
+        Unreachable = "unreachable",
+        /// The agent ended before.
+        Shutdown = "shutdown",
     }
 }
 
@@ -57,7 +42,7 @@ impl Loss {
 pub struct Counts {
     made: AtomicU64,
     exported: AtomicU64,
-    lost: [AtomicU64; Loss::ALL.len()],
+    lost: [AtomicU64; Loss::COUNT],
 }
 
 impl Counts {

@@ -10,10 +10,7 @@ use std::{fs, path::Path};
 use opentelemetry_proto::tonic::{common::v1::InstrumentationScope, resource::v1::Resource};
 
 use super::attribute::Attributes;
-use crate::discovery::process::container;
-
-/// The service whose process was not seen.
-const UNKNOWN: &str = "llama.cpp";
+use crate::{discovery::process::container, engines::PROVIDER};
 
 /// A process, as far as a resource names it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -58,7 +55,7 @@ impl Host {
     /// The resource of a process; `instance` tells it from others of its name on this host.
     pub(super) fn resource(&self, identity: &Identity, instance: &str) -> Resource {
         let mut attributes = Attributes::default();
-        let name = if identity.name.is_empty() { UNKNOWN } else { &identity.name };
+        let name = if identity.name.is_empty() { PROVIDER } else { &identity.name };
         attributes.put("service.name", name);
         attributes.put("service.instance.id", format!("{}/{instance}", self.name));
         attributes.put("host.name", self.name.as_str());

@@ -1,29 +1,21 @@
 //! The three signals.
 
-/// What OTLP carries.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Signal {
-    /// Spans.
-    Traces,
-    /// Data points.
-    Metrics,
-    /// Log records.
-    Logs,
+use llamaprobe_common::named;
+
+named! {
+    /// What OTLP carries.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+    pub enum Signal {
+        /// Spans.
+        Traces = "traces",
+        /// Data points.
+        Metrics = "metrics",
+        /// Log records.
+        Logs = "logs",
+    }
 }
 
 impl Signal {
-    /// Every signal.
-    pub const ALL: [Self; 3] = [Self::Traces, Self::Metrics, Self::Logs];
-
-    /// Its name, as in the label `signal`.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Traces => "traces",
-            Self::Metrics => "metrics",
-            Self::Logs => "logs",
-        }
-    }
-
     /// Its name in environment variables.
     pub const fn upper(self) -> &'static str {
         match self {

@@ -14,6 +14,7 @@ use opentelemetry_proto::tonic::trace::v1::{
 };
 
 use super::attribute::Attributes;
+use crate::engines::PROVIDER;
 use crate::session::{
     Record,
     finished::{CLIENT_GONE, Finished, Join, Outcome, UNKNOWN},
@@ -69,9 +70,13 @@ fn phases(request: &Finished) -> Vec<(Phase, u64, u64)> {
     let end = request.answered_ns.max(request.arrived_ns);
     let mut from = request.arrived_ns;
     let mut phases = Vec::new();
-    for (phase, until) in
-        Phase::ALL.into_iter().zip([request.prefill_ns, request.first_token_ns, /* the end */ 0])
-    {
+    for phase in Phase::ALL {
+        let until = match phase {
+            Phase::Queue => request.prefill_ns,
+            Phase::Prefill => request.first_token_ns,
+            // The end.
+            Phase::Decode => 0,
+        };
         let to = if until == 0 { end } else { until.clamp(from, end) };
         phases.push((phase, from, to));
         if until == 0 {
@@ -132,7 +137,7 @@ fn attributes(record: &Record) -> Attributes {
     it.put_server(&record.labels.server);
 
     it.put_some("gen_ai.operation.name", request.route.operation());
-    it.put("gen_ai.provider.name", "llama.cpp");
+    it.put("gen_ai.provider.name", PROVIDER);
     it.put_some("gen_ai.request.model", request.body.model.as_deref());
     let served = Some(record.labels.model.as_str()).filter(|model| !model.is_empty());
     it.put_some("gen_ai.response.model", served);
