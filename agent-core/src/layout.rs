@@ -5,15 +5,16 @@ use llamaprobe_common::{
     loss::Loss,
 };
 
-use crate::machine::{Memory, Words};
+use crate::machine::{Machine, Memory, Words};
 
 /// The layout of `batch`, if it is known or this call proves it.
 #[inline(always)]
-pub fn choose(memory: &impl Memory, state: &mut LayoutState, batch: u64) -> Result<ExtLayout, Loss> {
+pub fn choose(machine: &impl Machine, state: &mut LayoutState, batch: u64) -> Result<ExtLayout, Loss> {
     if state.chosen == 0 {
-        state.chosen = prove(memory, state, batch);
+        state.chosen = prove(machine, state, batch);
     }
-    match state.chosen.wrapping_sub(1) {
+    // Loaded anew: that it is not 0 the compiler would use for an offset that the verifier of Linux 5.15 takes for negative.
+    match machine.load(&state.chosen).wrapping_sub(1) {
         at if at < CANDIDATES as u32 => Ok(state.candidates[at as usize]),
         _ => Err(Loss::LayoutUnknown),
     }

@@ -6,7 +6,7 @@ use llamaprobe_common::{
     layout::{ExtLayout, LayoutKey, LayoutState, SHOWN},
     loss::Loss,
 };
-use llamaprobe_core::{layout, process::Counters as _};
+use llamaprobe_core::{layout, machine::Machine as _, process::Counters as _};
 
 use crate::{
     diagnose,
@@ -35,7 +35,7 @@ pub fn of(target: &Target, cookie: Cookie, batch: u64) -> Result<ExtLayout, Loss
             find(target, cookie).ok_or(Loss::LayoutUnknown)?
         }
     };
-    let was = state.chosen;
+    let was = Kernel.load(&state.chosen);
     let layout = layout::choose(&Kernel, state, batch)?;
     if was == 0 {
         diagnose::layout(target.tgid, cookie.image(), layout.tokens, layout.stride);
