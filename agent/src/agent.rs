@@ -434,6 +434,7 @@ impl Agent {
     fn snapshot(&mut self) -> Snapshot {
         let epoch = self.clock.epoch();
         let (looks, scouts) = self.looks.counts();
+        let journal = self.journal.as_ref().map(JournalWriter::delivery);
         let own = Snapshot {
             own: self.kernel.own_stats().unwrap_or_default(),
             programs_cpu: self.run_times.as_ref().and_then(|times| times.last().cpu_ratio),
@@ -444,7 +445,6 @@ impl Agent {
             looks_cut: looks.costly,
             looks_waiting: looks.waiting,
             occupancy: self.kernel.occupancy().map(|(map, entries)| (map.into(), entries)).to_vec(),
-            journal_lost: self.journal.as_ref().map(JournalWriter::lost),
             attach_failures: self.attach_failures,
             reload_failures: self.reload_failures,
             cpu: cpu_time() + looks.cpu,
@@ -453,7 +453,7 @@ impl Agent {
             started: (epoch + self.started).as_secs_f64(),
             taken: (epoch + Duration::from_nanos(monotonic_ns())).as_secs_f64(),
             epoch,
-            outputs: self.sinks.deliveries(),
+            outputs: self.sinks.deliveries().into_iter().chain(journal).collect(),
             ..Snapshot::default()
         };
         self.ask(own)

@@ -442,12 +442,6 @@ pub static METRICS: &[Metric] = &[
         "Request log lines that were not written because the log could not keep up.",
         |all| number(log_lost(all) as f64),
     ),
-    metric(
-        Counter,
-        "llamaprobe_journal_inputs_lost_total",
-        "Inputs that were not written into the journal: the disk was too slow, or it is as long as it may be.",
-        |all| all.journal_lost.map(|lost| number(lost as f64)).unwrap_or_default(),
-    ),
     metric(Counter, "llamaprobe_attach_failures_total", "Probes that could not be attached.", |all| {
         number(all.attach_failures as f64)
     }),

@@ -158,7 +158,6 @@ fn snapshot(servers: Vec<Server>) -> Snapshot {
         looks_waiting: 11,
         occupancy: vec![("tasks".into(), 4)],
         given_up: 5,
-        journal_lost: Some(2),
         attach_failures: 3,
         reload_failures: 7,
         cpu: Duration::from_millis(1_500),

@@ -15,7 +15,13 @@ use serde::Serialize;
 use tracing::{error, info, warn};
 
 use super::{Entry, FRAME, Header, MARK, Stamped};
-use crate::{bpf::events::RequestEvent, session::Input};
+use crate::{
+    bpf::events::RequestEvent,
+    session::{
+        Input,
+        snapshot::{Delivery, Output},
+    },
+};
 
 /// Frames that may wait for the disk.
 const WAITING: usize = 16 * 1024;
@@ -37,8 +43,14 @@ pub struct JournalWriter {
     thread: Option<JoinHandle<()>>,
     /// Inputs that found no room since the last one that did.
     missing: u64,
-    /// Inputs that were not written.
-    lost: u64,
+    /// Inputs so far that go to the file.
+    written: u64,
+    /// Those that found no room, that could not be written, and that came when it was as long as it may be.
+    full: u64,
+    unwritable: u64,
+    too_long: u64,
+    /// It is as long as it may be.
+    ended: bool,
     /// Bytes that may still be written.
     left: u64,
     /// Whether events are written, rather than what was read in them.
@@ -72,7 +84,11 @@ impl JournalWriter {
             frames: Some(sender),
             thread: Some(thread),
             missing: 0,
-            lost: 0,
+            written: 0,
+            full: 0,
+            unwritable: 0,
+            too_long: 0,
+            ended: false,
             left,
             payload: options.payload,
         }))
@@ -92,19 +108,22 @@ impl JournalWriter {
     }
 
     fn write(&mut self, entry: &Entry) {
-        let Some(frames) = &self.frames else { return self.lost += 1 };
+        if self.ended {
+            return self.too_long += 1;
+        }
+        let Some(frames) = &self.frames else { return self.unwritable += 1 };
         let entry = match frame(entry) {
             Ok(frame) => frame,
             Err(error) => {
                 warn!(%error, "an input cannot be written down");
-                (self.missing, self.lost) = (self.missing + 1, self.lost + 1);
+                (self.missing, self.unwritable) = (self.missing + 1, self.unwritable + 1);
                 return;
             }
         };
         if entry.len() as u64 > self.left {
             info!("the journal is as long as it may be, and ends");
-            self.frames = None;
-            return self.lost += 1;
+            (self.frames, self.ended) = (None, true);
+            return self.too_long += 1;
         }
         if self.missing > 0 {
             let Ok(gap) = frame(&Entry::Lost(self.missing)) else { return };
@@ -114,18 +133,24 @@ impl JournalWriter {
         }
         self.left -= entry.len() as u64;
         match frames.try_send(entry) {
-            Ok(()) => {}
-            Err(TrySendError::Full(_)) => (self.missing, self.lost) = (self.missing + 1, self.lost + 1),
+            Ok(()) => self.written += 1,
+            Err(TrySendError::Full(_)) => (self.missing, self.full) = (self.missing + 1, self.full + 1),
             Err(TrySendError::Disconnected(_)) => {
                 self.frames = None;
-                self.lost += 1;
+                self.unwritable += 1;
             }
         }
     }
 
-    /// Inputs that were not written.
-    pub fn lost(&self) -> u64 {
-        self.lost
+    /// What has become of its inputs so far.
+    pub fn delivery(&self) -> Delivery {
+        let lost = [("queue_full", self.full), ("unwritable", self.unwritable), ("too_long", self.too_long)];
+        Delivery {
+            output: Output::Other("journal".into()),
+            exported: self.written,
+            waiting: 0,
+            lost: lost.map(|(reason, inputs)| (reason.into(), inputs)).to_vec(),
+        }
     }
 
     /// Waits until all is written, not longer than `deadline`.

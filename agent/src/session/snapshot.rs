@@ -167,8 +167,6 @@ pub struct Snapshot {
     /// Requests under way that were given up because too many were.
     #[serde(skip)]
     pub given_up: u64,
-    /// Inputs that were not written into the journal, where one is written.
-    pub journal_lost: Option<u64>,
     /// Probes that could not be attached, since the start.
     pub attach_failures: u64,
     /// Times that files of names, prices or phrases were bad when they were to be read again.
