@@ -5,7 +5,7 @@ use llamaprobe_common::request::{Connection, ConnectionKey, Peer, Talk};
 use llamaprobe_core::links::{Connections, Ends, Links, Talks};
 
 use crate::{
-    machine::Kernel,
+    machine::Helpers,
     maps::{BLANK_TALK, CALLS, CONNECTIONS, PEERS, TALKS, THREADS},
 };
 
@@ -13,8 +13,8 @@ use crate::{
 // more steps through `lp_sent`.
 
 /// All that is kept of connections.
-pub const LINKS: Links<ConnectionMap, TalkMap, EndMap, Kernel> =
-    Links { connections: ConnectionMap, talks: TalkMap, ends: EndMap, output: Kernel };
+pub const LINKS: Links<ConnectionMap, TalkMap, EndMap, Helpers> =
+    Links { connections: ConnectionMap, talks: TalkMap, ends: EndMap, output: Helpers };
 
 /// [`CONNECTIONS`].
 pub struct ConnectionMap;

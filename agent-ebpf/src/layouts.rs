@@ -10,7 +10,7 @@ use llamaprobe_core::{layout, machine::Machine as _, process::Counters as _};
 
 use crate::{
     diagnose,
-    machine::Kernel,
+    machine::Helpers,
     maps::{LAYOUTS, SHOW},
     target::Target,
 };
@@ -35,8 +35,8 @@ pub fn of(target: &Target, cookie: Cookie, batch: u64) -> Result<ExtLayout, Loss
             find(target, cookie).ok_or(Loss::LayoutUnknown)?
         }
     };
-    let was = Kernel.load(&state.chosen);
-    let layout = layout::choose(&Kernel, state, batch)?;
+    let was = Helpers.load(&state.chosen);
+    let layout = layout::choose(&Helpers, state, batch)?;
     if was == 0 {
         diagnose::layout(target.tgid, cookie.image(), layout.tokens, layout.stride);
     }

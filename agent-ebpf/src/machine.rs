@@ -6,10 +6,10 @@ use aya_ebpf::helpers::{bpf_ktime_get_ns, bpf_probe_read_user};
 use llamaprobe_common::{batch::MAX_RUNS, loss::Loss};
 use llamaprobe_core::machine::{Machine, Memory, Plain};
 
-/// The kernel, for the running process.
-pub struct Kernel;
+/// What the kernel lends the programs, for the running process.
+pub struct Helpers;
 
-impl Memory for Kernel {
+impl Memory for Helpers {
     #[inline(always)]
     fn read<T: Plain>(&self, address: u64) -> Result<T, Loss> {
         // SAFETY: the helper checks the address; any bytes are a value of `T`.
@@ -17,7 +17,7 @@ impl Memory for Kernel {
     }
 }
 
-impl Machine for Kernel {
+impl Machine for Helpers {
     #[inline(always)]
     fn now(&self) -> u64 {
         // SAFETY: the helper takes no argument.
@@ -67,5 +67,5 @@ pub fn reload() {
 /// Reads a value of the running process's memory.
 #[inline(always)]
 pub fn read<T: Plain>(address: u64) -> Result<T, Loss> {
-    Kernel.read(address)
+    Helpers.read(address)
 }

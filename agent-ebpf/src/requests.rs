@@ -10,12 +10,12 @@ use llamaprobe_core::{
 
 use crate::{
     connections::ConnectionMap,
-    machine::Kernel,
+    machine::Helpers,
     maps::{REQUEST_EVENTS, TASKS},
     wake,
 };
 
-impl Events for Kernel {
+impl Events for Helpers {
     #[inline(always)]
     fn tell<E: Into<Event> + 'static>(&mut self, event: impl FnOnce() -> E) -> bool {
         // Made where it will be read: some do not fit on the stack beside the rest.
@@ -26,7 +26,7 @@ impl Events for Kernel {
     }
 }
 
-impl Requests for Kernel {
+impl Requests for Helpers {
     #[inline(always)]
     fn of_task(&self, task: &TaskKey) -> Option<RequestKey> {
         // SAFETY: the entry is replaced only by the server making a task of the same id anew.

@@ -5,7 +5,7 @@ use aya_ebpf::helpers::generated::{bpf_probe_read_kernel, bpf_probe_read_user};
 use llamaprobe_common::request::{PAGE_BYTES, PIECE_BYTES, PIECE_ROOMS, PieceHead, Talk};
 use llamaprobe_core::{links::Output, machine::Machine as _, talk};
 
-use crate::{machine::Kernel, maps::PAYLOAD, wake};
+use crate::{machine::Helpers, maps::PAYLOAD, wake};
 
 /// A piece in the ring buffer.
 #[repr(C)]
@@ -18,7 +18,7 @@ struct Piece<const N: usize> {
 #[inline(always)]
 fn put<const N: usize, const USER: bool>(head: &PieceHead, from: u64) -> bool {
     // The compiler knows the bound and would drop the check below, which is there for the verifier.
-    let size = Kernel.unbounded(u64::from(head.len));
+    let size = Helpers.unbounded(u64::from(head.len));
     if size > N as u64 {
         return false;
     }
@@ -56,7 +56,7 @@ fn put_fitting<const USER: bool>(head: &PieceHead, from: u64) -> bool {
     }
 }
 
-impl Output for Kernel {
+impl Output for Helpers {
     #[inline(always)]
     fn is_behind(&self, part: u64) -> bool {
         wake::is_behind(part)
@@ -109,15 +109,15 @@ impl Output for Kernel {
 
 #[inline(never)]
 fn hand(head: &mut PieceHead, from: u64) -> u32 {
-    talk::hand(&mut Kernel, head, from)
+    talk::hand(&mut Helpers, head, from)
 }
 
 #[inline(never)]
 fn flush(kept: &mut Talk, head: &mut PieceHead) -> bool {
-    talk::flush(&mut Kernel, kept, head)
+    talk::flush(&mut Helpers, kept, head)
 }
 
 #[inline(never)]
 fn keep(kept: &mut Talk, offset: u64, buffer: u64, len: u64) -> bool {
-    talk::keep(&Kernel, kept, offset, buffer, len)
+    talk::keep(&Helpers, kept, offset, buffer, len)
 }

@@ -16,7 +16,7 @@ mod room;
 mod seating;
 mod seats;
 mod signals;
-mod stock;
+mod collect;
 mod watch;
 
 use std::{
@@ -48,7 +48,7 @@ use self::{
 };
 use crate::{
     bpf::{
-        self, Attacher, Kernel, calibrate::Prices, events::RequestEvent, lines::Lines, run_time::RunTimes,
+        self, Attacher, Maps, calibrate::Prices, events::RequestEvent, lines::Lines, run_time::RunTimes,
     },
     cli::{Options, billing::BillingOptions},
     discovery::process::process_of,
@@ -68,7 +68,7 @@ use crate::{
 /// Housekeeping, and a look at processes that have not shown yet where they listen.
 const TICK: Duration = Duration::from_secs(1);
 /// How often it is booked who has used what.
-const STOCKTAKING: Duration = Duration::from_secs(5);
+const COLLECTING: Duration = Duration::from_secs(5);
 /// The safety net: all processes are looked at anew.
 const RESCAN: Duration = Duration::from_secs(30);
 /// Entries of a ring buffer that are taken at a time, before it is the others' turn.
@@ -85,7 +85,7 @@ const QUESTIONS: usize = 16;
 struct Agent {
     looks: Looks,
     room: Room,
-    kernel: Kernel,
+    maps: Maps,
     /// Reads what servers read and write.
     reader: Reader,
     session: Session,
@@ -116,8 +116,8 @@ struct Agent {
     sinks: Sinks,
     billing: BillingOptions,
     /// What is charged live is charged every second when the host's time costs, since idle time costs too.
-    stocktaking: Duration,
-    stock_taken: Instant,
+    collecting: Duration,
+    collected: Instant,
     clock: Clock,
     /// Whether payload is looked at.
     payload: bool,
@@ -130,7 +130,7 @@ struct Agent {
     follows_sessions: bool,
     follows_offspring: bool,
     /// The sockets could not be followed, which was said.
-    deaf: bool,
+    sockets_unavailable: bool,
     /// When the agent started, by the kernel's clock.
     started: Duration,
     health: Arc<Health>,
@@ -152,11 +152,11 @@ pub async fn run(mut options: Options, mut signals: Signals) -> Result<()> {
     scout::raise_files();
     let only = options.only.clone();
     let load = move || {
-        let (kernel, mut attacher, rings) = Kernel::load(&only, Lines::wanted()).map_err(explain)?;
+        let (maps, mut attacher, rings) = Maps::load(&only, Lines::wanted()).map_err(explain)?;
         let prices = calibrate(&mut attacher);
-        Ok((kernel, attacher, rings, prices))
+        Ok((maps, attacher, rings, prices))
     };
-    let Some((kernel, attacher, rings, prices)) = signals.or_end(load).await? else { return Ok(()) };
+    let Some((maps, attacher, rings, prices)) = signals.or_end(load).await? else { return Ok(()) };
     if let Some(lines) = rings.lines {
         tokio::spawn(lines.pass_on());
     }
@@ -167,7 +167,7 @@ pub async fn run(mut options: Options, mut signals: Signals) -> Result<()> {
         RunTimes::start(&attacher).inspect_err(|error| warn!(%error, "no thread for run times")).ok();
     let (telling, mut done) = mpsc::unbounded_channel();
     let room = Room::open(attacher, telling).context("cannot start a thread")?;
-    let mut agent = Agent::new(looks, room, kernel, sinks, billing, &options)?;
+    let mut agent = Agent::new(looks, room, maps, sinks, billing, &options)?;
     (agent.prices, agent.run_times) = (prices, run_times);
 
     let (sender, mut questions) = mpsc::channel(QUESTIONS);
@@ -197,7 +197,7 @@ pub async fn run(mut options: Options, mut signals: Signals) -> Result<()> {
                 agent.reload(loaded);
             }
             Some(question) = questions.recv() => {
-                agent.take_stock(requests.get_mut(), payload.get_mut());
+                agent.collect(requests.get_mut(), payload.get_mut());
                 // Whoever asked may have gone meanwhile.
                 let _ = question.send(agent.snapshot());
             }
@@ -234,8 +234,8 @@ pub async fn run(mut options: Options, mut signals: Signals) -> Result<()> {
             _ = tick.tick() => {
                 let now = Instant::now();
                 let wanted = agent.sinks.want_metrics(now);
-                if wanted || agent.stock_taken.elapsed() >= agent.stocktaking {
-                    agent.take_stock(requests.get_mut(), payload.get_mut());
+                if wanted || agent.collected.elapsed() >= agent.collecting {
+                    agent.collect(requests.get_mut(), payload.get_mut());
                 }
                 if wanted {
                     let snapshot = agent.snapshot();
@@ -338,7 +338,7 @@ impl Agent {
     fn new(
         looks: Looks,
         room: Room,
-        kernel: Kernel,
+        maps: Maps,
         sinks: Sinks,
         billing: Billing,
         options: &Options,
@@ -374,7 +374,7 @@ impl Agent {
         Ok(Self {
             looks,
             room,
-            kernel,
+            maps,
             reader,
             session,
             journal,
@@ -382,8 +382,8 @@ impl Agent {
             told: 0,
             held: None,
             billing: options.billing.clone(),
-            stocktaking: if timed { TICK } else { STOCKTAKING },
-            stock_taken: now,
+            collecting: if timed { TICK } else { COLLECTING },
+            collected: now,
             only: options.only.clone(),
             sinks,
             clock: Clock::now(),
@@ -402,7 +402,7 @@ impl Agent {
             follows_sockets: false,
             follows_sessions: false,
             follows_offspring: false,
-            deaf: false,
+            sockets_unavailable: false,
             started: Duration::from_nanos(monotonic_ns()),
             health: Arc::default(),
         })
@@ -436,7 +436,7 @@ impl Agent {
         let (looks, scouts) = self.looks.counts();
         let journal = self.journal.as_ref().map(JournalWriter::delivery);
         let own = Snapshot {
-            own: self.kernel.own_stats().unwrap_or_default(),
+            own: self.maps.own_stats().unwrap_or_default(),
             programs_cpu: self.run_times.as_ref().and_then(|times| times.last().cpu_ratio),
             targets: self.seats.len(),
             unobservable: self.unobservable.len(),
@@ -444,7 +444,7 @@ impl Agent {
             looks_abandoned: looks.abandoned,
             looks_cut: looks.costly,
             looks_waiting: looks.waiting,
-            occupancy: self.kernel.occupancy().map(|(map, entries)| (map.into(), entries)).to_vec(),
+            occupancy: self.maps.occupancy().map(|(map, entries)| (map.into(), entries)).to_vec(),
             attach_failures: self.attach_failures,
             reload_failures: self.reload_failures,
             cpu: cpu_time() + looks.cpu,

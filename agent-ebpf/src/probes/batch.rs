@@ -14,7 +14,7 @@ use llamaprobe_core::{
 use super::{observe, resume};
 use crate::{
     contexts, layouts,
-    machine::{Kernel, reload},
+    machine::{Helpers, reload},
     maps::{FOLLOW, FOLLOW_BATCH, FOLLOW_WALK},
     sequences::{MAPS, SequenceMap},
     target::Target,
@@ -45,7 +45,7 @@ fn lp_batch(probe: ProbeContext) -> u32 {
         };
         let address = call.get(0)?;
         let mut maps = MAPS;
-        let context = batch::enter(target, &Kernel, &mut maps, cookie, address, &source)?;
+        let context = batch::enter(target, &Helpers, &mut maps, cookie, address, &source)?;
         go_on(&probe, FOLLOW_WALK, target, context)
     })
 }
@@ -77,14 +77,14 @@ fn lp_follow_few(probe: ProbeContext) -> u32 {
 /// The batch of the probed call. `None` when it is no decode call.
 #[inline(always)]
 fn source(target: &Target, cookie: Cookie, call: &Arguments) -> Result<Option<Source>, Loss> {
-    Source::of(&Kernel, call, cookie, |batch| layouts::of(target, cookie, batch))
+    Source::of(&Helpers, call, cookie, |batch| layouts::of(target, cookie, batch))
 }
 
 /// The same in a program that goes on with the call, whose layout is known.
 #[inline(always)]
 fn source_again(context: &Context, cookie: Cookie, call: &Arguments) -> Result<Option<Source>, Loss> {
     let layout = context.layout;
-    Source::of(&Kernel, call, cookie, |_| Ok(layout))
+    Source::of(&Helpers, call, cookie, |_| Ok(layout))
 }
 
 #[inline(always)]
@@ -97,7 +97,7 @@ fn walk_on<const LOOKS: usize>(
     let Some(context) = contexts::find(&key(target, call.get(0)?)) else { return Ok(()) };
     let Some(source) = source_again(context, cookie, call)? else { return Ok(()) };
     context.walk.programs += 1;
-    let place = match walk::<LOOKS>(&Kernel, context, &source) {
+    let place = match walk::<LOOKS>(&Helpers, context, &source) {
         Ok(true) => FOLLOW_BATCH,
         Ok(false) if context.walk.programs < WALKS => FOLLOW_WALK,
         Ok(false) => {
@@ -164,6 +164,6 @@ fn close_apart(
 /// Attributes the tokens of run `at`.
 #[inline(always)]
 fn close(target: &Target, context: &mut Context, address: u64, source: &Source, at: u32) -> Result<(), Loss> {
-    let found = walk::take(&Kernel, context, at);
-    batch::attribute(target, &mut SequenceMap, &mut Kernel, context, address, source.automatic, found)
+    let found = walk::take(&Helpers, context, at);
+    batch::attribute(target, &mut SequenceMap, &mut Helpers, context, address, source.automatic, found)
 }

@@ -4,13 +4,13 @@ use aya_ebpf::{macros::uprobe, programs::ProbeContext};
 use llamaprobe_core::{failures, slots::slot_id};
 
 use super::observe;
-use crate::{machine::Kernel, sequences::MAPS};
+use crate::{machine::Helpers, sequences::MAPS};
 
 /// `send_error(this, server_slot const &, ...)`
 #[uprobe]
 fn lp_slot_error(probe: ProbeContext) -> u32 {
     observe(&probe, |target, _, call| {
-        let slot = slot_id(&Kernel, call.get(1)?)?;
+        let slot = slot_id(&Helpers, call.get(1)?)?;
         failures::slot(target, &mut { MAPS }, slot);
         Ok(())
     })

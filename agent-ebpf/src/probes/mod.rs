@@ -20,7 +20,7 @@ use llamaprobe_core::{arguments::Arguments, machine::Machine as _, process::Coun
 
 use crate::{
     arguments, diagnose,
-    machine::Kernel,
+    machine::Helpers,
     maps::STRANGERS,
     target::{Target, tgid},
 };
@@ -31,7 +31,7 @@ const STRANGER_INTERVAL_NS: u64 = 1_000_000_000;
 /// `CLOCK_MONOTONIC` in nanoseconds.
 #[inline(always)]
 fn now() -> u64 {
-    Kernel.now()
+    Helpers.now()
 }
 
 /// Runs a program's body for an observed process: counts the hit and, if the body fails, the loss.

@@ -10,7 +10,7 @@ use llamaprobe_core::slots;
 
 use super::observe;
 use crate::{
-    machine::Kernel,
+    machine::Helpers,
     sequences::{MAPS, SequenceMap},
 };
 
@@ -18,14 +18,14 @@ use crate::{
 #[uprobe]
 fn lp_slot_start(probe: ProbeContext) -> u32 {
     observe(&probe, |target, _, call| {
-        slots::start(target, &Kernel, &mut SequenceMap, &mut Kernel, call.get(1)?, call.get(2)?)
+        slots::start(target, &Helpers, &mut SequenceMap, &mut Helpers, call.get(1)?, call.get(2)?)
     })
 }
 
 /// `server_slot::release()`: also called on idle slots.
 #[uprobe]
 fn lp_slot_end(probe: ProbeContext) -> u32 {
-    observe(&probe, |target, _, call| slots::end(target, &Kernel, &mut { MAPS }, &mut Kernel, call.get(0)?))
+    observe(&probe, |target, _, call| slots::end(target, &Helpers, &mut { MAPS }, &mut Helpers, call.get(0)?))
 }
 
 /// `llama_set_sampler(ctx, seq_id, sampler)`: a server calls it for a slot that is taken for a completion, and for any
@@ -33,7 +33,7 @@ fn lp_slot_end(probe: ProbeContext) -> u32 {
 #[uprobe]
 fn lp_slot_turn(probe: ProbeContext) -> u32 {
     observe(&probe, |target, _, call| {
-        slots::turn(target, &Kernel, &mut { MAPS }, &mut Kernel, call.get(0)?, call.get(1)? as i32)
+        slots::turn(target, &Helpers, &mut { MAPS }, &mut Helpers, call.get(0)?, call.get(1)? as i32)
     })
 }
 
@@ -42,6 +42,6 @@ fn lp_slot_turn(probe: ProbeContext) -> u32 {
 fn lp_slot_fork(probe: ProbeContext) -> u32 {
     observe(&probe, |target, _, call| {
         let (from, to) = (call.get(1)? as i32, call.get(2)? as i32);
-        slots::fork(target, &Kernel, &mut { MAPS }, &mut Kernel, from, to)
+        slots::fork(target, &Helpers, &mut { MAPS }, &mut Helpers, from, to)
     })
 }

@@ -11,7 +11,7 @@ use llamaprobe_core::{
 use super::{now, observe, resume};
 use crate::{
     connections::LINKS,
-    machine::{Kernel, read},
+    machine::{Helpers, read},
     maps::{FOLLOW, FOLLOW_TASKS, TASK_WALKS, TASKS},
     target::Target,
 };
@@ -84,6 +84,6 @@ fn walk(probe: &ProbeContext, target: &Target, mut node: u64) -> Result<(), Loss
 fn note(target: &Target, task: i32, request: &RequestKey, now: u64) -> Result<(), Loss> {
     let key = TaskKey { tgid: target.tgid, task };
     TASKS.insert(key, request, 0).map_err(|_| Loss::TasksFull)?;
-    tell_task(target, &mut Kernel, task, request, now);
+    tell_task(target, &mut Helpers, task, request, now);
     Ok(())
 }

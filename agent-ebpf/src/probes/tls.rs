@@ -56,14 +56,14 @@ fn lp_tls_read(probe: ProbeContext) -> u32 {
 
 /// `SSL_read` returns, where its last instructions cannot be probed.
 #[uretprobe]
-fn lp_tls_readen(probe: RetProbeContext) -> u32 {
+fn lp_tls_read_ret(probe: RetProbeContext) -> u32 {
     // SAFETY: the context is the one the kernel called the program with.
     done(unsafe { bpf_get_attach_cookie(probe.as_ptr()) } as u8, probe.ret::<u64>())
 }
 
 /// `SSL_read` is about to return.
 #[uprobe]
-fn lp_tls_readend(probe: ProbeContext) -> u32 {
+fn lp_tls_read_end(probe: ProbeContext) -> u32 {
     done(cookie(&probe).probe(), arguments::result(&probe))
 }
 

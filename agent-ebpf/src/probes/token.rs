@@ -6,7 +6,7 @@ use llamaprobe_core::{slots::slot_id, tokens};
 
 use super::observe;
 use crate::{
-    machine::Kernel,
+    machine::Helpers,
     sequences::{MAPS, SequenceMap},
 };
 
@@ -14,8 +14,8 @@ use crate::{
 #[uprobe]
 fn lp_slot_token(probe: ProbeContext) -> u32 {
     observe(&probe, |target, _, call| {
-        let slot = slot_id(&Kernel, call.get(2)?)?;
-        tokens::of_slot(target, &Kernel, &mut { MAPS }, slot)
+        let slot = slot_id(&Helpers, call.get(2)?)?;
+        tokens::of_slot(target, &Helpers, &mut { MAPS }, slot)
     })
 }
 
@@ -37,6 +37,6 @@ fn lp_sample(probe: ProbeContext) -> u32 {
             Some(TokenLayout::ContextIndex) => Some(call.get(cookie.index_argument())? as i32),
             _ => None,
         };
-        tokens::sample(target, &Kernel, &mut { MAPS }, cookie.priority(), address, index)
+        tokens::sample(target, &Helpers, &mut { MAPS }, cookie.priority(), address, index)
     })
 }

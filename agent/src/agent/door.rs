@@ -65,12 +65,12 @@ impl Agent {
             Effect::Tell(record) => self.tell(&record),
             Effect::AskAnswer(request) => {
                 // Of answers with a length only the first writes are told: the kernel knows whether they are whole by now.
-                if let Some(answer) = self.kernel.answer_so_far(request) {
+                if let Some(answer) = self.maps.answer_so_far(request) {
                     self.apply(Input::SoFar(answer));
                 }
             }
             Effect::AskWhether(request) => {
-                if !self.kernel.is_under_way(request) {
+                if !self.maps.is_under_way(request) {
                     self.apply(Input::Gone(request));
                 }
             }
@@ -91,7 +91,7 @@ impl Agent {
         let epoch = self.clock.epoch();
         self.sinks.record(record, epoch);
         for task in &record.request.stale_tasks {
-            self.kernel.forget_task(record.request.key.tgid, *task);
+            self.maps.forget_task(record.request.key.tgid, *task);
         }
     }
 }

@@ -16,9 +16,9 @@ impl Agent {
     /// the last lines, spans and figures go out, and last the programs are detached.
     pub(super) fn end_all(mut self, requests: &mut RingBuf<MapData>, payload: &mut RingBuf<MapData>) {
         let deadline = Instant::now() + LIMIT;
-        self.take_stock(requests, payload);
+        self.collect(requests, payload);
         for (pid, _) in self.seats.rows() {
-            self.kernel.observe_no_more(pid);
+            self.maps.observe_no_more(pid);
         }
         while !self.drain_requests(requests, payload) {}
         self.apply(Input::Settle);

@@ -54,7 +54,7 @@ impl Agent {
         if !matches!(asked, Asked::Free(_)) {
             // Who works is known as of the last reading.
             for (pid, index) in self.seats.rows() {
-                if let Ok(stats) = self.kernel.stats(index) {
+                if let Ok(stats) = self.maps.stats(index) {
                     self.seats.hits(now, pid, stats.hits.iter().sum());
                 }
             }
@@ -88,14 +88,14 @@ impl Agent {
         let Some(process) = self.processes.get_mut(&pid) else { return };
         let told = match process.live {
             Some(live) if live == config => Ok(()),
-            Some(_) => self.kernel.update(pid, config),
-            None => self.kernel.observe(pid, config),
+            Some(_) => self.maps.update(pid, config),
+            None => self.maps.observe(pid, config),
         };
         if let Err(error) = told {
             error!(pid, %error, "cannot observe");
             return self.end(pid);
         }
-        process.has_started |= self.kernel.noted(pid) & TargetConfig::STARTED != 0;
+        process.has_started |= self.maps.noted(pid) & TargetConfig::STARTED != 0;
         if process.live.replace(config).is_some() {
             self.apply(Input::Refresh(Box::new(Observed::new(target, &plan))));
             return self.follow_sockets();
@@ -121,7 +121,7 @@ impl Agent {
     /// the host a look-up: only as long as there may be such.
     pub(super) fn follow_sessions(&mut self) {
         let tls = self.session.observed().filter(|observed| observed.has(Role::Tls));
-        let unknown = tls.map(|observed| observed.target.pid).any(|pid| self.kernel.has_adopted(pid));
+        let unknown = tls.map(|observed| observed.target.pid).any(|pid| self.maps.has_adopted(pid));
         if unknown != self.follows_sessions {
             self.follows_sessions = unknown;
             self.room.order(Order::Sessions(unknown));
@@ -134,14 +134,14 @@ impl Agent {
         let Some(config) = self.processes.get_mut(&pid).and_then(|process| process.live.take()) else {
             return;
         };
-        let last = self.kernel.reading(pid, config.index).unwrap_or_else(|error| {
+        let last = self.maps.reading(pid, config.index).unwrap_or_else(|error| {
             error!(pid, %error, "the last counts are lost");
             Reading::default()
         });
         self.apply(Input::End { pid, last: Box::new(last) });
         self.reader.end(pid);
         self.sinks.ended(pid);
-        self.kernel.forget(pid);
+        self.maps.forget(pid);
         info!(pid, "ended");
     }
 }

@@ -44,7 +44,7 @@ const fn ms(ms: u64) -> Duration {
 impl Agent {
     pub(super) fn process_event(&mut self, entry: &[u8]) {
         if let Some(shown) = events::shown(entry) {
-            return self.kernel.learn(&shown);
+            return self.maps.learn(&shown);
         }
         let known = events::process(entry);
         let Some((event, kind)) =
@@ -120,7 +120,7 @@ impl Agent {
             && self.processes.values().all(|process| process.attaching.is_none())
         {
             self.health.set_ready();
-            info!(targets = self.seats.len(), late_loads = self.kernel.sees_late_loads(), "ready");
+            info!(targets = self.seats.len(), late_loads = self.maps.sees_late_loads(), "ready");
         }
     }
 
@@ -144,7 +144,7 @@ impl Agent {
             }
             Looked::Connections(id, open) => {
                 if self.is_observed(id) {
-                    if let Err(error) = self.kernel.adopt(id.pid, &open) {
+                    if let Err(error) = self.maps.adopt(id.pid, &open) {
                         warn!(
                             id.pid, %error,
                             "requests on connections that were open before are not followed"
@@ -213,7 +213,7 @@ impl Agent {
     pub(super) fn settle_servers(&mut self) {
         let turned = |(pid, process): (&u32, &mut Process)| {
             let undecided = !process.has_started && process.live?.flags & TargetConfig::EITHER != 0;
-            process.has_started |= undecided && self.kernel.noted(*pid) & TargetConfig::STARTED != 0;
+            process.has_started |= undecided && self.maps.noted(*pid) & TargetConfig::STARTED != 0;
             (undecided && process.has_started).then_some(*pid)
         };
         let turned: Vec<u32> = self.processes.iter_mut().filter_map(turned).collect();
@@ -226,7 +226,7 @@ impl Agent {
         let coming =
             self.processes.values().filter_map(|process| Some(process.attaching.as_ref()?.plan.flags));
         let http = observed.chain(coming).any(|flags| flags & TargetConfig::HTTP != 0);
-        if http != self.follows_sockets && !self.deaf {
+        if http != self.follows_sockets && !self.sockets_unavailable {
             self.follows_sockets = http;
             self.room.order(Order::Sockets(http));
         }
@@ -307,7 +307,7 @@ impl Agent {
                 self.settle_first();
             }
             Done::NoSockets(error) => {
-                if !std::mem::replace(&mut self.deaf, true) {
+                if !std::mem::replace(&mut self.sockets_unavailable, true) {
                     self.attach_failures += 1;
                     error!(%error, "HTTP requests cannot be followed; tokens and steps are");
                 }

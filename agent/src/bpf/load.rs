@@ -134,7 +134,7 @@ impl Told {
 }
 
 /// The maps of the loaded programs.
-pub struct Kernel {
+pub struct Maps {
     pub(super) targets: HashMap<MapData, u32, TargetConfig>,
     pub(super) stats: PerCpuArray<MapData, TargetStats>,
     pub(super) sequences: HashMap<MapData, SequenceKey, Sequence>,
@@ -166,7 +166,7 @@ pub struct Attacher {
     _follow: Vec<ProgramArray<MapData>>,
 }
 
-impl Kernel {
+impl Maps {
     /// Loads everything and starts to watch process life. Returns what attaches, and the ring buffers of process and
     /// request events, beside. Of other processes than `only` nothing is told, unless it is empty.
     ///
@@ -209,7 +209,7 @@ impl Kernel {
             payload: take(&mut ebpf, "PAYLOAD")?,
             told: Told(take(&mut ebpf, "TOLD")?),
         };
-        let kernel = Self {
+        let maps = Self {
             targets: take(&mut ebpf, "TARGETS")?,
             stats: take(&mut ebpf, "STATS")?,
             sequences: take(&mut ebpf, "SEQUENCES")?,
@@ -236,7 +236,7 @@ impl Kernel {
             ebpf,
         };
         attacher.load_sockets()?;
-        Ok((kernel, attacher, rings))
+        Ok((maps, attacher, rings))
     }
 
     /// Whether libraries loaded late announce themselves; otherwise only the slow rescan finds them.

@@ -15,5 +15,5 @@ pub mod run_time;
 pub mod sockets;
 pub mod tracefs;
 
-pub use load::{Attacher, Kernel, LoadError, Told};
+pub use load::{Attacher, Maps, LoadError, Told};
 pub use raw::{bequeath_links, waitable};

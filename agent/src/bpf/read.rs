@@ -20,7 +20,7 @@ use llamaprobe_common::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{Kernel, LoadError};
+use super::{Maps, LoadError};
 use crate::plan::layout;
 
 /// What the kernel knows of a context, as far as it is told.
@@ -58,7 +58,7 @@ pub struct Reading {
     pub layouts: Vec<(u32, LayoutState)>,
 }
 
-impl Kernel {
+impl Maps {
     /// Starts to observe a process. The index must be free; its counters begin at zero.
     ///
     /// # Errors

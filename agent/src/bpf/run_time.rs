@@ -119,7 +119,7 @@ mod tests {
         let ran = BTreeMap::from([
             ("lp_batch", of(9_000, 9)),
             ("lp_tls_read", of(1_000, 10)),
-            ("lp_tls_readend", of(2_000, 5)),
+            ("lp_tls_read_end", of(2_000, 5)),
             ("lp_exec", of(77, 1)),
         ]);
         let bodies = bodies(&ran);

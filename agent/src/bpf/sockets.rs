@@ -14,7 +14,7 @@ use llamaprobe_common::{
     task::TaskKey,
 };
 
-use super::{Attacher, Kernel, LoadError, read::walk};
+use super::{Attacher, Maps, LoadError, read::walk};
 use crate::engines::{Serving, serving::Call};
 
 /// What tells the descriptor of a TLS session.
@@ -84,7 +84,7 @@ impl Attacher {
     ///
     /// # Errors
     ///
-    /// As [`Kernel::follow_sockets`].
+    /// As [`Maps::follow_sockets`].
     pub fn follow_sessions(&mut self, follow: bool) -> Result<(), LoadError> {
         if !follow {
             self.sessions = None;
@@ -98,7 +98,7 @@ impl Attacher {
     ///
     /// # Errors
     ///
-    /// As [`Kernel::follow_sockets`].
+    /// As [`Maps::follow_sockets`].
     pub fn follow_offspring(&mut self, follow: bool) -> Result<(), LoadError> {
         if !follow {
             self.offspring = None;
@@ -121,7 +121,7 @@ impl Attacher {
     }
 }
 
-impl Kernel {
+impl Maps {
     /// Whether a process has a connection that was open before and of which no thread was seen since.
     pub fn has_adopted(&self, pid: u32) -> bool {
         let all = walk(&self.connections);

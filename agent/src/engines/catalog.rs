@@ -134,7 +134,7 @@ named! {
         Task = "lp_task",
         /// Where it waits for several.
         Tasks = "lp_tasks",
-        /// Where a TLS session is read; `lp_tls_readend` or `lp_tls_readen` run where the function returns.
+        /// Where a TLS session is read; `lp_tls_read_end` or `lp_tls_read_ret` run where the function returns.
         TlsRead = "lp_tls_read",
         /// Where a TLS session is written.
         TlsWrite = "lp_tls_write",
@@ -147,7 +147,7 @@ impl Program {
     /// The program that runs where the probed function returns.
     pub const fn at_return(self) -> Option<&'static str> {
         match self {
-            Self::TlsRead => Some("lp_tls_readen"),
+            Self::TlsRead => Some("lp_tls_read_ret"),
             _ => None,
         }
     }
@@ -155,7 +155,7 @@ impl Program {
     /// The program that does the same at an instruction before the end that every return passes.
     pub const fn at_end(self) -> Option<&'static str> {
         match self {
-            Self::TlsRead => Some("lp_tls_readend"),
+            Self::TlsRead => Some("lp_tls_read_end"),
             _ => None,
         }
     }

@@ -103,8 +103,8 @@ impl Requests {
     pub fn settle(&mut self, pid: u32, now_ns: u64) -> Vec<Finished> {
         let Some(joins) = self.joins.get_mut(&pid) else { return Vec::new() };
         let of = self.open.iter().filter(|(key, _)| key.tgid == pid);
-        let askers: Vec<_> = of.filter_map(|(_, request)| request.asker()).collect();
-        let verdicts = joins.settle(&askers, now_ns);
+        let candidates: Vec<_> = of.filter_map(|(_, request)| request.candidate()).collect();
+        let verdicts = joins.settle(&candidates, now_ns);
         self.unmatched.extend(std::iter::repeat_n(pid, joins.take_unmatched()));
         let mut finished = Vec::new();
         for verdict in verdicts {

@@ -27,7 +27,7 @@ pub enum Ending {
 
 /// A request that may have run on a slot.
 #[derive(Clone, Debug)]
-pub struct Asker {
+pub struct Candidate {
     /// Its identity.
     pub key: RequestKey,
     /// When its last byte was read, as far as that was told.
@@ -44,7 +44,7 @@ pub struct Asker {
     pub says: Closing,
 }
 
-impl Asker {
+impl Candidate {
     /// When it ended on its socket.
     pub(super) fn ended_ns(&self) -> u64 {
         match self.ending {
@@ -55,22 +55,22 @@ impl Asker {
 }
 
 /// Whether every run that can be a request's has ended.
-pub(super) fn is_ripe(asker: &Asker, runs: &[Run], now_ns: u64) -> bool {
-    let (until, limit) = match asker.ending {
+pub(super) fn is_ripe(candidate: &Candidate, runs: &[Run], now_ns: u64) -> bool {
+    let (until, limit) = match candidate.ending {
         Ending::Open => return false,
         Ending::Answered(at) => (at, SLACK_NS),
         Ending::Gone(at) => (at, STEP_NS),
     };
-    let may_be = |run: &Run| !run.is_ended() && (asker.read_ns..=until).contains(&run.started_ns);
+    let may_be = |run: &Run| !run.is_ended() && (candidate.read_ns..=until).contains(&run.started_ns);
     now_ns > until.saturating_add(limit) || !runs.iter().any(may_be)
 }
 
 /// Whether a request can have asked for a run that has ended.
-pub(super) fn fits(asker: &Asker, run: &Run, now_ns: u64) -> bool {
-    let agrees = || asker.several || agrees(&asker.says, run);
+pub(super) fn fits(candidate: &Candidate, run: &Run, now_ns: u64) -> bool {
+    let agrees = || candidate.several || agrees(&candidate.says, run);
     let ended_ns = run.ended_ns();
-    in_time(asker, run)
-        && match asker.ending {
+    in_time(candidate, run)
+        && match candidate.ending {
             Ending::Open => now_ns <= ended_ns.saturating_add(SLACK_NS),
             Ending::Answered(at) => {
                 run.last_token_ns() <= at && at.abs_diff(ended_ns) <= SLACK_NS && agrees()
@@ -82,9 +82,9 @@ pub(super) fn fits(asker: &Asker, run: &Run, now_ns: u64) -> bool {
 }
 
 /// Whether a run begins after the request was read, and its first token was ready before one was written.
-fn in_time(asker: &Asker, run: &Run) -> bool {
+fn in_time(candidate: &Candidate, run: &Run) -> bool {
     let token_ns = run.first_token_ns();
-    asker.read_ns <= run.begun_ns() && (asker.token_ns == 0 || (token_ns != 0 && token_ns <= asker.token_ns))
+    candidate.read_ns <= run.begun_ns() && (candidate.token_ns == 0 || (token_ns != 0 && token_ns <= candidate.token_ns))
 }
 
 /// Whether a run did what an answer says. Answers with several choices speak of one of them.
@@ -104,17 +104,17 @@ fn agrees(says: &Closing, run: &Run) -> bool {
 
 /// How far apart a request and a run that fits are in time, nanoseconds: by the durations that the answer says, by the
 /// first token written, and by the end.
-pub(super) fn distance(asker: &Asker, run: &Run) -> u64 {
+pub(super) fn distance(candidate: &Candidate, run: &Run) -> u64 {
     let (first, last) = (run.first_token_ns(), run.last_token_ns());
     let ns = |ms: f64| (ms * 1e6) as u64;
-    let mut sum = match asker.ending {
+    let mut sum = match candidate.ending {
         Ending::Answered(at) | Ending::Gone(at) => at.abs_diff(run.ended_ns()),
         Ending::Open => u64::MAX,
     };
-    if asker.token_ns != 0 {
-        sum = sum.saturating_add(asker.token_ns.abs_diff(first));
+    if candidate.token_ns != 0 {
+        sum = sum.saturating_add(candidate.token_ns.abs_diff(first));
     }
-    if let (Some(prompt_ms), Some(predicted_ms)) = (asker.says.prompt_ms, asker.says.predicted_ms) {
+    if let (Some(prompt_ms), Some(predicted_ms)) = (candidate.says.prompt_ms, candidate.says.predicted_ms) {
         let prefill = first.saturating_sub(run.begun_ns()).abs_diff(ns(prompt_ms));
         sum =
             sum.saturating_add(prefill).saturating_add(last.saturating_sub(first).abs_diff(ns(predicted_ms)));

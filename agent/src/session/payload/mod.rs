@@ -21,4 +21,4 @@ mod scan;
 mod trace;
 
 #[cfg(test)]
-mod noise;
+mod fuzz;

@@ -4,7 +4,7 @@ use llamaprobe_common::request::{RequestEventKind, SlotStartEvent};
 
 use super::{Finished, Join, Outcome, Request, Task};
 use crate::session::{
-    join::{Asker, Ending},
+    join::{Candidate, Ending},
     payload::answer::Closing,
     runs::Run,
 };
@@ -44,7 +44,7 @@ impl Request {
     }
 
     /// What is known of it for the join to slots; `None` when there is nothing to join.
-    pub fn asker(&self) -> Option<Asker> {
+    pub fn candidate(&self) -> Option<Candidate> {
         if !self.is_unjoined() {
             return None;
         }
@@ -58,7 +58,7 @@ impl Request {
                 Some(_) => (Ending::Answered(end.answered_ns), true),
             },
         };
-        Some(Asker {
+        Some(Candidate {
             key: self.key,
             read_ns: self.read_ns,
             token_ns: self.answer.token_ns,

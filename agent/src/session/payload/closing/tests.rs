@@ -1,5 +1,5 @@
 use super::*;
-use crate::session::payload::{answer::Answer, noise::annoy};
+use crate::session::payload::{answer::Answer, fuzz::fuzz};
 
 /// What an answer says of which `head` is the begin, and `tails` are ends of later writes with something left out before.
 fn closing(head: &[u8], tails: &[&[u8]]) -> Closing {
@@ -228,7 +228,7 @@ fn reasons_in_every_vocabulary() {
 #[test]
 fn anything_goes_in() {
     for (body, _) in wholes() {
-        annoy(data(&body).as_bytes(), |bytes| {
+        fuzz(data(&body).as_bytes(), |bytes| {
             let closing = closing(bytes, &[bytes, bytes]);
             assert!(closing.error_type.is_none_or(|kind| kind.len() <= 48));
         });

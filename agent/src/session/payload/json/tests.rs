@@ -1,5 +1,5 @@
 use super::*;
-use crate::session::payload::noise::annoy;
+use crate::session::payload::fuzz::fuzz;
 
 fn found(keys: Option<Keys<'_>>) -> Vec<(i64, String)> {
     keys.into_iter()
@@ -76,7 +76,7 @@ fn values_count_only_whole() {
 
 #[test]
 fn anything_goes_in() {
-    annoy(SAMPLE, |bytes| {
+    fuzz(SAMPLE, |bytes| {
         for key in Keys::from_start(bytes).into_iter().chain(Keys::from_end(bytes)).flatten() {
             let _ =
                 (number(key.value), count(key.value), truth(key.value), text(key.value, 8), word(key.value));

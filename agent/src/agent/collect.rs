@@ -90,7 +90,7 @@ impl Agent {
     ///
     /// Counters first, then what happened to requests: a task that ended in between is known to have ended, and what it
     /// used is never charged to nobody.
-    pub(super) fn take_stock(&mut self, requests: &mut RingBuf<MapData>, payload: &mut RingBuf<MapData>) {
+    pub(super) fn collect(&mut self, requests: &mut RingBuf<MapData>, payload: &mut RingBuf<MapData>) {
         let now = Instant::now();
         if let (Some(prices), Some(times)) = (&mut self.prices, &self.run_times) {
             prices.bodies = times.last().bodies;
@@ -100,9 +100,9 @@ impl Agent {
         }
         let live = self.processes.iter().filter_map(|(pid, process)| Some((*pid, process.live?.index)));
         let rows: Vec<_> = live.collect();
-        let readings = self.kernel.readings(&rows);
+        let readings = self.maps.readings(&rows);
         while !self.drain_requests(requests, payload) {}
-        let unread = self.kernel.unread();
+        let unread = self.maps.unread();
         for (pid, reading) in readings {
             match reading {
                 Ok(reading) => {
@@ -115,6 +115,6 @@ impl Agent {
             }
         }
         self.apply(Input::AllRead);
-        self.stock_taken = now;
+        self.collected = now;
     }
 }

@@ -19,7 +19,7 @@ impl Noise {
 
 /// Gives `parse` every piece of `sample` that lost its beginning or its end, damaged copies of it, random bytes, and
 /// random bytes of the letters that the parsers look at.
-pub(super) fn annoy(sample: &[u8], parse: impl Fn(&[u8])) {
+pub(super) fn fuzz(sample: &[u8], parse: impl Fn(&[u8])) {
     const LETTERS: &[u8] =
         b"{}[]\",:\\ \r\n\tdata: event: errorusage0123456789eE+-.\"\"\"{}HTTP/1.1 POST\xff";
     for cut in 0..=sample.len() {
