@@ -1,5 +1,6 @@
 //! Entries of the ring buffers as values.
 
+use bytes::Bytes;
 use llamaprobe_common::{
     event::{ProcessEvent, ShownEvent},
     request::{
@@ -38,8 +39,8 @@ pub enum RequestEvent {
 pub struct Piece {
     /// Where they stand.
     pub head: PieceHead,
-    /// They.
-    pub data: Vec<u8>,
+    /// They: shared, so that whoever writes an event down beside reading it copies nothing.
+    pub data: Bytes,
 }
 
 impl std::fmt::Debug for Piece {
@@ -110,7 +111,7 @@ pub fn request(entry: &[u8]) -> Option<RequestEvent> {
 pub fn piece(entry: &[u8]) -> Option<RequestEvent> {
     let (head, data) = entry.split_at_checked(size_of::<PieceHead>())?;
     let head: PieceHead = value(head)?;
-    let data = data.get(..head.len as usize)?.to_vec();
+    let data = Bytes::copy_from_slice(data.get(..head.len as usize)?);
     Some(RequestEvent::Piece(Piece { head, data }))
 }
 
@@ -145,7 +146,7 @@ mod tests {
         entry[4] = 3;
         entry[40..43].copy_from_slice(b"abc");
         let Some(RequestEvent::Piece(taken)) = piece(&entry) else { panic!("no piece") };
-        assert_eq!((taken.data.as_slice(), taken.is_answer()), (&b"abc"[..], false));
+        assert_eq!((&*taken.data, taken.is_answer()), (&b"abc"[..], false));
         entry[4] = 129;
         assert!(piece(&entry).is_none() && piece(&entry[..39]).is_none());
     }

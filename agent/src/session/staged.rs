@@ -2,6 +2,7 @@
 
 use std::net::{Ipv6Addr, SocketAddr};
 
+use bytes::Bytes;
 use llamaprobe_common::{
     cookie::Cookie,
     probe::ProbeId,
@@ -149,7 +150,7 @@ pub(crate) fn write(request: RequestKey, offset: u64, at_ns: u64, bytes: &[u8]) 
 /// Bytes of a request or an answer.
 pub(crate) fn piece(request: RequestKey, flags: u32, offset: u64, at_ns: u64, bytes: &[u8]) -> RequestEvent {
     let head = PieceHead { flags, len: bytes.len() as u32, request, at_ns, offset };
-    RequestEvent::Piece(Piece { head, data: bytes.to_vec() })
+    RequestEvent::Piece(Piece { head, data: Bytes::copy_from_slice(bytes) })
 }
 
 /// A request begins, on a connection that waited for a thread.
