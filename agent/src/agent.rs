@@ -21,6 +21,7 @@ mod watch;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fs::File,
     io,
     net::SocketAddr,
     sync::Arc,
@@ -146,9 +147,10 @@ pub async fn run(mut options: Options, mut signals: Signals) -> Result<()> {
     // Before anything is loaded: an address in use is the commonest mistake.
     let listener = http::listen(options.listen).await?;
     let address = listener.local_addr().context("the endpoint has no address")?;
-    let (sinks, billing) = (options.sinks.clone(), options.billing.clone());
-    let files = move || Ok((Sinks::open(&sinks)?, billing.load()?));
-    let Some((sinks, billing)) = signals.or_end(files).await? else { return Ok(()) };
+    let (sinks, billing, journal) =
+        (options.sinks.clone(), options.billing.clone(), options.journal.clone());
+    let files = move || Ok((Sinks::open(&sinks)?, billing.load()?, journal.create()?));
+    let Some((sinks, billing, journal)) = signals.or_end(files).await? else { return Ok(()) };
     scout::raise_files();
     let only = options.only.clone();
     let load = move || {
@@ -167,7 +169,7 @@ pub async fn run(mut options: Options, mut signals: Signals) -> Result<()> {
         RunTimes::start(&attacher).inspect_err(|error| warn!(%error, "no thread for run times")).ok();
     let (telling, mut done) = mpsc::unbounded_channel();
     let room = Room::open(attacher, telling).context("cannot start a thread")?;
-    let mut agent = Agent::new(looks, room, maps, sinks, billing, &options)?;
+    let mut agent = Agent::new(looks, room, maps, sinks, (billing, journal), &options)?;
     (agent.prices, agent.run_times) = (prices, run_times);
 
     let (sender, mut questions) = mpsc::channel(QUESTIONS);
@@ -340,7 +342,7 @@ impl Agent {
         room: Room,
         maps: Maps,
         sinks: Sinks,
-        billing: Billing,
+        (billing, journal): (Billing, Option<File>),
         options: &Options,
     ) -> Result<Self> {
         let key = match &options.secret {
@@ -370,7 +372,7 @@ impl Agent {
         if options.journal.payload {
             header = header.with_payload(reading);
         }
-        let journal = JournalWriter::start(&options.journal, &header)?;
+        let journal = JournalWriter::start(&options.journal, journal, &header)?;
         Ok(Self {
             looks,
             room,

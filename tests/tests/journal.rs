@@ -1,7 +1,7 @@
 //! A journal plays as it was written; a damaged one says where.
 
 use std::fs::{self, Permissions};
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
@@ -113,6 +113,21 @@ fn with_the_bytes_of_requests_they_are_read_again() -> Result<()> {
         bytes.windows(MARKER.len()).any(|window| window == MARKER.as_bytes()),
         "what was asked for is there"
     );
+    Ok(())
+}
+
+#[test]
+fn what_is_no_file_is_left_alone() -> Result<()> {
+    let scratch = Scratch::new()?;
+    let link = scratch.path().join("link");
+    symlink("/dev/null", &link)?;
+    for there in [&link, scratch.path()] {
+        let output = agent::run(&["run", "--listen", "127.0.0.1:0", "--journal", &there.display().to_string()])?;
+        let messages = String::from_utf8(output.stderr)?;
+        assert_eq!(output.status.code(), Some(2), "{messages}");
+        assert!(messages.contains("something is there that is no regular file"), "{messages}");
+    }
+    assert!(link.is_symlink());
     Ok(())
 }
 

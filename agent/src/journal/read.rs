@@ -1,12 +1,18 @@
 //! Reads a journal. What is damaged ends it, with the offset; what came before is good.
 
-use std::io::{self, Read};
+use std::{
+    io::{self, Read},
+    time::Duration,
+};
 
 use serde::de::DeserializeOwned;
 use thiserror::Error;
 
 use super::{Entry, FRAME, Header, MARK, MOST, VERSION};
 use crate::session::Input;
+
+/// The latest time that a clock shows, since the Unix epoch: the year 2500.
+const LATEST: Duration = Duration::from_secs(530 * 365 * 24 * 3600);
 
 /// Why a journal ends before its end.
 #[derive(Debug, Error)]
@@ -101,17 +107,28 @@ impl<R: Read> JournalReader<R> {
         let from = self.at;
         let Some(body) = body(&mut self.from, &mut self.at)? else { return Ok(None) };
         let entry = decode(&body, from)?;
-        if let Entry::Input(stamped) = &entry
-            && let Input::Begin(observed) | Input::Refresh(observed) = &stamped.what
-            && !observed.is_sound()
-        {
-            return Err(JournalError::Damaged {
-                at: from,
-                why: "it names a probe that there is not".to_owned(),
-            });
+        match why_unsound(&entry) {
+            Some(why) => Err(JournalError::Damaged { at: from, why: why.to_owned() }),
+            None => Ok(Some(entry)),
         }
-        Ok(Some(entry))
     }
+}
+
+/// What is wrong with an entry that can be read: it may come from anybody.
+fn why_unsound(entry: &Entry) -> Option<&'static str> {
+    let epoch = match entry {
+        Entry::Input(stamped) => {
+            if let Input::Begin(observed) | Input::Refresh(observed) = &stamped.what
+                && !observed.is_sound()
+            {
+                return Some("it names a probe that there is not");
+            }
+            stamped.epoch
+        }
+        Entry::Event(stamped) => stamped.epoch,
+        Entry::Lost(_) => return None,
+    };
+    (epoch > LATEST).then_some("its time is beyond all clocks")
 }
 
 fn decode<T: DeserializeOwned>(body: &[u8], at: u64) -> Result<T, JournalError> {

@@ -94,6 +94,20 @@ fn a_probe_that_there_is_not_is_damage() {
     assert!(matches!(played.error, Some(JournalError::Damaged { at, .. }) if at == begins[1] as u64));
 }
 
+#[test]
+fn a_time_beyond_all_clocks_is_damage() {
+    let (mut bytes, begins) = journal(0);
+    let stamped = Stamped { ns: u64::MAX, epoch: Duration::from_secs(u64::MAX), what: Input::Tick };
+    bytes.extend(frame(&Entry::Input(Box::new(stamped))).unwrap());
+    let (_, played) = played(&bytes).unwrap();
+    assert!(matches!(played.error, Some(JournalError::Damaged { at, .. }) if at == *begins.last().unwrap() as u64));
+    // One at the end of the kernel's is none.
+    let (mut bytes, _) = journal(0);
+    let stamped = Stamped { ns: u64::MAX, epoch: Duration::from_secs(1_700_000_000), what: Input::Tick };
+    bytes.extend(frame(&Entry::Input(Box::new(stamped))).unwrap());
+    assert!(self::played(&bytes).unwrap().1.error.is_none());
+}
+
 proptest! {
     #[test]
     fn a_cut_is_named_where_it_is(at in 8_usize..2_000) {

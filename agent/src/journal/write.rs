@@ -1,8 +1,8 @@
 //! Writes a journal, by a thread of its own: whoever observes never waits for a disk.
 
 use std::{
-    fs::{File, OpenOptions},
-    io::{BufWriter, Write as _},
+    fs::{self, File, OpenOptions},
+    io::{self, BufWriter, Write as _},
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel},
@@ -37,6 +37,19 @@ pub struct JournalOptions {
     pub payload: bool,
 }
 
+impl JournalOptions {
+    /// Makes the file, if one is wanted. An old one of this name is replaced.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be made.
+    pub fn create(&self) -> Result<Option<File>> {
+        let Some(path) = &self.file else { return Ok(None) };
+        let file = create(path).with_context(|| format!("cannot write the journal {}", path.display()))?;
+        Ok(Some(file))
+    }
+}
+
 /// A journal that is being written.
 pub struct JournalWriter {
     frames: Option<SyncSender<Vec<u8>>>,
@@ -58,14 +71,13 @@ pub struct JournalWriter {
 }
 
 impl JournalWriter {
-    /// Begins a journal; `None` when none is wanted. An old file of this name is replaced.
+    /// Begins a journal in `file`, if there is one.
     ///
     /// # Errors
     ///
-    /// When the file or the thread cannot be made.
-    pub fn start(options: &JournalOptions, header: &Header) -> Result<Option<Self>> {
-        let Some(path) = &options.file else { return Ok(None) };
-        let file = create(path).with_context(|| format!("cannot write the journal {}", path.display()))?;
+    /// When the thread cannot be made.
+    pub fn start(options: &JournalOptions, file: Option<File>, header: &Header) -> Result<Option<Self>> {
+        let (Some(path), Some(file)) = (&options.file, file) else { return Ok(None) };
         let (sender, receiver) = sync_channel(WAITING);
         let name = path.clone();
         let run = move || {
@@ -155,6 +167,12 @@ impl JournalWriter {
 
     /// Waits until all is written, not longer than `deadline`.
     pub fn close(&mut self, deadline: Instant) {
+        if let (Some(frames), Ok(gap)) = (&self.frames, frame(&Entry::Lost(self.missing)))
+            && self.missing > 0
+        {
+            // Where even that finds no room, the end is missing.
+            let _ = frames.try_send(gap);
+        }
         self.frames = None;
         let Some(thread) = self.thread.take() else { return };
         while !thread.is_finished() && Instant::now() < deadline {
@@ -166,17 +184,19 @@ impl JournalWriter {
     }
 }
 
-/// A new file that only its owner can read: names of users stand in it.
-fn create(path: &Path) -> std::io::Result<File> {
-    // What is there may be something else, or open to others.
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
-        _ => {}
+/// A new file that only its owner can read, since names of users stand in it; in the place of an old one, but of nothing
+/// else: a device, a pipe or a link is somebody's.
+fn create(path: &Path) -> io::Result<File> {
+    match fs::symlink_metadata(path) {
+        Ok(there) if there.is_file() => fs::remove_file(path)?,
+        Ok(_) => return Err(io::Error::other("something is there that is no regular file")),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
     }
     OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
 }
 
-fn write(file: File, frames: &Receiver<Vec<u8>>) -> std::io::Result<()> {
+fn write(file: File, frames: &Receiver<Vec<u8>>) -> io::Result<()> {
     let mut file = BufWriter::new(file);
     while let Ok(first) = frames.recv() {
         file.write_all(&first)?;
