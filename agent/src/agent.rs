@@ -6,6 +6,7 @@
 //! the targets are forgotten (programs that still fire find no target), then what is known is told, then a child takes
 //! the links over (the kernel detaches when it ends), then maps and programs go.
 
+mod collect;
 mod door;
 mod ending;
 pub mod heir;
@@ -16,7 +17,6 @@ mod room;
 mod seating;
 mod seats;
 mod signals;
-mod collect;
 mod watch;
 
 use std::{
@@ -48,9 +48,7 @@ use self::{
     signals::Order,
 };
 use crate::{
-    bpf::{
-        self, Attacher, Maps, calibrate::Prices, events::RequestEvent, lines::Lines, run_time::RunTimes,
-    },
+    bpf::{self, Attacher, Maps, calibrate::Prices, events::RequestEvent, lines::Lines, run_time::RunTimes},
     cli::{Options, billing::BillingOptions},
     discovery::process::process_of,
     doctor::{self, Check, NEEDED, Roots},
@@ -147,8 +145,7 @@ pub async fn run(mut options: Options, mut signals: Signals) -> Result<()> {
     // Before anything is loaded: an address in use is the commonest mistake.
     let listener = http::listen(options.listen).await?;
     let address = listener.local_addr().context("the endpoint has no address")?;
-    let (sinks, billing, journal) =
-        (options.sinks.clone(), options.billing.clone(), options.journal.clone());
+    let (sinks, billing, journal) = (options.sinks.clone(), options.billing.clone(), options.journal.clone());
     let files = move || Ok((Sinks::open(&sinks)?, billing.load()?, journal.create()?));
     let Some((sinks, billing, journal)) = signals.or_end(files).await? else { return Ok(()) };
     scout::raise_files();

@@ -122,7 +122,8 @@ fn what_is_no_file_is_left_alone() -> Result<()> {
     let link = scratch.path().join("link");
     symlink("/dev/null", &link)?;
     for there in [&link, scratch.path()] {
-        let output = agent::run(&["run", "--listen", "127.0.0.1:0", "--journal", &there.display().to_string()])?;
+        let output =
+            agent::run(&["run", "--listen", "127.0.0.1:0", "--journal", &there.display().to_string()])?;
         let messages = String::from_utf8(output.stderr)?;
         assert_eq!(output.status.code(), Some(2), "{messages}");
         assert!(messages.contains("something is there that is no regular file"), "{messages}");

@@ -15,5 +15,5 @@ pub mod run_time;
 pub mod sockets;
 pub mod tracefs;
 
-pub use load::{Attacher, Maps, LoadError, Told};
+pub use load::{Attacher, LoadError, Maps, Told};
 pub use raw::{bequeath_links, waitable};

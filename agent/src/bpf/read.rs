@@ -20,7 +20,7 @@ use llamaprobe_common::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{Maps, LoadError};
+use super::{LoadError, Maps};
 use crate::plan::layout;
 
 /// What the kernel knows of a context, as far as it is told.

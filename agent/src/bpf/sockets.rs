@@ -14,7 +14,7 @@ use llamaprobe_common::{
     task::TaskKey,
 };
 
-use super::{Attacher, Maps, LoadError, read::walk};
+use super::{Attacher, LoadError, Maps, read::walk};
 use crate::engines::{Serving, serving::Call};
 
 /// What tells the descriptor of a TLS session.

@@ -100,7 +100,9 @@ fn a_time_beyond_all_clocks_is_damage() {
     let stamped = Stamped { ns: u64::MAX, epoch: Duration::from_secs(u64::MAX), what: Input::Tick };
     bytes.extend(frame(&Entry::Input(Box::new(stamped))).unwrap());
     let (_, played) = played(&bytes).unwrap();
-    assert!(matches!(played.error, Some(JournalError::Damaged { at, .. }) if at == *begins.last().unwrap() as u64));
+    assert!(
+        matches!(played.error, Some(JournalError::Damaged { at, .. }) if at == *begins.last().unwrap() as u64)
+    );
     // One at the end of the kernel's is none.
     let (mut bytes, _) = journal(0);
     let stamped = Stamped { ns: u64::MAX, epoch: Duration::from_secs(1_700_000_000), what: Input::Tick };

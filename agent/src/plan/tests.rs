@@ -173,7 +173,10 @@ fn tls_is_looked_into_where_a_library_for_it_is_mapped() {
     assert_eq!(serving(&plan, Role::Tls), ["ssl_read", "ssl_write", "ssl_accept"]);
     assert_eq!(plan.missing, []);
     let read = only(&plan, ProbeId::SslRead);
-    assert_eq!((read.program.at_return(), read.program.is_for_one_process()), (Some("lp_tls_read_ret"), true));
+    assert_eq!(
+        (read.program.at_return(), read.program.is_for_one_process()),
+        (Some("lp_tls_read_ret"), true)
+    );
     assert_eq!(read.end, None, "this code has no guard of its stack");
 
     let half = observable(&[server.clone(), image(2, "libtls.so", &[&LIBSSL[..2]])]);

@@ -118,12 +118,15 @@ impl<'a> Board<'a> {
         let mut options = vec![Vec::new(); candidates.len()];
         let mut owners = vec![Vec::new(); runs.len()];
         for (at, run) in runs.iter().enumerate().filter(|(_, run)| run.is_ended()) {
-            for (candidate, _) in candidates.iter().enumerate().filter(|(_, candidate)| fits(candidate, run, now_ns)) {
+            for (candidate, _) in
+                candidates.iter().enumerate().filter(|(_, candidate)| fits(candidate, run, now_ns))
+            {
                 options[candidate].push(at);
                 owners[at].push(candidate);
             }
         }
-        let is_doubtful = |run: &Run| run.is_ended() && leftovers.iter().any(|leftover| fits(leftover, run, now_ns));
+        let is_doubtful =
+            |run: &Run| run.is_ended() && leftovers.iter().any(|leftover| fits(leftover, run, now_ns));
         Self {
             owners,
             options,
@@ -139,7 +142,8 @@ impl<'a> Board<'a> {
 
     /// A pair that is certain, or a request that ran on nothing.
     fn decide(&self) -> Option<Decision> {
-        self.only_owner().or_else(|| (0..self.candidates.len()).find_map(|candidate| self.only_option(candidate)))
+        self.only_owner()
+            .or_else(|| (0..self.candidates.len()).find_map(|candidate| self.only_option(candidate)))
     }
 
     /// A run that fits one request alone.
@@ -147,7 +151,8 @@ impl<'a> Board<'a> {
         self.owners.iter().enumerate().find_map(|(run, owners)| {
             let &[candidate] = &owners[..] else { return None };
             let rival = |other: &usize| *other != run && self.owners[*other] == [candidate];
-            let open = self.candidates[candidate].ending == Ending::Open || self.candidates[candidate].several;
+            let open =
+                self.candidates[candidate].ending == Ending::Open || self.candidates[candidate].several;
             let certain = !open && !self.doubtful[run] && !self.options[candidate].iter().any(rival);
             certain.then(|| self.join(candidate, run))
         })
@@ -164,8 +169,9 @@ impl<'a> Board<'a> {
             [] => return without_run(if candidate.ran { Join::Unmatched } else { Join::None }),
             _ if candidate.several => return without_run(Join::Ambiguous),
             [run] if candidate.ran => {
-                let needs =
-                    |other: &usize| *other != at && self.candidates[*other].ran && self.options[*other] == [run];
+                let needs = |other: &usize| {
+                    *other != at && self.candidates[*other].ran && self.options[*other] == [run]
+                };
                 if !self.owners[run].iter().any(needs) {
                     return Some(self.join(at, run));
                 }
@@ -199,15 +205,19 @@ impl<'a> Board<'a> {
             let late = self.candidates[*at].ended_ns().saturating_add(2 * SLACK_NS) < self.now_ns;
             !self.decided[*at] && self.ripe[*at] && (late || !self.options[*at].iter().any(waits))
         };
-        let candidate = (0..self.candidates.len()).filter(hopeless).min_by_key(|at| self.candidates[*at].read_ns)?;
+        let candidate =
+            (0..self.candidates.len()).filter(hopeless).min_by_key(|at| self.candidates[*at].read_ns)?;
         Some(Decision { candidate, join: Join::Ambiguous, run: None })
     }
 
     /// By order if no more requests are older than slots were taken before, else by what the answers say.
     fn join(&self, at: usize, run: usize) -> Decision {
         let read_ns = self.candidates[at].read_ns;
-        let older =
-            self.candidates.iter().zip(&self.decided).filter(|(it, decided)| !**decided && it.read_ns < read_ns);
+        let older = self
+            .candidates
+            .iter()
+            .zip(&self.decided)
+            .filter(|(it, decided)| !**decided && it.read_ns < read_ns);
         let started_ns = self.runs[run].started_ns;
         let before =
             self.runs.iter().zip(&self.joined).filter(|(it, joined)| !**joined && it.started_ns < started_ns);

@@ -84,7 +84,8 @@ pub(super) fn fits(candidate: &Candidate, run: &Run, now_ns: u64) -> bool {
 /// Whether a run begins after the request was read, and its first token was ready before one was written.
 fn in_time(candidate: &Candidate, run: &Run) -> bool {
     let token_ns = run.first_token_ns();
-    candidate.read_ns <= run.begun_ns() && (candidate.token_ns == 0 || (token_ns != 0 && token_ns <= candidate.token_ns))
+    candidate.read_ns <= run.begun_ns()
+        && (candidate.token_ns == 0 || (token_ns != 0 && token_ns <= candidate.token_ns))
 }
 
 /// Whether a run did what an answer says. Answers with several choices speak of one of them.
