@@ -131,7 +131,15 @@ fn a_connection_that_was_open_before() -> Result<()> {
             }
             Ok(kept)
         });
-        let agent = Agent::start(&arguments).and_then(|agent| agent.wait_observed(&server).map(|_| agent));
+        let agent = Agent::start(&arguments).and_then(|agent| {
+            agent.wait_observed(&server)?;
+            // It looks for such connections once it observes, and finds their sessions by what passes through them.
+            agent.wait_metrics("the connection", |metrics| {
+                (metrics.sum("llamaprobe_map_entries", &[("map", "connections")]) > 0.0).then_some(())
+            })?;
+            thread::sleep(5 * POKE);
+            Ok(agent)
+        });
         done.store(true, Ordering::Relaxed);
         let kept: Result<Option<Connection>> =
             poke.join().map_err(|_panic| anyhow::anyhow!("the client panicked"))?;
