@@ -11,7 +11,6 @@ use llamaprobe_tests::assets::Build;
 use llamaprobe_tests::comparison::assert_counted;
 use llamaprobe_tests::launch::Launch;
 use llamaprobe_tests::scratch::{Installation, Scratch};
-use llamaprobe_tests::server::LlamaServer;
 use llamaprobe_tests::skip;
 use llamaprobe_tests::skip::privileged;
 
