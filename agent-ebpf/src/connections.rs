@@ -5,7 +5,7 @@ use llamaprobe_common::{
     loss::Loss,
     request::{
         ANSWER_BYTES, ANSWERS_PART, BeginEvent, Connection, ConnectionKey, EndEvent, EndReason, Gap,
-        MIDDLES_PART, PAGE_BYTES, PIECE_BYTES, Peer, PieceHead, REQUEST_BYTES, RequestEventKind, RequestKey,
+        MIDDLES_PART, PAGE_BYTES, Peer, PieceHead, REQUEST_BYTES, RequestEventKind, RequestKey,
         SHORT_READ, Talk, WriteEvent,
     },
 };
@@ -301,16 +301,16 @@ pub fn on_write(target: &Target, key: ConnectionKey, buffer: u64, len: u64, now:
     state.last_write_ns = now;
     let mut told = index < target.writes;
     if let Some(kept) = talk_of(key) {
+        let budget = ANSWER_BYTES.saturating_sub(kept.told_out);
         // Where the agent is behind, the middle of a long answer is left out as beyond the budget, and its end is kept.
-        let behind = wake::is_behind(MIDDLES_PART);
-        let left = ANSWER_BYTES.saturating_sub(kept.told_out);
-        let budget = if behind && left > PIECE_BYTES as u64 { PIECE_BYTES as u64 } else { left };
-        let long = len >= PAGE_BYTES as u64 && left > 0 && !behind;
-        if told && wake::is_behind(ANSWERS_PART) {
-            lose_bytes(target, state, Gap::ANSWER);
-        } else if told || long {
-            hand_over(target, key, state, kept, (buffer, offset, len, budget), now);
-            told |= long;
+        let long = len >= PAGE_BYTES as u64 && budget > 0 && !wake::is_behind(MIDDLES_PART);
+        if told || long {
+            if wake::is_behind(ANSWERS_PART) {
+                lose_bytes(target, state, Gap::ANSWER);
+            } else {
+                hand_over(target, key, state, kept, (buffer, offset, len, budget), now);
+                told |= long;
+            }
         } else if !talk::keep(kept, offset, buffer, len) {
             lose_bytes(target, state, Gap::ANSWER);
         }
