@@ -37,12 +37,9 @@ impl Agent {
         let recorded = self.journal.as_mut().is_some_and(|journal| journal.record_event(stamped));
         for fact in self.reader.read(event) {
             let input = Input::Fact(fact);
-            if recorded {
-                let effects = self.session.apply(at, &input);
-                effects.into_iter().for_each(|effect| self.perform(effect));
-            } else {
-                self.apply(input);
-            }
+            // What was written down as an event is not written down as a fact.
+            let effects = if recorded { self.session.apply(at, &input) } else { self.enter(input) };
+            effects.into_iter().for_each(|effect| self.perform(effect));
         }
     }
 

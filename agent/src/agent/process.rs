@@ -147,32 +147,17 @@ mod tests {
 
     use super::*;
     use crate::{
-        discovery::{
-            Told,
-            image::{Image, Machine},
-            process::Place as Where,
-        },
+        discovery::image::{Image, Machine},
         plan::{
             Probe,
             catalog::Program,
             site::{Site, Stepping},
         },
+        session::staged::process,
     };
 
     fn target() -> Target {
-        Target {
-            pid: 7,
-            start_time: 1,
-            comm: "llama-server".to_owned(),
-            images: vec![],
-            listeners: vec![],
-            model: None,
-            told: Told::default(),
-            place: Where::default(),
-            seccomp: 0,
-            owner: 0,
-            router: None,
-        }
+        process(7)
     }
 
     /// A plan with a probe for each of these roles, at offsets from 0 on.

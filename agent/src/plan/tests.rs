@@ -3,7 +3,10 @@ use std::path::Path;
 use llamaprobe_common::cookie::BatchLayout;
 
 use super::{report::ProcessReport, site::Stepping, *};
-use crate::discovery::{Target, image::ImageId};
+use crate::{
+    discovery::{Target, image::ImageId},
+    session::staged::process,
+};
 
 const DECODE_EXT: &str = "_ZN13llama_context6decodeERK15llama_batch_ext";
 const DECODE: &str = "_ZN13llama_context6decodeERK11llama_batch";
@@ -300,19 +303,7 @@ fn the_python_binding_has_only_libllama() {
     }
     assert!(plan.missing[1].why.contains("a binding"), "{}", plan.missing[1].why);
 
-    let target = Target {
-        pid: 7,
-        start_time: 1,
-        comm: "python3".to_owned(),
-        images: vec![],
-        listeners: vec![],
-        model: None,
-        told: Default::default(),
-        place: Default::default(),
-        seccomp: 0,
-        owner: 0,
-        router: None,
-    };
+    let target = Target { comm: "python3".to_owned(), ..process(7) };
     let report = ProcessReport::of(&target, &Verdict::Observable(plan), false).unwrap();
     assert!(!report.is_complete());
     let lost: Vec<_> = report.missing.iter().map(|missing| (missing.role, missing.lost)).collect();

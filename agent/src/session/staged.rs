@@ -42,20 +42,29 @@ pub(crate) fn key(ms: u64) -> RequestKey {
     RequestKey { arrived_ns: ms * MS, tgid: PID, fd: 5 }
 }
 
-/// The process of [`key`]: a server that listens and whose requests are followed.
-pub(crate) fn observed() -> Observed {
-    let target = Target {
-        pid: PID,
+/// A process that is called like a server, and of which nothing else is known.
+pub(crate) fn process(pid: u32) -> Target {
+    Target {
+        pid,
         start_time: 1,
         comm: "llama-server".to_owned(),
         images: vec![],
-        listeners: vec![Listener::Tcp(SocketAddr::from(([127, 0, 0, 1], 8080)))],
+        listeners: vec![],
         model: None,
-        told: Told { name: Some("m".to_owned()), ..Told::default() },
+        told: Told::default(),
         place: Place::default(),
         seccomp: 0,
         owner: 0,
         router: None,
+    }
+}
+
+/// The process of [`key`]: a server that listens and whose requests are followed.
+pub(crate) fn observed() -> Observed {
+    let target = Target {
+        listeners: vec![Listener::Tcp(SocketAddr::from(([127, 0, 0, 1], 8080)))],
+        told: Told { name: Some("m".to_owned()), ..Told::default() },
+        ..process(PID)
     };
     let flags = TargetConfig::SLOTS | TargetConfig::HTTP;
     let hook = Hook {

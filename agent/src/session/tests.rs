@@ -4,7 +4,7 @@ use super::{
     finished::{Join, Outcome},
     payload::{head::HeadOptions, text::Phrases},
     reader::Reader,
-    staged::{MS, PID, answer, chat_events, get, key, naming, read, told, worked, write},
+    staged::{MS, PID, answer, chat_events, get, key, naming, process, read, told, worked, write},
     *,
 };
 use crate::{
@@ -37,20 +37,12 @@ fn seconds(n: u64) -> Duration {
 /// A process that listens on `port` of the loopback, or nowhere.
 fn target(pid: u32, port: Option<u16>, alias: Option<&str>) -> Target {
     Target {
-        pid,
-        start_time: 1,
-        comm: "llama-server".to_owned(),
-        images: vec![],
         listeners: port
             .map(|port| Listener::Tcp(SocketAddr::from(([127, 0, 0, 1], port))))
             .into_iter()
             .collect(),
-        model: None,
         told: Told { name: alias.map(str::to_owned), ..Told::default() },
-        place: Place::default(),
-        seccomp: 0,
-        owner: 0,
-        router: None,
+        ..process(pid)
     }
 }
 
