@@ -93,6 +93,10 @@ pub struct ReplayArguments {
     /// Where log lines go, one JSON object each; `-` is standard output
     #[arg(long, value_name = "FILE")]
     pub log: Option<PathBuf>,
+    /// Where spans go, if the agent traced requests: OTLP in JSON, a request a line, as the collector's file receiver reads
+    /// it; `-` is standard output
+    #[arg(long, value_name = "FILE")]
+    pub spans: Option<PathBuf>,
     /// Where the metrics go, as Prometheus reads them, at the time when they were asked for last; `-` is standard output,
     /// and the default
     #[arg(long, value_name = "FILE")]

@@ -6,10 +6,11 @@ use std::{
     path::Path,
     process::ExitCode,
     sync::Arc,
-    time::{Duration, SystemTime},
+    time::{Duration, UNIX_EPOCH},
 };
 
 use anyhow::{Context as _, Result};
+use serde::Serialize;
 use tokio::sync::mpsc;
 
 use crate::{
@@ -18,6 +19,7 @@ use crate::{
     export::{
         http::{self, Endpoint, Health},
         log::Line,
+        otlp::spans_alone,
         prometheus,
     },
     journal::{
@@ -37,18 +39,19 @@ pub fn run(arguments: &ReplayArguments) -> Result<ExitCode> {
     let name = arguments.file.display();
     let file = File::open(&arguments.file).with_context(|| format!("cannot open {name}"))?;
     let journal = JournalReader::open(BufReader::new(file)).with_context(|| format!("cannot play {name}"))?;
-    let mut log = arguments.log.as_deref().map(open).transpose()?;
-    let mut failed = None;
+    let mut log = Lines::open(arguments.log.as_deref())?;
+    let mut spans = Lines::open(arguments.spans.as_deref())?;
+    let traced = journal.header().tracer.is_some();
     let played = play(journal, |record, epoch| {
-        let Some(log) = log.as_mut().filter(|_| record.request.is_inference() && failed.is_none()) else {
-            return;
-        };
-        let line = Line::new(record, |ns| SystemTime::UNIX_EPOCH + epoch + Duration::from_nanos(ns));
-        let written = serde_json::to_writer(&mut *log, &line).map_err(io::Error::from);
-        failed = written.and_then(|()| log.write_all(b"\n")).err();
+        if record.request.is_inference() {
+            log.write(|| Some(Line::new(record, |ns| UNIX_EPOCH + epoch + Duration::from_nanos(ns))));
+        }
+        spans.write(|| spans_alone(record, epoch));
     });
-    if let Some(error) = failed.or_else(|| log.as_mut()?.flush().err()) {
-        return Err(error).context("cannot write the log");
+    log.end().context("cannot write the log")?;
+    spans.end().context("cannot write the spans")?;
+    if arguments.spans.is_some() && !traced {
+        output::complain(&format!("llamaprobe: {name}: there are no spans: the agent did not trace requests"));
     }
     let code = say(arguments, &played);
     if let Some(address) = arguments.listen {
@@ -59,6 +62,33 @@ pub fn run(arguments: &ReplayArguments) -> Result<ExitCode> {
         open(to)?.write_all(&text).with_context(|| format!("cannot write {}", to.display()))?;
     }
     Ok(code)
+}
+
+/// JSON objects, one a line, to a file or to none.
+struct Lines {
+    to: Option<Box<dyn Write>>,
+    /// Nothing is written after the first that failed.
+    failed: Option<io::Error>,
+}
+
+impl Lines {
+    fn open(path: Option<&Path>) -> Result<Self> {
+        Ok(Self { to: path.map(open).transpose()?, failed: None })
+    }
+
+    fn write<T: Serialize>(&mut self, line: impl FnOnce() -> Option<T>) {
+        let Some(to) = self.to.as_mut().filter(|_| self.failed.is_none()) else { return };
+        let Some(line) = line() else { return };
+        let written = serde_json::to_writer(&mut *to, &line).map_err(io::Error::from);
+        self.failed = written.and_then(|()| to.write_all(b"\n")).err();
+    }
+
+    fn end(self) -> io::Result<()> {
+        match (self.failed, self.to) {
+            (Some(error), _) => Err(error),
+            (None, to) => to.map_or(Ok(()), |mut to| to.flush()),
+        }
+    }
 }
 
 /// Says what was played, and whether that was all.

@@ -9,12 +9,13 @@ use llamaprobe_tests::agent::{self, Agent};
 use llamaprobe_tests::assets::{Build, workspace_root};
 use llamaprobe_tests::client::{Call, run};
 use llamaprobe_tests::http;
+use llamaprobe_tests::otlp::{Event, Span, Taken};
 use llamaprobe_tests::request_log::RequestLog;
 use llamaprobe_tests::scratch::Scratch;
 use llamaprobe_tests::server::LlamaServer;
 use llamaprobe_tests::skip::privileged;
 use llamaprobe_tests::traffic::{mix, run_checked};
-use serde_json::json;
+use serde_json::{Map, Value, json};
 
 /// Slots of 4,096 tokens.
 const SERVER: [&str; 6] = ["-np", "4", "-c", "16384", "-t", "1"];
@@ -61,6 +62,98 @@ fn told(scratch: &Scratch, count: usize, more: &[&str]) -> Result<Option<Told>> 
     agent.stop()?;
     let lines = log.text();
     Ok(Some(Told { journal, metrics: reply.body, lines }))
+}
+
+/// The spans of a line of OTLP in JSON, as the receiver shows spans.
+fn spans(line: &str) -> Result<Vec<Shown>> {
+    let request: Value = serde_json::from_str(line)?;
+    let spans = request["resourceSpans"][0]["scopeSpans"][0]["spans"].as_array().context("no spans")?;
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let number = |value: &Value| text(value).parse().unwrap_or_default();
+    let event = |event: &Value| Event {
+        name: text(&event["name"]),
+        at_ns: number(&event["timeUnixNano"]),
+        attributes: attributes(&event["attributes"]),
+    };
+    let shown = |span: &Value| Shown {
+        ids: ["traceId", "spanId", "parentSpanId", "traceState", "name"].map(|key| text(&span[key])),
+        times: ["startTimeUnixNano", "endTimeUnixNano"].map(|key| number(&span[key])),
+        flags: span["flags"].as_u64().unwrap_or_default(),
+        attributes: attributes(&span["attributes"]),
+        events: span["events"].as_array().into_iter().flatten().map(event).collect(),
+    };
+    Ok(spans.iter().map(shown).collect())
+}
+
+/// Attributes of OTLP in JSON as plain values.
+fn attributes(list: &Value) -> Map<String, Value> {
+    let of = |it: &Value| Some((it["key"].as_str()?.to_owned(), plain(it["value"].as_object()?)));
+    list.as_array().into_iter().flatten().filter_map(of).collect()
+}
+
+fn plain(value: &Map<String, Value>) -> Value {
+    match value.iter().next() {
+        // Numbers of 64 bits are text in JSON.
+        Some((kind, Value::String(number))) if kind == "intValue" => {
+            number.parse::<i64>().map_or(Value::Null, Value::from)
+        }
+        Some((_, Value::Object(array))) => {
+            let values = array.get("values").and_then(Value::as_array).into_iter().flatten();
+            values.filter_map(|value| value.as_object().map(plain)).collect()
+        }
+        Some((_, value)) => value.clone(),
+        None => Value::Null,
+    }
+}
+
+/// What is compared of a span.
+#[derive(Debug, PartialEq)]
+struct Shown {
+    ids: [String; 5],
+    times: [u64; 2],
+    flags: u64,
+    attributes: Map<String, Value>,
+    events: Vec<Event>,
+}
+
+impl From<Span> for Shown {
+    fn from(span: Span) -> Self {
+        Self {
+            ids: [span.trace_id, span.span_id, span.parent_span_id, span.trace_state, span.name],
+            times: [span.start_ns, span.end_ns],
+            flags: span.flags.into(),
+            attributes: span.attributes,
+            events: span.events,
+        }
+    }
+}
+
+#[test]
+fn spans_are_played_as_they_were_sent() -> Result<()> {
+    let Some(assets) = privileged() else { return Ok(()) };
+    let (scratch, taken) = (Scratch::new()?, Taken::new()?);
+    let receiver = taken.receiver(&assets, 0, &[])?;
+    let Some(told) = told(&scratch, 60, &["--otlp-endpoint", &receiver.endpoint()])? else { return Ok(()) };
+    let sort = |mut spans: Vec<Shown>| {
+        spans.sort_by(|one, other| one.ids.cmp(&other.ids));
+        spans
+    };
+    let sent = sort(taken.spans()?.into_iter().map(Shown::from).collect());
+    let (file, metrics) = (scratch.path().join("spans.jsonl"), scratch.path().join("played.prom"));
+    let path = |path: &Path| path.display().to_string();
+    let (journal, file_name, metrics) = (path(&told.journal), path(&file), path(&metrics));
+    let output = agent::run(&["replay", &journal, "--spans", &file_name, "--metrics", &metrics])?;
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = fs::read_to_string(&file)?;
+    let lines = text.lines().map(spans).collect::<Result<Vec<_>>>()?;
+    let played = sort(lines.into_iter().flatten().collect());
+    println!("{} spans sent, {} played", sent.len(), played.len());
+    assert!(sent.len() >= 60, "{} spans", sent.len());
+    for (sent, played) in sent.iter().zip(&played) {
+        assert_eq!(sent, played);
+    }
+    assert_eq!(sent.len(), played.len());
+    Ok(())
 }
 
 /// What `replay` says of a journal: exit code, metrics, log lines, messages.

@@ -273,8 +273,7 @@ impl Session {
     /// A process is observed from now on.
     fn begin(&mut self, now: Instant, observed: Observed) {
         let pid = observed.target.pid;
-        self.requests.join(pid, observed.joining);
-        self.requests.predict(pid, observed.target.told.predict.as_deref());
+        self.requests.serve(pid, observed.joining, observed.target.told.predict.as_deref());
         let watched = Watched {
             observed,
             since: now,
@@ -311,7 +310,7 @@ impl Session {
     fn refresh(&mut self, now: Instant, observed: Observed) {
         let pid = observed.target.pid;
         let Some(watched) = self.watched.get_mut(&pid) else { return };
-        self.requests.join(pid, observed.joining);
+        self.requests.serve(pid, observed.joining, observed.target.told.predict.as_deref());
         watched.observed = observed;
         self.name(now, pid);
     }

@@ -29,12 +29,19 @@ pub struct Requests {
     given_up: u64,
     /// Slots that were left by a task no request is known of, by process; taken by the session.
     unmatched: Vec<u32>,
-    /// Of processes whose tasks are not seen: what their slots did.
-    joins: BTreeMap<u32, Joins>,
-    /// Processes of which only the sockets are followed.
-    unprobed: BTreeSet<u32>,
-    /// Where servers serve Vertex AI's predictions.
-    predict: BTreeMap<u32, String>,
+    /// What is known of the processes that they are asked of.
+    servers: BTreeMap<u32, Server>,
+}
+
+/// What decides how the requests of a process are read.
+#[derive(Default)]
+struct Server {
+    /// Its tasks are not seen: what its slots did.
+    joins: Option<Joins>,
+    /// Only its sockets are followed.
+    unprobed: bool,
+    /// Where it serves Vertex AI's predictions.
+    predict: Option<String>,
 }
 
 impl Requests {
@@ -45,9 +52,7 @@ impl Requests {
             naming,
             given_up: 0,
             unmatched: Vec::new(),
-            joins: BTreeMap::new(),
-            unprobed: BTreeSet::new(),
-            predict: BTreeMap::new(),
+            servers: BTreeMap::new(),
         }
     }
 
@@ -71,37 +76,29 @@ impl Requests {
 
     /// What slots of a process have used of which it is not known yet for whom; none where that is always known.
     pub fn unjoined(&self, pid: u32) -> Option<Charge> {
-        let joins = self.joins.get(&pid)?;
+        let joins = self.servers.get(&pid)?.joins.as_ref()?;
         let mut used = Charge::default();
         joins.runs.all().iter().flat_map(|run| &run.slots).for_each(|slot| used.add(Charge::of_task(slot)));
         Some(used)
     }
 
-    /// How the requests of a process are joined to what its engine does, from the next one on.
-    pub fn join(&mut self, pid: u32, joining: Joining) {
-        if joining == Joining::Inferred {
-            self.joins.entry(pid).or_default();
-        } else {
-            self.joins.remove(&pid);
+    /// How the requests of a process are joined to what its engine does, and where it serves Vertex AI's predictions, if
+    /// it does; from the next request on.
+    pub fn serve(&mut self, pid: u32, joining: Joining, predict: Option<&str>) {
+        let server = self.servers.entry(pid).or_default();
+        match joining {
+            Joining::Inferred => drop(server.joins.get_or_insert_default()),
+            _ => server.joins = None,
         }
-        if joining == Joining::Answers {
-            self.unprobed.insert(pid);
-        } else {
-            self.unprobed.remove(&pid);
-        }
-    }
-
-    /// A process serves Vertex AI's predictions at this path, or nowhere.
-    pub fn predict(&mut self, pid: u32, path: Option<&str>) {
-        match path {
-            Some(path) => self.predict.insert(pid, path.to_owned()),
-            None => self.predict.remove(&pid),
-        };
+        server.unprobed = joining == Joining::Answers;
+        server.predict = predict.map(str::to_owned);
     }
 
     /// Joins what can be joined by inference at `now_ns`. Returns the requests that are over by it.
     pub fn settle(&mut self, pid: u32, now_ns: u64) -> Vec<Finished> {
-        let Some(joins) = self.joins.get_mut(&pid) else { return Vec::new() };
+        let Some(joins) = self.servers.get_mut(&pid).and_then(|server| server.joins.as_mut()) else {
+            return Vec::new();
+        };
         let of = self.open.iter().filter(|(key, _)| key.tgid == pid);
         let candidates: Vec<_> = of.filter_map(|(_, request)| request.candidate()).collect();
         let verdicts = joins.settle(&candidates, now_ns);
@@ -165,7 +162,7 @@ impl Requests {
             Some(RequestEvent::Draft(event)) => request.draft(event),
             Some(RequestEvent::Piece(_)) | None => {}
         }
-        if let Some(path) = self.predict.get(&key.tgid) {
+        if let Some(path) = self.servers.get(&key.tgid).and_then(|server| server.predict.as_ref()) {
             request.predicts_at(path);
         }
         if request.is_void() {
@@ -179,7 +176,7 @@ impl Requests {
 
     /// Books what a slot did for a request that is not known.
     fn on_slot(&mut self, pid: u32, fact: &Fact) {
-        match (fact, self.joins.get_mut(&pid)) {
+        match (fact, self.servers.get_mut(&pid).and_then(|server| server.joins.as_mut())) {
             (Fact::Event(RequestEvent::SlotStart(event)), Some(joins)) => joins.runs.start(event),
             (Fact::Event(RequestEvent::SlotEnd(event)), Some(joins)) => joins.runs.end(event),
             (Fact::Event(RequestEvent::SlotEnd(_)), None) => self.unmatched.push(pid),
@@ -195,11 +192,13 @@ impl Requests {
     fn begin(&mut self, key: RequestKey) {
         self.make_room();
         let mut request = Request::new(key);
-        if self.joins.contains_key(&key.tgid) {
-            request.infer();
-        }
-        if self.unprobed.contains(&key.tgid) {
-            request.believe();
+        if let Some(server) = self.servers.get(&key.tgid) {
+            if server.joins.is_some() {
+                request.infer();
+            }
+            if server.unprobed {
+                request.believe();
+            }
         }
         self.open.insert(key, request);
     }
@@ -214,8 +213,8 @@ impl Requests {
         let late = self.open.iter_mut().filter_map(|(key, it)| it.is_overdue(now_ns).then_some(*key));
         let late: BTreeSet<RequestKey> = late.collect();
         let mut finished = self.take(|key, _| late.contains(key), now_ns);
-        let inferred: Vec<u32> = self.joins.keys().copied().collect();
-        finished.extend(inferred.into_iter().flat_map(|pid| self.settle(pid, now_ns)));
+        let servers: Vec<u32> = self.servers.keys().copied().collect();
+        finished.extend(servers.into_iter().flat_map(|pid| self.settle(pid, now_ns)));
         finished
     }
 
@@ -247,9 +246,7 @@ impl Requests {
 
     /// A process ended: so have its requests.
     pub fn end(&mut self, pid: u32, now_ns: u64) -> Vec<Finished> {
-        self.joins.remove(&pid);
-        self.unprobed.remove(&pid);
-        self.predict.remove(&pid);
+        self.servers.remove(&pid);
         self.take(|key, _| key.tgid == pid, now_ns)
     }
 
@@ -281,7 +278,7 @@ impl Requests {
 
     /// Inference requests of a process that wait for a slot.
     pub fn queued(&self, pid: u32) -> usize {
-        match self.joins.get(&pid) {
+        match self.servers.get(&pid).and_then(|server| server.joins.as_ref()) {
             Some(joins) => self.in_flight(pid).saturating_sub(joins.runs.running_count()),
             None => self.of(pid).filter(|request| request.is_queued()).count(),
         }

@@ -34,7 +34,8 @@ use opentelemetry_proto::tonic::{
     },
     logs::v1::{ResourceLogs, ScopeLogs},
     metrics::v1::{ResourceMetrics, ScopeMetrics},
-    trace::v1::{ResourceSpans, ScopeSpans},
+    resource::v1::Resource,
+    trace::v1::{ResourceSpans, ScopeSpans, Span},
 };
 use prost::Message as _;
 use tokio::{sync::watch, time::sleep};
@@ -291,6 +292,22 @@ fn by_process(told: &[Arc<Told>]) -> BTreeMap<(u32, &str), Vec<&Told>> {
     processes
 }
 
+/// The spans of a finished request by themselves, if its trace is kept. Of its process they say what its series do.
+/// `epoch` is the kernel's time 0 since the Unix epoch.
+pub fn spans_alone(record: &Record, epoch: Duration) -> Option<ExportTraceServiceRequest> {
+    let trace = record.trace.as_ref().filter(|trace| trace.kept && record.request.is_inference())?;
+    let resource = Host::default().resource(&Identity::default(), &record.labels.server);
+    Some(export(vec![(Some(resource), span::spans(record, trace, nanoseconds(epoch)))]))
+}
+
+fn export(spans: Vec<(Option<Resource>, Vec<Span>)>) -> ExportTraceServiceRequest {
+    let of_process = |(resource, spans)| {
+        let spans = ScopeSpans { scope: scope(), spans, ..ScopeSpans::default() };
+        ResourceSpans { resource, scope_spans: vec![spans], ..ResourceSpans::default() }
+    };
+    ExportTraceServiceRequest { resource_spans: spans.into_iter().map(of_process).collect() }
+}
+
 fn spans(host: &Host, told: &[Arc<Told>]) -> Vec<u8> {
     let of_process = |((_, instance), told): ((u32, &str), Vec<&Told>)| {
         let resource = told.first().map(|told| host.resource(&told.identity, instance));
@@ -298,11 +315,9 @@ fn spans(host: &Host, told: &[Arc<Told>]) -> Vec<u8> {
             let trace = told.record.trace.as_ref()?;
             Some(span::spans(&told.record, trace, told.epoch_ns))
         });
-        let spans = ScopeSpans { scope: scope(), spans: spans.flatten().collect(), ..ScopeSpans::default() };
-        ResourceSpans { resource, scope_spans: vec![spans], ..ResourceSpans::default() }
+        (resource, spans.flatten().collect())
     };
-    let resource_spans = by_process(told).into_iter().map(of_process).collect();
-    ExportTraceServiceRequest { resource_spans }.encode_to_vec()
+    export(by_process(told).into_iter().map(of_process).collect()).encode_to_vec()
 }
 
 fn records(host: &Host, told: &[Arc<Told>]) -> Vec<u8> {

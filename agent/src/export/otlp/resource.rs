@@ -38,8 +38,8 @@ impl Identity {
     }
 }
 
-/// What all resources of this host share.
-#[derive(Clone, Debug)]
+/// What all resources of a host share; by default it is not known which.
+#[derive(Clone, Debug, Default)]
 pub struct Host {
     name: String,
     /// What the operator says of all resources.
@@ -57,8 +57,12 @@ impl Host {
         let mut attributes = Attributes::default();
         let name = if identity.name.is_empty() { PROVIDER } else { &identity.name };
         attributes.put("service.name", name);
-        attributes.put("service.instance.id", format!("{}/{instance}", self.name));
-        attributes.put("host.name", self.name.as_str());
+        if self.name.is_empty() {
+            attributes.put("service.instance.id", instance);
+        } else {
+            attributes.put("service.instance.id", format!("{}/{instance}", self.name));
+            attributes.put("host.name", self.name.as_str());
+        }
         if identity.pid != 0 {
             attributes.put("process.pid", u64::from(identity.pid));
             attributes.put("process.executable.name", identity.name.as_str());

@@ -289,7 +289,7 @@ fn a_conversation_that_is_taken_up_again_is_not_wasted() {
 fn slots_whose_tasks_are_not_seen_are_joined_by_order() {
     // A build whose slots are seen, with the ids of their tasks, but not which request waits for them.
     let mut requests = requests();
-    requests.join(PID, Joining::Inferred);
+    requests.serve(PID, Joining::Inferred, None);
     let nobody = RequestKey { arrived_ns: 0, tgid: PID, fd: -1 };
     let (first, second) = (key(1_000), RequestKey { fd: 6, ..key(1_005) });
     let at = |ms: u64| (1_000 + ms) * MS;
@@ -329,7 +329,7 @@ fn slots_whose_tasks_are_not_seen_are_joined_by_order() {
 #[test]
 fn what_the_server_refuses_does_not_wait_for_a_slot() {
     let mut requests = requests();
-    requests.join(PID, Joining::Inferred);
+    requests.serve(PID, Joining::Inferred, None);
     requests.on(&read(key(1_000), 0, 1_000 * MS, &chat()));
     let refused =
         on(&mut requests, &write(key(1_000), 0, 1_001 * MS, &answer("400 Bad Request", "{}"))).unwrap();
@@ -341,21 +341,21 @@ fn what_the_server_refuses_does_not_wait_for_a_slot() {
 #[test]
 fn a_slot_that_nobody_can_have_asked_for_is_unmatched() {
     let mut requests = requests();
-    requests.join(PID, Joining::Inferred);
+    requests.serve(PID, Joining::Inferred, None);
     let nobody = RequestKey { arrived_ns: 0, tgid: PID, fd: -1 };
     assert!(
         requests.on(&RequestEvent::SlotEnd(SlotEndEvent { request: nobody, ..worked(key(9), 1) })).is_none()
     );
     assert!(requests.expire(2_000 * MS).is_empty());
     assert_eq!(requests.take_unmatched(), [PID]);
-    requests.join(PID, Joining::Exact);
+    requests.serve(PID, Joining::Exact, None);
     assert!(requests.settle(PID, 0).is_empty());
 }
 
 #[test]
 fn without_any_probe_the_answer_is_believed() {
     let mut requests = requests();
-    requests.join(PID, Joining::Answers);
+    requests.serve(PID, Joining::Answers, None);
     requests.on(&read(key(1_000), 0, 1_000 * MS, &chat()));
     let over = on(&mut requests, &write(key(1_000), 0, 1_060 * MS, &chat_answer())).unwrap();
     assert_eq!(
