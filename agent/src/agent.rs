@@ -44,7 +44,6 @@ use self::{
     own::{Clock, cpu_time, monotonic_ns, resident_bytes, secret},
     process::Process,
     room::Room,
-    seats::Seats,
     signals::Order,
 };
 use crate::{
@@ -97,9 +96,8 @@ struct Agent {
     /// Bytes of a request that came before the events before them.
     held: Option<RequestEvent>,
     only: Vec<u32>,
-    /// The processes that map llama.cpp, and who of them has a row of counters.
+    /// The processes that map llama.cpp.
     processes: BTreeMap<u32, Process>,
-    seats: Seats,
     /// Processes that ran a probed function without a seat.
     strangers: BTreeSet<u32>,
     /// How often something was to be attached.
@@ -389,7 +387,6 @@ impl Agent {
             payload: options.payload,
             trace_drafts: options.trace_drafts && traced,
             processes: BTreeMap::new(),
-            seats: Seats::default(),
             strangers: BTreeSet::new(),
             orders: 0,
             first: None,
@@ -437,7 +434,7 @@ impl Agent {
         let own = Snapshot {
             own: self.maps.own_stats().unwrap_or_default(),
             programs_cpu: self.run_times.as_ref().and_then(|times| times.last().cpu_ratio),
-            targets: self.seats.len(),
+            targets: self.seats().len(),
             unobservable: self.unobservable.len(),
             waiting: self.processes.values().filter(|it| it.live.is_none() && it.attaching.is_none()).count(),
             looks_abandoned: looks.abandoned,

@@ -51,7 +51,9 @@ pub fn run(arguments: &ReplayArguments) -> Result<ExitCode> {
     log.end().context("cannot write the log")?;
     spans.end().context("cannot write the spans")?;
     if arguments.spans.is_some() && !traced {
-        output::complain(&format!("llamaprobe: {name}: there are no spans: the agent did not trace requests"));
+        output::complain(&format!(
+            "llamaprobe: {name}: there are no spans: the agent did not trace requests"
+        ));
     }
     let code = say(arguments, &played);
     if let Some(address) = arguments.listen {

@@ -107,7 +107,9 @@ impl Agent {
             match reading {
                 Ok(reading) => {
                     self.tell_layouts(pid, &reading);
-                    self.seats.hits(now, pid, reading.stats.hits.iter().sum());
+                    if let Some(seat) = self.processes.get_mut(&pid).and_then(|it| it.seat.as_mut()) {
+                        seat.hits(now, reading.stats.hits.iter().sum());
+                    }
                     let unread = unread.get(&pid).copied().unwrap_or(0);
                     self.apply(Input::Reading { pid, reading: Box::new(reading), unread });
                 }

@@ -17,7 +17,7 @@ impl Agent {
     pub(super) fn end_all(mut self, requests: &mut RingBuf<MapData>, payload: &mut RingBuf<MapData>) {
         let deadline = Instant::now() + LIMIT;
         self.collect(requests, payload);
-        for (pid, _) in self.seats.rows() {
+        for pid in self.seats().into_keys() {
             self.maps.observe_no_more(pid);
         }
         while !self.drain_requests(requests, payload) {}

@@ -7,6 +7,7 @@ use std::{
 
 use llamaprobe_common::{layout::ExtLayout, target::TargetConfig};
 
+use super::seats::Seat;
 use crate::{
     discovery::{Target, image::ImageId, process::ProcessId},
     plan::{Plan, catalog::Role},
@@ -22,6 +23,8 @@ pub(super) type Place = (ImageId, u64);
 pub(super) struct Process {
     /// Which it is: another one may have its number later.
     pub(super) id: ProcessId,
+    /// Its row of counters, if it has one.
+    pub(super) seat: Option<Seat>,
     /// What the programs know of it, when it is observed.
     pub(super) live: Option<TargetConfig>,
     /// What it will be when its probes are attached.
@@ -86,6 +89,7 @@ impl Process {
     pub(super) fn new(target: &Target, now: Instant) -> Self {
         Self {
             id: target.id(),
+            seat: None,
             live: None,
             attaching: None,
             orders: Vec::new(),

@@ -1,6 +1,6 @@
 //! Who of the processes that run llama.cpp is observed: there are fewer seats than there may be such processes.
 
-use std::time::Instant;
+use std::{collections::BTreeMap, time::Instant};
 
 use llamaprobe_common::{
     request::{TEXT_WRITES, WRITES},
@@ -11,7 +11,7 @@ use tracing::{error, info};
 use super::{
     Agent,
     room::Order,
-    seats::{Asked, Claim},
+    seats::{Asked, Claim, Seat, ask},
 };
 use crate::{
     bpf::read::Reading,
@@ -46,32 +46,37 @@ impl Agent {
         let (now, pid) = (Instant::now(), target.pid);
         let claim = self.claim(target);
         self.strangers.remove(&pid);
-        if let Some(index) = self.seats.index(pid) {
-            self.seats.note(pid, !target.listeners.is_empty());
-            return Some(index);
+        if let Some(seat) = self.processes.get_mut(&pid)?.seat.as_mut() {
+            seat.note(!target.listeners.is_empty());
+            return Some(seat.index);
         }
-        let mut asked = self.seats.ask(now, target.owner, claim);
+        let mut asked = ask(&self.seats(), now, target.owner, claim);
         if !matches!(asked, Asked::Free(_)) {
             // Who works is known as of the last reading.
-            for (pid, index) in self.seats.rows() {
-                if let Ok(stats) = self.maps.stats(index) {
-                    self.seats.hits(now, pid, stats.hits.iter().sum());
+            for seat in self.processes.values_mut().filter_map(|process| process.seat.as_mut()) {
+                if let Ok(stats) = self.maps.stats(seat.index) {
+                    seat.hits(now, stats.hits.iter().sum());
                 }
             }
-            asked = self.seats.ask(now, target.owner, claim);
+            asked = ask(&self.seats(), now, target.owner, claim);
         }
         let index = match asked {
             Asked::Free(index) => index,
             Asked::Instead(other) => {
-                let index = self.seats.index(other)?;
+                let index = self.processes.get(&other)?.seat?.index;
                 self.unseat(other);
                 info!(pid = other, instead = pid, "gives its seat up");
                 index
             }
             Asked::None => return None,
         };
-        self.seats.take(now, pid, index, target.owner, claim);
+        self.processes.get_mut(&pid)?.seat = Some(Seat::new(now, index, target.owner, claim));
         Some(index)
+    }
+
+    /// The seats that are taken, by process.
+    pub(super) fn seats(&self) -> BTreeMap<u32, Seat> {
+        self.processes.iter().filter_map(|(pid, process)| Some((*pid, process.seat?))).collect()
     }
 
     pub(super) fn is_observed(&self, id: ProcessId) -> bool {
@@ -130,10 +135,9 @@ impl Agent {
 
     /// A process is observed no more. Its probes stay: when they fire it has a claim to a seat.
     pub(super) fn unseat(&mut self, pid: u32) {
-        self.seats.free(pid);
-        let Some(config) = self.processes.get_mut(&pid).and_then(|process| process.live.take()) else {
-            return;
-        };
+        let Some(process) = self.processes.get_mut(&pid) else { return };
+        process.seat = None;
+        let Some(config) = process.live.take() else { return };
         let last = self.maps.reading(pid, config.index).unwrap_or_else(|error| {
             error!(pid, %error, "the last counts are lost");
             Reading::default()

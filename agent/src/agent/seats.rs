@@ -25,9 +25,11 @@ pub(super) enum Claim {
     Works,
 }
 
+/// The row of a process, and what speaks for its keeping it.
 #[derive(Clone, Copy, Debug)]
-struct Seat {
-    index: u32,
+pub(super) struct Seat {
+    /// The number of the row.
+    pub(super) index: u32,
     owner: u32,
     listens: bool,
     /// Hits when they were read last, and when they rose.
@@ -36,6 +38,24 @@ struct Seat {
 }
 
 impl Seat {
+    /// A row for a process of a user, from now on.
+    pub(super) fn new(now: Instant, index: u32, owner: u32, claim: Claim) -> Self {
+        let worked = (claim == Claim::Works).then_some(now);
+        Self { index, owner, listens: claim == Claim::Listens, hits: 0, worked }
+    }
+
+    /// Notes where its process is now: it may listen by now.
+    pub(super) fn note(&mut self, listens: bool) {
+        self.listens = listens;
+    }
+
+    /// Notes how often its probes have fired.
+    pub(super) fn hits(&mut self, now: Instant, hits: u64) {
+        if self.hits != hits {
+            (self.hits, self.worked) = (hits, Some(now));
+        }
+    }
+
     const fn claim(&self) -> Claim {
         match (self.worked, self.listens) {
             (Some(_), _) => Claim::Works,
@@ -44,10 +64,6 @@ impl Seat {
         }
     }
 }
-
-/// The seats, by process.
-#[derive(Debug, Default)]
-pub(super) struct Seats(BTreeMap<u32, Seat>);
 
 /// What came of asking for a seat.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,67 +76,21 @@ pub(super) enum Asked {
     None,
 }
 
-impl Seats {
-    /// The row of a process that has one.
-    pub(super) fn index(&self, pid: u32) -> Option<u32> {
-        self.0.get(&pid).map(|seat| seat.index)
+/// Asks for a seat for a process of a user that has none; `taken` are the seats of all others.
+pub(super) fn ask(taken: &BTreeMap<u32, Seat>, now: Instant, owner: u32, claim: Claim) -> Asked {
+    let is_taken = |index: &u32| taken.values().any(|seat| seat.index == *index);
+    if let Some(index) = (0..MAX_TARGETS).find(|index| !is_taken(index)) {
+        return Asked::Free(index);
     }
-
-    /// The processes that have one, with their rows.
-    pub(super) fn rows(&self) -> Vec<(u32, u32)> {
-        self.0.iter().map(|(pid, seat)| (*pid, seat.index)).collect()
-    }
-
-    /// Asks for a seat for a process of a user that has none.
-    pub(super) fn ask(&self, now: Instant, owner: u32, claim: Claim) -> Asked {
-        let taken = |index: &u32| self.0.values().any(|seat| seat.index == *index);
-        if let Some(index) = (0..MAX_TARGETS).find(|index| !taken(index)) {
-            return Asked::Free(index);
-        }
-        let mut held: BTreeMap<u32, usize> = BTreeMap::new();
-        self.0.values().for_each(|seat| *held.entry(seat.owner).or_default() += 1);
-        let of = |owner: &u32| held.get(owner).copied().unwrap_or(0);
-        let worst =
-            self.0.iter().min_by_key(|(_, seat)| (seat.claim(), Reverse(of(&seat.owner)), seat.worked));
-        let yields = |seat: &Seat| {
-            let silent = seat.worked.is_some_and(|at| now.saturating_duration_since(at) > SILENT);
-            seat.claim() < claim || seat.claim() == claim && (of(&seat.owner) > of(&owner) + 1 || silent)
-        };
-        worst.filter(|(_, seat)| yields(seat)).map_or(Asked::None, |(pid, _)| Asked::Instead(*pid))
-    }
-
-    /// Gives a row to a process.
-    pub(super) fn take(&mut self, now: Instant, pid: u32, index: u32, owner: u32, claim: Claim) {
-        let worked = (claim == Claim::Works).then_some(now);
-        let listens = claim == Claim::Listens;
-        self.0.insert(pid, Seat { index, owner, listens, hits: 0, worked });
-    }
-
-    /// Notes where a process is now: it may listen by now.
-    pub(super) fn note(&mut self, pid: u32, listens: bool) {
-        if let Some(seat) = self.0.get_mut(&pid) {
-            seat.listens = listens;
-        }
-    }
-
-    /// Notes how often its probes have fired.
-    pub(super) fn hits(&mut self, now: Instant, pid: u32, hits: u64) {
-        if let Some(seat) = self.0.get_mut(&pid)
-            && seat.hits != hits
-        {
-            (seat.hits, seat.worked) = (hits, Some(now));
-        }
-    }
-
-    /// Frees the row of a process, if it has one.
-    pub(super) fn free(&mut self, pid: u32) -> Option<u32> {
-        self.0.remove(&pid).map(|seat| seat.index)
-    }
-
-    /// How many there are.
-    pub(super) fn len(&self) -> usize {
-        self.0.len()
-    }
+    let mut held: BTreeMap<u32, usize> = BTreeMap::new();
+    taken.values().for_each(|seat| *held.entry(seat.owner).or_default() += 1);
+    let of = |owner: &u32| held.get(owner).copied().unwrap_or(0);
+    let worst = taken.iter().min_by_key(|(_, seat)| (seat.claim(), Reverse(of(&seat.owner)), seat.worked));
+    let yields = |seat: &Seat| {
+        let silent = seat.worked.is_some_and(|at| now.saturating_duration_since(at) > SILENT);
+        seat.claim() < claim || seat.claim() == claim && (of(&seat.owner) > of(&owner) + 1 || silent)
+    };
+    worst.filter(|(_, seat)| yields(seat)).map_or(Asked::None, |(pid, _)| Asked::Instead(*pid))
 }
 
 #[cfg(test)]
@@ -130,35 +100,39 @@ mod tests {
     const NOBODY: u32 = 65_534;
 
     /// All seats taken by processes of a user from pid 1000 on.
-    fn full(now: Instant, owner: u32, claim: Claim) -> Seats {
-        let mut seats = Seats::default();
+    fn full(now: Instant, owner: u32, claim: Claim) -> BTreeMap<u32, Seat> {
+        let mut seats = BTreeMap::new();
         for pid in 1000..1000 + MAX_TARGETS {
-            let Asked::Free(index) = seats.ask(now, owner, claim) else { panic!("{pid} finds none") };
-            seats.take(now, pid, index, owner, claim);
+            let Asked::Free(index) = ask(&seats, now, owner, claim) else { panic!("{pid} finds none") };
+            seats.insert(pid, Seat::new(now, index, owner, claim));
         }
         seats
+    }
+
+    fn hits(seats: &mut BTreeMap<u32, Seat>, now: Instant, pid: u32, hits: u64) {
+        seats.get_mut(&pid).unwrap().hits(now, hits);
     }
 
     #[test]
     fn who_works_takes_the_seat_of_who_does_not() {
         let now = Instant::now();
         let mut seats = full(now, NOBODY, Claim::Idle);
-        assert_eq!(seats.ask(now, NOBODY, Claim::Idle), Asked::None);
-        assert_eq!(seats.ask(now, NOBODY, Claim::Listens), Asked::Instead(1000));
-        seats.hits(now, 1000, 5);
-        seats.note(1001, true);
-        assert_eq!(seats.ask(now, NOBODY, Claim::Works), Asked::Instead(1002));
-        let index = seats.free(1002).unwrap();
-        assert_eq!(seats.ask(now, NOBODY, Claim::Idle), Asked::Free(index));
+        assert_eq!(ask(&seats, now, NOBODY, Claim::Idle), Asked::None);
+        assert_eq!(ask(&seats, now, NOBODY, Claim::Listens), Asked::Instead(1000));
+        hits(&mut seats, now, 1000, 5);
+        seats.get_mut(&1001).unwrap().note(true);
+        assert_eq!(ask(&seats, now, NOBODY, Claim::Works), Asked::Instead(1002));
+        let index = seats.remove(&1002).unwrap().index;
+        assert_eq!(ask(&seats, now, NOBODY, Claim::Idle), Asked::Free(index));
     }
 
     #[test]
     fn fakes_that_listen_keep_nobody_out_who_works() {
         let now = Instant::now();
         let seats = full(now, 0, Claim::Listens);
-        assert_eq!(seats.ask(now, 0, Claim::Listens), Asked::None, "one like the others waits");
-        assert_eq!(seats.ask(now, 0, Claim::Works), Asked::Instead(1000), "until it works");
-        assert_eq!(seats.ask(now, 33, Claim::Listens), Asked::Instead(1000), "or is another user's");
+        assert_eq!(ask(&seats, now, 0, Claim::Listens), Asked::None, "one like the others waits");
+        assert_eq!(ask(&seats, now, 0, Claim::Works), Asked::Instead(1000), "until it works");
+        assert_eq!(ask(&seats, now, 33, Claim::Listens), Asked::Instead(1000), "or is another user's");
     }
 
     #[test]
@@ -166,9 +140,9 @@ mod tests {
         let now = Instant::now();
         let mut seats = full(now, NOBODY, Claim::Works);
         let mut mine = 0;
-        while let Asked::Instead(pid) = seats.ask(now, 1000, Claim::Works) {
-            let index = seats.free(pid).unwrap();
-            seats.take(now, 10_000 + mine, index, 1000, Claim::Works);
+        while let Asked::Instead(pid) = ask(&seats, now, 1000, Claim::Works) {
+            let index = seats.remove(&pid).unwrap().index;
+            seats.insert(10_000 + mine, Seat::new(now, index, 1000, Claim::Works));
             mine += 1;
         }
         assert_eq!((mine, seats.len()), (MAX_TARGETS / 2, MAX_TARGETS as usize));
@@ -178,11 +152,11 @@ mod tests {
     fn of_those_that_work_the_one_that_has_been_silent_longest_goes() {
         let now = Instant::now();
         let mut seats = full(now, 0, Claim::Works);
-        assert_eq!(seats.ask(now, 0, Claim::Works), Asked::None);
+        assert_eq!(ask(&seats, now, 0, Claim::Works), Asked::None);
         let later = now + 2 * SILENT;
-        (1000..1000 + MAX_TARGETS).filter(|pid| *pid != 1007).for_each(|pid| seats.hits(later, pid, 9));
-        assert_eq!(seats.ask(later, 0, Claim::Works), Asked::Instead(1007));
-        seats.hits(later, 1007, 1);
-        assert_eq!(seats.ask(later, 0, Claim::Works), Asked::None);
+        (1000..1000 + MAX_TARGETS).filter(|pid| *pid != 1007).for_each(|pid| hits(&mut seats, later, pid, 9));
+        assert_eq!(ask(&seats, later, 0, Claim::Works), Asked::Instead(1007));
+        hits(&mut seats, later, 1007, 1);
+        assert_eq!(ask(&seats, later, 0, Claim::Works), Asked::None);
     }
 }

@@ -120,7 +120,7 @@ impl Agent {
             && self.processes.values().all(|process| process.attaching.is_none())
         {
             self.health.set_ready();
-            info!(targets = self.seats.len(), late_loads = self.maps.sees_late_loads(), "ready");
+            info!(targets = self.seats().len(), late_loads = self.maps.sees_late_loads(), "ready");
         }
     }
 

@@ -47,13 +47,7 @@ struct Server {
 impl Requests {
     /// No request yet.
     pub fn new(naming: Naming) -> Self {
-        Self {
-            open: BTreeMap::new(),
-            naming,
-            given_up: 0,
-            unmatched: Vec::new(),
-            servers: BTreeMap::new(),
-        }
+        Self { open: BTreeMap::new(), naming, given_up: 0, unmatched: Vec::new(), servers: BTreeMap::new() }
     }
 
     /// Requests get their names otherwise from now on; those that have one keep it.
