@@ -1,12 +1,13 @@
 //! Contexts that come and go, are cut and cleared, that guess for others, or are too small.
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use llamaprobe_tests::agent::Agent;
 use llamaprobe_tests::assets::Build;
 use llamaprobe_tests::binding::Binding;
 use llamaprobe_tests::comparison::Moment;
 use llamaprobe_tests::exposition::Exposition;
 use llamaprobe_tests::http;
+use llamaprobe_tests::scratch::Scratch;
 use llamaprobe_tests::server::LlamaServer;
 use llamaprobe_tests::skip::privileged;
 use llamaprobe_tests::traffic::{Fate, Request, prompt, run, run_checked};
@@ -132,5 +133,48 @@ fn choices_that_a_draft_model_guesses_for() -> Result<()> {
     let drafted = comparison.delta("llm_draft_tokens_total", &[]);
     assert_eq!((accepted, drafted), (said("accepted_tokens"), said("draft_tokens")));
     assert!(accepted > 50.0, "{accepted} accepted");
+    agent.stop()
+}
+
+/// Tokens that slots hold, by slot, as the server and the agent have it.
+#[test]
+fn what_a_slot_holds_that_was_restored() -> Result<()> {
+    let Some(assets) = privileged() else { return Ok(()) };
+    let files = Scratch::new()?;
+    let path = format!("{}/", files.path().display());
+    let arguments = ["-np", "2", "-c", "4096", "-t", "1", "--slot-save-path", &path];
+    let server = LlamaServer::start(Build::Process, &assets.tiny(), &arguments)?;
+    let agent = Agent::observing(&server)?;
+    let held = |metrics: &Exposition| metrics.sum("llm_context_used_tokens", &[("server", &*server.label())]);
+    let holds = |what: &str, tokens: f64| {
+        let equal = agent.wait_metrics(what, |it| (held(it) == tokens).then_some(()));
+        let now = held(&agent.scrape()?);
+        println!("{what}: {now} tokens");
+        equal.with_context(|| format!("{what}: {now} instead of {tokens}"))
+    };
+    let act = |slot: u32, action: &str| -> Result<u64> {
+        let body = json!({ "filename": "saved" });
+        let reply = http::post(server.address(), &format!("/slots/{slot}?action={action}"), &body)?;
+        ensure!(reply.status == 200, "{action}: {reply:?}");
+        let answer: serde_json::Value = serde_json::from_str(&reply.body)?;
+        Ok(["n_saved", "n_restored", "n_erased"].iter().find_map(|key| answer[key].as_u64()).unwrap_or(0))
+    };
+    let ask = |slot: u32, words: usize| {
+        let body = json!({"prompt": prompt(words, 7), "n_predict": 3, "id_slot": slot, "ignore_eos": true});
+        http::post(server.address(), "/completion", &body)
+    };
+    ask(0, 40)?;
+    let saved = act(0, "save")? as f64;
+    assert!(saved > 40.0, "{saved}");
+    holds("after a request", saved)?;
+    assert_eq!(act(1, "restore")? as f64, saved);
+    holds("restored into a slot that was never used", 2.0 * saved)?;
+    act(0, "erase")?;
+    holds("the other one erased", saved)?;
+    act(0, "restore")?;
+    holds("and restored", 2.0 * saved)?;
+    ask(1, 10)?;
+    let other = act(1, "save")? as f64;
+    holds("a request took the first", saved + other)?;
     agent.stop()
 }

@@ -165,6 +165,8 @@ pub struct Finished {
     pub task: Option<i32>,
     /// Positions its slots held at the end.
     pub context_used: u64,
+    /// A slot that it restored from a file, or erased, and the tokens that the slot holds since.
+    pub restored: Option<(i32, u64)>,
     /// How it was joined.
     pub join: Join,
     /// Tasks that left no slot: they took none, or their launch failed.

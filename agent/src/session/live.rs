@@ -1,11 +1,11 @@
 //! What is true of a process now: its contexts and slots, the requests in it, and what happened lately.
 
-use std::time::Instant;
+use std::{collections::BTreeMap, time::Instant};
 
 use llamaprobe_common::{batch::Context as State, probe::ProbeId, sequence::Sequence, target::TargetConfig};
 
 use super::{
-    Watched, batch_layout,
+    Restored, Watched, batch_layout,
     ledger::Account,
     requests::Requests,
     snapshot::{Live, Recent, Seat},
@@ -54,8 +54,8 @@ fn layouts(watched: &Watched) -> Vec<(&'static str, String)> {
 /// A process as of its last reading.
 pub(super) fn live(watched: &Watched, requests: &Requests) -> Live {
     let own = |context: &&(u64, Context)| context.1.flags & State::DRAFT == 0;
-    // A server that slept and woke has a new context; positions in an old one are gone.
-    let newest = watched.contexts.iter().filter(own).max_by_key(|(_, context)| context.entered_ns);
+    // Positions in an old one are gone.
+    let newest = watched.newest_context();
     // The plan follows within a second.
     let undecided = watched.observed.is_undecided() && !watched.started;
     let is_server = !undecided && watched.observed.has(Role::SlotStart);
@@ -69,13 +69,34 @@ pub(super) fn live(watched: &Watched, requests: &Requests) -> Live {
         !warmed && (waits || served.iter().any(|(address, _)| *address == sequence.context))
     };
     let active = |sequence: &Sequence| sequence.flags & Sequence::ACTIVE != 0;
-    let n_past = |s: &(i32, Sequence)| u64::from(s.1.n_past);
     let shift = i32::from(watched.observed.flags & TargetConfig::SEQUENCE_SHIFT != 0);
-    let seats = watched.sequences.iter().filter(held).map(|sequence| Seat {
-        slot: sequence.0 - shift,
-        busy: active(&sequence.1),
-        context_used: n_past(sequence),
+    let seats = watched.sequences.iter().filter(held).map(|(sequence, state)| Seat {
+        slot: sequence - shift,
+        busy: active(state),
+        context_used: u64::from(state.n_past),
     });
+    // A slot that was restored holds what the file held, until a request takes it.
+    let taken = |slot: i32| {
+        watched
+            .sequences
+            .iter()
+            .filter(|(sequence, _)| sequence - shift == slot)
+            .map(|(_, it)| it.launched_ns)
+            .max()
+    };
+    let here = |restored: &Restored| {
+        restored.context.is_none_or(|address| newest.is_some_and(|(newest, _)| *newest == address))
+    };
+    let still = |(slot, restored): &(&i32, &Restored)| {
+        here(restored) && taken(**slot).is_none_or(|taken_ns| taken_ns < restored.at_ns)
+    };
+    let restored: BTreeMap<i32, u64> =
+        watched.restored.iter().filter(still).map(|(slot, it)| (*slot, it.tokens)).collect();
+    let restored_seats =
+        restored.iter().map(|(slot, tokens)| Seat { slot: *slot, busy: false, context_used: *tokens });
+    let mut seats: Vec<Seat> =
+        seats.filter(|seat| !restored.contains_key(&seat.slot)).chain(restored_seats).collect();
+    seats.sort_by_key(|seat| seat.slot);
     let mut probes: Vec<ProbeId> = watched.observed.hooks.iter().map(|hook| hook.probe()).collect();
     probes.sort_unstable();
     probes.dedup();
@@ -83,8 +104,8 @@ pub(super) fn live(watched: &Watched, requests: &Requests) -> Live {
     Live {
         pid: watched.observed.target.pid,
         context_size: served.iter().map(|(_, context)| u64::from(context.n_ctx)).sum(),
-        context_used: watched.sequences.iter().filter(held).map(n_past).sum(),
-        seats: if is_server { seats.collect() } else { Vec::new() },
+        context_used: seats.iter().map(|seat| seat.context_used).sum(),
+        seats: if is_server { seats } else { Vec::new() },
         seat_size: newest.map_or(0, |(_, context)| u64::from(context.n_ctx_seq)),
         slots_busy: watched.sequences.iter().filter(|(_, sequence)| is_busy(sequence)).count() as u64,
         slots: watched.observed.target.told.slots.filter(|_| !watched.is_router()),

@@ -43,6 +43,7 @@ use std::{
 };
 
 use llamaprobe_common::{
+    batch,
     layout::LayoutState,
     request::{EndEvent, RequestKey},
     sequence::Sequence,
@@ -95,6 +96,8 @@ struct Watched {
     credited: TargetStats,
     sequences: Vec<(i32, Sequence)>,
     contexts: Vec<(u64, Context)>,
+    /// Slots that were restored from files, or erased.
+    restored: BTreeMap<i32, Restored>,
     layouts: Vec<(u32, LayoutState)>,
     /// A slot has started: it is a server.
     started: bool,
@@ -109,7 +112,22 @@ struct Watched {
     among_all: bool,
 }
 
+/// What a slot holds that was restored from a file.
+#[derive(Clone, Copy, Debug)]
+struct Restored {
+    tokens: u64,
+    /// The context in which; `None` before one was seen.
+    context: Option<u64>,
+    at_ns: u64,
+}
+
 impl Watched {
+    /// The context that is in use, if it is a server: one that slept and woke has a new one.
+    fn newest_context(&self) -> Option<&(u64, Context)> {
+        let own = self.contexts.iter().filter(|(_, context)| context.flags & batch::Context::DRAFT == 0);
+        own.max_by_key(|(_, context)| context.entered_ns)
+    }
+
     /// Whether its requests count elsewhere: it has started servers, or will, since it has no model and never decoded.
     fn is_router(&self) -> bool {
         let decodes = || self.observed.hooks.iter().filter(|hook| hook.role == Role::Batch);
@@ -118,6 +136,8 @@ impl Watched {
     }
 }
 
+/// Slots of a server that may have been restored: as many as it may have.
+const MAX_RESTORED: usize = 1024;
 /// Requests that may wait for labels.
 const MAX_UNBOOKED: usize = 1000;
 
@@ -231,6 +251,13 @@ impl Session {
             }
         }
         for request in finished {
+            if let (Some((slot, tokens)), Some(watched)) =
+                (request.restored, self.watched.get_mut(&request.key.tgid))
+                && watched.restored.len() < MAX_RESTORED
+            {
+                let context = watched.newest_context().map(|(address, _)| *address);
+                watched.restored.insert(slot, Restored { tokens, context, at_ns: request.answered_ns });
+            }
             match self.watched.get_mut(&request.key.tgid) {
                 Some(watched) if watched.unbooked.len() < MAX_UNBOOKED => watched.unbooked.push(request),
                 _ => self.unbooked += 1,
@@ -282,6 +309,7 @@ impl Session {
             credited: TargetStats::default(),
             sequences: Vec::new(),
             contexts: Vec::new(),
+            restored: BTreeMap::new(),
             layouts: Vec::new(),
             started: false,
             overhead: Overhead::default(),

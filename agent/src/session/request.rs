@@ -505,6 +505,8 @@ impl Request {
         // An answer without figures tells nothing.
         let closing = self.closing();
         let said = (self.believed && self.is_inference() && closing.tells_tokens()).then(|| closing.clone());
+        let restored = closing.slot.and_then(|slot| Some((i32::try_from(slot).ok()?, closing.restored?)));
+        let restored = restored.filter(|_| code == 200 && self.route() == Some(Route::SlotAction));
         let token_ns = self.answer.token_ns;
         let refused = self.answer.refused.filter(|_| self.is_inference());
         let (truncated, has_text, error_type) =
@@ -552,6 +554,7 @@ impl Request {
             slot: started().map(|start| start.slot),
             task: started().map(|start| start.task).filter(|task| *task >= 0),
             context_used: total(|task| task.n_past),
+            restored,
             join,
             stale_tasks,
             client: self.client,

@@ -82,6 +82,8 @@ pub struct Closing {
     pub evaluated: Option<u64>,
     /// The slot it ran on, of llama.cpp's own format.
     pub slot: Option<u64>,
+    /// Tokens that the slot holds from now on: `n_restored` of one that was restored from a file, 0 of one that was erased.
+    pub restored: Option<u64>,
     /// There was text in it.
     pub has_text: bool,
 }
@@ -150,6 +152,8 @@ impl Sink for Object<'_> {
                 None if (key.depth, key.name) == (1, b"id_slot") => {
                     closing.slot = count(key.value).or(closing.slot);
                 }
+                None if (key.depth, key.name) == (1, b"n_restored") => closing.restored = count(key.value),
+                None if (key.depth, key.name) == (1, b"n_erased") => closing.restored = Some(0),
                 None if is_text(key.depth, key.name) => {
                     closing.has_text |= key.value.len() > 2 && key.value.starts_with(b"\"");
                     if let Some(text) = self.text.as_mut().filter(|_| !self.state.error) {
@@ -208,6 +212,8 @@ fn is_field(depth: i64, name: &[u8], error: bool) -> bool {
                 b"truncated"
                     | b"tokens_evaluated"
                     | b"id_slot"
+                    | b"n_restored"
+                    | b"n_erased"
                     | b"stop_type"
                     | b"stop_reason"
                     | b"status"
