@@ -35,6 +35,10 @@ pub struct Server {
     pub decode_step: Option<Times>,
     /// Finished requests, of every route.
     pub requests: Vec<Requests>,
+    /// Its inference requests that are under way, the oldest first and no more than 256, and then the last 64 that are over,
+    /// the latest first.
+    #[serde(default)]
+    pub latest: Vec<Request>,
     /// Inference requests, from arrival to the last byte of the answer.
     pub request_duration: Option<Times>,
     /// From arrival to the first token.
@@ -160,6 +164,41 @@ pub struct Context {
     pub truncations: u64,
     /// Prompts that were refused because they do not fit.
     pub overflows: u64,
+}
+
+/// A request by itself.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Request {
+    /// Tells it from all others of its server, also later.
+    pub id: String,
+    /// Under which user its tokens count.
+    pub user: String,
+    /// What is asked for: a path, or what stands for many.
+    pub route: String,
+    /// `queue`, `prefill`, `decode`, or `done`.
+    pub state: String,
+    /// How it ended; absent while it is under way.
+    pub finish_reason: Option<String>,
+    /// Status code, as in [`Requests::code`]; absent while it is under way.
+    pub code: Option<u16>,
+    /// Its slot, or that of the first of its tasks; absent before it has one.
+    pub slot: Option<i32>,
+    /// When it arrived, seconds since the Unix epoch.
+    pub arrived_at: f64,
+    /// From its arrival to its end, or until now, milliseconds.
+    pub duration_ms: f64,
+    /// From its arrival until the engine turned to it; absent while it waits.
+    pub queue_ms: Option<f64>,
+    /// From its arrival to its first token; absent before.
+    pub first_token_ms: Option<f64>,
+    /// From its arrival to its last token so far; absent before the first.
+    pub last_token_ms: Option<f64>,
+    /// The longest gap between two of its tokens; absent before the second.
+    pub worst_gap_ms: Option<f64>,
+    /// Its tokens so far.
+    pub tokens: Tokens,
+    /// What its slots hold, tokens.
+    pub context_used: u64,
 }
 
 /// Finished requests of one kind.

@@ -4,6 +4,8 @@
 pub mod fetch;
 pub mod table;
 
+use std::time::Duration;
+
 use llamaprobe_api as api;
 use llamaprobe_common::{
     histogram::{Bounds, Histogram, LATENCY_NS},
@@ -19,6 +21,7 @@ use crate::{
         Live, Server, Snapshot,
         cost::Basis,
         finished::Join,
+        shown::{ShownRequest, State},
         tally::{DURATION_NS, FIRST_TOKEN_NS, Phase, Tally},
         usage::Row,
     },
@@ -43,7 +46,7 @@ pub fn document(snapshot: &Snapshot) -> api::Document {
         host: snapshot
             .host
             .map(|(dollars_per_hour, idle_dollars)| api::Host { dollars_per_hour, idle_dollars }),
-        servers: snapshot.servers.iter().map(server).collect(),
+        servers: snapshot.servers.iter().map(|it| server(it, snapshot.epoch)).collect(),
     }
 }
 
@@ -51,7 +54,7 @@ fn prices(prices: Prices) -> api::Prices {
     api::Prices { emulated_ns: prices.emulated_ns, single_stepped_ns: prices.single_stepped_ns }
 }
 
-fn server(server: &Server) -> api::Server {
+fn server(server: &Server, epoch: Duration) -> api::Server {
     let (stats, tally) = (&server.stats, &server.tally);
     let hits = ProbeId::ALL.iter().map(|id| (id.name().to_owned(), stats.hits[*id as usize]));
     let losses = Loss::ALL.map(|loss| (loss.name().to_owned(), stats.losses[loss as usize])).into_iter();
@@ -81,6 +84,7 @@ fn server(server: &Server) -> api::Server {
         inter_token: times(&stats.inter_token, &LATENCY_NS),
         decode_step: times(&stats.step, &LATENCY_NS),
         requests: requests(tally),
+        latest: server.requests.iter().map(|it| request(it, epoch)).collect(),
         request_duration: times(&tally.duration, &DURATION_NS),
         time_to_first_token: times(&tally.first_token, &FIRST_TOKEN_NS),
         phases: phases(tally),
@@ -136,6 +140,36 @@ fn user(server: &Server, name: &str, row: &Row) -> api::User {
         engine_seconds: row.charge.engine_ns as f64 / 1e9,
         dollars_by_tokens: cost(Basis::Tokens),
         dollars_by_host: cost(Basis::Host),
+    }
+}
+
+/// A request by itself; `epoch` is the kernel's monotonic time 0 since the Unix epoch.
+fn request(request: &ShownRequest, epoch: Duration) -> api::Request {
+    let (state, ended) = match request.state {
+        State::Queue => ("queue", None),
+        State::Prefill => ("prefill", None),
+        State::Decode => ("decode", None),
+        State::Done { outcome, code } => ("done", Some((outcome.name().to_owned(), code))),
+    };
+    let ms = |ns: u64| (ns as f64 / 1e3).round() / 1e3;
+    let after = |ns: u64| (ns != 0).then(|| ms(ns.saturating_sub(request.arrived_ns)));
+    let [prompt, cached, generated] = request.tokens;
+    api::Request {
+        id: format!("{:x}-{:x}", request.key.arrived_ns, request.key.fd),
+        user: request.user.clone(),
+        route: request.route.name().to_owned(),
+        state: state.to_owned(),
+        code: ended.as_ref().map(|(_, code)| *code),
+        finish_reason: ended.map(|(reason, _)| reason),
+        slot: request.slot,
+        arrived_at: (epoch + Duration::from_nanos(request.arrived_ns)).as_secs_f64(),
+        duration_ms: ms(request.until_ns.saturating_sub(request.arrived_ns)),
+        queue_ms: after(request.prefill_ns),
+        first_token_ms: after(request.first_token_ns),
+        last_token_ms: after(request.last_token_ns),
+        worst_gap_ms: (request.worst_gap_ns != 0).then(|| ms(request.worst_gap_ns)),
+        tokens: api::Tokens { prompt, cached, generated },
+        context_used: request.context_used,
     }
 }
 

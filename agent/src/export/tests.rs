@@ -15,11 +15,13 @@ use super::{
 use crate::{
     bpf::calibrate::Prices,
     discovery::model::Model,
+    engines::Route,
     plan::catalog::Role,
     session::{
         Labels, Live, Recent, Seat, Server, Snapshot,
         charge::Charge,
         cost::TokenPrices,
+        shown::{ShownRequest, State},
         snapshot::{Delivery, Output},
         staged::{answer, chat_events, finished, get, key, read, write},
         tally::Tally,
@@ -72,7 +74,8 @@ fn busy() -> Server {
         (Role::Token, ProbeId::ProcessToken),
     ];
     let mut tally = Tally::default();
-    tally.book(&finished(key(1_000), &chat_events(key(1_000))));
+    let chat = finished(key(1_000), &chat_events(key(1_000)));
+    tally.book(&chat);
     let health = finished(
         key(2_000),
         &[read(key(2_000), 0, 0, &get("/health")), write(key(2_000), 0, 0, &answer("200 OK", "{}"))],
@@ -94,6 +97,24 @@ fn busy() -> Server {
         tally,
         usage,
         priced: [true, false],
+        requests: vec![
+            ShownRequest {
+                key: key(3_000),
+                user: "ada".to_owned(),
+                route: Route::ChatCompletions,
+                state: State::Decode,
+                slot: Some(0),
+                arrived_ns: 1_000_000_000,
+                prefill_ns: 1_002_000_000,
+                first_token_ns: 1_050_000_000,
+                last_token_ns: 1_250_000_000,
+                until_ns: 1_260_000_000,
+                worst_gap_ns: 31_500_000,
+                tokens: [10, 2, 3],
+                context_used: 15,
+            },
+            ShownRequest::finished(&chat, &Usage::new(9)),
+        ],
         recent: Some(Recent { span: Duration::from_secs(100), tokens: [30, 10, 60], dollars: [0.5, 0.0] }),
         live: Some(Live {
             pid: 7,
@@ -135,6 +156,7 @@ fn ended() -> Server {
         tally: Tally::default(),
         usage,
         priced: [false; 2],
+        requests: Vec::new(),
         recent: None,
         live: None,
     }

@@ -118,7 +118,7 @@ impl Session {
             Input::Tick => return self.tick(at),
             Input::Settle => return self.half_answered().map(Effect::AskAnswer).collect(),
             Input::Interrupt => self.interrupt(at),
-            Input::Asked(own) => return vec![Effect::Snapshot(Box::new(self.snapshot(now, own)))],
+            Input::Asked(own) => return vec![Effect::Snapshot(Box::new(self.snapshot(at, own)))],
         };
         tell(records).collect()
     }
@@ -139,9 +139,9 @@ impl Session {
     }
 
     /// What is known now, beside what the agent knows of itself.
-    fn snapshot(&self, now: Instant, own: &Snapshot) -> Snapshot {
+    fn snapshot(&self, at: Moment, own: &Snapshot) -> Snapshot {
         Snapshot {
-            servers: self.servers(now),
+            servers: self.servers(at),
             host: self.host(),
             users: self.users(),
             given_up: self.given_up(),

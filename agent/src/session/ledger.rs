@@ -1,7 +1,7 @@
 //! What has been counted, by labels: it outlives the processes that counted it.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     time::{Duration, Instant},
 };
 
@@ -10,7 +10,15 @@ use llamaprobe_common::{
     target::{TargetStats, TokenType},
 };
 
-use super::{Labels, cost::Basis, tally::Tally, usage::Usage, window::Window};
+use super::{
+    Labels,
+    cost::Basis,
+    finished::Finished,
+    shown::{LAST, ShownRequest},
+    tally::Tally,
+    usage::Usage,
+    window::Window,
+};
 use crate::plan::catalog::Role;
 
 /// How long a series outlives its last process: two scrapes of the usual interval and some.
@@ -24,7 +32,24 @@ pub(super) struct Account {
     pub(super) tally: Tally,
     pub(super) usage: Usage,
     pub(super) window: Window<Totals>,
+    /// The last inference requests that are over, the oldest first.
+    last: VecDeque<ShownRequest>,
     touched: Instant,
+}
+
+impl Account {
+    /// A request is over: it is shown for a while.
+    pub(super) fn show(&mut self, request: &Finished) {
+        if self.last.len() >= LAST {
+            self.last.pop_front();
+        }
+        self.last.push_back(ShownRequest::finished(request, &self.usage));
+    }
+
+    /// The last requests that are over, the latest first.
+    pub(super) fn last(&self) -> impl Iterator<Item = &ShownRequest> {
+        self.last.iter().rev()
+    }
 }
 
 /// What the window's figures are made of.
@@ -75,6 +100,7 @@ impl Ledger {
             tally: Tally::default(),
             usage: Usage::new(users),
             window: Window::default(),
+            last: VecDeque::new(),
             touched: now,
         })
     }

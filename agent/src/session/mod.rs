@@ -23,6 +23,7 @@ pub mod reader;
 pub mod request;
 mod requests;
 mod runs;
+pub mod shown;
 pub mod snapshot;
 mod streams;
 pub mod tally;
@@ -279,6 +280,9 @@ impl Session {
                 tally.book(&request);
                 tally.book_operation(&request, Findable::of(&request, trace.as_ref()));
                 let cost = self.charge_finished(now, &labels, &request);
+                if request.is_inference() {
+                    self.ledger.account(now, &labels).show(&request);
+                }
                 Record { request, labels, model, cost, trace }
             })
             .collect()
@@ -408,11 +412,16 @@ impl Session {
     }
 
     /// The servers, as of the last readings.
-    fn servers(&self, now: Instant) -> Vec<Server> {
+    fn servers(&self, at: Moment) -> Vec<Server> {
         self.ledger
             .accounts()
             .map(|(labels, account)| {
                 let watched = self.watched.values().find(|watched| watched.labels.as_ref() == Some(labels));
+                let mut requests = watched.map_or_else(Vec::new, |watched| {
+                    let pid = watched.observed.target.pid;
+                    self.requests.shown(pid, &account.usage, &watched.sequences, at.ns)
+                });
+                requests.extend(account.last().cloned());
                 Server {
                     labels: labels.clone(),
                     stats: account.stats,
@@ -420,7 +429,8 @@ impl Session {
                     tally: account.tally.clone(),
                     usage: account.usage.clone(),
                     priced: Basis::ALL.map(|basis| self.is_priced(&labels.model, basis)),
-                    recent: recent(account, now),
+                    recent: recent(account, at.now),
+                    requests,
                     live: watched.map(|watched| live(watched, &self.requests)),
                 }
             })

@@ -299,8 +299,24 @@ impl Request {
         }
     }
 
+    /// Its identity.
+    pub(super) fn key(&self) -> RequestKey {
+        self.key
+    }
+
+    /// When a thread of the server could have begun with it.
+    pub(super) fn arrived_ns(&self) -> u64 {
+        self.key.arrived_ns.saturating_sub(self.unread_ns)
+    }
+
+    /// The slot of the first of its tasks that took one.
+    pub(super) fn slot(&self) -> Option<i32> {
+        let started = self.tasks.iter().filter_map(|task| task.started.as_ref());
+        started.min_by_key(|start| start.at_ns).map(|start| start.slot)
+    }
+
     /// What it has used.
-    fn used(&self) -> Charge {
+    pub(super) fn used(&self) -> Charge {
         let mut used = Charge::default();
         self.tasks.iter().for_each(|task| used.add(task.used()));
         used
@@ -326,8 +342,13 @@ impl Request {
     }
 
     fn user(&mut self, naming: &Naming) -> Option<String> {
-        let name = || naming.name(self.head.as_ref(), &self.body, self.client);
-        self.user.get_or_insert_with(name).clone()
+        let name = self.who(naming);
+        self.user.get_or_insert(name).clone()
+    }
+
+    /// Who asks, as far as is known.
+    pub(super) fn who(&self, naming: &Naming) -> Option<String> {
+        self.user.clone().unwrap_or_else(|| naming.name(self.head.as_ref(), &self.body, self.client))
     }
 
     /// Whether its end on the socket is known.
@@ -394,7 +415,7 @@ impl Request {
     }
 
     /// What it asks for; `None` until its head is read.
-    fn route(&self) -> Option<Route> {
+    pub(super) fn route(&self) -> Option<Route> {
         self.head.as_ref().map(|head| head.route)
     }
 
@@ -537,7 +558,7 @@ impl Request {
             code,
             outcome,
             stream,
-            arrived_ns: self.key.arrived_ns.saturating_sub(self.unread_ns),
+            arrived_ns: self.arrived_ns(),
             // A choice beside the first shares its prompt and turns to none of its own.
             prefill_ns: match earliest(|task| task.prefill_ns) {
                 0 => earliest(|task| task.launched_ns),
@@ -551,7 +572,7 @@ impl Request {
             prompt_unknown: ended().any(|task| task.unread > 0),
             cached_tokens: total(|task| task.cached_tokens) + running[1],
             generated_tokens: total(|task| task.generated_tokens) + running[2],
-            slot: started().map(|start| start.slot),
+            slot: self.slot(),
             task: started().map(|start| start.task).filter(|task| *task >= 0),
             context_used: total(|task| task.n_past),
             restored,

@@ -5,7 +5,10 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use llamaprobe_common::request::{EndEvent, RequestKey};
+use llamaprobe_common::{
+    request::{EndEvent, RequestKey},
+    sequence::Sequence,
+};
 
 use super::{
     charge::Charge,
@@ -15,6 +18,8 @@ use super::{
     join::Joins,
     payload::head::{Head, Method},
     request::Request,
+    shown::{MOST, ShownRequest},
+    usage::Usage,
 };
 use crate::{bpf::events::RequestEvent, plan::Joining};
 
@@ -276,6 +281,18 @@ impl Requests {
             Some(joins) => self.in_flight(pid).saturating_sub(joins.runs.running_count()),
             None => self.of(pid).filter(|request| request.is_queued()).count(),
         }
+    }
+
+    /// The inference requests of a process under way, the oldest first and no more than [`MOST`].
+    pub(super) fn shown(
+        &self,
+        pid: u32,
+        usage: &Usage,
+        sequences: &[(i32, Sequence)],
+        now_ns: u64,
+    ) -> Vec<ShownRequest> {
+        let running = self.of(pid).filter(|request| request.is_running()).take(MOST);
+        running.map(|request| request.shown(&self.naming, usage, sequences, now_ns)).collect()
     }
 
     /// Requests under way of all processes.

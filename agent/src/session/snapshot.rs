@@ -5,7 +5,7 @@ use std::{borrow::Cow, collections::BTreeSet, sync::Arc, time::Duration};
 use llamaprobe_common::{probe::ProbeId, target::TargetStats};
 use serde::{Deserialize, Serialize};
 
-use super::{tally::Tally, usage::Usage};
+use super::{shown::ShownRequest, tally::Tally, usage::Usage};
 use crate::{bpf::calibrate::Prices, discovery::model::Model, plan::catalog::Role};
 
 /// What series are told apart by.
@@ -34,6 +34,8 @@ pub struct Server {
     pub priced: [bool; 2],
     /// What happened lately.
     pub recent: Option<Recent>,
+    /// Its inference requests that are under way, the oldest first, and then the last ones that are over, the latest first.
+    pub requests: Vec<ShownRequest>,
     /// What is true only while its process lives.
     pub live: Option<Live>,
 }

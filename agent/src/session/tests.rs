@@ -30,6 +30,10 @@ use llamaprobe_common::{
 
 const NO_PRICES: Option<Prices> = None;
 
+fn servers(session: &Session) -> Vec<Server> {
+    session.servers(Moment { now: Instant::now(), ns: 0 })
+}
+
 fn seconds(n: u64) -> Duration {
     Duration::from_secs(n)
 }
@@ -193,7 +197,7 @@ impl std::ops::DerefMut for Tested {
 /// Decode calls by the server's label.
 fn calls(session: &Session) -> Vec<(String, u64)> {
     let of = |server: Server| (server.labels.server, server.stats.hits[ProbeId::DecodeExt as usize]);
-    session.servers(Instant::now()).into_iter().map(of).collect()
+    servers(&session).into_iter().map(of).collect()
 }
 
 fn one(label: &str, hits: u64) -> Vec<(String, u64)> {
@@ -208,11 +212,11 @@ fn a_server_that_restarts_goes_on_counting() {
     session.read(start, 1, &after(7), NO_PRICES);
     session.end(start + seconds(1), 0, 1, &after(9), NO_PRICES);
     assert_eq!(calls(&session), one("127.0.0.1:80", 9));
-    assert!(session.servers(Instant::now())[0].live.is_none());
+    assert!(servers(&session)[0].live.is_none());
 
     session.begin(start + seconds(20), target(2, Some(80), Some("m")), server_plan());
     session.read(start + seconds(21), 2, &after(3), NO_PRICES);
-    let servers = session.servers(Instant::now());
+    let servers = servers(&session);
     assert_eq!(calls(&session), one("127.0.0.1:80", 12));
     let stats = &servers[0].stats;
     assert_eq!((stats.tokens[0], stats.losses[0]), (12, 12));
@@ -230,11 +234,11 @@ fn counters_never_go_back_when_labels_change() {
     session.read(start + seconds(1), 1, &after(8), NO_PRICES);
     let named = |session: &Session| -> Vec<(String, u64)> {
         let of = |server: Server| (server.labels.model, server.stats.hits[ProbeId::DecodeExt as usize]);
-        session.servers(Instant::now()).into_iter().map(of).collect()
+        servers(&session).into_iter().map(of).collect()
     };
     let both = [(String::new(), 5), ("m".to_owned(), 3)];
     assert_eq!(named(&session), both, "what was counted before stays where it was");
-    let live: Vec<_> = session.servers(Instant::now()).iter().map(|server| server.live.is_some()).collect();
+    let live: Vec<_> = servers(&session).iter().map(|server| server.live.is_some()).collect();
     assert_eq!(live, [false, true]);
     session.forget_ended(start + seconds(2));
     assert_eq!(named(&session), both);
@@ -424,7 +428,7 @@ fn a_role_is_live_when_one_of_its_probes_has_fired() {
     session.begin(start, target(1, Some(80), None), server_plan());
     session.read(start, 1, &Reading::default(), NO_PRICES);
     let live = |session: &Session| -> Vec<Role> {
-        let server = &session.servers(Instant::now())[0];
+        let server = &servers(&session)[0];
         Role::MET.into_iter().filter(|role| server.is_live(*role)).collect()
     };
     assert_eq!(live(&session), []);
@@ -454,7 +458,7 @@ fn without_a_layout_what_hangs_on_it_is_absent() {
     reading.stats.hits[ProbeId::ProcessToken as usize] = 3;
     reading.layouts[0].1.chosen = 0;
     session.read(start, 1, &reading, NO_PRICES);
-    let server = |session: &Session| session.servers(Instant::now()).remove(0);
+    let server = |session: &Session| servers(session).remove(0);
     let first = server(&session);
     assert!(!first.is_live(Role::Batch) && first.is_live(Role::Token), "tokens have a probe of their own");
     assert_eq!(first.live.unwrap().layouts[0], ("batch", "unknown".to_owned()));
@@ -486,7 +490,7 @@ fn a_server_holds_what_its_newest_context_holds() {
         ..after(1)
     };
     session.read(start, 1, &reading, NO_PRICES);
-    let live = session.servers(Instant::now()).remove(0).live.unwrap();
+    let live = servers(&session).remove(0).live.unwrap();
     assert_eq!((live.context_size, live.context_used), (8192, 630));
     let seats: Vec<_> = live.seats.iter().map(|seat| (seat.slot, seat.busy, seat.context_used)).collect();
     assert_eq!(seats, [(0, true, 10), (1, false, 20), (4, true, 600)]);
@@ -496,7 +500,7 @@ fn a_server_holds_what_its_newest_context_holds() {
 
     session.begin(start, target(2, Some(81), None), binding_plan());
     session.read(start, 2, &reading, NO_PRICES);
-    let live = session.servers(Instant::now()).remove(1).live.unwrap();
+    let live = servers(&session).remove(1).live.unwrap();
     assert_eq!((live.context_size, live.context_used), (4096 + 8192, 430), "a binding may use several");
     assert_eq!(live.probes, [ProbeId::LlamaDecode, ProbeId::SamplerSample], "each probe once");
 }
@@ -508,7 +512,7 @@ fn a_slot_is_busy_once_its_request_has_worked() {
     let mut busy = |context, flags| {
         let reading = Reading { sequences: vec![(0, sequence(context, 0, flags))], ..after(1) };
         session.read(start, 1, &reading, NO_PRICES);
-        session.servers(Instant::now())[0].live.as_ref().unwrap().slots_busy
+        servers(&session)[0].live.as_ref().unwrap().slots_busy
     };
     assert_eq!(busy(0, Sequence::ACTIVE), 0, "its launch may have failed");
     assert_eq!(busy(0, Sequence::ACTIVE | Sequence::CACHE_COUNTED), 1);
@@ -545,7 +549,7 @@ fn booked(session: &Session) -> Vec<(String, u64, u64)> {
             tally.joins.get(&Join::Unmatched).copied().unwrap_or(0),
         )
     };
-    session.servers(Instant::now()).into_iter().map(of).collect()
+    servers(&session).into_iter().map(of).collect()
 }
 
 #[test]
@@ -638,7 +642,7 @@ fn what_waits_is_what_has_no_slot_and_what_no_thread_has_taken_up() {
     session.begin(start, target(PID, Some(80), None), http_plan());
     session.read(start, PID, &after(1), NO_PRICES);
     let live = |session: &Session| {
-        let live = session.servers(Instant::now()).remove(0).live.unwrap();
+        let live = servers(&session).remove(0).live.unwrap();
         (live.http, live.in_flight, live.queue_depth)
     };
     assert_eq!(live(&session), (true, 0, 0));
@@ -663,7 +667,7 @@ fn the_overhead_is_hits_times_price_over_ten_seconds() {
         let mut reading = after(emulated);
         reading.stats.hits[ProbeId::ProcessToken as usize] = stepped;
         session.read(start + seconds(second), 1, &reading, prices);
-        session.servers(Instant::now())[0].live.as_ref().unwrap().overhead
+        servers(&session)[0].live.as_ref().unwrap().overhead
     };
     let near = |ratio: f64, expected: f64| (ratio - expected).abs() < 1e-12;
     assert!(near(at(0, 50, 0), 0.0), "what was before the first reading has no duration");

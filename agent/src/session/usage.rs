@@ -66,6 +66,11 @@ impl Usage {
         row.dollars[Basis::Tokens as usize] += prices.map_or(0.0, |prices| prices.dollars(charge));
     }
 
+    /// The label under which a user counts.
+    pub fn label<'a>(&self, user: Option<&'a str>) -> &'a str {
+        self.users.known(user)
+    }
+
     /// Who is told apart.
     pub fn told_apart(&self) -> impl Iterator<Item = &str> {
         self.users.told_apart()

@@ -63,6 +63,17 @@ impl Users {
         OTHER
     }
 
+    /// The label under which a user counts now, who has used nothing more.
+    pub fn known<'a>(&self, user: Option<&'a str>) -> &'a str {
+        match user {
+            None | Some(NONE) => NONE,
+            Some(user) if self.rows.contains(user) => user,
+            // As it will be when it has used something.
+            Some(user) if user != OTHER && self.rows.len() < self.most - self.most / KEPT_PART => user,
+            Some(_) => OTHER,
+        }
+    }
+
     /// Remembers what a user without a row has used; the one who used least is forgotten for it.
     fn wait(&mut self, user: &str, tokens: u64) -> u64 {
         if let Some(used) = self.waiting.get_mut(user) {
