@@ -24,6 +24,7 @@ use crate::{
     },
     journal::JournalOptions,
     session::{cost::Rates, identity::Source},
+    top::{SORTS, TopOptions},
 };
 
 pub mod billing;
@@ -64,6 +65,8 @@ pub enum Command {
     Plan(ReportArguments),
     /// Ask the running agent for its whole state: a table, or one JSON document
     Snapshot(SnapshotArguments),
+    /// Show live what the running agent knows: servers, requests, slots. Needs no rights
+    Top(TopArguments),
     /// Play a journal again: the same log lines and metrics as when it was written. Needs no rights and no server.
     /// Exit code: 0 whole, 1 it is cut or damaged and was played so far
     Replay(ReplayArguments),
@@ -118,6 +121,33 @@ pub struct SnapshotArguments {
     /// Where the agent listens
     #[arg(long, env = "LLAMAPROBE_LISTEN", value_name = "ADDRESS:PORT", default_value = DEFAULT_LISTEN)]
     pub listen: SocketAddr,
+}
+
+/// The options of `top`.
+#[derive(Debug, Args)]
+pub struct TopArguments {
+    /// Where the agent listens
+    #[arg(long, env = "LLAMAPROBE_LISTEN", value_name = "ADDRESS:PORT", default_value = DEFAULT_LISTEN)]
+    pub listen: SocketAddr,
+    /// Seconds between two looks
+    #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = clap::value_parser!(u64).range(1..=60))]
+    pub every: u64,
+    /// Requests that are shown: `user=ada latency>1s`; `/` changes it
+    #[arg(long, value_name = "TERMS", default_value = "")]
+    pub filter: String,
+    /// By what requests are sorted; `s` changes it
+    #[arg(long, value_name = "COLUMN", default_value = SORTS[0], value_parser = SORTS)]
+    pub sort: String,
+    /// Print one frame, as large as the terminal or 80x24, and end
+    #[arg(long)]
+    pub once: bool,
+}
+
+impl From<TopArguments> for TopOptions {
+    fn from(arguments: TopArguments) -> Self {
+        let TopArguments { listen, every, filter, sort, once } = arguments;
+        Self { listen, every: Duration::from_secs(every), filter, sort, once }
+    }
 }
 
 /// The options of `run`, as flags and environment or as the configuration file, which has the same names.

@@ -4,7 +4,8 @@
 //! attaching and reading ([`bpf`]), what it means ([`session`]), how it is published ([`export`]). [`agent`] wires them;
 //! What is special to one engine stands in [`engines`], which all of them read; [`doctor`] and [`survey`] stand beside and
 //! say, without loading anything, whether it can work here and what it would do; both decide by [`judge`]. [`journal`] is
-//! what the session was told, as a file, and [`replay`] plays it. [`output`] is how the program speaks.
+//! what the session was told, as a file, and [`replay`] plays it. [`top`] shows in a terminal what an agent
+//! says of itself. [`output`] is how the program speaks.
 
 pub mod engines;
 
@@ -27,3 +28,4 @@ pub mod output;
 pub mod replay;
 pub mod scout;
 pub mod survey;
+pub mod top;

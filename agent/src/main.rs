@@ -15,7 +15,7 @@ use llamaprobe::{
     output::{self, Messages},
     replay, scout,
     session::payload::head::KeyHash,
-    survey,
+    survey, top,
 };
 use tracing::warn;
 use tracing_subscriber::EnvFilter;
@@ -42,6 +42,7 @@ fn main() -> ExitCode {
             (report.to_string(), serde_json::to_string_pretty(&report), report.exit_code())
         }),
         Command::Snapshot(arguments) => snapshot(&arguments),
+        Command::Top(arguments) => top::run(&arguments.into()),
         Command::Replay(arguments) => replay::run(&arguments),
         Command::KeyHash(arguments) => key_hash(&arguments),
         Command::Outlive { parent } => {

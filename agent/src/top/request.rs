@@ -1,0 +1,93 @@
+//! A request in detail: where its time went, as a waterfall. Pure.
+
+use llamaprobe_api::Request;
+use ratatui::{
+    style::{Color, Style, Stylize as _},
+    text::{Line, Span},
+};
+
+use super::text::{clock, count, maybe_time, time};
+
+/// A piece of a request's time.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Phase {
+    /// What it is called.
+    pub name: &'static str,
+    /// When it began, milliseconds after the arrival.
+    pub from_ms: f64,
+    /// When it ended.
+    pub to_ms: f64,
+    /// How it is painted.
+    pub color: Color,
+}
+
+/// The phases that a request has had so far: they follow one another and fill its time.
+pub fn phases(request: &Request) -> Vec<Phase> {
+    let end = request.duration_ms;
+    let moments = [
+        ("queue", request.queue_ms, Color::Yellow),
+        ("prefill", request.first_token_ms, Color::Blue),
+        ("decode", request.last_token_ms.filter(|_| request.state == "done"), Color::Green),
+        ("answer", None, Color::DarkGray),
+    ];
+    let mut phases = Vec::new();
+    let mut from_ms = 0.0;
+    for (name, until, color) in moments {
+        let to_ms = until.unwrap_or(end).clamp(from_ms, end.max(from_ms));
+        if to_ms > from_ms {
+            phases.push(Phase { name, from_ms, to_ms, color });
+        }
+        if until.is_none() {
+            break;
+        }
+        from_ms = to_ms;
+    }
+    phases
+}
+
+/// The lines of its detail, for this width.
+pub fn lines(request: &Request, width: usize) -> Vec<Line<'static>> {
+    let pair = |name: &str, value: String| {
+        Line::from(vec![Span::from(format!("{name:<14}")).dark_gray(), Span::from(value)])
+    };
+    let tokens = &request.tokens;
+    let ended = request.code.map_or_else(String::new, |code| {
+        format!(", {code} {}", request.finish_reason.as_deref().unwrap_or_default())
+    });
+    let mut lines = vec![
+        pair("id", request.id.clone()),
+        pair("user", super::text::name(&request.user, width.saturating_sub(14))),
+        pair("route", super::text::name(&request.route, width.saturating_sub(14))),
+        pair("state", format!("{}{ended}", request.state)),
+        pair("arrived", format!("{} UTC", clock(request.arrived_at))),
+        pair("slot", request.slot.map_or_else(|| "-".to_owned(), |slot| slot.to_string())),
+        pair(
+            "tokens",
+            format!(
+                "prompt {} computed, {} cached, generated {}, holds {}",
+                count(tokens.prompt),
+                count(tokens.cached),
+                count(tokens.generated),
+                count(request.context_used)
+            ),
+        ),
+        pair("worst gap", maybe_time(request.worst_gap_ms)),
+        pair("took", time(request.duration_ms)),
+        Line::default(),
+    ];
+    let all = request.duration_ms.max(f64::MIN_POSITIVE);
+    let bar = width.saturating_sub(26).max(10);
+    for phase in phases(request) {
+        let column = |ms: f64| ((ms / all) * bar as f64).round() as usize;
+        let (from, to) = (column(phase.from_ms), column(phase.to_ms));
+        // What is there is seen.
+        let from = from.min(bar - 1);
+        let length = to.saturating_sub(from).max(1);
+        lines.push(Line::from(vec![
+            Span::from(format!("{:<8}{:>10}  ", phase.name, time(phase.to_ms - phase.from_ms))),
+            Span::from(" ".repeat(from)),
+            Span::styled("█".repeat(length), Style::new().fg(phase.color)),
+        ]));
+    }
+    lines
+}
