@@ -19,6 +19,7 @@ pub mod request_log;
 pub mod scratch;
 pub mod server;
 pub mod skip;
+pub mod terminal;
 pub mod text;
 pub mod tls;
 pub mod traffic;

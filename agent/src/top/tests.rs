@@ -88,20 +88,15 @@ fn a_small_screen_shows_it_all() {
     let lines = screen(&view(), 80, 24);
     assert!(lines.iter().all(|line| line.chars().count() <= 80));
     let expected = [
-        "127.0.0.1:8080       tiny.gguf        1/2   1     25 %  25.0   0.0    -        12 ms",
+        "127.0.0.1:8080    tiny.gguf    1/2   1     25 %  25.0   0.0    -        12 ms",
         " 2 under way, 1 ended  by age ",
-        "1.50 s     ada            decode     0    12.3k  8      35     50   25.0   32 ms",
-        "20 ms      bob            queue      -    12.3k  8      0      50   -      -",
-        "2.60 s     eve            stop       0    12.3k  8      40     50   15.5   32 ms",
+        "1.50 s    ada           decode     0    12.3k  8      35    50   25.0   32 ms",
+        "20 ms     bob           queue      -    12.3k  8      0     50   -      -",
+        "2.60 s    eve           stop       0    12.3k  8      40    50   15.5   32 ms",
         "slots 0 █████░░░░░ 1 ░░░░░░░░░░",
     ];
     for line in expected {
-        let shown: String = line.chars().take(80).collect();
-        assert!(
-            lines.iter().any(|it| it.contains(shown.trim_end())),
-            "{line:?} is not in\n{}",
-            lines.join("\n")
-        );
+        assert!(lines.iter().any(|it| it.contains(line)), "{line:?} is not in\n{}", lines.join("\n"));
     }
     assert!(
         lines[0].starts_with("llamaprobe 127.0.0.1:9464  00:02:11") && lines[0].ends_with("live"),
