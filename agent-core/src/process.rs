@@ -2,6 +2,7 @@
 
 use llamaprobe_common::{
     loss::Loss,
+    part::{Clock, Part},
     target::{TargetConfig, TokenType},
 };
 
@@ -46,6 +47,9 @@ pub trait Process {
     /// How many decode calls of it could not be read so far.
     fn unread(&self) -> u32;
 
+    /// Looks at the clock of its engine, and sets it. `None` when there is none.
+    fn clock<T>(&self, look: impl FnOnce(&mut Clock) -> T) -> Option<T>;
+
     /// A context is freed.
     #[inline(always)]
     fn forget_main(&self, address: u64) {
@@ -83,6 +87,9 @@ pub trait Counters {
 
     /// Counts time of decode calls.
     fn engine(&self, ns: u64);
+
+    /// Counts a part of the gap of a token.
+    fn part(&self, part: Part, ns: u64);
 
     /// Observes the gap between two tokens of one request.
     fn inter_token(&self, ns: u64);

@@ -6,6 +6,7 @@ use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use llamaprobe_common::{
     histogram::{Bounds, Histogram, bucket},
     loss::Loss,
+    part::{Clock, Part},
     probe::ProbeId,
     target::{MAX_TARGETS, Notes, TargetConfig, TargetStats, TokenType},
 };
@@ -13,7 +14,7 @@ use llamaprobe_core::process::{Counters, Process};
 
 use crate::{
     layouts,
-    maps::{NOTES, STATS, TARGETS},
+    maps::{CLOCKS, NOTES, STATS, TARGETS},
 };
 
 /// Adds to a counter. The array is per CPU, but a program can be preempted by another on the same CPU, and counts
@@ -160,6 +161,14 @@ impl Process for Target {
     }
 
     #[inline(always)]
+    fn clock<T>(&self, look: impl FnOnce(&mut Clock) -> T) -> Option<T> {
+        let clock = CLOCKS.get_ptr_mut(self.index)?;
+        // SAFETY: `clock` points to a map value. A server works on its slots from one thread at a time: programs that get it
+        // write it one after the other.
+        Some(look(unsafe { &mut *clock }))
+    }
+
+    #[inline(always)]
     fn unread(&self) -> u32 {
         layouts::unread(self)
     }
@@ -209,6 +218,12 @@ impl Counters for Target {
     fn engine(&self, ns: u64) {
         // SAFETY: as above.
         add(unsafe { &raw mut (*self.stats).engine_ns }, ns);
+    }
+
+    #[inline(always)]
+    fn part(&self, part: Part, ns: u64) {
+        // SAFETY: as above.
+        add(unsafe { (&raw mut (*self.stats).parts).cast::<u64>().add(part as usize) }, ns);
     }
 
     #[inline(always)]

@@ -5,6 +5,7 @@ use std::cell::{Cell, RefCell};
 use llamaprobe_common::{
     histogram::{BATCH_TOKENS, LATENCY_NS},
     loss::Loss,
+    part::{Clock, Part},
     target::{TargetConfig, TargetStats, TokenType},
 };
 
@@ -14,7 +15,6 @@ use crate::process::{Counters, Process};
 pub const TGID: u32 = 4711;
 
 /// The process.
-#[derive(Default)]
 pub struct Fake {
     /// Flags of [`TargetConfig`].
     pub flags: Cell<u32>,
@@ -28,8 +28,25 @@ pub struct Fake {
     pub unread: Cell<u32>,
     /// Writes of an answer that are looked at.
     pub writes: Cell<u32>,
+    /// The clock of its engine.
+    pub clock: RefCell<Clock>,
     /// What is counted.
     pub stats: RefCell<TargetStats>,
+}
+
+impl Default for Fake {
+    fn default() -> Self {
+        Self {
+            flags: Cell::default(),
+            main: Cell::default(),
+            samplers: Cell::default(),
+            incomplete: Cell::default(),
+            unread: Cell::default(),
+            writes: Cell::default(),
+            clock: RefCell::new(Clock::BLANK),
+            stats: RefCell::default(),
+        }
+    }
 }
 
 impl Fake {
@@ -101,6 +118,10 @@ impl Process for Fake {
     fn unread(&self) -> u32 {
         self.unread.get()
     }
+
+    fn clock<T>(&self, look: impl FnOnce(&mut Clock) -> T) -> Option<T> {
+        Some(look(&mut self.clock.borrow_mut()))
+    }
 }
 
 impl Counters for Fake {
@@ -131,6 +152,10 @@ impl Counters for Fake {
 
     fn engine(&self, ns: u64) {
         self.stats.borrow_mut().engine_ns += ns;
+    }
+
+    fn part(&self, part: Part, ns: u64) {
+        self.stats.borrow_mut().parts[part as usize] += ns;
     }
 
     fn inter_token(&self, ns: u64) {

@@ -163,7 +163,7 @@ impl Requests {
             Some(RequestEvent::SlotStart(event)) => request.slot_start(event),
             Some(RequestEvent::SlotEnd(event)) => request.slot_end(event),
             Some(RequestEvent::Draft(event)) => request.draft(event),
-            Some(RequestEvent::Piece(_)) | None => {}
+            Some(RequestEvent::Prompt(_) | RequestEvent::Prefill(_) | RequestEvent::Piece(_)) | None => {}
         }
         if let Some(path) = self.predict.get(&key.tgid) {
             request.predicts_at(path);
