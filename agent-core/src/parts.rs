@@ -6,6 +6,8 @@
 //! rest is theirs, by tokens. Where it is not known how long one without them takes, the tokens that are no prompt have their
 //! share of it by tokens.
 
+use core::ops::DerefMut;
+
 use llamaprobe_common::{
     batch::Context,
     loss::Loss,
@@ -37,10 +39,10 @@ struct Over {
     running: u32,
 }
 
-/// Looks at the clock where there are slots: only of them it is known which token follows which.
+/// The clock, where there are slots: only of them it is known which token follows which.
 #[inline(always)]
-fn look<T>(target: &impl Process, look: impl FnOnce(&mut Clock) -> T) -> Option<T> {
-    if target.may(TargetConfig::SLOTS) { target.clock(look) } else { None }
+fn clock(target: &impl Process) -> Option<impl DerefMut<Target = Clock>> {
+    if target.may(TargetConfig::SLOTS) { target.clock() } else { None }
 }
 
 /// Whether it is told who waits for whom: where requests are known by their tasks.
@@ -142,7 +144,7 @@ pub fn tell_prompt(
     context: &Context,
     tokens: u32,
 ) {
-    if !is_told(target) || target.clock(|clock| clock.running).unwrap_or(0) < 2 {
+    if !is_told(target) || target.clock().is_none_or(|clock| clock.running < 2) {
         return;
     }
     let told = requests.tell(|| PromptEvent {
@@ -159,44 +161,40 @@ pub fn tell_prompt(
 /// A decode call is entered; the one before, if it was `failed`, was of no use.
 #[inline(always)]
 pub fn enter(target: &impl Target, events: &mut impl Events, now: u64, failed: bool) {
-    let over = look(target, |clock| {
-        let over = end(clock, now, failed);
-        clock.doing = Doing::Decode as u32;
-        clock.entered_ns = now;
-        clock.prompt = 0;
-        clock.rest = 0;
-        over
-    });
-    tell(target, events, over.flatten());
+    let Some(mut clock) = clock(target) else { return };
+    let over = end(&mut clock, now, failed);
+    clock.doing = Doing::Decode as u32;
+    clock.entered_ns = now;
+    clock.prompt = 0;
+    clock.rest = 0;
+    tell(target, events, over);
 }
 
 /// The batch of the decode call under way is known.
 #[inline(always)]
 pub fn describe(target: &impl Target, context: &Context) {
-    look(target, |clock| {
-        if clock.doing != Doing::Decode as u32 || clock.entered_ns != context.entered_ns {
-            return;
-        }
-        if context.flags & Context::DRAFT != 0 {
-            clock.doing = Doing::Draft as u32;
-        } else if context.flags & Context::PENDING == 0 {
-            // The warm-up, or another use of the context.
-            clock.doing = Doing::Host as u32;
-        } else {
-            clock.prompt = context.prompt_tokens + contexts::unread_prompt(context);
-            clock.rest = context.tokens.saturating_sub(clock.prompt);
-        }
-    });
+    let Some(mut clock) = clock(target) else { return };
+    if clock.doing != Doing::Decode as u32 || clock.entered_ns != context.entered_ns {
+        return;
+    }
+    if context.flags & Context::DRAFT != 0 {
+        clock.doing = Doing::Draft as u32;
+    } else if context.flags & Context::PENDING == 0 {
+        // The warm-up, or another use of the context.
+        clock.doing = Doing::Host as u32;
+    } else {
+        clock.prompt = context.prompt_tokens + contexts::unread_prompt(context);
+        clock.rest = context.tokens.saturating_sub(clock.prompt);
+    }
 }
 
 /// How much longer the decode call of a context took for the prompts in it, and their tokens.
 #[inline(always)]
 pub fn excess(target: &impl Target, context: &Context) -> (u64, u32) {
-    let of = |clock: &mut Clock| {
-        let own = clock.over_ns == context.entered_ns;
-        if own { (clock.excess_ns, clock.over_prompt) } else { (0, 0) }
-    };
-    look(target, of).unwrap_or((0, 0))
+    match clock(target) {
+        Some(clock) if clock.over_ns == context.entered_ns => (clock.excess_ns, clock.over_prompt),
+        _ => (0, 0),
+    }
 }
 
 /// The logits of the model are looked at, to sample from them. Where no token follows this is the token: what it takes to
@@ -204,29 +202,24 @@ pub fn excess(target: &impl Target, context: &Context) -> (u64, u32) {
 #[inline(always)]
 pub fn sample(target: &impl Target, events: &mut impl Events, now: u64) {
     let tokens = target.may(TargetConfig::SLOT_TOKENS);
-    let over = look(target, |clock| {
-        if clock.doing == Doing::Sampling as u32 {
-            // Several are sampled for one sequence: those of guesses.
-            return None;
-        }
-        let over = end(clock, now, false);
-        clock.doing = if tokens { Doing::Sampling as u32 } else { Doing::Host as u32 };
-        over
-    });
-    tell(target, events, over.flatten());
+    let Some(mut clock) = clock(target) else { return };
+    if clock.doing == Doing::Sampling as u32 {
+        // Several are sampled for one sequence: those of guesses.
+        return;
+    }
+    let over = end(&mut clock, now, false);
+    clock.doing = if tokens { Doing::Sampling as u32 } else { Doing::Host as u32 };
+    tell(target, events, over);
 }
 
 /// A slot has a token. Returns how long it was sampled.
 #[inline(always)]
 pub fn token(target: &impl Target, events: &mut impl Events, now: u64) -> u64 {
-    let done = look(target, |clock| {
-        let sampled = clock.doing == Doing::Sampling as u32;
-        let sampling = if sampled { now.saturating_sub(clock.at_ns) } else { 0 };
-        let over = end(clock, now, false);
-        clock.doing = Doing::Host as u32;
-        (sampling, over)
-    });
-    let Some((sampling, over)) = done else { return 0 };
+    let Some(mut clock) = clock(target) else { return 0 };
+    let sampled = clock.doing == Doing::Sampling as u32;
+    let sampling = if sampled { now.saturating_sub(clock.at_ns) } else { 0 };
+    let over = end(&mut clock, now, false);
+    clock.doing = Doing::Host as u32;
     tell(target, events, over);
     sampling
 }
@@ -234,29 +227,30 @@ pub fn token(target: &impl Target, events: &mut impl Events, now: u64) -> u64 {
 /// A request may take the slot of a sequence: from here on time is its.
 #[inline(always)]
 pub fn begin(target: &impl Target, state: &mut Sequence, now: u64) {
-    look(target, |clock| {
-        pass(clock, now);
-        state.spent = clock.sums;
-    });
+    let Some(mut clock) = clock(target) else { return };
+    pass(&mut clock, now);
+    state.spent = clock.sums;
 }
 
 /// A request has taken the slot.
 #[inline(always)]
 pub fn run(target: &impl Target, state: &Sequence) {
-    if state.flags & Sequence::ACTIVE == 0 {
-        look(target, |clock| clock.running += 1);
+    if state.flags & Sequence::ACTIVE == 0
+        && let Some(mut clock) = clock(target)
+    {
+        clock.running += 1;
     }
 }
 
 /// A request leaves its slot.
 #[inline(always)]
 pub fn leave(target: &impl Target, events: &mut impl Events, now: u64) {
-    let over = look(target, |clock| {
-        clock.running = clock.running.saturating_sub(1);
-        // Embeddings are ready without a look at logits.
-        if clock.doing == Doing::Decode as u32 { end(clock, now, false) } else { None }
-    });
-    tell(target, events, over.flatten());
+    let Some(mut clock) = clock(target) else { return };
+    let running = clock.running;
+    // Embeddings are ready without a look at logits.
+    let over = if clock.doing == Doing::Decode as u32 { end(&mut clock, now, false) } else { None };
+    clock.running = running.saturating_sub(1);
+    tell(target, events, over);
 }
 
 /// A token of a sequence is ready, now, after so long a `sampling`: the parts of its gap are counted.
@@ -264,12 +258,17 @@ pub fn leave(target: &impl Target, events: &mut impl Events, now: u64) {
 pub fn charge(target: &impl Target, state: &mut Sequence, sampling: u64) -> Parts {
     let mut gap = [0; Part::COUNT];
     let first = state.last_token_ns == 0;
-    let begun = !first || state.launched_ns != 0;
-    look(target, |clock| {
-        let since = |doing: Doing| clock.sums[doing as usize].saturating_sub(state.spent[doing as usize]);
-        let (prefill, sampled) = (since(Doing::Prefill), since(Doing::Sampling));
-        let own = if first { state.parts[Part::OwnPrefill as usize].min(prefill) } else { 0 };
-        let sampling = sampling.min(sampled);
+    let Some(mut clock) = clock(target) else { return gap };
+    if state.flags & Sequence::ACTIVE == 0 {
+        // One that was running when the agent came.
+        clock.running += 1;
+    }
+    let since = |doing: Doing| clock.sums[doing as usize].saturating_sub(state.spent[doing as usize]);
+    let (prefill, sampled) = (since(Doing::Prefill), since(Doing::Sampling));
+    let own = if first { state.parts[Part::OwnPrefill as usize].min(prefill) } else { 0 };
+    let sampling = sampling.min(sampled);
+    // Of a request that was running when the agent came the first gap is not known.
+    if !first || state.launched_ns != 0 {
         gap[Part::Host as usize] = since(Doing::Host);
         gap[Part::Draft as usize] = since(Doing::Draft);
         gap[Part::OwnPrefill as usize] = own;
@@ -277,26 +276,13 @@ pub fn charge(target: &impl Target, state: &mut Sequence, sampling: u64) -> Part
         gap[Part::NeighbourPrefill as usize] = prefill - own;
         gap[Part::Sampling as usize] = sampling;
         gap[Part::OthersSampling as usize] = sampled - sampling;
-        state.spent = clock.sums;
-        if state.flags & Sequence::ACTIVE == 0 {
-            // One that was running when the agent came.
-            clock.running += 1;
-        }
-    });
+    }
+    state.spent = clock.sums;
     if first {
-        state.parts = [0; Part::COUNT];
+        state.parts[Part::OwnPrefill as usize] = 0;
     }
-    // Of a request that was running when the agent came the first gap is not known.
-    if !begun {
-        return [0; Part::COUNT];
-    }
-    for part in Part::ALL {
-        let ns = gap[part as usize];
-        if ns != 0 {
-            state.parts[part as usize] += ns;
-            target.part(part, ns);
-        }
-    }
+    state.parts.iter_mut().zip(&gap).for_each(|(sum, ns)| *sum += ns);
+    target.gap(&gap);
     gap
 }
 

@@ -1,8 +1,10 @@
 //! The observed process: what is known of it, what is noted of it, and what is counted for it.
 
+use core::ops::DerefMut;
+
 use llamaprobe_common::{
     loss::Loss,
-    part::{Clock, Part},
+    part::{Clock, Parts},
     target::{TargetConfig, TokenType},
 };
 
@@ -47,8 +49,8 @@ pub trait Process {
     /// How many decode calls of it could not be read so far.
     fn unread(&self) -> u32;
 
-    /// Looks at the clock of its engine, and sets it. `None` when there is none.
-    fn clock<T>(&self, look: impl FnOnce(&mut Clock) -> T) -> Option<T>;
+    /// The clock of its engine.
+    fn clock(&self) -> Option<impl DerefMut<Target = Clock>>;
 
     /// A context is freed.
     #[inline(always)]
@@ -88,8 +90,8 @@ pub trait Counters {
     /// Counts time of decode calls.
     fn engine(&self, ns: u64);
 
-    /// Counts a part of the gap of a token.
-    fn part(&self, part: Part, ns: u64);
+    /// Counts the parts of the gap of a token.
+    fn gap(&self, parts: &Parts);
 
     /// Observes the gap between two tokens of one request.
     fn inter_token(&self, ns: u64);

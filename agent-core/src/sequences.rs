@@ -199,7 +199,7 @@ pub fn token(target: &impl Target, state: &mut Sequence, now: u64, parts: &Parts
         target.inter_token(gap);
         if gap > state.worst_gap_ns {
             state.worst_gap_ns = gap;
-            state.worst_part = largest(parts) as u32;
+            state.worst_part = largest(parts);
         }
     } else {
         state.first_token_ns = now;

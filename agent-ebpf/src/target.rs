@@ -1,12 +1,12 @@
 //! The process a program runs for, and its counters.
 
-use core::arch::asm;
+use core::{arch::asm, ops::DerefMut};
 
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use llamaprobe_common::{
     histogram::{Bounds, Histogram, bucket},
     loss::Loss,
-    part::{Clock, Part},
+    part::{Clock, Part, Parts},
     probe::ProbeId,
     target::{MAX_TARGETS, Notes, TargetConfig, TargetStats, TokenType},
 };
@@ -161,11 +161,11 @@ impl Process for Target {
     }
 
     #[inline(always)]
-    fn clock<T>(&self, look: impl FnOnce(&mut Clock) -> T) -> Option<T> {
+    fn clock(&self) -> Option<impl DerefMut<Target = Clock>> {
         let clock = CLOCKS.get_ptr_mut(self.index)?;
         // SAFETY: `clock` points to a map value. A server works on its slots from one thread at a time: programs that get it
         // write it one after the other.
-        Some(look(unsafe { &mut *clock }))
+        Some(unsafe { &mut *clock })
     }
 
     #[inline(always)]
@@ -221,9 +221,18 @@ impl Counters for Target {
     }
 
     #[inline(always)]
-    fn part(&self, part: Part, ns: u64) {
-        // SAFETY: as above.
-        add(unsafe { (&raw mut (*self.stats).parts).cast::<u64>().add(part as usize) }, ns);
+    fn gap(&self, parts: &Parts) {
+        // SAFETY: as above; there are as many counters as parts.
+        let count = |part: Part| {
+            add(unsafe { (&raw mut (*self.stats).parts).cast::<u64>().add(part as usize) }, parts[part as usize]);
+        };
+        count(Part::Host);
+        count(Part::Decode);
+        count(Part::Sampling);
+        let rare = [Part::Draft, Part::OwnPrefill, Part::NeighbourPrefill, Part::OthersSampling];
+        if rare.map(|part| parts[part as usize]) != [0; 4] {
+            rare.map(count);
+        }
     }
 
     #[inline(always)]

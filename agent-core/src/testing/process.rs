@@ -1,11 +1,14 @@
 //! An observed process.
 
-use std::cell::{Cell, RefCell};
+use std::{
+    cell::{Cell, RefCell},
+    ops::DerefMut,
+};
 
 use llamaprobe_common::{
     histogram::{BATCH_TOKENS, LATENCY_NS},
     loss::Loss,
-    part::{Clock, Part},
+    part::{Clock, Parts},
     target::{TargetConfig, TargetStats, TokenType},
 };
 
@@ -119,8 +122,8 @@ impl Process for Fake {
         self.unread.get()
     }
 
-    fn clock<T>(&self, look: impl FnOnce(&mut Clock) -> T) -> Option<T> {
-        Some(look(&mut self.clock.borrow_mut()))
+    fn clock(&self) -> Option<impl DerefMut<Target = Clock>> {
+        Some(self.clock.borrow_mut())
     }
 }
 
@@ -154,8 +157,9 @@ impl Counters for Fake {
         self.stats.borrow_mut().engine_ns += ns;
     }
 
-    fn part(&self, part: Part, ns: u64) {
-        self.stats.borrow_mut().parts[part as usize] += ns;
+    fn gap(&self, parts: &Parts) {
+        let mut stats = self.stats.borrow_mut();
+        stats.parts.iter_mut().zip(parts).for_each(|(sum, ns)| *sum += ns);
     }
 
     fn inter_token(&self, ns: u64) {
