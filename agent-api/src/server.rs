@@ -17,6 +17,12 @@ pub struct Server {
     pub tokens: Tokens,
     /// The same by user, sorted by name; together they are `tokens`.
     pub users: Vec<User>,
+    /// Gaps of tokens by part, seconds; the parts add up to the gaps. Only what is told of this server.
+    #[serde(default)]
+    pub token_seconds: BTreeMap<String, f64>,
+    /// Who has waited for whose prompts.
+    #[serde(default)]
+    pub interference: Vec<Interference>,
     /// Tokens that were guessed by speculative decoding.
     pub draft_tokens: DraftTokens,
     /// How often its context did not suffice.
@@ -110,6 +116,17 @@ pub struct Model {
     pub splits: Option<u16>,
     /// Length of this file, bytes.
     pub file_bytes: u64,
+}
+
+/// How long requests of one user waited for prompts of another.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Interference {
+    /// Who waited.
+    pub victim: String,
+    /// Whose prompts they were.
+    pub culprit: String,
+    /// How long, seconds.
+    pub seconds: f64,
 }
 
 /// Tokens by type.

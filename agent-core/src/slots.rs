@@ -213,8 +213,7 @@ pub fn fork(
         return Ok(());
     }
     let (decoder, n_past) = (origin.context, origin.n_past);
-    let (step, prompt, own) =
-        (origin.step, origin.step_prompt, origin.parts[Part::OwnPrefill as usize]);
+    let (step, prompt, own) = (origin.step, origin.step_prompt, origin.parts[Part::OwnPrefill as usize]);
     let state = maps.sequences.find_or_make(&sequences::key(target, 0, to))?;
     let active = state.flags & Sequence::ACTIVE != 0;
     if target.has(TargetConfig::INFERRED_SLOTS) && !active {

@@ -224,7 +224,10 @@ impl Counters for Target {
     fn gap(&self, parts: &Parts) {
         // SAFETY: as above; there are as many counters as parts.
         let count = |part: Part| {
-            add(unsafe { (&raw mut (*self.stats).parts).cast::<u64>().add(part as usize) }, parts[part as usize]);
+            add(
+                unsafe { (&raw mut (*self.stats).parts).cast::<u64>().add(part as usize) },
+                parts[part as usize],
+            );
         };
         count(Part::Host);
         count(Part::Decode);

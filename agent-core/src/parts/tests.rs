@@ -102,7 +102,10 @@ fn a_prompt_is_charged_to_who_waits_for_it() {
     assert!(second.contains(&(Part::NeighbourPrefill, 1400 - own[0])), "{second:?}");
     assert!(third.contains(&(Part::OwnPrefill, own[1])), "{third:?}");
     // The last slot is sampled after two others.
-    assert!(third.contains(&(Part::Sampling, 10)) && third.contains(&(Part::OthersSampling, 30)), "{third:?}");
+    assert!(
+        third.contains(&(Part::Sampling, 10)) && third.contains(&(Part::OthersSampling, 30)),
+        "{third:?}"
+    );
     let told: Vec<_> = prompts(&world).iter().map(|told| (told.request, told.tokens)).collect();
     let (b, c) = (request(2), request(3));
     assert_eq!(told, [(b, 30), (c, 10), (b, 5), (c, 15)]);
@@ -120,7 +123,10 @@ fn without_a_measure_a_step_is_shared_by_tokens() {
     begin(&mut world, 1);
     step(&mut world, &[(0, 2, 1), (1, 0, 9)], 1000, &[0]);
     let parts = named(&world.sequence(0).parts);
-    assert!(parts.contains(&(Part::Decode, 100)) && parts.contains(&(Part::NeighbourPrefill, 900)), "{parts:?}");
+    assert!(
+        parts.contains(&(Part::Decode, 100)) && parts.contains(&(Part::NeighbourPrefill, 900)),
+        "{parts:?}"
+    );
 }
 
 #[test]

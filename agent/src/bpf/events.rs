@@ -4,8 +4,8 @@ use bytes::Bytes;
 use llamaprobe_common::{
     event::{ProcessEvent, ShownEvent},
     request::{
-        BeginEvent, DraftEvent, EndEvent, PieceHead, PrefillEvent, PromptEvent, RequestEventKind,
-        RequestKey, SlotEndEvent, SlotStartEvent, TaskEvent, WriteEvent,
+        BeginEvent, DraftEvent, EndEvent, PieceHead, PrefillEvent, PromptEvent, RequestEventKind, RequestKey,
+        SlotEndEvent, SlotStartEvent, TaskEvent, WriteEvent,
     },
 };
 

@@ -12,6 +12,7 @@ use llamaprobe_common::{
     target::TokenType,
 };
 
+use super::metrics::token_parts;
 use crate::{
     bpf::calibrate::Prices,
     discovery::model::Model,
@@ -68,6 +69,11 @@ fn server(server: &Server) -> api::Server {
             generated: tokens(TokenType::Generated),
         },
         users: server.usage.rows().map(|(name, row)| user(server, name, row)).collect(),
+        token_seconds: token_parts(server)
+            .into_iter()
+            .map(|(part, ns)| (part.name().to_owned(), ns as f64 / 1e9))
+            .collect(),
+        interference: server.usage.waits().map(interference).collect(),
         draft_tokens: api::DraftTokens { accepted: stats.accepted, rejected: stats.rejected },
         context: api::Context {
             shifts: stats.shifts,
@@ -137,6 +143,10 @@ fn user(server: &Server, name: &str, row: &Row) -> api::User {
         dollars_by_tokens: cost(Basis::Tokens),
         dollars_by_host: cost(Basis::Host),
     }
+}
+
+fn interference(((victim, culprit), ns): ((&str, &str), u64)) -> api::Interference {
+    api::Interference { victim: victim.to_owned(), culprit: culprit.to_owned(), seconds: ns as f64 / 1e9 }
 }
 
 fn requests(tally: &Tally) -> Vec<api::Requests> {

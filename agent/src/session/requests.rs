@@ -13,6 +13,7 @@ use super::{
     finished::Finished,
     identity::Naming,
     join::Joins,
+    parts::{Culprit, Engines},
     payload::head::{Head, Method},
     request::Request,
 };
@@ -35,6 +36,8 @@ pub struct Requests {
     unprobed: BTreeSet<u32>,
     /// Where servers serve Vertex AI's predictions.
     predict: BTreeMap<u32, String>,
+    /// Who works at the same time as whom.
+    engines: Engines,
 }
 
 impl Requests {
@@ -48,6 +51,7 @@ impl Requests {
             joins: BTreeMap::new(),
             unprobed: BTreeSet::new(),
             predict: BTreeMap::new(),
+            engines: Engines::default(),
         }
     }
 
@@ -119,6 +123,9 @@ impl Requests {
     /// Books a fact. Returns the request if it is over.
     pub fn on(&mut self, fact: &Fact) -> Option<Finished> {
         let key = fact.request();
+        if let Fact::Event(event) = fact {
+            self.wait(event);
+        }
         if key.arrived_ns == 0 {
             self.on_slot(key.tgid, fact);
             return None;
@@ -175,6 +182,27 @@ impl Requests {
         // Bytes alone end nothing.
         let now_ns = event.filter(|_| request.is_over())?.at_ns();
         self.open.remove(&key).map(|request| request.finish(now_ns, &self.naming))
+    }
+
+    /// Books who waits for whom.
+    fn wait(&mut self, event: &RequestEvent) {
+        match event {
+            RequestEvent::SlotStart(event) if event.request.arrived_ns != 0 => {
+                self.engines.start(event.request);
+            }
+            RequestEvent::SlotEnd(event) if event.request.arrived_ns != 0 => self.engines.end(event.request),
+            RequestEvent::Prompt(event) => self.engines.prompt(event),
+            RequestEvent::Prefill(event) => {
+                for wait in self.engines.prefill(event) {
+                    let user =
+                        self.open.get_mut(&wait.culprit).and_then(|request| request.user(&self.naming));
+                    if let Some(victim) = self.open.get_mut(&wait.victim) {
+                        victim.wait(Culprit { request: wait.culprit, user, ns: wait.ns });
+                    }
+                }
+            }
+            _ => {}
+        }
     }
 
     /// Books what a slot did for a request that is not known.
@@ -250,6 +278,7 @@ impl Requests {
         self.joins.remove(&pid);
         self.unprobed.remove(&pid);
         self.predict.remove(&pid);
+        self.engines.forget(pid);
         self.take(|key, _| key.tgid == pid, now_ns)
     }
 
