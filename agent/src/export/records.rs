@@ -48,8 +48,9 @@ struct Entry<'a> {
     request: Request<'a>,
     answer: Answer<'a>,
     times: Times,
-    /// Where the time of its tokens went, nanoseconds by part; they add up to that from the arrival to the last token.
-    parts_ns: BTreeMap<&'static str, u64>,
+    /// Where the time of its tokens went, nanoseconds by part; they add up to that from the arrival to the last token. Absent
+    /// where they are not known.
+    parts_ns: BTreeMap<&'static str, Option<u64>>,
     /// For whose prompts it waited, who cost it most first.
     slowed_by: Vec<Culprit<'a>>,
     tokens: Tokens,
@@ -119,6 +120,9 @@ struct Culprit<'a> {
     /// When it arrived; absent where it is not known, and for the rest of many.
     arrived_unix_us: Option<u64>,
     ns: u64,
+    /// Decode calls in which prompt tokens of it were.
+    calls: u64,
+    prompt_tokens: u64,
 }
 
 impl<'a> Culprit<'a> {
@@ -129,6 +133,8 @@ impl<'a> Culprit<'a> {
             user: culprit.user.as_deref(),
             arrived_unix_us: u64::try_from(arrived.as_micros()).ok().filter(|_| arrived_ns != 0),
             ns: culprit.ns,
+            calls: culprit.calls,
+            prompt_tokens: culprit.tokens,
         }
     }
 }
@@ -194,7 +200,9 @@ impl<'a> Entry<'a> {
             request: Request::new(request),
             answer: Answer::new(request),
             times: Times::new(request),
-            parts_ns: request.parts().map(|(part, ns)| (part.name(), ns)).collect(),
+            parts_ns: Part::ALL
+                .map(|part| (part.name(), request.token_time.as_ref().map(|time| time.get(part))))
+                .into(),
             slowed_by: request.slowed_by.iter().map(|culprit| Culprit::new(culprit, epoch)).collect(),
             tokens: Tokens::new(request),
             engine: Engine::new(request),

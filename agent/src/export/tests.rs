@@ -365,6 +365,7 @@ fn every_metric_says_what_it_is() {
     server.stats.hits[ProbeId::CommonSeqRm as usize] = 1;
     server.stats.hits[ProbeId::WaitingTask as usize] = 1;
     server.served.insert((Role::Task, ProbeId::WaitingTask));
+    server.usage.wait(Some("ada"), Some("bob"), 1);
     let text = String::from_utf8(render(&snapshot(vec![server]), &[]).unwrap()).unwrap();
     let mut names = BTreeSet::new();
     for metric in METRICS {

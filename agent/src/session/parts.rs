@@ -57,6 +57,18 @@ pub struct Culprit {
     pub user: Option<String>,
     /// How long, nanoseconds.
     pub ns: u64,
+    /// In how many decode calls.
+    pub calls: u64,
+    /// How many prompt tokens were in them.
+    pub tokens: u64,
+}
+
+impl Culprit {
+    fn add(&mut self, other: &Self) {
+        self.ns += other.ns;
+        self.calls += other.calls;
+        self.tokens += other.tokens;
+    }
 }
 
 /// For whom a request has waited.
@@ -69,10 +81,10 @@ impl Waits {
         let rest = RequestKey { arrived_ns: 0, ..culprit.request };
         let full = self.0.len() >= MAX_CULPRITS;
         match self.0.iter().position(|it| it.request == culprit.request) {
-            Some(at) => self.0[at].ns += culprit.ns,
+            Some(at) => self.0[at].add(&culprit),
             None if !full => self.0.push(culprit),
             None => match self.0.iter().position(|it| it.request == rest) {
-                Some(at) => self.0[at].ns += culprit.ns,
+                Some(at) => self.0[at].add(&culprit),
                 None => self.0.push(Culprit { request: rest, user: None, ..culprit }),
             },
         }
@@ -94,6 +106,8 @@ pub struct Wait {
     pub culprit: RequestKey,
     /// How long, nanoseconds.
     pub ns: u64,
+    /// How many tokens of it.
+    pub tokens: u32,
 }
 
 /// The engine of one process.
@@ -157,7 +171,7 @@ impl Engines {
         };
         let of = |victim: RequestKey| {
             let others = prompts.iter().filter(move |(culprit, _)| *culprit != victim);
-            others.map(move |(culprit, tokens)| Wait { victim, culprit: *culprit, ns: share(*tokens) })
+            others.map(move |(culprit, tokens)| Wait { victim, culprit: *culprit, ns: share(*tokens), tokens: *tokens })
         };
         engine.running.iter().flat_map(|victim| of(*victim)).collect()
     }
@@ -189,8 +203,8 @@ mod tests {
         [a, b, c].into_iter().for_each(|request| engines.start(request));
         engines.prompt(&prompt(b, 30, 5));
         engines.prompt(&prompt(c, 10, 5));
-        let wait = |victim, culprit, ns| Wait { victim, culprit, ns };
-        let all = [wait(a, b, 750), wait(a, c, 250), wait(b, c, 250), wait(c, b, 750)];
+        let wait = |victim, culprit, ns, tokens| Wait { victim, culprit, ns, tokens };
+        let all = [wait(a, b, 750, 30), wait(a, c, 250, 10), wait(b, c, 250, 10), wait(c, b, 750, 30)];
         assert_eq!(engines.prefill(&prefill(40, 5, 1000)), all);
         assert_eq!(engines.prefill(&prefill(40, 5, 1000)), [], "once");
         engines.end(b);
@@ -198,7 +212,7 @@ mod tests {
         engines.prompt(&prompt(b, 7, 6));
         // Of a call that failed nothing is told; the next is another.
         engines.prompt(&prompt(c, 4, 7));
-        assert_eq!(engines.prefill(&prefill(4, 7, 80)), [wait(a, c, 80)]);
+        assert_eq!(engines.prefill(&prefill(4, 7, 80)), [wait(a, c, 80, 4)]);
         engines.prompt(&prompt(c, 4, 8));
         assert_eq!(engines.prefill(&prefill(4, 9, 80)), [], "another call");
         engines.forget(a.tgid);
@@ -219,13 +233,14 @@ mod tests {
     fn of_many_others_the_rest_is_one() {
         let mut waits = Waits::default();
         for ms in 1..=100 {
-            waits.add(Culprit { request: key(ms), user: Some(ms.to_string()), ns: 1 });
+            waits.add(Culprit { request: key(ms), user: Some(ms.to_string()), ns: 1, calls: 1, tokens: 2 });
         }
-        waits.add(Culprit { request: key(3), user: None, ns: 4 });
+        waits.add(Culprit { request: key(3), user: None, ns: 4, calls: 1, tokens: 2 });
         let sorted = waits.sorted();
         assert_eq!(sorted.len(), MAX_CULPRITS + 1);
         assert_eq!((sorted[0].request.arrived_ns, sorted[0].ns, &sorted[0].user), (0, 36, &None));
-        assert_eq!((sorted[1].request, sorted[1].user.as_deref(), sorted[1].ns), (key(3), Some("3"), 5));
+        assert_eq!((sorted[1].request, sorted[1].user.as_deref()), (key(3), Some("3")));
+        assert_eq!((sorted[1].ns, sorted[1].calls, sorted[1].tokens), (5, 2, 4));
     }
 
     #[test]

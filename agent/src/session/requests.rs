@@ -197,7 +197,8 @@ impl Requests {
                     let user =
                         self.open.get_mut(&wait.culprit).and_then(|request| request.user(&self.naming));
                     if let Some(victim) = self.open.get_mut(&wait.victim) {
-                        victim.wait(Culprit { request: wait.culprit, user, ns: wait.ns });
+                        let (ns, tokens) = (wait.ns, u64::from(wait.tokens));
+                        victim.wait(Culprit { request: wait.culprit, user, ns, calls: 1, tokens });
                     }
                 }
             }
