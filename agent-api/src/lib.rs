@@ -13,7 +13,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 pub use self::server::{
-    Context, DraftTokens, Live, Model, Phases, Request, Requests, Server, SlotContext, Times, Tokens, User,
+    Context, DraftTokens, Interference, Live, Model, Phases, Request, Requests, Server, SlotContext, Times,
+    Tokens, User,
 };
 
 /// The number of the schema that these types are.

@@ -17,6 +17,12 @@ pub struct Server {
     pub tokens: Tokens,
     /// The same by user, sorted by name; together they are `tokens`.
     pub users: Vec<User>,
+    /// Gaps of tokens by part, seconds; the parts add up to the gaps. Only what is told of this server.
+    #[serde(default)]
+    pub token_seconds: BTreeMap<String, f64>,
+    /// Who has waited for whose prompts.
+    #[serde(default)]
+    pub interference: Vec<Interference>,
     /// Tokens that were guessed by speculative decoding.
     pub draft_tokens: DraftTokens,
     /// How often its context did not suffice.
@@ -116,6 +122,17 @@ pub struct Model {
     pub file_bytes: u64,
 }
 
+/// How long requests of one user waited for prompts of another.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Interference {
+    /// Who waited.
+    pub victim: String,
+    /// Whose prompts they were.
+    pub culprit: String,
+    /// How long, seconds.
+    pub seconds: f64,
+}
+
 /// Tokens by type.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tokens {
@@ -195,6 +212,13 @@ pub struct Request {
     pub last_token_ms: Option<f64>,
     /// The longest gap between two of its tokens; absent before the second.
     pub worst_gap_ms: Option<f64>,
+    /// What most of that gap was, a part as in `token_ms`; absent while it is under way, and where it is not told.
+    pub worst_gap_part: Option<String>,
+    /// Where the time of its tokens went, milliseconds by part; empty while it is under way, and where it is not told.
+    #[serde(default)]
+    pub token_ms: BTreeMap<String, f64>,
+    /// The user whose prompts it waited for most; absent where it waited for none.
+    pub slowed_by: Option<String>,
     /// Its tokens so far.
     pub tokens: Tokens,
     /// What its slots hold, tokens.

@@ -7,8 +7,8 @@ use crate::{layout::ExtLayout, plain};
 pub const MAX_RUNS: usize = 512;
 
 /// Decode calls whose duration is kept: a sequence asks for that of the last one it took part in, and it takes part in
-/// nearly every one.
-pub const STEPS: usize = 8;
+/// nearly every one: only while the prompts of others fill the batches it waits. A power of two.
+pub const STEPS: usize = 32;
 
 /// Decode calls that failed whose numbers are kept: a server tries again with half of the batch, eleven times with 2,048.
 /// A power of two.
@@ -83,6 +83,12 @@ pub struct Step {
     pub number: u32,
     /// Tokens in its batch.
     pub tokens: u32,
+    /// How much longer it took for the prompts in it.
+    pub excess_ns: u64,
+    /// Tokens of those.
+    pub prompt: u32,
+    /// Always 0.
+    pub reserved: u32,
 }
 
 /// The search for the run of a token; in the map for the reason of [`Walk`].
@@ -178,6 +184,6 @@ plain!(
     Run = 12,
     Walk = 32,
     Pick = 16,
-    Step = 16,
-    Context = 152 + 16 * STEPS + 4 * FAILURES + 12 * MAX_RUNS
+    Step = 32,
+    Context = 152 + 32 * STEPS + 4 * FAILURES + 12 * MAX_RUNS
 );

@@ -13,6 +13,7 @@ pub mod event;
 pub mod histogram;
 pub mod layout;
 pub mod loss;
+pub mod part;
 pub mod probe;
 pub mod request;
 pub mod sequence;

@@ -1,6 +1,6 @@
 //! Requests on sockets: their identity, what is kept of a connection in the kernel, and the events of a request's way.
 
-use crate::plain;
+use crate::{part::Parts, plain};
 
 /// The longest piece of a request or an answer that is handed over at once; longer reads and writes make several.
 pub const PIECE_BYTES: usize = 16 * 1024;
@@ -215,6 +215,10 @@ pub enum RequestEventKind {
     SlotEnd = 6,
     /// [`DraftEvent`]
     Draft = 8,
+    /// [`PromptEvent`]
+    Prompt = 9,
+    /// [`PrefillEvent`]
+    Prefill = 10,
 }
 
 /// A request begins.
@@ -416,8 +420,10 @@ pub struct SlotEndEvent {
     /// 1 when tokens of its prompt may be missing: while it was computed there was a batch that could not be read to its
     /// end.
     pub incomplete: u32,
-    /// Always 0.
-    pub reserved: u32,
+    /// The [`Part`](crate::part::Part) that most of its longest gap was.
+    pub worst_part: u32,
+    /// The gaps of its tokens, by [`Part`](crate::part::Part), without the time before it took the slot.
+    pub parts: Parts,
 }
 
 /// A decode call that checked guesses is over. Sent only where it was asked for: it comes once a step.
@@ -439,6 +445,40 @@ pub struct DraftEvent {
     pub reserved: u32,
 }
 
+/// A request's prompt goes into a decode call of an engine that works for others, too.
+#[derive(Clone, Copy, Debug)]
+#[cfg_attr(feature = "user", derive(serde::Serialize, serde::Deserialize))]
+#[repr(C)]
+pub struct PromptEvent {
+    /// [`RequestEventKind::Prompt`]
+    pub kind: u32,
+    /// Tokens of it.
+    pub tokens: u32,
+    /// The request; `arrived_ns` 0 when none is known.
+    pub request: RequestKey,
+    /// When the call was entered: so is it named.
+    pub at_ns: u64,
+}
+
+/// A decode call with prompts is over, of an engine that works for several.
+#[derive(Clone, Copy, Debug)]
+#[cfg_attr(feature = "user", derive(serde::Serialize, serde::Deserialize))]
+#[repr(C)]
+pub struct PrefillEvent {
+    /// [`RequestEventKind::Prefill`]
+    pub kind: u32,
+    /// Prompt tokens in it.
+    pub prompt: u32,
+    /// No request: the process.
+    pub request: RequestKey,
+    /// When.
+    pub at_ns: u64,
+    /// When it was entered.
+    pub entered_ns: u64,
+    /// How much longer it took for its prompts.
+    pub excess_ns: u64,
+}
+
 plain!(
     ConnectionKey = 8,
     RequestKey = 16,
@@ -452,5 +492,7 @@ plain!(
     TaskEvent = 32,
     DraftEvent = 40,
     SlotStartEvent = 40,
-    SlotEndEvent = 128,
+    SlotEndEvent = 128 + 64,
+    PromptEvent = 32,
+    PrefillEvent = 48,
 );

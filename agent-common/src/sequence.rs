@@ -1,6 +1,10 @@
 //! State of one sequence: a slot's seat in a llama.cpp server, or a `seq_id` of any other user of libllama.
 
-use crate::{plain, request::RequestKey};
+use crate::{
+    part::{Parts, Sums},
+    plain,
+    request::RequestKey,
+};
 
 /// Names a sequence. In a server whose slots are seen, `context` is 0 and `sequence` is the slot's: slot events
 /// carry no context pointer.
@@ -70,6 +74,14 @@ pub struct Sequence {
     pub step_accepted: u32,
     /// Its tokens in that call that count as its prompt: taken back if the call fails.
     pub step_prompt: u32,
+    /// What the engine had spent its time on when the last token of this request was ready, or when it took the slot.
+    pub spent: Sums,
+    /// The gaps of its tokens, by part. Before the first token, what decode calls took longer for its prompt.
+    pub parts: Parts,
+    /// The [`Part`](crate::part::Part) that most of its longest gap was.
+    pub worst_part: u32,
+    /// Always 0.
+    pub reserved: u32,
 }
 
 impl Sequence {
@@ -86,4 +98,4 @@ impl Sequence {
     pub const CUT: u32 = 16;
 }
 
-plain!(SequenceKey = 16, Sequence = 136);
+plain!(SequenceKey = 16, Sequence = 144 + 64 + 64);

@@ -1,6 +1,12 @@
 //! One observed process: what the programs must know of it and what they count for it.
 
-use crate::{histogram::Histogram, loss::Loss, plain, probe::ProbeId};
+use crate::{
+    histogram::Histogram,
+    loss::Loss,
+    part::{Part, Parts},
+    plain,
+    probe::ProbeId,
+};
 
 /// Processes observed at the same time. Each takes a row of counters on every CPU of the machine, some 1.2 kB.
 pub const MAX_TARGETS: u32 = 128;
@@ -122,6 +128,8 @@ pub struct TargetStats {
     pub shifts: u64,
     /// Time of decode calls, nanoseconds: also of those whose end is not seen, such as prompt chunks without output.
     pub engine_ns: u64,
+    /// Gaps of tokens by [`Part`], nanoseconds.
+    pub parts: Parts,
     /// Gaps between consecutive tokens of one request, nanoseconds.
     pub inter_token: Histogram,
     /// Entry of a decode call to its first logits, nanoseconds.
@@ -133,7 +141,7 @@ pub struct TargetStats {
 plain!(
     TargetConfig = 16,
     Notes = 24,
-    TargetStats = (ProbeId::COUNT + Loss::COUNT + 2 * TokenType::COUNT + 4 + 3 * 33) * 8
+    TargetStats = (ProbeId::COUNT + Loss::COUNT + 2 * TokenType::COUNT + 4 + Part::COUNT + 3 * 33) * 8
 );
 
 impl Default for TargetStats {
@@ -147,6 +155,7 @@ impl Default for TargetStats {
             rejected: 0,
             shifts: 0,
             engine_ns: 0,
+            parts: [0; Part::COUNT],
             inter_token: Histogram::default(),
             step: Histogram::default(),
             batch: Histogram::default(),

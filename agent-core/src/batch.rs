@@ -10,9 +10,10 @@ use llamaprobe_common::{
 
 use crate::{
     contexts,
-    events::Requests,
+    events::{Events, Requests},
     machine::Machine,
     maps::{Contexts, Maps, Memories, Sequences},
+    parts,
     process::{Counters, Process, Target},
     sequences,
     slots::prove,
@@ -26,6 +27,7 @@ pub fn enter<'a>(
     target: &impl Target,
     machine: &impl Machine,
     maps: &'a mut Maps<impl Contexts, impl Memories, impl Sequences>,
+    events: &mut impl Events,
     cookie: Cookie,
     address: u64,
     source: &Source,
@@ -57,6 +59,7 @@ pub fn enter<'a>(
         && same_place
         && context.mark == mark
         && source.len <= context.tokens;
+    parts::enter(target, events, now, retried);
     if retried {
         // The call before failed for want of room in the KV cache; the server tries the same tokens again.
         contexts::fail(context);
@@ -156,6 +159,9 @@ pub fn attribute(
     let prompt = if state.flags & Sequence::DECODING == 0 { tokens } else { 0 };
     context.prompt_tokens += prompt;
     state.prompt_tokens += prompt;
+    if prompt != 0 {
+        parts::tell_prompt(target, requests, state, context, prompt);
+    }
     // Of a request that generates one token goes on, the others are guesses that this call is to check.
     let drafted = if prompt == 0 { tokens - 1 } else { 0 };
     context.met += u32::from(prompt == 0);

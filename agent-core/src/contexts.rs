@@ -9,6 +9,7 @@ use llamaprobe_common::{
 
 use crate::{
     maps::{Contexts, Maps, Memories, Sequences},
+    parts,
     process::{Process, Target},
     sequences,
 };
@@ -41,9 +42,7 @@ pub fn count_pending(target: &impl Target, context: &mut Context, now: u64) -> b
     context.flags &= !Context::PENDING;
     context.flags |= Context::COUNTED;
     target.batch(u64::from(context.tokens));
-    // Of tokens that could not be read those are no prompt that slots go on with which generate.
-    let unmet = context.decoding.saturating_sub(context.met);
-    let rest = context.rest.saturating_sub(unmet);
+    let rest = unread_prompt(context);
     target.tokens(TokenType::Prompt, u64::from(context.prompt_tokens + rest));
     if rest != 0 {
         target.unattributed(TokenType::Prompt, u64::from(rest));
@@ -51,8 +50,18 @@ pub fn count_pending(target: &impl Target, context: &mut Context, now: u64) -> b
     let duration_ns = now.saturating_sub(context.entered_ns);
     target.engine(duration_ns);
     let (number, tokens) = (context.step, context.tokens);
-    context.steps[number as usize & (STEPS - 1)] = Step { duration_ns, number, tokens };
+    let (excess_ns, prompt) = parts::excess(target, context);
+    context.steps[number as usize & (STEPS - 1)] =
+        Step { duration_ns, number, tokens, excess_ns, prompt, reserved: 0 };
     true
+}
+
+/// Tokens of the batch that are prompt of nobody knows whom: of those that could not be read the others are no prompt, with
+/// which slots go on that generate.
+#[inline(always)]
+pub fn unread_prompt(context: &Context) -> u32 {
+    let unmet = context.decoding.saturating_sub(context.met);
+    context.rest.saturating_sub(unmet)
 }
 
 /// The same before what the call has put into the context is cut or cleared: whatever was decoded before is decoded, but
@@ -113,6 +122,13 @@ pub fn is_retry(context: &Context) -> bool {
 /// the context is one whose calls do.
 #[inline(always)]
 pub fn walked(target: &impl Target, context: &mut Context) {
+    incomplete(target, context);
+    parts::describe(target, context);
+}
+
+/// Its end was not reached.
+#[inline(always)]
+fn incomplete(target: &impl Target, context: &mut Context) {
     if context.rest == 0 {
         return;
     }

@@ -11,6 +11,7 @@ use crate::{
     contexts,
     machine::Machine,
     maps::{Contexts, Maps, Memories, Sequences},
+    parts,
     process::Target,
     sequences,
 };
@@ -83,6 +84,9 @@ fn cut_slot(
             state.cached_tokens = from as u32;
             state.prefill_ns = machine.now();
             state.n_past = from as u32;
+            if state.flags & Sequence::LAUNCHED == 0 {
+                parts::begin(target, state, state.prefill_ns);
+            }
             return Ok(());
         }
     }

@@ -2,7 +2,8 @@
 
 use llamaprobe_common::{
     request::{
-        BeginEvent, DraftEvent, EndEvent, RequestKey, SlotEndEvent, SlotStartEvent, TaskEvent, WriteEvent,
+        BeginEvent, DraftEvent, EndEvent, PrefillEvent, PromptEvent, RequestKey, SlotEndEvent,
+        SlotStartEvent, TaskEvent, WriteEvent,
     },
     task::TaskKey,
 };
@@ -20,6 +21,8 @@ pub enum Event {
     SlotStart(SlotStartEvent),
     SlotEnd(SlotEndEvent),
     Draft(DraftEvent),
+    Prompt(PromptEvent),
+    Prefill(PrefillEvent),
 }
 
 macro_rules! events {
@@ -40,6 +43,8 @@ events!(
     SlotStart(SlotStartEvent),
     SlotEnd(SlotEndEvent),
     Draft(DraftEvent),
+    Prompt(PromptEvent),
+    Prefill(PrefillEvent),
 );
 
 /// The way to the agent.

@@ -24,6 +24,7 @@ pub mod layout;
 pub mod links;
 pub mod machine;
 pub mod maps;
+pub mod parts;
 pub mod pick;
 pub mod process;
 pub mod sequences;

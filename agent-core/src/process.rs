@@ -1,7 +1,10 @@
 //! The observed process: what is known of it, what is noted of it, and what is counted for it.
 
+use core::ops::DerefMut;
+
 use llamaprobe_common::{
     loss::Loss,
+    part::{Clock, Parts},
     target::{TargetConfig, TokenType},
 };
 
@@ -46,6 +49,9 @@ pub trait Process {
     /// How many decode calls of it could not be read so far.
     fn unread(&self) -> u32;
 
+    /// The clock of its engine.
+    fn clock(&self) -> Option<impl DerefMut<Target = Clock>>;
+
     /// A context is freed.
     #[inline(always)]
     fn forget_main(&self, address: u64) {
@@ -83,6 +89,9 @@ pub trait Counters {
 
     /// Counts time of decode calls.
     fn engine(&self, ns: u64);
+
+    /// Counts the parts of the gap of a token.
+    fn gap(&self, parts: &Parts);
 
     /// Observes the gap between two tokens of one request.
     fn inter_token(&self, ns: u64);

@@ -2,6 +2,7 @@
 
 use llamaprobe_common::{
     batch::{Context, STEPS},
+    part::{DOINGS, Part, Parts, largest},
     request::{DraftEvent, RequestEventKind, RequestKey},
     sequence::{Sequence, SequenceKey},
     target::{TargetConfig, TokenType},
@@ -42,6 +43,10 @@ pub const BLANK: Sequence = Sequence {
     unread: 0,
     step_accepted: 0,
     step_prompt: 0,
+    spent: [0; DOINGS],
+    parts: [0; Part::COUNT],
+    worst_part: 0,
+    reserved: 0,
 };
 
 /// The client has gone when `tokens` - 1 tokens of the request were generated.
@@ -87,9 +92,10 @@ pub fn decoder(target: &impl Process, state: &Sequence) -> u64 {
 /// A request takes the sequence. What the KV cache holds stays: the request may reuse it.
 #[inline(always)]
 pub fn launch(target: &impl Process, state: &mut Sequence, task: i32, request: RequestKey, now: u64) {
-    let n_past = state.n_past;
+    let (n_past, spent) = (state.n_past, state.spent);
     *state = BLANK;
     state.n_past = n_past;
+    state.spent = spent;
     state.flags = Sequence::ACTIVE;
     state.task = task;
     state.request = request;
@@ -170,22 +176,30 @@ pub fn judge_draft(target: &impl Target, requests: &mut impl Requests, state: &m
 #[inline(always)]
 pub fn settle(state: &mut Sequence, context: &Context) {
     let step = context.steps[state.step as usize & (STEPS - 1)];
-    if state.step_tokens == 0 || step.number != state.step || step.tokens == 0 {
+    let part = state.step_tokens | state.step_prompt;
+    if part == 0 || step.number != state.step || step.tokens == 0 {
         return;
     }
     state.engine_ns += step.duration_ns * u64::from(state.step_tokens) / u64::from(step.tokens);
     state.step_tokens = 0;
+    // What is known only after the first token is in its gap already.
+    if step.prompt != 0 && state.first_token_ns == 0 {
+        let own = step.excess_ns * u64::from(state.step_prompt) / u64::from(step.prompt);
+        state.parts[Part::OwnPrefill as usize] += own;
+    }
+    state.step_prompt = 0;
 }
 
-/// A token of `state` is ready.
+/// A token of `state` is ready, whose gap has `parts`.
 #[inline(always)]
-pub fn token(target: &impl Target, state: &mut Sequence, now: u64) {
+pub fn token(target: &impl Target, state: &mut Sequence, now: u64, parts: &Parts) {
     target.tokens(TokenType::Generated, 1);
     if state.last_token_ns != 0 {
         let gap = now.saturating_sub(state.last_token_ns);
         target.inter_token(gap);
         if gap > state.worst_gap_ns {
             state.worst_gap_ns = gap;
+            state.worst_part = largest(parts);
         }
     } else {
         state.first_token_ns = now;

@@ -3,6 +3,7 @@
 use llamaprobe_common::{
     batch::{Context, MAX_SEQUENCE},
     loss::Loss,
+    part::Part,
     request::{RequestEventKind, RequestKey, SlotEndEvent, SlotStartEvent},
     sequence::Sequence,
     target::{TargetConfig, TokenType},
@@ -14,7 +15,7 @@ use crate::{
     events::Requests,
     machine::{Machine, Memory},
     maps::{Contexts, Maps, Memories, Sequences},
-    pick,
+    parts, pick,
     process::{Process, Target},
     sequences,
 };
@@ -34,6 +35,8 @@ pub fn start(
     let now = machine.now();
     target.note(TargetConfig::STARTED);
     let state = sequences.find_or_make(&sequences::key_of_slot(target, slot))?;
+    parts::begin(target, state, now);
+    parts::run(target, state);
     let key = TaskKey { tgid: target.tgid(), task };
     let request = requests.of_task(&key).unwrap_or(nobody(target));
     sequences::launch(target, state, task, request, now);
@@ -103,6 +106,7 @@ fn leave(
     let task = state.task;
     let now = machine.now();
     let decoded = state.flags & Sequence::DECODING != 0;
+    parts::leave(target, requests, now);
     state.flags = 0;
     state.task = -1;
     let mut n_ctx = 0;
@@ -148,7 +152,8 @@ fn leave(
         accepted_tokens: state.accepted,
         unread: target.unread().wrapping_sub(state.unread),
         incomplete: u32::from(is_incomplete(target, state)),
-        reserved: 0,
+        worst_part: state.worst_part,
+        parts: state.parts,
     });
     if !told {
         requests.lose_event(target, &state.request);
@@ -188,6 +193,7 @@ pub fn turn(
     }
     state.flags = Sequence::LAUNCHED;
     state.launched_ns = machine.now();
+    parts::begin(target, state, state.launched_ns);
     Ok(())
 }
 
@@ -207,10 +213,18 @@ pub fn fork(
         return Ok(());
     }
     let (decoder, n_past) = (origin.context, origin.n_past);
+    let (step, prompt, own) = (origin.step, origin.step_prompt, origin.parts[Part::OwnPrefill as usize]);
     let state = maps.sequences.find_or_make(&sequences::key(target, 0, to))?;
     let active = state.flags & Sequence::ACTIVE != 0;
     if target.has(TargetConfig::INFERRED_SLOTS) && !active {
-        let launched = if state.flags & Sequence::LAUNCHED != 0 { state.launched_ns } else { machine.now() };
+        let launched = if state.flags & Sequence::LAUNCHED != 0 {
+            state.launched_ns
+        } else {
+            let now = machine.now();
+            parts::begin(target, state, now);
+            now
+        };
+        parts::run(target, state);
         sequences::launch(target, state, -1, nobody(target), launched);
         state.flags |= Sequence::CACHE_COUNTED;
         state.context = decoder;
@@ -220,6 +234,12 @@ pub fn fork(
         }
     } else if !active {
         return Ok(());
+    }
+    if state.first_token_ns == 0 {
+        // The prompt that it waits for is its own request's.
+        state.step = step;
+        state.step_prompt = prompt;
+        state.parts[Part::OwnPrefill as usize] = own;
     }
     tell_start(target, requests, state, to, from);
     Ok(())
@@ -240,6 +260,7 @@ pub fn prove(
     }
     let (cached, prefill) = (state.cached_tokens, state.prefill_ns);
     let launched = if state.flags & Sequence::LAUNCHED != 0 { state.launched_ns } else { prefill };
+    parts::run(target, state);
     sequences::launch(target, state, -1, nobody(target), launched);
     state.flags |= Sequence::CACHE_COUNTED;
     state.cached_tokens = cached;

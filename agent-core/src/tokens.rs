@@ -1,12 +1,13 @@
 //! A token is ready; the logits of a step are looked at.
 
-use llamaprobe_common::{loss::Loss, sequence::Sequence, target::TargetConfig};
+use llamaprobe_common::{batch::Context, loss::Loss, sequence::Sequence, target::TargetConfig};
 
 use crate::{
     contexts,
+    events::Events,
     machine::Machine,
     maps::{Contexts, Maps, Memories, Sequences},
-    pick,
+    parts, pick,
     process::Target,
     sequences,
 };
@@ -17,6 +18,7 @@ pub fn of_slot(
     target: &impl Target,
     machine: &impl Machine,
     maps: &mut Maps<impl Contexts, impl Memories, impl Sequences>,
+    events: &mut impl Events,
     slot: i32,
 ) -> Result<(), Loss> {
     let told = target.is_undecided() && target.has(TargetConfig::TOLD);
@@ -28,6 +30,7 @@ pub fn of_slot(
         return Ok(());
     }
     let now = machine.now();
+    let sampling = parts::token(target, events, now);
     if let Some(context) = maps.contexts.find(&contexts::key(target, sequences::decoder(target, state))) {
         if !target.has(TargetConfig::STEP_END) {
             contexts::end_step(target, context, now);
@@ -35,7 +38,8 @@ pub fn of_slot(
         sequences::settle(state, context);
         context.decoding += u32::from(state.flags & Sequence::DECODING == 0);
     }
-    sequences::token(target, state, now);
+    let gap = parts::charge(target, state, sampling);
+    sequences::token(target, state, now, &gap);
     Ok(())
 }
 
@@ -54,6 +58,7 @@ pub fn sample(
     target: &impl Target,
     machine: &impl Machine,
     maps: &mut Maps<impl Contexts, impl Memories, impl Sequences>,
+    events: &mut impl Events,
     priority: u8,
     address: u64,
     index: Option<i32>,
@@ -63,6 +68,9 @@ pub fn sample(
         // Nothing was decoded since the agent came; where slots are seen they count the token anyway.
         return if target.may(TargetConfig::SLOT_TOKENS) { Ok(()) } else { Err(Loss::TokenUnmatched) };
     };
+    if context.flags & Context::DRAFT == 0 {
+        parts::sample(target, events, now);
+    }
     contexts::end_step(target, context, now);
     if target.has(TargetConfig::SLOT_TOKENS) || !pick::counts(context, priority) {
         return Ok(());
@@ -93,7 +101,8 @@ pub fn sample(
     let state = maps.sequences.find_or_make(&key)?;
     sequences::settle(state, context);
     context.decoding += u32::from(state.flags & Sequence::DECODING == 0);
-    sequences::token(target, state, now);
+    let gap = parts::charge(target, state, 0);
+    sequences::token(target, state, now, &gap);
     if target.is_undecided() {
         target.note(TargetConfig::TOLD);
     }

@@ -9,6 +9,7 @@ use llamaprobe_common::{
     call::Call,
     event::MAX_ONLY,
     layout::{LayoutKey, LayoutState},
+    part::Clock,
     request::{Connection, ConnectionKey, Peer, RequestKey, Talk},
     sequence::{Sequence, SequenceKey},
     target::{MAX_TARGETS, Notes, TargetConfig, TargetStats},
@@ -23,6 +24,10 @@ pub static TARGETS: HashMap<u32, TargetConfig> = HashMap::with_max_entries(MAX_T
 #[map]
 pub static NOTES: Array<Notes> = Array::with_max_entries(MAX_TARGETS, 0);
 
+/// The clocks of their engines, by `TargetConfig::index`.
+#[map]
+pub static CLOCKS: Array<Clock> = Array::with_max_entries(MAX_TARGETS, 0);
+
 /// What is counted, by `TargetConfig::index`; the row after the last target is the agent's own.
 #[map]
 pub static STATS: PerCpuArray<TargetStats> = PerCpuArray::with_max_entries(MAX_TARGETS + 1, 0);
@@ -30,6 +35,10 @@ pub static STATS: PerCpuArray<TargetStats> = PerCpuArray::with_max_entries(MAX_T
 /// Sequences of the targets. Entries go with their context, those of slots with the process.
 #[map]
 pub static SEQUENCES: HashMap<SequenceKey, Sequence> = HashMap::with_max_entries(8192, 0);
+
+/// One of which nothing is known: a value this large does not fit on the stack of a program beside the rest.
+#[map]
+pub static BLANK_SEQUENCE: Array<Sequence> = Array::with_max_entries(1, 0);
 
 /// Contexts of the targets. Entries go when the context is freed, or with the process.
 #[map]

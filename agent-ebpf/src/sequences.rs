@@ -11,7 +11,7 @@ use llamaprobe_core::{
 
 use crate::{
     contexts::{ContextMap, MemoryMap},
-    maps::SEQUENCES,
+    maps::{BLANK_SEQUENCE, SEQUENCES},
 };
 
 /// All that the account of tokens keeps.
@@ -44,8 +44,11 @@ impl Sequences for SequenceMap {
         if let Some(state) = find(key) {
             return Ok(state);
         }
-        SEQUENCES.insert(key, BLANK, 0).map_err(|_| Loss::SequencesFull)?;
-        find(key).ok_or(Loss::SequencesFull)
+        let blank = BLANK_SEQUENCE.get(0).ok_or(Loss::SequencesFull)?;
+        SEQUENCES.insert(key, blank, 0).map_err(|_| Loss::SequencesFull)?;
+        let state = find(key).ok_or(Loss::SequencesFull)?;
+        state.task = BLANK.task;
+        Ok(state)
     }
 
     #[inline(always)]

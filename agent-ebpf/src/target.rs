@@ -1,11 +1,12 @@
 //! The process a program runs for, and its counters.
 
-use core::arch::asm;
+use core::{arch::asm, ops::DerefMut};
 
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use llamaprobe_common::{
     histogram::{Bounds, Histogram, bucket},
     loss::Loss,
+    part::{Clock, Part, Parts},
     probe::ProbeId,
     target::{MAX_TARGETS, Notes, TargetConfig, TargetStats, TokenType},
 };
@@ -13,7 +14,7 @@ use llamaprobe_core::process::{Counters, Process};
 
 use crate::{
     layouts,
-    maps::{NOTES, STATS, TARGETS},
+    maps::{CLOCKS, NOTES, STATS, TARGETS},
 };
 
 /// Adds to a counter. The array is per CPU, but a program can be preempted by another on the same CPU, and counts
@@ -160,6 +161,14 @@ impl Process for Target {
     }
 
     #[inline(always)]
+    fn clock(&self) -> Option<impl DerefMut<Target = Clock>> {
+        let clock = CLOCKS.get_ptr_mut(self.index)?;
+        // SAFETY: `clock` points to a map value. A server works on its slots from one thread at a time: programs that get it
+        // write it one after the other.
+        Some(unsafe { &mut *clock })
+    }
+
+    #[inline(always)]
     fn unread(&self) -> u32 {
         layouts::unread(self)
     }
@@ -209,6 +218,24 @@ impl Counters for Target {
     fn engine(&self, ns: u64) {
         // SAFETY: as above.
         add(unsafe { &raw mut (*self.stats).engine_ns }, ns);
+    }
+
+    #[inline(always)]
+    fn gap(&self, parts: &Parts) {
+        // SAFETY: as above; there are as many counters as parts.
+        let count = |part: Part| {
+            add(
+                unsafe { (&raw mut (*self.stats).parts).cast::<u64>().add(part as usize) },
+                parts[part as usize],
+            );
+        };
+        count(Part::Host);
+        count(Part::Decode);
+        count(Part::Sampling);
+        let rare = [Part::Draft, Part::OwnPrefill, Part::NeighbourPrefill, Part::OthersSampling];
+        if rare.map(|part| parts[part as usize]) != [0; 4] {
+            rare.map(count);
+        }
     }
 
     #[inline(always)]

@@ -1,8 +1,9 @@
 use std::vec::Vec;
 
 use llamaprobe_common::{
-    batch::Step,
+    batch::{STEPS, Step},
     loss::Loss,
+    part::Part,
     request::RequestKey,
     sequence::{Sequence, SequenceKey},
     target::TargetConfig,
@@ -127,14 +128,16 @@ fn keys_name_slots_without_a_context() {
 #[test]
 fn a_call_whose_end_is_not_known_is_not_shared_out() {
     let mut context = blank();
-    context.steps[1] = Step { duration_ns: 100, number: 9, tokens: 4 };
-    let mut state = Sequence { step: 1, step_tokens: 2, ..BLANK };
+    let number = STEPS as u32 + 1;
+    context.steps[1] = Step { duration_ns: 100, number, tokens: 4, excess_ns: 30, prompt: 3, reserved: 0 };
+    let mut state = Sequence { step: 1, step_tokens: 2, step_prompt: 1, ..BLANK };
     settle(&mut state, &context);
     assert_eq!((state.engine_ns, state.step_tokens), (0, 2));
-    state.step = 9;
+    state.step = number;
     settle(&mut state, &context);
     settle(&mut state, &context);
     assert_eq!((state.engine_ns, state.step_tokens), (50, 0));
+    assert_eq!(state.parts[Part::OwnPrefill as usize], 10);
 }
 
 #[test]

@@ -447,7 +447,7 @@ proptest! {
         prop_assert!(generated <= sampled, "{} of {}", generated, sampled);
         let stats = world.target.stats.borrow();
         prop_assert!(stats.unattributed[0] <= prompt);
-        prop_assert_eq!(world.told.refused, world.told.lost.len() as u64);
+        prop_assert_eq!(world.told.refused, world.target.lost(Loss::RingFull));
         for end in world.told.ends() {
             prop_assert!(end.wasted_tokens <= end.generated_tokens && end.accepted_tokens <= end.drafted_tokens);
         }
@@ -456,6 +456,10 @@ proptest! {
             let told = |of: fn(&SlotEndEvent) -> u32| world.told.ends().map(|end| u64::from(of(end))).sum::<u64>();
             prop_assert!(told(|end| end.generated_tokens) <= generated);
             prop_assert!(told(|end| end.cached_tokens) <= cached);
+            for end in world.told.ends() {
+                let (gaps, parts) = (end.last_token_ns.saturating_sub(end.launched_ns), end.parts.iter().sum::<u64>());
+                prop_assert!(end.last_token_ns == 0 || end.launched_ns == 0 || gaps == parts, "{} of {}", parts, gaps);
+            }
         }
         prop_assert!(stats.accepted + stats.rejected <= decoded);
     }

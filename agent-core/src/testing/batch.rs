@@ -100,7 +100,14 @@ pub fn source(host: &Host) -> Source {
 /// A context of which nothing is known.
 pub fn blank() -> Context {
     let run = Run { start: 0, sequence: 0, sampled: 0 };
-    let step = llamaprobe_common::batch::Step { duration_ns: 0, number: 0, tokens: 0 };
+    let step = llamaprobe_common::batch::Step {
+        duration_ns: 0,
+        number: 0,
+        tokens: 0,
+        excess_ns: 0,
+        prompt: 0,
+        reserved: 0,
+    };
     Context {
         entered_ns: 0,
         tokens: 0,

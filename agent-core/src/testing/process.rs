@@ -1,10 +1,14 @@
 //! An observed process.
 
-use std::cell::{Cell, RefCell};
+use std::{
+    cell::{Cell, RefCell},
+    ops::DerefMut,
+};
 
 use llamaprobe_common::{
     histogram::{BATCH_TOKENS, LATENCY_NS},
     loss::Loss,
+    part::{Clock, Parts},
     target::{TargetConfig, TargetStats, TokenType},
 };
 
@@ -14,7 +18,6 @@ use crate::process::{Counters, Process};
 pub const TGID: u32 = 4711;
 
 /// The process.
-#[derive(Default)]
 pub struct Fake {
     /// Flags of [`TargetConfig`].
     pub flags: Cell<u32>,
@@ -28,8 +31,25 @@ pub struct Fake {
     pub unread: Cell<u32>,
     /// Writes of an answer that are looked at.
     pub writes: Cell<u32>,
+    /// The clock of its engine.
+    pub clock: RefCell<Clock>,
     /// What is counted.
     pub stats: RefCell<TargetStats>,
+}
+
+impl Default for Fake {
+    fn default() -> Self {
+        Self {
+            flags: Cell::default(),
+            main: Cell::default(),
+            samplers: Cell::default(),
+            incomplete: Cell::default(),
+            unread: Cell::default(),
+            writes: Cell::default(),
+            clock: RefCell::new(Clock::BLANK),
+            stats: RefCell::default(),
+        }
+    }
 }
 
 impl Fake {
@@ -101,6 +121,10 @@ impl Process for Fake {
     fn unread(&self) -> u32 {
         self.unread.get()
     }
+
+    fn clock(&self) -> Option<impl DerefMut<Target = Clock>> {
+        Some(self.clock.borrow_mut())
+    }
 }
 
 impl Counters for Fake {
@@ -131,6 +155,11 @@ impl Counters for Fake {
 
     fn engine(&self, ns: u64) {
         self.stats.borrow_mut().engine_ns += ns;
+    }
+
+    fn gap(&self, parts: &Parts) {
+        let mut stats = self.stats.borrow_mut();
+        stats.parts.iter_mut().zip(parts).for_each(|(sum, ns)| *sum += ns);
     }
 
     fn inter_token(&self, ns: u64) {

@@ -92,7 +92,7 @@ impl World {
             host.put_words(address, &[4096 | 1024 << 32, 0, 0, 0, 0, 0, 0, 0, address + 0x1000]);
         }
         let source = source(host);
-        enter(target, host, maps, cookie, address, &source)?;
+        enter(target, host, maps, told, cookie, address, &source)?;
         let context = maps.contexts.find(&contexts::key(target, address)).ok_or(Loss::ContextsFull)?;
         let mut done = Ok(());
         loop {
@@ -117,12 +117,12 @@ impl World {
 
     /// Samples a token of the last batch.
     pub fn sample(&mut self, address: u64, index: i32) -> Result<(), Loss> {
-        tokens::sample(&self.target, &self.host, &mut self.maps, 0, address, Some(index))
+        tokens::sample(&self.target, &self.host, &mut self.maps, &mut self.told, 0, address, Some(index))
     }
 
     /// A server has a token for a slot.
     pub fn token(&mut self, slot: i32) -> Result<(), Loss> {
-        tokens::of_slot(&self.target, &self.host, &mut self.maps, slot)
+        tokens::of_slot(&self.target, &self.host, &mut self.maps, &mut self.told, slot)
     }
 
     /// A task of a request takes a slot.

@@ -45,7 +45,7 @@ fn lp_batch(probe: ProbeContext) -> u32 {
         };
         let address = call.get(0)?;
         let mut maps = MAPS;
-        let context = batch::enter(target, &Helpers, &mut maps, cookie, address, &source)?;
+        let context = batch::enter(target, &Helpers, &mut maps, &mut Helpers, cookie, address, &source)?;
         go_on(&probe, FOLLOW_WALK, target, context)
     })
 }

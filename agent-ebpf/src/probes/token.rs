@@ -15,7 +15,7 @@ use crate::{
 fn lp_slot_token(probe: ProbeContext) -> u32 {
     observe(&probe, |target, _, call| {
         let slot = slot_id(&Helpers, call.get(2)?)?;
-        tokens::of_slot(target, &Helpers, &mut { MAPS }, slot)
+        tokens::of_slot(target, &Helpers, &mut { MAPS }, &mut Helpers, slot)
     })
 }
 
@@ -37,6 +37,6 @@ fn lp_sample(probe: ProbeContext) -> u32 {
             Some(TokenLayout::ContextIndex) => Some(call.get(cookie.index_argument())? as i32),
             _ => None,
         };
-        tokens::sample(target, &Helpers, &mut { MAPS }, cookie.priority(), address, index)
+        tokens::sample(target, &Helpers, &mut { MAPS }, &mut Helpers, cookie.priority(), address, index)
     })
 }

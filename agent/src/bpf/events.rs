@@ -4,8 +4,8 @@ use bytes::Bytes;
 use llamaprobe_common::{
     event::{ProcessEvent, ShownEvent},
     request::{
-        BeginEvent, DraftEvent, EndEvent, PieceHead, RequestEventKind, RequestKey, SlotEndEvent,
-        SlotStartEvent, TaskEvent, WriteEvent,
+        BeginEvent, DraftEvent, EndEvent, PieceHead, PrefillEvent, PromptEvent, RequestEventKind, RequestKey,
+        SlotEndEvent, SlotStartEvent, TaskEvent, WriteEvent,
     },
 };
 
@@ -32,6 +32,10 @@ pub enum RequestEvent {
     SlotEnd(SlotEndEvent),
     /// A decode call that checked guesses for it is over.
     Draft(DraftEvent),
+    /// Its prompt goes into a decode call of an engine that works for others, too.
+    Prompt(PromptEvent),
+    /// A decode call with prompts is over, of an engine that works for several. It is about no request, but a process.
+    Prefill(PrefillEvent),
 }
 
 /// Bytes of a request or an answer. Not `Debug`: they may be of a prompt.
@@ -68,6 +72,8 @@ impl RequestEvent {
             Self::SlotStart(event) => event.request,
             Self::SlotEnd(event) => event.request,
             Self::Draft(event) => event.request,
+            Self::Prompt(event) => event.request,
+            Self::Prefill(event) => event.request,
         }
     }
 
@@ -82,6 +88,8 @@ impl RequestEvent {
             Self::SlotStart(event) => event.at_ns,
             Self::SlotEnd(event) => event.at_ns,
             Self::Draft(event) => event.at_ns,
+            Self::Prompt(event) => event.at_ns,
+            Self::Prefill(event) => event.at_ns,
         }
     }
 }
@@ -95,6 +103,8 @@ pub fn request(entry: &[u8]) -> Option<RequestEvent> {
     const SLOT_START: u32 = RequestEventKind::SlotStart as u32;
     const SLOT_END: u32 = RequestEventKind::SlotEnd as u32;
     const DRAFT: u32 = RequestEventKind::Draft as u32;
+    const PROMPT: u32 = RequestEventKind::Prompt as u32;
+    const PREFILL: u32 = RequestEventKind::Prefill as u32;
     Some(match u32::from_ne_bytes(entry.get(..4)?.try_into().ok()?) {
         BEGIN => RequestEvent::Begin(value(entry)?),
         WRITE => RequestEvent::Write(value(entry)?),
@@ -103,6 +113,8 @@ pub fn request(entry: &[u8]) -> Option<RequestEvent> {
         SLOT_START => RequestEvent::SlotStart(value(entry)?),
         SLOT_END => RequestEvent::SlotEnd(value(entry)?),
         DRAFT => RequestEvent::Draft(value(entry)?),
+        PROMPT => RequestEvent::Prompt(value(entry)?),
+        PREFILL => RequestEvent::Prefill(value(entry)?),
         _ => return None,
     })
 }
@@ -136,7 +148,7 @@ mod tests {
             entry[..4].copy_from_slice(&kind.to_ne_bytes());
             request(&entry).is_some()
         };
-        assert!(task(4, 32) && !task(4, 31) && !task(4, 33) && !task(9, 32));
+        assert!(task(4, 32) && !task(4, 31) && !task(4, 33) && !task(11, 32));
         assert!(request(&[]).is_none() && process(&[0; 8]).is_none() && process(&[0; 28]).is_some());
     }
 

@@ -13,6 +13,7 @@ use llamaprobe_common::{
     batch::Context as State,
     event::ShownEvent,
     layout::{CANDIDATES, ExtLayout, FOUND, LayoutKey, LayoutState},
+    part::Clock,
     request::Peer,
     sequence::Sequence,
     target::{MAX_TARGETS, Notes, TargetConfig, TargetStats},
@@ -72,6 +73,9 @@ impl Maps {
         self.notes
             .set(config.index, Notes::default(), 0)
             .map_err(|source| LoadError::map("clear", "NOTES", source))?;
+        self.clocks
+            .set(config.index, Clock::BLANK, 0)
+            .map_err(|source| LoadError::map("clear", "CLOCKS", source))?;
         self.update(pid, config)
     }
 

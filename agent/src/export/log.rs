@@ -1,18 +1,21 @@
 //! The request log: one JSON line a finished request, for whoever runs the server.
 
 use std::{
+    collections::BTreeMap,
     io,
     path::PathBuf,
     time::{Duration, Instant, SystemTime},
 };
 
 use clap::ValueEnum;
+use llamaprobe_common::part::Part;
 use serde::Serialize;
 
 use super::{lines::Lines, sink::Sink};
 use crate::session::{
     Record,
     finished::{Finished, Outcome, UNKNOWN},
+    identity::NONE,
     snapshot::{Delivery, Output},
 };
 
@@ -64,6 +67,17 @@ pub struct Line<'a> {
     latency_ms: f64,
     #[serde(skip_serializing_if = "Option::is_none")]
     worst_gap_ms: Option<f64>,
+    /// What most of it was.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    worst_gap_part: Option<&'static str>,
+    /// Where the time of its tokens went, from arrival to the last; only what is not 0.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    parts_ms: BTreeMap<&'static str, f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    neighbour_prefill_ms: Option<f64>,
+    /// The user whose prompt it waited for longest.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    slowed_by: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     tokens_per_second: Option<f64>,
     context_used: u64,
@@ -117,6 +131,10 @@ impl<'a> Line<'a> {
             decode_ms: request.decode_ns().map(ms),
             latency_ms: ms(request.latency_ns()),
             worst_gap_ms: request.worst_gap().map(ms),
+            worst_gap_part: request.worst_part().map(Part::name),
+            parts_ms: request.parts().map(|(part, ns)| (part.name(), ms(ns))).collect(),
+            neighbour_prefill_ms: request.neighbour_prefill_ns().map(ms),
+            slowed_by: request.slowed_by.first().map(|it| it.user.as_deref().unwrap_or(NONE)),
             tokens_per_second: seconds
                 .map(|seconds| request.generated_tokens.saturating_sub(1) as f64 / seconds)
                 .map(|rate| (rate * 10.0).round() / 10.0),

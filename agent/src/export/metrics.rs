@@ -5,6 +5,8 @@
 mod quality;
 mod usage;
 
+pub(crate) use usage::token_parts;
+
 use llamaprobe_common::{
     histogram::{BATCH_TOKENS, Bounds, Histogram, LATENCY_NS},
     loss::Loss,
@@ -159,6 +161,18 @@ pub static METRICS: &[Metric] = &[
         "llm_tokens_total",
         "Tokens by user and type: prompt tokens computed, prompt tokens reused from the cache, tokens generated. Running requests count as they go; user `none`: no name is known.",
         usage::tokens,
+    ),
+    metric(
+        Counter,
+        "llm_token_seconds_total",
+        "Gaps of tokens, by part: each from the token before of the same request, or from its arrival. The parts add up to the gaps; sampling is told apart where the server's tokens are seen.",
+        usage::token_time,
+    ),
+    metric(
+        Counter,
+        "llm_interference_seconds_total",
+        "Time that requests of one user waited for prompts of another request, by its user; counted at the end of the request that waited.",
+        usage::interference,
     ),
     metric(
         Counter,

@@ -9,11 +9,13 @@
 mod tests;
 
 use std::{
+    collections::BTreeMap,
     io,
     path::Path,
     time::{Duration, Instant},
 };
 
+use llamaprobe_common::part::Part;
 use serde::Serialize;
 
 use super::{lines::Lines, sink::Sink};
@@ -22,6 +24,7 @@ use crate::{
     session::{
         Record,
         finished::{DraftStep, Finished, UNKNOWN},
+        parts,
         payload::body::Body,
         snapshot::{Delivery, Output},
     },
@@ -45,6 +48,11 @@ struct Entry<'a> {
     request: Request<'a>,
     answer: Answer<'a>,
     times: Times,
+    /// Where the time of its tokens went, nanoseconds by part; they add up to that from the arrival to the last token. Absent
+    /// where they are not known.
+    parts_ns: BTreeMap<&'static str, Option<u64>>,
+    /// For whose prompts it waited, who cost it most first.
+    slowed_by: Vec<Culprit<'a>>,
     tokens: Tokens,
     engine: Engine,
     cost: Cost,
@@ -101,6 +109,34 @@ struct Times {
     answered_ns: u64,
     /// The longest time between two tokens.
     worst_gap_ns: Option<u64>,
+    /// What most of that was.
+    worst_gap_part: Option<&'static str>,
+}
+
+/// Another request of the same server.
+#[derive(Debug, Serialize)]
+struct Culprit<'a> {
+    user: Option<&'a str>,
+    /// When it arrived; absent where it is not known, and for the rest of many.
+    arrived_unix_us: Option<u64>,
+    ns: u64,
+    /// Decode calls in which prompt tokens of it were.
+    calls: u64,
+    prompt_tokens: u64,
+}
+
+impl<'a> Culprit<'a> {
+    fn new(culprit: &'a parts::Culprit, epoch: Duration) -> Self {
+        let arrived_ns = culprit.request.arrived_ns;
+        let arrived = epoch + Duration::from_nanos(arrived_ns);
+        Self {
+            user: culprit.user.as_deref(),
+            arrived_unix_us: u64::try_from(arrived.as_micros()).ok().filter(|_| arrived_ns != 0),
+            ns: culprit.ns,
+            calls: culprit.calls,
+            prompt_tokens: culprit.tokens,
+        }
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -164,6 +200,10 @@ impl<'a> Entry<'a> {
             request: Request::new(request),
             answer: Answer::new(request),
             times: Times::new(request),
+            parts_ns: Part::ALL
+                .map(|part| (part.name(), request.token_time.as_ref().map(|time| time.get(part))))
+                .into(),
+            slowed_by: request.slowed_by.iter().map(|culprit| Culprit::new(culprit, epoch)).collect(),
             tokens: Tokens::new(request),
             engine: Engine::new(request),
             cost: Cost { by_tokens, by_host },
@@ -224,6 +264,7 @@ impl Times {
             last_token_ns: after(request.last_token_ns),
             answered_ns: request.latency_ns(),
             worst_gap_ns: request.worst_gap(),
+            worst_gap_part: request.worst_part().map(Part::name),
         }
     }
 }

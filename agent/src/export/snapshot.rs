@@ -10,10 +10,12 @@ use llamaprobe_api as api;
 use llamaprobe_common::{
     histogram::{Bounds, Histogram, LATENCY_NS},
     loss::Loss,
+    part::Part,
     probe::ProbeId,
     target::TokenType,
 };
 
+use super::metrics::token_parts;
 use crate::{
     bpf::calibrate::Prices,
     discovery::model::Model,
@@ -71,6 +73,11 @@ fn server(server: &Server, epoch: Duration) -> api::Server {
             generated: tokens(TokenType::Generated),
         },
         users: server.usage.rows().map(|(name, row)| user(server, name, row)).collect(),
+        token_seconds: token_parts(server)
+            .into_iter()
+            .map(|(part, ns)| (part.name().to_owned(), ns as f64 / 1e9))
+            .collect(),
+        interference: server.usage.waits().map(interference).collect(),
         draft_tokens: api::DraftTokens { accepted: stats.accepted, rejected: stats.rejected },
         context: api::Context {
             shifts: stats.shifts,
@@ -168,9 +175,23 @@ fn request(request: &ShownRequest, epoch: Duration) -> api::Request {
         first_token_ms: after(request.first_token_ns),
         last_token_ms: after(request.last_token_ns),
         worst_gap_ms: (request.worst_gap_ns != 0).then(|| ms(request.worst_gap_ns)),
+        worst_gap_part: request
+            .token_time
+            .filter(|_| request.worst_gap_ns != 0)
+            .map(|time| time.worst_part.name().to_owned()),
+        token_ms: request
+            .token_time
+            .iter()
+            .flat_map(|time| Part::ALL.map(|part| (part.name().to_owned(), ms(time.get(part)))))
+            .collect(),
+        slowed_by: request.slowed_by.clone(),
         tokens: api::Tokens { prompt, cached, generated },
         context_used: request.context_used,
     }
+}
+
+fn interference(((victim, culprit), ns): ((&str, &str), u64)) -> api::Interference {
+    api::Interference { victim: victim.to_owned(), culprit: culprit.to_owned(), seconds: ns as f64 / 1e9 }
 }
 
 fn requests(tally: &Tally) -> Vec<api::Requests> {

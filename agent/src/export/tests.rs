@@ -110,6 +110,8 @@ fn busy() -> Server {
                 last_token_ns: 1_250_000_000,
                 until_ns: 1_260_000_000,
                 worst_gap_ns: 31_500_000,
+                token_time: None,
+                slowed_by: None,
                 tokens: [10, 2, 3],
                 context_used: 15,
             },
@@ -387,6 +389,7 @@ fn every_metric_says_what_it_is() {
     server.stats.hits[ProbeId::CommonSeqRm as usize] = 1;
     server.stats.hits[ProbeId::WaitingTask as usize] = 1;
     server.served.insert((Role::Task, ProbeId::WaitingTask));
+    server.usage.wait(Some("ada"), Some("bob"), 1);
     let text = String::from_utf8(render(&snapshot(vec![server]), &[]).unwrap()).unwrap();
     let mut names = BTreeSet::new();
     for metric in METRICS {

@@ -2,10 +2,11 @@
 
 use std::net::IpAddr;
 
-use llamaprobe_common::request::RequestKey;
+use llamaprobe_common::{part::Part, request::RequestKey};
 
 use super::{
     charge::Charge,
+    parts::{Culprit, TokenTime},
     payload::{body::Body, head::Head, route::Route},
 };
 
@@ -151,6 +152,10 @@ pub struct Finished {
     pub answered_ns: u64,
     /// The longest gap between two of its tokens.
     pub worst_gap_ns: u64,
+    /// Where the time of its tokens went; `None` where that is not known, or there were none.
+    pub token_time: Option<TokenTime>,
+    /// The requests for whose prompts it waited, who cost it most first.
+    pub slowed_by: Vec<Culprit>,
     /// Prompt tokens computed.
     pub prompt_tokens: u64,
     /// Not all decode calls could be read while it ran: how many prompt tokens were computed is not known.
@@ -245,6 +250,23 @@ impl Finished {
     pub fn worst_gap(&self) -> Option<u64> {
         let told = self.generated_tokens > 1 && self.outcome != Outcome::Interrupted;
         told.then_some(self.worst_gap_ns)
+    }
+
+    /// What most of that gap was.
+    pub fn worst_part(&self) -> Option<Part> {
+        self.worst_gap()?;
+        Some(self.token_time.as_ref()?.worst_part)
+    }
+
+    /// The parts of the time of its tokens that are not 0, nanoseconds.
+    pub fn parts(&self) -> impl Iterator<Item = (Part, u64)> {
+        let times = self.token_time.iter();
+        times.flat_map(|time| Part::ALL.map(|part| (part, time.get(part)))).filter(|(_, ns)| *ns > 0)
+    }
+
+    /// How long it waited for the prompts of others, nanoseconds, if it did.
+    pub fn neighbour_prefill_ns(&self) -> Option<u64> {
+        self.token_time.as_ref().map(|time| time.get(Part::NeighbourPrefill)).filter(|ns| *ns > 0)
     }
 
     /// Time per output token after the first.

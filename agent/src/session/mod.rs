@@ -17,6 +17,7 @@ mod ledger;
 mod live;
 pub mod observed;
 mod overhead;
+pub mod parts;
 pub mod payload;
 pub mod places;
 pub mod reader;

@@ -17,6 +17,7 @@ use super::{
     fact::{Answered, Asked, Read},
     finished::{CLIENT_GONE, DraftStep, Finished, Join, Outcome, UNKNOWN},
     identity::Naming,
+    parts::{Culprit, TokenTime, Waits},
     payload::{
         answer::{Closing, Finish},
         body::Body,
@@ -116,6 +117,8 @@ pub struct Request {
     patient_until_ns: u64,
     /// Its client came back for its answer.
     resumed: bool,
+    /// For whom it has waited.
+    waits: Waits,
 }
 
 /// A client as an address; none over a Unix socket.
@@ -152,6 +155,7 @@ impl Request {
             interrupted: false,
             patient_until_ns: 0,
             resumed: false,
+            waits: Waits::default(),
         }
     }
 
@@ -341,7 +345,13 @@ impl Request {
         (self.user(naming), due)
     }
 
-    fn user(&mut self, naming: &Naming) -> Option<String> {
+    /// It has waited for the prompt of another.
+    pub fn wait(&mut self, culprit: Culprit) {
+        self.waits.add(culprit);
+    }
+
+    /// Who asks: what comes later changes it no more.
+    pub fn user(&mut self, naming: &Naming) -> Option<String> {
         let name = self.who(naming);
         self.user.get_or_insert(name).clone()
     }
@@ -548,6 +558,12 @@ impl Request {
             None => Join::None,
         };
         let stale_tasks = self.tasks.iter().filter(|task| task.ended.is_none()).map(|task| task.id).collect();
+        // What all its slots have told, and of none a part is missing.
+        let told = !self.interrupted
+            && !unended
+            && ended().all(|task| task.unread == 0 && task.incomplete == 0 && task.launched_ns != 0);
+        let (arrived_ns, slot) = (self.arrived_ns(), self.slot());
+        let token_time = TokenTime::of(ended(), arrived_ns).filter(|_| told);
         let finished = Finished {
             key: self.key,
             route: match self.route() {
@@ -558,7 +574,7 @@ impl Request {
             code,
             outcome,
             stream,
-            arrived_ns: self.arrived_ns(),
+            arrived_ns,
             // A choice beside the first shares its prompt and turns to none of its own.
             prefill_ns: match earliest(|task| task.prefill_ns) {
                 0 => earliest(|task| task.launched_ns),
@@ -568,11 +584,13 @@ impl Request {
             last_token_ns: latest(|task| task.last_token_ns),
             answered_ns: self.end.as_ref().map_or(now_ns, |end| end.answered_ns),
             worst_gap_ns: latest(|task| task.worst_gap_ns),
+            slowed_by: if token_time.is_some() { self.waits.sorted() } else { Vec::new() },
+            token_time,
             prompt_tokens: total(|task| task.prompt_tokens) + running[0],
             prompt_unknown: ended().any(|task| task.unread > 0),
             cached_tokens: total(|task| task.cached_tokens) + running[1],
             generated_tokens: total(|task| task.generated_tokens) + running[2],
-            slot: self.slot(),
+            slot,
             task: started().map(|start| start.task).filter(|task| *task >= 0),
             context_used: total(|task| task.n_past),
             restored,

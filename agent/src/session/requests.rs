@@ -16,6 +16,7 @@ use super::{
     finished::Finished,
     identity::Naming,
     join::Joins,
+    parts::{Culprit, Engines},
     payload::head::{Head, Method},
     request::Request,
     shown::{MOST, ShownRequest},
@@ -36,6 +37,8 @@ pub struct Requests {
     unmatched: Vec<u32>,
     /// What is known of the processes that they are asked of.
     servers: BTreeMap<u32, Server>,
+    /// Who works at the same time as whom.
+    engines: Engines,
 }
 
 /// What decides how the requests of a process are read.
@@ -52,7 +55,14 @@ struct Server {
 impl Requests {
     /// No request yet.
     pub fn new(naming: Naming) -> Self {
-        Self { open: BTreeMap::new(), naming, given_up: 0, unmatched: Vec::new(), servers: BTreeMap::new() }
+        Self {
+            open: BTreeMap::new(),
+            naming,
+            given_up: 0,
+            unmatched: Vec::new(),
+            servers: BTreeMap::new(),
+            engines: Engines::default(),
+        }
     }
 
     /// Requests get their names otherwise from now on; those that have one keep it.
@@ -115,6 +125,9 @@ impl Requests {
     /// Books a fact. Returns the request if it is over.
     pub fn on(&mut self, fact: &Fact) -> Option<Finished> {
         let key = fact.request();
+        if let Fact::Event(event) = fact {
+            self.wait(event);
+        }
         if key.arrived_ns == 0 {
             self.on_slot(key.tgid, fact);
             return None;
@@ -159,7 +172,7 @@ impl Requests {
             Some(RequestEvent::SlotStart(event)) => request.slot_start(event),
             Some(RequestEvent::SlotEnd(event)) => request.slot_end(event),
             Some(RequestEvent::Draft(event)) => request.draft(event),
-            Some(RequestEvent::Piece(_)) | None => {}
+            Some(RequestEvent::Prompt(_) | RequestEvent::Prefill(_) | RequestEvent::Piece(_)) | None => {}
         }
         if let Some(path) = self.servers.get(&key.tgid).and_then(|server| server.predict.as_ref()) {
             request.predicts_at(path);
@@ -171,6 +184,28 @@ impl Requests {
         // Bytes alone end nothing.
         let now_ns = event.filter(|_| request.is_over())?.at_ns();
         self.open.remove(&key).map(|request| request.finish(now_ns, &self.naming))
+    }
+
+    /// Books who waits for whom.
+    fn wait(&mut self, event: &RequestEvent) {
+        match event {
+            RequestEvent::SlotStart(event) if event.request.arrived_ns != 0 => {
+                self.engines.start(event.request);
+            }
+            RequestEvent::SlotEnd(event) if event.request.arrived_ns != 0 => self.engines.end(event.request),
+            RequestEvent::Prompt(event) => self.engines.prompt(event),
+            RequestEvent::Prefill(event) => {
+                for wait in self.engines.prefill(event) {
+                    let user =
+                        self.open.get_mut(&wait.culprit).and_then(|request| request.user(&self.naming));
+                    if let Some(victim) = self.open.get_mut(&wait.victim) {
+                        let (ns, tokens) = (wait.ns, u64::from(wait.tokens));
+                        victim.wait(Culprit { request: wait.culprit, user, ns, calls: 1, tokens });
+                    }
+                }
+            }
+            _ => {}
+        }
     }
 
     /// Books what a slot did for a request that is not known.
@@ -246,6 +281,7 @@ impl Requests {
     /// A process ended: so have its requests.
     pub fn end(&mut self, pid: u32, now_ns: u64) -> Vec<Finished> {
         self.servers.remove(&pid);
+        self.engines.forget(pid);
         self.take(|key, _| key.tgid == pid, now_ns)
     }
 

@@ -5,6 +5,7 @@ use llamaprobe_common::{request::RequestKey, sequence::Sequence};
 use super::{
     finished::{Finished, Outcome},
     identity::Naming,
+    parts::TokenTime,
     request::Request,
     usage::Usage,
 };
@@ -58,6 +59,10 @@ pub struct ShownRequest {
     pub until_ns: u64,
     /// The longest gap between two of its tokens.
     pub worst_gap_ns: u64,
+    /// Where the time of its tokens went, once it is over and where that is told.
+    pub token_time: Option<TokenTime>,
+    /// The user whose prompts it waited for most, once it is over.
+    pub slowed_by: Option<String>,
     /// Tokens by [`TokenType`](llamaprobe_common::target::TokenType).
     pub tokens: [u64; 3],
     /// Positions that its slots hold.
@@ -79,6 +84,8 @@ impl ShownRequest {
             last_token_ns: request.last_token_ns,
             until_ns: request.answered_ns.max(request.arrived_ns),
             worst_gap_ns: request.worst_gap_ns,
+            token_time: request.token_time,
+            slowed_by: request.slowed_by.first().map(|it| usage.label(it.user.as_deref()).to_owned()),
             tokens: [request.prompt_tokens, request.cached_tokens, request.generated_tokens],
             context_used: request.context_used,
         }
@@ -116,6 +123,8 @@ impl Request {
             last_token_ns: own().map(|it| it.last_token_ns).max().unwrap_or(0),
             until_ns: now_ns.max(self.arrived_ns()),
             worst_gap_ns: own().map(|it| it.worst_gap_ns).max().unwrap_or(0),
+            token_time: None,
+            slowed_by: None,
             tokens: used.tokens,
             context_used: own().map(|it| u64::from(it.n_past)).sum(),
         }

@@ -5,6 +5,7 @@ use std::net::{Ipv6Addr, SocketAddr};
 use bytes::Bytes;
 use llamaprobe_common::{
     cookie::Cookie,
+    part::{Part, Parts},
     probe::ProbeId,
     request::{
         BeginEvent, EndEvent, EndReason, Peer, PieceHead, RequestEventKind, RequestKey, SlotEndEvent,
@@ -233,6 +234,13 @@ pub(crate) fn slot_start(request: RequestKey, task: i32, slot: i32, at_ns: u64) 
     RequestEvent::SlotStart(SlotStartEvent { kind, task, request, at_ns, slot, origin: -1 })
 }
 
+/// Parts, milliseconds.
+fn parts(ms: &[(Part, u64)]) -> Parts {
+    let mut parts = Parts::default();
+    ms.iter().for_each(|(part, ms)| parts[*part as usize] = ms * MS);
+    parts
+}
+
 /// A task that launched 10 ms after its request arrived leaves slot 1 at 70 ms: prefill from 12 to 32 ms, 5 tokens
 /// until 52 ms.
 pub(crate) fn worked(request: RequestKey, task: i32) -> SlotEndEvent {
@@ -259,7 +267,8 @@ pub(crate) fn worked(request: RequestKey, task: i32) -> SlotEndEvent {
         accepted_tokens: 0,
         unread: 0,
         incomplete: 0,
-        reserved: 0,
+        worst_part: Part::Decode as u32,
+        parts: parts(&[(Part::Host, 2), (Part::OwnPrefill, 20), (Part::Decode, 18), (Part::Sampling, 2)]),
     }
 }
 

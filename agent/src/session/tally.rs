@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use llamaprobe_common::{
     histogram::{Bounds, Histogram, LATENCY_NS, padded},
     named,
+    part::Part,
 };
 
 use super::{
@@ -187,6 +188,8 @@ pub struct Tally {
     pub refusals: Option<u64>,
     /// Tokens generated after the client had gone.
     pub wasted_tokens: u64,
+    /// Time that requests with tokens waited for a slot, nanoseconds; `None` before the first.
+    pub queue_ns: Option<u64>,
     /// The latencies once more, by operation and failure: OpenTelemetry tells them apart by these.
     pub operations: BTreeMap<(&'static str, Option<Failure>), Latencies>,
     /// Requests with a `traceparent` that is none.
@@ -215,6 +218,9 @@ impl Tally {
             *self.refusals.get_or_insert(0) += u64::from(refused);
         }
         self.wasted_tokens += request.wasted_tokens;
+        if let Some(time) = &request.token_time {
+            *self.queue_ns.get_or_insert(0) += time.get(Part::Queue);
+        }
         self.duration.observe(&DURATION_NS, request.latency_ns());
         let observe = |histogram: &mut Histogram, bounds: &Bounds, value: Option<u64>| {
             if let Some(value) = value {

@@ -30,6 +30,8 @@ pub struct Usage {
     requests: Charge,
     /// What belongs to no request that was seen.
     remainder: Charge,
+    /// How long users waited for prompts of users, nanoseconds.
+    waits: BTreeMap<(String, String), u64>,
 }
 
 impl Usage {
@@ -43,6 +45,17 @@ impl Usage {
         self.requests.add(charge);
         let label = self.users.label(user, charge.all_tokens());
         self.add(label, charge, prices);
+    }
+
+    /// A user has waited for a prompt of another, or of the same.
+    pub fn wait(&mut self, victim: Option<&str>, culprit: Option<&str>, ns: u64) {
+        let [victim, culprit] = [victim, culprit].map(|user| self.users.label(user, 0).to_owned());
+        *self.waits.entry((victim, culprit)).or_default() += ns;
+    }
+
+    /// Who has waited for whom, and how long, nanoseconds.
+    pub fn waits(&self) -> impl Iterator<Item = ((&str, &str), u64)> {
+        self.waits.iter().map(|((victim, culprit), ns)| ((victim.as_str(), culprit.as_str()), *ns))
     }
 
     /// The server has used `total`: what no request accounts for is charged to nobody. It never takes back.
@@ -149,6 +162,17 @@ mod tests {
         assert_eq!(rows, [("a", 705), (NONE, 7), (OTHER, 9_251)]);
         assert_eq!(usage.total().0.tokens, [9_963, 0, 9_956]);
         assert_eq!(usage.told_apart().collect::<Vec<_>>(), ["a"]);
+    }
+
+    #[test]
+    fn who_waits_for_whom_is_bounded_by_the_users_told_apart() {
+        let mut usage = Usage::new(2);
+        for (victim, culprit) in [("a", "b"), ("a", "b"), ("b", "c"), ("d", "c")] {
+            usage.wait(Some(victim), Some(culprit), 5);
+        }
+        usage.wait(None, Some("a"), 1);
+        let waits: Vec<_> = usage.waits().collect();
+        assert_eq!(waits, [(("a", "b"), 10), (("b", OTHER), 5), ((NONE, "a"), 1), ((OTHER, OTHER), 5)]);
     }
 
     #[test]

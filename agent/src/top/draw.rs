@@ -30,10 +30,12 @@ pub fn draw(frame: &mut Frame<'_>, view: &View) {
     };
     let servers = document.servers.len().clamp(1, SERVERS) as u16;
     let slots = u16::from(view.server().is_some_and(|server| server.live.is_some()));
-    let [head, list, requests, slot_bars, foot] = Layout::vertical([
+    let parts = view.server().map(|server| part_line(server, frame.area().width)).filter(|it| it.width() > 0);
+    let [head, list, requests, part_bar, slot_bars, foot] = Layout::vertical([
         Constraint::Length(1),
         Constraint::Length(servers + 1),
         Constraint::Min(3),
+        Constraint::Length(parts.is_some().into()),
         Constraint::Length(slots),
         Constraint::Length(1),
     ])
@@ -41,13 +43,17 @@ pub fn draw(frame: &mut Frame<'_>, view: &View) {
     frame.render_widget(heading(view, document, head.width), head);
     draw_servers(frame, view, document, list);
     draw_requests(frame, view, requests);
+    if let Some(parts) = parts {
+        frame.render_widget(parts, part_bar);
+    }
     if let Some(server) = view.server().filter(|_| slots > 0) {
         frame.render_widget(slot_line(server, slot_bars.width), slot_bars);
     }
     frame.render_widget(footer(view), foot);
+    let middle = Rect { height: foot.y.saturating_sub(list.y), ..list };
     match &view.layer {
-        Layer::Request => draw_request(frame, view, requests),
-        Layer::Help => draw_help(frame, requests),
+        Layer::Request => draw_request(frame, view, middle),
+        Layer::Help => draw_help(frame, middle),
         Layer::None | Layer::Filter(_) => {}
     }
 }
@@ -198,6 +204,35 @@ fn draw_requests(frame: &mut Frame<'_>, view: &View, area: Rect) {
     let mut state = TableState::default();
     state.select((!requests.is_empty()).then(|| view.chosen(&requests)));
     frame.render_stateful_widget(table, area, &mut state);
+}
+
+/// Where the time of all tokens of a server went: a bar that is whole, the largest part first, and the shares of the
+/// largest; nothing where that is not told.
+fn part_line(server: &Server, width: u16) -> Line<'static> {
+    const COLORS: [Color; 6] =
+        [Color::Green, Color::Blue, Color::Yellow, Color::Magenta, Color::Cyan, Color::DarkGray];
+    let all: f64 = server.token_seconds.values().sum();
+    if all <= 0.0 {
+        return Line::default();
+    }
+    let mut parts: Vec<(&String, f64)> =
+        server.token_seconds.iter().map(|(part, seconds)| (part, seconds / all)).collect();
+    parts.sort_by(|one, other| other.1.total_cmp(&one.1));
+    let bar = usize::from(width / 4);
+    let mut spans = vec![Span::from("time  ").dark_gray()];
+    let (mut whole, mut drawn) = (0.0, 0);
+    for (at, (_, part)) in parts.iter().enumerate() {
+        whole += part;
+        let until = (whole * bar as f64).round() as usize;
+        let color = COLORS[at.min(COLORS.len() - 1)];
+        spans.push(Span::styled("█".repeat(until.saturating_sub(drawn)), Style::new().fg(color)));
+        drawn = drawn.max(until);
+    }
+    for (at, (name, part)) in parts.iter().enumerate().filter(|(_, (_, part))| *part >= 0.005) {
+        let color = COLORS[at.min(COLORS.len() - 1)];
+        spans.push(Span::styled(format!("  {name} {:.0} %", part * 100.0), Style::new().fg(color)));
+    }
+    Line::from(spans)
 }
 
 /// The slots of a server: what each holds of what it can hold.

@@ -6,7 +6,7 @@ use ratatui::{
     text::{Line, Span},
 };
 
-use super::text::{clock, count, maybe_time, time};
+use super::text::{clock, count, maybe_time, share, time};
 
 /// A piece of a request's time.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -58,9 +58,15 @@ pub fn lines(request: &Request, width: usize) -> Vec<Line<'static>> {
         pair("id", request.id.clone()),
         pair("user", super::text::name(&request.user, width.saturating_sub(14))),
         pair("route", super::text::name(&request.route, width.saturating_sub(14))),
-        pair("state", format!("{}{ended}", request.state)),
-        pair("arrived", format!("{} UTC", clock(request.arrived_at))),
-        pair("slot", request.slot.map_or_else(|| "-".to_owned(), |slot| slot.to_string())),
+        pair(
+            "state",
+            format!(
+                "{}{ended}{}",
+                request.state,
+                request.slot.map_or_else(String::new, |slot| format!(", slot {slot}"))
+            ),
+        ),
+        pair("arrived", format!("{} UTC, took {}", clock(request.arrived_at), time(request.duration_ms))),
         pair(
             "tokens",
             format!(
@@ -71,8 +77,13 @@ pub fn lines(request: &Request, width: usize) -> Vec<Line<'static>> {
                 count(request.context_used)
             ),
         ),
-        pair("worst gap", maybe_time(request.worst_gap_ms)),
-        pair("took", time(request.duration_ms)),
+        pair(
+            "worst gap",
+            match &request.worst_gap_part {
+                None => maybe_time(request.worst_gap_ms),
+                Some(part) => format!("{}, most of it {part}", maybe_time(request.worst_gap_ms)),
+            },
+        ),
         Line::default(),
     ];
     let all = request.duration_ms.max(f64::MIN_POSITIVE);
@@ -88,6 +99,30 @@ pub fn lines(request: &Request, width: usize) -> Vec<Line<'static>> {
             Span::from(" ".repeat(from)),
             Span::styled("█".repeat(length), Style::new().fg(phase.color)),
         ]));
+    }
+    lines.extend(parts(request, bar));
+    lines
+}
+
+/// Where the time of its tokens went, the largest part first.
+fn parts(request: &Request, bar: usize) -> Vec<Line<'static>> {
+    let mut parts: Vec<(&String, f64)> = request.token_ms.iter().map(|(part, ms)| (part, *ms)).collect();
+    parts.retain(|(_, ms)| *ms > 0.0);
+    parts.sort_by(|one, other| other.1.total_cmp(&one.1));
+    let all: f64 = parts.iter().map(|(_, ms)| ms).sum();
+    let mut lines = Vec::new();
+    for (part, ms) in parts {
+        let by = request.slowed_by.as_ref().filter(|_| part == "neighbour_prefill");
+        let by = by.map_or_else(String::new, |user| format!("  for {}", super::text::name(user, 20)));
+        lines.push(Line::from(vec![
+            Span::from(format!("{part:<18}{:>9} {:>4.0} %  ", time(ms), ms / all * 100.0)),
+            Span::styled(share(ms / all, bar.min(20)), Style::new().fg(Color::Cyan)),
+            Span::from(by),
+        ]));
+    }
+    if !lines.is_empty() {
+        lines.insert(0, Line::from("where the time of its tokens went").dark_gray());
+        lines.insert(0, Line::default());
     }
     lines
 }

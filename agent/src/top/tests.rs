@@ -18,6 +18,13 @@ fn request(id: &str, user: &str, state: &str, generated: u64, duration_ms: f64) 
         first_token_ms: (generated > 0).then_some(80.0),
         last_token_ms: (generated > 0).then_some(duration_ms),
         worst_gap_ms: (generated > 1).then_some(31.5),
+        worst_gap_part: (state == "done").then(|| "neighbour_prefill".to_owned()),
+        token_ms: [("decode", 1_950.0), ("host", 0.0), ("neighbour_prefill", 650.0)]
+            .map(|(part, ms)| (part.to_owned(), ms))
+            .into_iter()
+            .filter(|_| state == "done")
+            .collect(),
+        slowed_by: (state == "done").then(|| "bob".to_owned()),
         tokens: Tokens { prompt: 12_345, cached: 8, generated },
         context_used: 1_024,
     }
@@ -45,6 +52,9 @@ fn document(taken_at: f64, generated: u64) -> Document {
         live: Some(live),
         tokens: Tokens { prompt: 50, cached: 0, generated },
         inter_token: Some(times),
+        token_seconds: [("decode", 1.5), ("neighbour_prefill", 0.5)]
+            .map(|(part, seconds)| (part.to_owned(), seconds))
+            .into(),
         latest: vec![
             request("a", "ada", "decode", generated, 1_500.0),
             request("b", "bob", "queue", 0, 20.0),
@@ -93,6 +103,7 @@ fn a_small_screen_shows_it_all() {
         "1.50 s    ada           decode     0    12.3k  8      35    50   25.0   32 ms",
         "20 ms     bob           queue      -    12.3k  8      0     50   -      -",
         "2.60 s    eve           stop       0    12.3k  8      40    50   15.5   32 ms",
+        "time  ████████████████████  decode 75 %  neighbour_prefill 25 %",
         "slots 0 █████░░░░░ 1 ░░░░░░░░░░",
     ];
     for line in expected {
@@ -130,9 +141,16 @@ fn a_request_is_chosen_and_opened() {
     press(&mut view, "jj\n");
     assert_eq!(view.request.as_deref(), Some("c"));
     let text = screen(&view, 80, 24).join("\n");
-    for part in
-        ["id            c", "200 stop", "queue      5.00 ms", "prefill      75 ms", "decode      2.52 s"]
-    {
+    for part in [
+        "id            c",
+        "200 stop",
+        "queue      5.00 ms",
+        "prefill      75 ms",
+        "decode      2.52 s",
+        "32 ms, most of it neighbour_prefill",
+        "decode               1.95 s   75 %",
+        "for bob",
+    ] {
         assert!(text.contains(part), "{part:?} is not in\n{text}");
     }
     let phases = request::phases(view.requests()[2]);

@@ -84,7 +84,7 @@ fn golden() {
         r#""quantisation":"Q4_K_M","user_id":"ada","route":"/v1/chat/completions","status":200,"#,
         r#""stream":false,"finish_reason":"length","prompt_tokens":21,"cached_tokens":20,"#,
         r#""completion_tokens":5,"queue_ms":12.0,"ttft_ms":32.0,"prefill_ms":20.0,"decode_ms":20.0,"#,
-        r#""latency_ms":60.0,"worst_gap_ms":8.0,"tokens_per_second":200.0,"context_used":25,"#,
+        r#""latency_ms":60.0,"worst_gap_ms":8.0,"worst_gap_part":"decode","parts_ms":{"decode":18.0,"host":2.0,"own_prefill":20.0,"queue":10.0,"sampling":2.0},"tokens_per_second":200.0,"context_used":25,"#,
         r#""cached":true,"engine_ms":30.0,"cost_dollars":0.3,"slot":1,"task":40,"join":"exact"}"#,
     );
     assert_eq!(line, expected);

@@ -1,6 +1,6 @@
 //! Who has used what: tokens, engine time, cost, cache and slots.
 
-use llamaprobe_common::target::TokenType;
+use llamaprobe_common::{part::Part, probe::ProbeId, target::TokenType};
 
 use super::{Row, Sample, Value, by_server, number, per_server};
 use crate::{
@@ -49,6 +49,42 @@ pub(super) fn engine_time(all: &Snapshot) -> Vec<Sample> {
             (vec![("user", user.to_owned())], Value::Number(row.charge.engine_ns as f64 / 1e9))
         })
         .collect()
+    })
+}
+
+/// The parts that are told of a server.
+pub(crate) fn token_parts(server: &Server) -> Vec<(Part, u64)> {
+    if !server.is_live(Role::SlotStart) || !server.is_live(Role::Batch) {
+        return vec![];
+    }
+    // Otherwise the sampler is the token, or ends no step.
+    let samples = server.stats.hits[ProbeId::ProcessToken as usize] > 0 && server.is_live(Role::StepEnd);
+    let told = |part: &Part| match part {
+        Part::Queue => server.tally.queue_ns.is_some(),
+        Part::Sampling | Part::OthersSampling => samples,
+        _ => true,
+    };
+    let queue = server.tally.queue_ns.unwrap_or(0);
+    let ns = |part| if part == Part::Queue { queue } else { server.stats.parts[part as usize] };
+    Part::ALL.into_iter().filter(told).map(|part| (part, ns(part))).collect()
+}
+
+pub(super) fn token_time(all: &Snapshot) -> Vec<Sample> {
+    per_server(all, |server| {
+        let row = |(part, ns): (Part, u64)| {
+            (vec![("part", part.name().to_owned())], Value::Number(ns as f64 / 1e9))
+        };
+        token_parts(server).into_iter().map(row).collect()
+    })
+}
+
+pub(super) fn interference(all: &Snapshot) -> Vec<Sample> {
+    by_server(all, Role::Task, |server| {
+        let row = |((victim, culprit), ns): ((&str, &str), u64)| {
+            let labels = vec![("victim", victim.to_owned()), ("culprit", culprit.to_owned())];
+            (labels, Value::Number(ns as f64 / 1e9))
+        };
+        server.usage.waits().map(row).collect()
     })
 }
 

@@ -7,6 +7,7 @@
 #[cfg(test)]
 mod tests;
 
+use llamaprobe_common::part::Part;
 use opentelemetry_proto::tonic::trace::v1::{
     Span, Status,
     span::{Event, SpanKind},
@@ -18,6 +19,7 @@ use crate::engines::PROVIDER;
 use crate::session::{
     Record,
     finished::{CLIENT_GONE, Finished, Join, Outcome, UNKNOWN},
+    identity::NONE,
     tally::Phase,
     tracer::Trace,
 };
@@ -165,6 +167,12 @@ fn attributes(record: &Record) -> Attributes {
     ] {
         it.put_some(key, ns.map(ms));
     }
+    it.put_some("llamaprobe.worst_gap_part", request.worst_part().map(Part::name));
+    for (part, ns) in request.parts() {
+        it.put(&format!("llamaprobe.part.{}_ms", part.name()), ms(ns));
+    }
+    let culprit = request.slowed_by.first();
+    it.put_some("llamaprobe.slowed_by", culprit.map(|it| it.user.as_deref().unwrap_or(NONE)));
     it.put_some("user.id", request.user.as_deref());
     let [drafted, accepted] = request.draft_tokens;
     it.put_some("llamaprobe.draft_tokens", (drafted > 0).then_some(drafted));

@@ -44,6 +44,13 @@ fn golden() {
     let bytes = post("/v1/chat/completions", &format!("traceparent: {PARENT}\r\nX-User: ada\r\n"), "");
     request.head = Some(head::parse(&bytes, &options()).unwrap());
     request.user = Some("ada".to_owned());
+    request.slowed_by = vec![parts::Culprit {
+        request: key(900),
+        user: Some("bob".to_owned()),
+        ns: 3 * MS,
+        calls: 2,
+        tokens: 90,
+    }];
     request.draft_tokens = [6, 4];
     request.draft_steps = vec![DraftStep { at_ns: 1_040 * MS, drafted: 6, accepted: 4 }];
     let expected = json!({
@@ -83,7 +90,16 @@ fn golden() {
             "last_token_ns": 52_000_000,
             "answered_ns": 60_000_000,
             "worst_gap_ns": 8_000_000,
+            "worst_gap_part": "decode",
         },
+        "parts_ns": {
+            "queue": 10_000_000, "host": 2_000_000, "draft": 0, "own_prefill": 20_000_000,
+            "decode": 18_000_000, "neighbour_prefill": 0, "sampling": 2_000_000, "others_sampling": 0,
+        },
+        "slowed_by": [{
+            "user": "bob", "arrived_unix_us": 1_795_448_518_900_000_u64, "ns": 3_000_000, "calls": 2,
+            "prompt_tokens": 90,
+        }],
         "tokens": {
             "prompt": 1, "cached": 20, "generated": 5, "wasted": 0, "drafted": 6, "accepted": 4,
         },

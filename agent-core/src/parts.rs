@@ -1,0 +1,290 @@
+//! Where the time of tokens goes. The clock of an engine is set at every call that says what it does from then on; what went
+//! by is added to the sum of what it did before. Since at every moment the sums add up to the time, what they have grown by
+//! between two tokens of a sequence adds up to the gap between these.
+//!
+//! A decode call that holds prompts is taken apart when it is over: as long as one without them usually takes is decode, the
+//! rest is theirs, by tokens. Where it is not known how long one without them takes, the tokens that are no prompt have their
+//! share of it by tokens.
+
+use core::ops::DerefMut;
+
+use llamaprobe_common::{
+    batch::Context,
+    loss::Loss,
+    part::{Clock, DOINGS, Doing, Part, Parts, USUALS, Usual},
+    request::{PrefillEvent, PromptEvent, RequestEventKind, RequestKey},
+    sequence::Sequence,
+    target::TargetConfig,
+};
+
+use crate::{
+    contexts,
+    events::{Events, Requests},
+    process::{Process, Target},
+};
+
+/// A median moves by 1/2^`SLOW` of itself with every observation, and faster with the first.
+const SLOW: u64 = 6;
+/// By 1/2^`FAST` with the second.
+const FAST: u64 = 2;
+/// Observations until it is one halving slower.
+const PATIENCE: u64 = 8;
+
+/// A decode call that took longer for its prompts.
+struct Over {
+    now: u64,
+    entered_ns: u64,
+    excess_ns: u64,
+    prompt: u32,
+    running: u32,
+}
+
+/// The clock, where there are slots: only of them it is known which token follows which.
+#[inline(always)]
+fn clock(target: &impl Process) -> Option<impl DerefMut<Target = Clock>> {
+    if target.may(TargetConfig::SLOTS) { target.clock() } else { None }
+}
+
+/// Whether it is told who waits for whom: where requests are known by their tasks.
+#[inline(always)]
+fn is_told(target: &impl Process) -> bool {
+    target.has(TargetConfig::HTTP) && !target.may(TargetConfig::INFERRED_SLOTS)
+}
+
+/// Takes up an observation.
+///
+/// A median by signs: it rises by a step when the observation is above it and falls by one when it is below. It needs two
+/// words, follows a context that fills, and an outlier moves it no more than any other.
+#[inline(always)]
+fn observe(usual: &mut Usual, ns: u64) {
+    if usual.seen == 0 {
+        usual.ns = ns;
+    } else {
+        let step = usual.ns >> (FAST + usual.seen / PATIENCE).min(SLOW);
+        usual.ns = if ns > usual.ns { (usual.ns + step).min(ns) } else { (usual.ns - step).max(ns) };
+    }
+    usual.seen += 1;
+}
+
+/// Time goes by until `now`.
+#[inline(always)]
+fn pass(clock: &mut Clock, now: u64) {
+    if clock.at_ns != 0 && now > clock.at_ns {
+        clock.sums[clock.doing as usize & (DOINGS - 1)] += now - clock.at_ns;
+    }
+    clock.at_ns = now.max(clock.at_ns);
+}
+
+/// What it does is over; if that is a decode call it is taken apart, unless it has failed.
+#[inline(always)]
+fn end(clock: &mut Clock, now: u64, failed: bool) -> Option<Over> {
+    if clock.doing != Doing::Decode as u32 {
+        pass(clock, now);
+        return None;
+    }
+    let took = now.saturating_sub(clock.entered_ns);
+    let (prompt, rest) = (clock.prompt, clock.rest);
+    let usual = &mut clock.usuals[(rest as usize).min(USUALS - 1) & (USUALS - 1)];
+    let mut excess_ns = 0;
+    if failed {
+    } else if prompt == 0 {
+        if rest != 0 {
+            observe(usual, took);
+        }
+    } else {
+        let without = if rest == 0 {
+            0
+        } else if usual.seen != 0 {
+            usual.ns
+        } else {
+            took / (u64::from(prompt) + u64::from(rest)) * u64::from(rest)
+        };
+        excess_ns = took.saturating_sub(without);
+    }
+    // Of a call that another thread has looked in on, what went by until then is told as decode already.
+    let ahead = now.saturating_sub(clock.at_ns);
+    excess_ns = excess_ns.min(ahead);
+    pass(clock, now);
+    clock.sums[Doing::Decode as usize] -= excess_ns;
+    clock.sums[Doing::Prefill as usize] += excess_ns;
+    clock.doing = Doing::Host as u32;
+    clock.over_ns = clock.entered_ns;
+    clock.excess_ns = excess_ns;
+    clock.over_prompt = prompt;
+    Some(Over { now, entered_ns: clock.entered_ns, excess_ns, prompt, running: clock.running })
+}
+
+/// Tells that others have waited for prompts.
+#[inline(always)]
+fn tell(target: &impl Target, events: &mut impl Events, over: Option<Over>) {
+    let Some(Over { now, entered_ns, excess_ns, prompt, running }) = over else { return };
+    if excess_ns == 0 || running < 2 || !is_told(target) {
+        return;
+    }
+    // Without it the parts are as they are, and it is not known whose prompts they were.
+    let told = events.tell(|| PrefillEvent {
+        kind: RequestEventKind::Prefill as u32,
+        prompt,
+        request: RequestKey { arrived_ns: 0, tgid: target.tgid(), fd: -1 },
+        at_ns: now,
+        entered_ns,
+        excess_ns,
+    });
+    if !told {
+        target.lose(Loss::RingFull);
+    }
+}
+
+/// A prompt goes into the decode call under way.
+#[inline(always)]
+pub fn tell_prompt(
+    target: &impl Target,
+    requests: &mut impl Requests,
+    state: &Sequence,
+    context: &Context,
+    tokens: u32,
+) {
+    if !is_told(target) || target.clock().is_none_or(|clock| clock.running < 2) {
+        return;
+    }
+    let told = requests.tell(|| PromptEvent {
+        kind: RequestEventKind::Prompt as u32,
+        tokens,
+        request: state.request,
+        at_ns: context.entered_ns,
+    });
+    if !told {
+        target.lose(Loss::RingFull);
+    }
+}
+
+/// A decode call is entered; the one before, if it was `failed`, was of no use.
+#[inline(always)]
+pub fn enter(target: &impl Target, events: &mut impl Events, now: u64, failed: bool) {
+    let Some(mut clock) = clock(target) else { return };
+    let over = end(&mut clock, now, failed);
+    clock.doing = Doing::Decode as u32;
+    clock.entered_ns = now;
+    clock.prompt = 0;
+    clock.rest = 0;
+    tell(target, events, over);
+}
+
+/// The batch of the decode call under way is known.
+#[inline(always)]
+pub fn describe(target: &impl Target, context: &Context) {
+    let Some(mut clock) = clock(target) else { return };
+    if clock.doing != Doing::Decode as u32 || clock.entered_ns != context.entered_ns {
+        return;
+    }
+    if context.flags & Context::DRAFT != 0 {
+        clock.doing = Doing::Draft as u32;
+    } else if context.flags & Context::PENDING == 0 {
+        // The warm-up, or another use of the context.
+        clock.doing = Doing::Host as u32;
+    } else {
+        clock.prompt = context.prompt_tokens + contexts::unread_prompt(context);
+        clock.rest = context.tokens.saturating_sub(clock.prompt);
+    }
+}
+
+/// How much longer the decode call of a context took for the prompts in it, and their tokens.
+#[inline(always)]
+pub fn excess(target: &impl Target, context: &Context) -> (u64, u32) {
+    match clock(target) {
+        Some(clock) if clock.over_ns == context.entered_ns => (clock.excess_ns, clock.over_prompt),
+        _ => (0, 0),
+    }
+}
+
+/// The logits of the model are looked at, to sample from them. Where no token follows this is the token: what it takes to
+/// sample is not told apart from the server's work then.
+#[inline(always)]
+pub fn sample(target: &impl Target, events: &mut impl Events, now: u64) {
+    let tokens = target.may(TargetConfig::SLOT_TOKENS);
+    let Some(mut clock) = clock(target) else { return };
+    if clock.doing == Doing::Sampling as u32 {
+        // Several are sampled for one sequence: those of guesses.
+        return;
+    }
+    let over = end(&mut clock, now, false);
+    clock.doing = if tokens { Doing::Sampling as u32 } else { Doing::Host as u32 };
+    tell(target, events, over);
+}
+
+/// A slot has a token. Returns how long it was sampled.
+#[inline(always)]
+pub fn token(target: &impl Target, events: &mut impl Events, now: u64) -> u64 {
+    let Some(mut clock) = clock(target) else { return 0 };
+    let sampled = clock.doing == Doing::Sampling as u32;
+    let sampling = if sampled { now.saturating_sub(clock.at_ns) } else { 0 };
+    let over = end(&mut clock, now, false);
+    clock.doing = Doing::Host as u32;
+    tell(target, events, over);
+    sampling
+}
+
+/// A request may take the slot of a sequence: from here on time is its.
+#[inline(always)]
+pub fn begin(target: &impl Target, state: &mut Sequence, now: u64) {
+    let Some(mut clock) = clock(target) else { return };
+    pass(&mut clock, now);
+    state.spent = clock.sums;
+}
+
+/// A request has taken the slot.
+#[inline(always)]
+pub fn run(target: &impl Target, state: &Sequence) {
+    if state.flags & Sequence::ACTIVE == 0
+        && let Some(mut clock) = clock(target)
+    {
+        clock.running += 1;
+    }
+}
+
+/// A request leaves its slot.
+#[inline(always)]
+pub fn leave(target: &impl Target, events: &mut impl Events, now: u64) {
+    let Some(mut clock) = clock(target) else { return };
+    let running = clock.running;
+    // Embeddings are ready without a look at logits.
+    let over = if clock.doing == Doing::Decode as u32 { end(&mut clock, now, false) } else { None };
+    clock.running = running.saturating_sub(1);
+    tell(target, events, over);
+}
+
+/// A token of a sequence is ready, now, after so long a `sampling`: the parts of its gap are counted.
+#[inline(always)]
+pub fn charge(target: &impl Target, state: &mut Sequence, sampling: u64) -> Parts {
+    let mut gap = [0; Part::COUNT];
+    let first = state.last_token_ns == 0;
+    let Some(mut clock) = clock(target) else { return gap };
+    if state.flags & Sequence::ACTIVE == 0 {
+        // One that was running when the agent came.
+        clock.running += 1;
+    }
+    let since = |doing: Doing| clock.sums[doing as usize].saturating_sub(state.spent[doing as usize]);
+    let (prefill, sampled) = (since(Doing::Prefill), since(Doing::Sampling));
+    let own = if first { state.parts[Part::OwnPrefill as usize].min(prefill) } else { 0 };
+    let sampling = sampling.min(sampled);
+    // Of a request that was running when the agent came the first gap is not known.
+    if !first || state.launched_ns != 0 {
+        gap[Part::Host as usize] = since(Doing::Host);
+        gap[Part::Draft as usize] = since(Doing::Draft);
+        gap[Part::OwnPrefill as usize] = own;
+        gap[Part::Decode as usize] = since(Doing::Decode);
+        gap[Part::NeighbourPrefill as usize] = prefill - own;
+        gap[Part::Sampling as usize] = sampling;
+        gap[Part::OthersSampling as usize] = sampled - sampling;
+    }
+    state.spent = clock.sums;
+    if first {
+        state.parts[Part::OwnPrefill as usize] = 0;
+    }
+    state.parts.iter_mut().zip(&gap).for_each(|(sum, ns)| *sum += ns);
+    target.gap(&gap);
+    gap
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,310 @@
+use std::{vec, vec::Vec};
+
+use llamaprobe_common::{
+    part::{Part, Parts, Usual},
+    request::{PrefillEvent, PromptEvent},
+    target::TargetConfig,
+};
+use proptest::prelude::*;
+
+use super::observe;
+use crate::{
+    events::Event,
+    testing::{
+        batch::{at, tokens},
+        world::{DRAFT, MAIN, World, request},
+    },
+};
+
+const SERVER: u32 =
+    TargetConfig::SLOTS | TargetConfig::SLOT_TOKENS | TargetConfig::STEP_END | TargetConfig::HTTP;
+/// A server of which only calls into the library are seen.
+const INFERRED: u32 =
+    TargetConfig::SLOTS | TargetConfig::INFERRED_SLOTS | TargetConfig::STEP_END | TargetConfig::HTTP;
+
+/// Parts by those that are not 0.
+fn named(parts: &Parts) -> Vec<(Part, u64)> {
+    Part::ALL.into_iter().map(|part| (part, parts[part as usize])).filter(|(_, ns)| *ns != 0).collect()
+}
+
+/// A request takes a slot and cuts its cache.
+fn begin(world: &mut World, slot: i32) {
+    world.start(slot, slot, Some(request(slot as u64 + 1))).unwrap();
+    world.cut(MAIN, slot, 0, -1).unwrap();
+}
+
+/// A decode call that takes so long, and a token of each of the slots, sampled in 10 ns, with 1 ns of the server before.
+fn step(world: &mut World, runs: &[(i32, i32, u32)], ns: u64, slots: &[i32]) {
+    world.decode(MAIN, &tokens(runs)).unwrap();
+    world.pass(ns);
+    for slot in slots {
+        world.sample(MAIN, 0).unwrap();
+        world.pass(10);
+        world.token(*slot).unwrap();
+        world.pass(1);
+    }
+}
+
+fn prompts(world: &World) -> Vec<PromptEvent> {
+    let prompt = |event: &Event| if let Event::Prompt(event) = event { Some(*event) } else { None };
+    world.told.events.iter().filter_map(prompt).collect()
+}
+
+fn prefills(world: &World) -> Vec<PrefillEvent> {
+    let prefill = |event: &Event| if let Event::Prefill(event) = event { Some(*event) } else { None };
+    world.told.events.iter().filter_map(prefill).collect()
+}
+
+#[test]
+fn a_request_alone_waits_for_nobody() {
+    let mut world = World::with(SERVER);
+    begin(&mut world, 0);
+    world.pass(5);
+    step(&mut world, &[(0, 0, 7)], 700, &[0]);
+    step(&mut world, &[(0, 7, 1)], 100, &[0]);
+    step(&mut world, &[(0, 8, 1)], 200, &[0]);
+    world.end(0).unwrap();
+    let end = *world.told.ends().next().unwrap();
+    let all = [(Part::Host, 7), (Part::OwnPrefill, 700), (Part::Decode, 300), (Part::Sampling, 30)];
+    assert_eq!(named(&end.parts), all);
+    assert_eq!(end.parts.iter().sum::<u64>(), end.last_token_ns - end.launched_ns);
+    assert_eq!((end.worst_gap_ns, end.worst_part), (211, Part::Decode as u32));
+    assert_eq!(named(&world.target.stats.borrow().parts), all);
+    assert!(prompts(&world).is_empty() && prefills(&world).is_empty(), "nobody else is there");
+}
+
+#[test]
+fn a_prompt_is_charged_to_who_waits_for_it() {
+    let mut world = World::with(SERVER);
+    begin(&mut world, 0);
+    step(&mut world, &[(0, 0, 2)], 50, &[0]);
+    for position in 2..5 {
+        step(&mut world, &[(0, position, 1)], 100, &[0]);
+    }
+    begin(&mut world, 1);
+    begin(&mut world, 2);
+    let entered = world.host.now.get();
+    step(&mut world, &[(0, 5, 1), (1, 0, 30), (2, 0, 10)], 900, &[0]);
+    step(&mut world, &[(0, 6, 1), (1, 30, 5), (2, 10, 15)], 700, &[0, 1, 2]);
+    world.end(0).unwrap();
+    world.end(1).unwrap();
+    world.end(2).unwrap();
+    let ends: Vec<_> = world.told.ends().copied().collect();
+    for end in &ends {
+        assert_eq!(end.parts.iter().sum::<u64>(), end.last_token_ns - end.launched_ns);
+    }
+    let [first, second, third] = [0, 1, 2].map(|at| named(&ends[at].parts));
+    // Three steps without prompts said that one takes 100.
+    assert!(first.contains(&(Part::NeighbourPrefill, 800 + 600)) && first.contains(&(Part::Decode, 500)));
+    assert_eq!((ends[0].worst_gap_ns, ends[0].worst_part), (911, Part::NeighbourPrefill as u32));
+    let own = [800 * 30 / 40 + 600 * 5 / 20, 800 * 10 / 40 + 600 * 15 / 20];
+    assert!(second.contains(&(Part::OwnPrefill, own[0])), "{second:?}");
+    assert!(second.contains(&(Part::NeighbourPrefill, 1400 - own[0])), "{second:?}");
+    assert!(third.contains(&(Part::OwnPrefill, own[1])), "{third:?}");
+    // The last slot is sampled after two others.
+    assert!(
+        third.contains(&(Part::Sampling, 10)) && third.contains(&(Part::OthersSampling, 30)),
+        "{third:?}"
+    );
+    let told: Vec<_> = prompts(&world).iter().map(|told| (told.request, told.tokens)).collect();
+    let (b, c) = (request(2), request(3));
+    assert_eq!(told, [(b, 30), (c, 10), (b, 5), (c, 15)]);
+    assert!(prompts(&world)[..2].iter().all(|told| told.at_ns == entered));
+    let told: Vec<_> = prefills(&world).iter().map(|told| (told.prompt, told.excess_ns)).collect();
+    assert_eq!(told, [(40, 800), (20, 600)]);
+    assert_eq!((prefills(&world)[0].entered_ns, prefills(&world)[0].at_ns), (entered, entered + 900));
+}
+
+#[test]
+fn without_a_measure_a_step_is_shared_by_tokens() {
+    let mut world = World::with(SERVER);
+    begin(&mut world, 0);
+    step(&mut world, &[(0, 0, 2)], 50, &[0]);
+    begin(&mut world, 1);
+    step(&mut world, &[(0, 2, 1), (1, 0, 9)], 1000, &[0]);
+    let parts = named(&world.sequence(0).parts);
+    assert!(
+        parts.contains(&(Part::Decode, 100)) && parts.contains(&(Part::NeighbourPrefill, 900)),
+        "{parts:?}"
+    );
+}
+
+#[test]
+fn a_draft_model_has_its_own_part() {
+    let mut world = World::with(SERVER);
+    begin(&mut world, 0);
+    step(&mut world, &[(0, 0, 2)], 50, &[0]);
+    for _ in 0..2 {
+        world.decode(DRAFT, &[at(0, 2)]).unwrap();
+        world.pass(20);
+        world.sample(DRAFT, 0).unwrap();
+        world.pass(3);
+    }
+    // A guess that is checked beside the token: two tokens at once.
+    world.decode(MAIN, &tokens(&[(0, 2, 2)])).unwrap();
+    world.pass(100);
+    world.sample(MAIN, 0).unwrap();
+    world.pass(4);
+    world.sample(MAIN, 1).unwrap();
+    world.pass(6);
+    world.token(0).unwrap();
+    world.pass(1);
+    world.token(0).unwrap();
+    world.end(0).unwrap();
+    let end = *world.told.ends().next().unwrap();
+    let all = [
+        (Part::Host, 2),
+        (Part::Draft, 46),
+        (Part::OwnPrefill, 50),
+        (Part::Decode, 100),
+        (Part::Sampling, 20),
+    ];
+    assert_eq!(named(&end.parts), all);
+}
+
+#[test]
+fn where_the_sampler_is_the_token_its_time_is_the_servers() {
+    let mut world = World::with(INFERRED);
+    world.turn(MAIN, 0).unwrap();
+    world.pass(3);
+    world.cut(MAIN, 0, 0, -1).unwrap();
+    world.decode(MAIN, &tokens(&[(0, 0, 4)])).unwrap();
+    world.pass(60);
+    world.sample(MAIN, 3).unwrap();
+    world.pass(10);
+    world.decode(MAIN, &[at(0, 4)]).unwrap();
+    world.pass(30);
+    world.sample(MAIN, 0).unwrap();
+    world.pass(10);
+    world.turn(MAIN, 0).unwrap();
+    let end = *world.told.ends().next().unwrap();
+    assert_eq!(named(&end.parts), [(Part::Host, 13), (Part::OwnPrefill, 60), (Part::Decode, 30)]);
+    assert_eq!(end.parts.iter().sum::<u64>(), end.last_token_ns - end.launched_ns);
+}
+
+#[test]
+fn who_shares_a_prompt_waits_for_its_own() {
+    let mut world = World::with(SERVER);
+    begin(&mut world, 0);
+    world.start(1, 1, Some(request(1))).unwrap();
+    world.decode(MAIN, &tokens(&[(0, 0, 8)])).unwrap();
+    world.pass(80);
+    world.decode(MAIN, &tokens(&[(0, 8, 4)])).unwrap();
+    world.pass(40);
+    world.fork(0, 1).unwrap();
+    world.sample(MAIN, 3).unwrap();
+    world.token(0).unwrap();
+    world.sample(MAIN, 3).unwrap();
+    world.token(1).unwrap();
+    assert_eq!(named(&world.sequence(0).parts), [(Part::OwnPrefill, 120)]);
+    assert_eq!(named(&world.sequence(1).parts), [(Part::OwnPrefill, 120)]);
+}
+
+#[test]
+fn a_call_that_failed_is_no_measure() {
+    let mut world = World::with(SERVER);
+    begin(&mut world, 0);
+    step(&mut world, &[(0, 0, 2)], 50, &[0]);
+    world.decode(MAIN, &[at(0, 2)]).unwrap();
+    world.pass(9_000);
+    step(&mut world, &[(0, 2, 1)], 100, &[0]);
+    assert_eq!(world.target.clock.borrow().usuals[1], Usual { ns: 100, seen: 1 });
+    assert!(named(&world.sequence(0).parts).contains(&(Part::Decode, 9_100)));
+}
+
+#[test]
+fn a_median_follows_and_outliers_do_not_move_it() {
+    let mut usual = Usual::default();
+    for _ in 0..400 {
+        observe(&mut usual, 10_000);
+    }
+    assert_eq!(usual.ns, 10_000);
+    for ns in [1_000_000_000, 10_000, 10_000, 1_000_000_000, 10_000, 10_000] {
+        observe(&mut usual, ns);
+        assert!(usual.ns.abs_diff(10_000) <= 160, "{}", usual.ns);
+    }
+    // The context fills, and every step takes twice as long.
+    for _ in 0..60 {
+        observe(&mut usual, 20_000);
+    }
+    assert_eq!(usual.ns, 20_000);
+    // A first observation that was none.
+    let mut cold = Usual::default();
+    for ns in std::iter::once(2_000_000).chain(std::iter::repeat_n(10_000, 60)) {
+        observe(&mut cold, ns);
+    }
+    assert!(cold.ns <= 40_000, "{}", cold.ns);
+}
+
+/// What happens to an engine, and how long it takes.
+#[derive(Clone, Debug)]
+enum Happens {
+    Begins(i32),
+    Decodes(Vec<(i32, u32)>, bool),
+    Samples(bool),
+    Token(i32),
+    Leaves(i32),
+    Forks(i32, i32),
+}
+
+fn happens() -> impl Strategy<Value = Happens> {
+    let slot = 0..4_i32;
+    prop_oneof![
+        slot.clone().prop_map(Happens::Begins),
+        (prop::collection::vec((slot.clone(), 1..6_u32), 1..4), prop::bool::weighted(0.8))
+            .prop_map(|(runs, main)| Happens::Decodes(runs, main)),
+        prop::bool::weighted(0.8).prop_map(Happens::Samples),
+        slot.clone().prop_map(Happens::Token),
+        slot.clone().prop_map(Happens::Leaves),
+        (slot.clone(), slot).prop_map(|(from, to)| Happens::Forks(from, to)),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2048))]
+
+    /// In whatever order an engine works, and however long it takes: the parts of each gap add up to it, those of a request
+    /// to the time from its slot to its last token, and those of the server to the gaps of all tokens.
+    #[test]
+    fn parts_add_up(
+        step_end in any::<bool>(),
+        all in prop::collection::vec((happens(), 0..1_000_000_u64), 1..80),
+    ) {
+        let mut world = World::with(if step_end { SERVER } else { SERVER & !TargetConfig::STEP_END });
+        let mut positions = [0_i32; 4];
+        let mut gaps = 0;
+        for (what, ns) in &all {
+            world.pass(*ns);
+            match what {
+                Happens::Begins(slot) => begin(&mut world, *slot),
+                Happens::Decodes(runs, main) => {
+                    let mut places = vec![];
+                    for (slot, len) in runs {
+                        places.extend(tokens(&[(*slot, positions[*slot as usize], *len)]));
+                        positions[*slot as usize] += *len as i32;
+                    }
+                    let _ = world.decode(if *main { MAIN } else { DRAFT }, &places);
+                }
+                Happens::Samples(main) => {
+                    let _ = world.sample(if *main { MAIN } else { DRAFT }, 0);
+                }
+                Happens::Token(slot) => {
+                    let before = world.sequence(*slot);
+                    let parts = world.target.stats.borrow().parts;
+                    world.token(*slot).unwrap();
+                    let begun = if before.last_token_ns == 0 { before.launched_ns } else { before.last_token_ns };
+                    let gap = if begun == 0 { 0 } else { world.host.now.get() - begun };
+                    let more = world.target.stats.borrow().parts.iter().sum::<u64>() - parts.iter().sum::<u64>();
+                    prop_assert_eq!(more, gap);
+                    gaps += gap;
+                }
+                Happens::Leaves(slot) => world.end(*slot).unwrap(),
+                Happens::Forks(from, to) => world.fork(*from, *to).unwrap(),
+            }
+        }
+        prop_assert_eq!(world.target.stats.borrow().parts.iter().sum::<u64>(), gaps);
+        for end in world.told.ends().filter(|end| end.first_token_ns != 0 && end.launched_ns != 0) {
+            prop_assert_eq!(end.parts.iter().sum::<u64>(), end.last_token_ns - end.launched_ns);
+        }
+    }
+}

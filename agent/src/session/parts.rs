@@ -1,0 +1,262 @@
+//! Where the time of a request's tokens went, and for whom it waited.
+//!
+//! In: decode calls with prompts, and who was on a slot meanwhile. Out: for each request the others whose prompts it waited
+//! for, and how long. The kernel tells such calls only of engines that work for several requests, and only where these are
+//! known by their tasks.
+
+use std::collections::BTreeMap;
+
+use llamaprobe_common::{
+    part::{Part, Parts},
+    request::{PrefillEvent, PromptEvent, RequestKey, SlotEndEvent},
+};
+
+/// Slots that are followed of one process: llama.cpp has no more than 256 sequences. A slot whose end was lost makes room.
+const MAX_RUNNING: usize = 256;
+/// Requests whose names are kept of those that one has waited for; the rest is one.
+const MAX_CULPRITS: usize = 64;
+
+/// Where the time of a request's tokens went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TokenTime {
+    /// Nanoseconds by part: from arrival to the last token. Of a request with several choices or prompts they are those of
+    /// all its slots.
+    pub parts: Parts,
+    /// What most of its longest gap between two tokens was.
+    pub worst_part: Part,
+}
+
+impl TokenTime {
+    /// Of slots that a request has left. `None` when none of them had a token.
+    pub fn of<'a>(slots: impl Iterator<Item = &'a SlotEndEvent>, arrived_ns: u64) -> Option<Self> {
+        let (mut time, mut worst) = (None, 0);
+        for slot in slots.filter(|slot| slot.first_token_ns != 0) {
+            let it = time.get_or_insert(Self { parts: Parts::default(), worst_part: Part::Host });
+            it.parts.iter_mut().zip(slot.parts).for_each(|(sum, ns)| *sum += ns);
+            it.parts[Part::Queue as usize] += slot.launched_ns.saturating_sub(arrived_ns);
+            if slot.worst_gap_ns > worst {
+                worst = slot.worst_gap_ns;
+                it.worst_part = Part::from_wire(slot.worst_part).unwrap_or(Part::Host);
+            }
+        }
+        time
+    }
+
+    /// A part, nanoseconds.
+    pub const fn get(&self, part: Part) -> u64 {
+        self.parts[part as usize]
+    }
+}
+
+/// Another request for whose prompt one has waited.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Culprit {
+    /// The request; `arrived_ns` 0 for those that are not known, and for the rest of many.
+    pub request: RequestKey,
+    /// Its user.
+    pub user: Option<String>,
+    /// How long, nanoseconds.
+    pub ns: u64,
+    /// In how many decode calls.
+    pub calls: u64,
+    /// How many prompt tokens were in them.
+    pub tokens: u64,
+}
+
+impl Culprit {
+    fn add(&mut self, other: &Self) {
+        self.ns += other.ns;
+        self.calls += other.calls;
+        self.tokens += other.tokens;
+    }
+}
+
+/// For whom a request has waited.
+#[derive(Clone, Debug, Default)]
+pub struct Waits(Vec<Culprit>);
+
+impl Waits {
+    /// It has waited.
+    pub fn add(&mut self, culprit: Culprit) {
+        let rest = RequestKey { arrived_ns: 0, ..culprit.request };
+        let full = self.0.len() >= MAX_CULPRITS;
+        match self.0.iter().position(|it| it.request == culprit.request) {
+            Some(at) => self.0[at].add(&culprit),
+            None if !full => self.0.push(culprit),
+            None => match self.0.iter().position(|it| it.request == rest) {
+                Some(at) => self.0[at].add(&culprit),
+                None => self.0.push(Culprit { request: rest, user: None, ..culprit }),
+            },
+        }
+    }
+
+    /// The others, who cost it most first.
+    pub fn sorted(mut self) -> Vec<Culprit> {
+        self.0.sort_by_key(|culprit| std::cmp::Reverse(culprit.ns));
+        self.0
+    }
+}
+
+/// That a request waits for another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wait {
+    /// The one that waits.
+    pub victim: RequestKey,
+    /// The one it waits for.
+    pub culprit: RequestKey,
+    /// How long, nanoseconds.
+    pub ns: u64,
+    /// How many tokens of it.
+    pub tokens: u32,
+}
+
+/// The engine of one process.
+#[derive(Debug, Default)]
+struct Engine {
+    /// The requests on its slots, one entry a slot.
+    running: Vec<RequestKey>,
+    /// When its last decode call with prompts was entered.
+    entered_ns: u64,
+    /// Whose they are, and their tokens.
+    prompts: Vec<(RequestKey, u32)>,
+}
+
+/// The engines.
+#[derive(Debug, Default)]
+pub struct Engines(BTreeMap<u32, Engine>);
+
+impl Engines {
+    /// A request takes a slot.
+    pub fn start(&mut self, request: RequestKey) {
+        let running = &mut self.0.entry(request.tgid).or_default().running;
+        if running.len() >= MAX_RUNNING {
+            running.remove(0);
+        }
+        running.push(request);
+    }
+
+    /// A request leaves a slot.
+    pub fn end(&mut self, request: RequestKey) {
+        let Some(engine) = self.0.get_mut(&request.tgid) else { return };
+        if let Some(at) = engine.running.iter().position(|it| *it == request) {
+            engine.running.swap_remove(at);
+        }
+    }
+
+    /// A process has ended.
+    pub fn forget(&mut self, pid: u32) {
+        self.0.remove(&pid);
+    }
+
+    /// A request's prompt goes into a decode call.
+    pub fn prompt(&mut self, event: &PromptEvent) {
+        let engine = self.0.entry(event.request.tgid).or_default();
+        if engine.entered_ns != event.at_ns {
+            engine.entered_ns = event.at_ns;
+            engine.prompts.clear();
+        }
+        engine.prompts.push((event.request, event.tokens));
+    }
+
+    /// That decode call is over. Returns who has waited for whom.
+    pub fn prefill(&mut self, event: &PrefillEvent) -> Vec<Wait> {
+        let Some(engine) = self.0.get_mut(&event.request.tgid) else { return Vec::new() };
+        let prompts = std::mem::take(&mut engine.prompts);
+        if engine.entered_ns != event.entered_ns || event.prompt == 0 {
+            return Vec::new();
+        }
+        let share = |tokens: u32| {
+            let ns = u128::from(event.excess_ns) * u128::from(tokens) / u128::from(event.prompt);
+            u64::try_from(ns).unwrap_or(event.excess_ns)
+        };
+        let of = |victim: RequestKey| {
+            let others = prompts.iter().filter(move |(culprit, _)| *culprit != victim);
+            others.map(move |(culprit, tokens)| Wait {
+                victim,
+                culprit: *culprit,
+                ns: share(*tokens),
+                tokens: *tokens,
+            })
+        };
+        engine.running.iter().flat_map(|victim| of(*victim)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use llamaprobe_common::request::RequestEventKind;
+
+    use super::{
+        super::staged::{MS, key, worked},
+        *,
+    };
+
+    fn prompt(request: RequestKey, tokens: u32, at_ns: u64) -> PromptEvent {
+        PromptEvent { kind: RequestEventKind::Prompt as u32, tokens, request, at_ns }
+    }
+
+    fn prefill(prompt: u32, entered_ns: u64, excess_ns: u64) -> PrefillEvent {
+        let request = RequestKey { arrived_ns: 0, ..key(0) };
+        let kind = RequestEventKind::Prefill as u32;
+        PrefillEvent { kind, prompt, request, at_ns: entered_ns + excess_ns, entered_ns, excess_ns }
+    }
+
+    #[test]
+    fn a_call_is_split_by_the_prompts_of_others() {
+        let [a, b, c] = [1, 2, 3].map(key);
+        let mut engines = Engines::default();
+        [a, b, c].into_iter().for_each(|request| engines.start(request));
+        engines.prompt(&prompt(b, 30, 5));
+        engines.prompt(&prompt(c, 10, 5));
+        let wait = |victim, culprit, ns, tokens| Wait { victim, culprit, ns, tokens };
+        let all = [wait(a, b, 750, 30), wait(a, c, 250, 10), wait(b, c, 250, 10), wait(c, b, 750, 30)];
+        assert_eq!(engines.prefill(&prefill(40, 5, 1000)), all);
+        assert_eq!(engines.prefill(&prefill(40, 5, 1000)), [], "once");
+        engines.end(b);
+        engines.end(c);
+        engines.prompt(&prompt(b, 7, 6));
+        // Of a call that failed nothing is told; the next is another.
+        engines.prompt(&prompt(c, 4, 7));
+        assert_eq!(engines.prefill(&prefill(4, 7, 80)), [wait(a, c, 80, 4)]);
+        engines.prompt(&prompt(c, 4, 8));
+        assert_eq!(engines.prefill(&prefill(4, 9, 80)), [], "another call");
+        engines.forget(a.tgid);
+        engines.prompt(&prompt(c, 4, 9));
+        assert_eq!(engines.prefill(&prefill(4, 9, 80)), []);
+    }
+
+    #[test]
+    fn slots_without_an_end_make_room() {
+        let mut engines = Engines::default();
+        (0..2_000).for_each(|ms| engines.start(key(ms)));
+        engines.prompt(&prompt(key(5_000), 1, 1));
+        let waits = engines.prefill(&prefill(1, 1, 1));
+        assert_eq!((waits.len(), waits[0].victim), (MAX_RUNNING, key(2_000 - MAX_RUNNING as u64)));
+    }
+
+    #[test]
+    fn of_many_others_the_rest_is_one() {
+        let mut waits = Waits::default();
+        for ms in 1..=100 {
+            waits.add(Culprit { request: key(ms), user: Some(ms.to_string()), ns: 1, calls: 1, tokens: 2 });
+        }
+        waits.add(Culprit { request: key(3), user: None, ns: 4, calls: 1, tokens: 2 });
+        let sorted = waits.sorted();
+        assert_eq!(sorted.len(), MAX_CULPRITS + 1);
+        assert_eq!((sorted[0].request.arrived_ns, sorted[0].ns, &sorted[0].user), (0, 36, &None));
+        assert_eq!((sorted[1].request, sorted[1].user.as_deref()), (key(3), Some("3")));
+        assert_eq!((sorted[1].ns, sorted[1].calls, sorted[1].tokens), (5, 2, 4));
+    }
+
+    #[test]
+    fn the_parts_of_all_slots_count_that_had_a_token() {
+        let mut first = worked(key(1_000), 1);
+        first.parts[Part::Decode as usize] = 30 * MS;
+        let none = SlotEndEvent { first_token_ns: 0, ..first };
+        let worst = SlotEndEvent { worst_gap_ns: 9 * MS, worst_part: Part::Draft as u32, ..first };
+        assert_eq!(TokenTime::of([none].iter(), 1_000 * MS), None);
+        let time = TokenTime::of([first, none, worst].iter(), 1_000 * MS).unwrap();
+        assert_eq!((time.get(Part::Queue), time.get(Part::Decode)), (20 * MS, 60 * MS));
+        assert_eq!(time.worst_part, Part::Draft);
+    }
+}
