@@ -25,8 +25,12 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Task {
-    /// Install what the tests need and is not there yet
-    Setup,
+    /// Install what is needed and not there yet
+    Setup {
+        /// What for
+        #[arg(value_enum, default_value = "tests")]
+        purpose: setup::Purpose,
+    },
     /// Observe a real llama-server under load, and compare the agent's figures with the server's
     Demo {
         /// Set-up and build are done (the demo then starts itself as root)
@@ -47,7 +51,7 @@ enum Task {
 
 fn main() -> ExitCode {
     let outcome = match Arguments::parse().task {
-        Task::Setup => setup::run(setup::Purpose::Tests),
+        Task::Setup { purpose } => setup::run(purpose),
         Task::Demo { prepared } => demo::run(prepared),
         Task::Test => check::test(),
         Task::Lint => check::lint(),
