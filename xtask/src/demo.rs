@@ -24,7 +24,11 @@ pub fn run(prepared: bool) -> Result<()> {
         let installed = Assets::locate().is_ok();
         eprintln!(
             "this takes {}",
-            if installed { "half a minute if the agent is built" } else { "three to five minutes, most of them once" }
+            if installed {
+                "half a minute if the agent is built"
+            } else {
+                "three to five minutes, most of them once"
+            }
         );
         eprintln!("== set-up and build");
         // As the tasks themselves are built: what they have in common is compiled already.

