@@ -20,7 +20,8 @@ pub fn run(release: &Release, place: &Path) -> Result<()> {
     sums(place)?;
     debian(release, place)?;
     image(&place.join(format!("llamaprobe-{}-oci", release.version)))?;
-    unit()
+    unit()?;
+    service(release, place)
 }
 
 fn sums(place: &Path) -> Result<()> {
@@ -105,4 +106,21 @@ fn unit() -> Result<()> {
     let last = report.lines().rev().find(|line| line.contains("exposure")).unwrap_or("no figure");
     println!("  verified; {}", last.trim().trim_start_matches(|it: char| !it.is_ascii_alphabetic()));
     Ok(())
+}
+
+/// The service under a real systemd, where a container of it can be booted.
+fn service(release: &Release, place: &Path) -> Result<()> {
+    eprintln!("== the service, under a systemd of its own (a minute: the watchdog has to notice)");
+    if Command::new("systemd-nspawn").arg("--version").output().is_err() {
+        println!(
+            "  NOT TRIED: systemd-nspawn is not here (on Debian and Ubuntu: apt-get install systemd-container)"
+        );
+        return Ok(());
+    }
+    let scratch = Scratch::new()?;
+    let folder = scratch.path().join("system");
+    fs::create_dir(&folder)?;
+    let script = workspace_root().join("xtask/src/package/boot.sh");
+    let package = place.join(format!("llamaprobe_{}_amd64.deb", release.version));
+    command::run(as_root("unshare", &["--mount", "sh"])?.arg(script).args([&folder, &package]))
 }
