@@ -21,7 +21,7 @@ use crate::setup::{self, Purpose};
 
 /// The target of the executable: it is linked statically and runs on every distribution.
 const TARGET: &str = "x86_64-unknown-linux-musl";
-/// Where those parts are that all packages have, and the program among them.
+/// The program, beneath the root of whatever holds it.
 const PROGRAM: &str = "usr/bin/llamaprobe";
 
 #[derive(Debug, clap::Args)]
@@ -44,7 +44,7 @@ struct Release {
 pub fn run(options: &Options) -> Result<()> {
     let place = target_directory().join("package");
     setup::run(Purpose::Build)?;
-    let release = Release { version: version()?, time: time()?, files: Vec::new() };
+    let release = Release { version: env!("CARGO_PKG_VERSION").to_owned(), time: time()?, files: Vec::new() };
     if place.exists() {
         fs::remove_dir_all(&place)?;
     }
@@ -83,10 +83,6 @@ impl Release {
         let moved: Vec<_> = self.files.iter().map(|it| it.moved(&format!("{folder}/{}", it.path))).collect();
         self.archive(&moved.iter().collect::<Vec<_>>())
     }
-}
-
-fn version() -> Result<String> {
-    Ok(env!("CARGO_PKG_VERSION").to_owned())
 }
 
 fn time() -> Result<u64> {

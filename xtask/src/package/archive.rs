@@ -40,11 +40,11 @@ pub fn tar(files: &[&Entry], time: u64) -> Result<Vec<u8>> {
     }
     for folder in folders {
         let mut header = header(EntryType::Directory, 0o755, 0, time);
-        builder.append_data(&mut header, format!("./{folder}/"), std::io::empty())?;
+        builder.append_data(&mut header, format!("{folder}/"), std::io::empty())?;
     }
     for file in files {
         let mut header = header(EntryType::Regular, file.mode, file.content.len() as u64, time);
-        builder.append_data(&mut header, format!("./{}", file.path), file.content.as_slice())?;
+        builder.append_data(&mut header, &file.path, file.content.as_slice())?;
     }
     Ok(builder.into_inner()?)
 }

@@ -10,6 +10,8 @@ mkdir "$folder/upper" "$folder/work" "$folder/root"
 mount -t overlay trial -o "lowerdir=/,upperdir=$folder/upper,workdir=$folder/work" "$folder/root"
 root=$folder/root
 cp "$package" "$root/trial.deb"
+# Images of containers have one that forbids to start services at all.
+rm -f "$root/usr/sbin/policy-rc.d"
 
 cat >"$root/trial.sh" <<'END'
 #!/bin/sh
@@ -18,12 +20,13 @@ say() { printf '  %s\n' "$1"; }
 fail() {
     printf '  FAILED: %s\n' "$1"
     journalctl -u llamaprobe --no-pager -o cat | tail -n 20
-    poweroff -f
+    poweroff -f >/dev/null 2>&1
+    exit 1
 }
 of() { systemctl show -P "$1" llamaprobe; }
 
 # Installed is started, and started is ready: dpkg waits for it.
-dpkg -i /trial.deb >/dev/null || fail 'dpkg'
+dpkg -i /trial.deb >/dev/null 2>/trial.err || fail "dpkg: $(cat /trial.err)"
 [ "$(of ActiveState)" = active ] || fail "after the installation it is $(of ActiveState)"
 [ "$(systemctl is-enabled llamaprobe)" = enabled ] || fail 'it is not enabled'
 say "started by the installation: $(of Type), watchdog $(of WatchdogUSec)"
@@ -31,6 +34,10 @@ metrics=$(curl -sf http://127.0.0.1:9464/readyz && curl -sf http://127.0.0.1:946
 say "answers: $(echo "$metrics" | grep -c ^llamaprobe_) series of its own"
 first=$(of MainPID)
 say "$(grep -E '^(CapBnd|NoNewPrivs|Seccomp):' "/proc/$first/status" | tr '\t\n' ' ,')"
+
+# What the sandbox forbids shows there.
+forbidden=$(journalctl -u llamaprobe --no-pager -o cat | grep -E ' ERROR |not permitted|denied')
+[ -z "$forbidden" ] || fail "it complains: $forbidden"
 
 systemctl reload llamaprobe || fail 'reload'
 [ "$(of ActiveState) $(of MainPID)" = "active $first" ] || fail 'it did not live through the reload'
@@ -45,7 +52,7 @@ until [ "$(of MainPID)" != "$first" ] && [ "$(of ActiveState)" = active ]; do
 done
 say "stands still: replaced by the watchdog, after $(of NRestarts) restart"
 
-dpkg -i /trial.deb >/dev/null || fail 'the upgrade'
+dpkg -i /trial.deb >/dev/null 2>/trial.err || fail "the upgrade: $(cat /trial.err)"
 [ "$(of ActiveState)" = active ] || fail "after the upgrade it is $(of ActiveState)"
 say 'upgraded: runs anew'
 dpkg -r llamaprobe >/dev/null || fail 'the removal'
@@ -57,8 +64,8 @@ systemctl daemon-reload
 left=$(find /etc /var /usr /lib/systemd -iname '*llamaprobe*' -newer /trial.sh 2>/dev/null)
 [ -z "$left" ] || fail "the purge left: $left"
 say 'purged: nothing is left'
-echo done >>/trial.out
-poweroff -f
+echo done
+poweroff -f >/dev/null 2>&1
 END
 chmod +x "$root/trial.sh"
 cat >"$root/etc/systemd/system/trial.target" <<'END'

@@ -24,19 +24,21 @@ traces() { find "$root" -xdev -iname '*llamaprobe*' -not -path "$root/work/*" -n
 # An installation of this system's own would be taken for the package's.
 if inside dpkg-query -W llamaprobe >/dev/null 2>&1; then inside dpkg --purge llamaprobe >/dev/null; fi
 
-inside dpkg -i /first.deb >/dev/null
+inside dpkg -i /first.deb >"$root/dpkg" 2>&1 || { cat "$root/dpkg" >&2; fail 'dpkg'; }
 inside llamaprobe --version >/dev/null
 say "installed: $(inside dpkg-query -W llamaprobe)"
-[ "$(inside dpkg-query -W -f '${Conffiles}' llamaprobe | wc -l)" = 2 ] || fail 'the configuration is no conffile'
+inside dpkg-query -W -f '${Conffiles}' llamaprobe | grep -q '^ /etc/llamaprobe/llamaprobe.toml ' || fail 'the configuration is no conffile'
 
 # As its unit starts it.
 command=$(sed -n 's/^ExecStart=//p' "$root/lib/systemd/system/llamaprobe.service")
-port=19464
-LLAMAPROBE_LISTEN=127.0.0.1:$port inside $command >"$root/out" 2>"$root/err" &
+: >"$root/out"
+# No function here: `$!` has to be the agent.
+LLAMAPROBE_LISTEN=127.0.0.1:0 chroot "$root" $command >"$root/out" 2>"$root/err" &
 agent=$!
 trap 'kill "$agent" 2>/dev/null || true' EXIT
 tries=0
-until metrics=$(curl -sf "http://127.0.0.1:$port/readyz" && curl -sf "http://127.0.0.1:$port/metrics"); do
+until url=$(sed -n 's/^listening on //p' "$root/out") && [ -n "$url" ] &&
+    metrics=$(curl -sf "$url/readyz" && curl -sf "$url/metrics"); do
     tries=$((tries + 1))
     [ "$tries" -lt 300 ] || { cat "$root/err" >&2; fail 'the agent is not ready'; }
     kill -0 "$agent" 2>/dev/null || { cat "$root/err" >&2; fail 'the agent ended'; }
@@ -49,7 +51,7 @@ say "answers: $(printf '%s\n' "$metrics" | grep -c '^llamaprobe_') series of its
 sed -i 's/^#log = .*/log = "warn"/' "$root/etc/llamaprobe/llamaprobe.toml"
 inside dpkg -i /second.deb >/dev/null 2>&1
 grep -q '^log = "warn"' "$root/etc/llamaprobe/llamaprobe.toml" || fail 'the upgrade lost a changed configuration'
-curl -sf "http://127.0.0.1:$port/healthz" >/dev/null || fail 'the agent did not live through the upgrade'
+curl -sf "$url/healthz" >/dev/null || fail 'the agent did not live through the upgrade'
 say "upgraded: $(inside dpkg-query -W llamaprobe), the configuration as it was changed"
 kill -TERM "$agent"
 wait "$agent" || fail "the agent ended with $?"
