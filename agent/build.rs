@@ -16,6 +16,8 @@ use aya_build::{Package, Toolchain};
 const TOOLCHAIN: &str = "1.95.0";
 const INNER: &str = "LLAMAPROBE_BUILD_INNER";
 const LINKER: &str = "bpf-linker";
+/// The last version that links with the toolchain's own LLVM.
+const LINKER_VERSION: &str = "0.10.3";
 
 fn main() -> Result<()> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the workspace")?.to_path_buf();
@@ -33,8 +35,16 @@ fn main() -> Result<()> {
     let path: Vec<PathBuf> =
         [target.join("tools/bin")].into_iter().chain(env::split_paths(&inherited)).collect();
     if !path.iter().any(|folder| folder.join(LINKER).is_file()) {
-        bail!("{LINKER} is not installed: run `cargo xtask setup` (it also adds rust-src for {TOOLCHAIN})");
+        bail!(
+            "{LINKER} is not installed, which links the kernel programs. In the workspace's folder, run `cargo xtask \
+             setup build`, which takes a minute; or `cargo install bpf-linker --version {LINKER_VERSION} --locked`"
+        );
     }
+    ensure!(
+        rust_src()?,
+        "the sources of Rust's library are not installed, of which the kernel programs take `core`: run `rustup \
+         component add rust-src --toolchain {TOOLCHAIN}`"
+    );
     let inner = Command::new(env::current_exe()?)
         .env(INNER, "1")
         .env("RUSTC_BOOTSTRAP", "1")
@@ -48,9 +58,16 @@ fn main() -> Result<()> {
         .for_each(|line| println!("{line}"));
     ensure!(
         inner.status.success(),
-        "the kernel programs do not build: see above; `cargo xtask setup` installs what they need"
+        "the kernel programs do not build: see above; `cargo xtask setup build` installs what they need"
     );
     Ok(())
+}
+
+fn rust_src() -> Result<bool> {
+    let rustc = env::var_os("RUSTC").context("cargo names no rustc")?;
+    let output = Command::new(rustc).args(["--print", "sysroot"]).output()?;
+    let sysroot = PathBuf::from(String::from_utf8(output.stdout)?.trim());
+    Ok(sysroot.join("lib/rustlib/src/rust/library/core").is_dir())
 }
 
 fn is_progress(line: &str) -> bool {

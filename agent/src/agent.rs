@@ -16,6 +16,7 @@ mod process;
 mod room;
 mod seating;
 mod seats;
+mod service;
 mod signals;
 mod watch;
 
@@ -44,6 +45,7 @@ use self::{
     own::{Clock, cpu_time, monotonic_ns, resident_bytes, secret},
     process::Process,
     room::Room,
+    service::Service,
     signals::Order,
 };
 use crate::{
@@ -171,6 +173,7 @@ pub async fn run(mut options: Options, mut signals: Signals) -> Result<()> {
     let endpoint = Endpoint::start(listener, sender, agent.health.clone(), options.compat.clone())
         .context("no thread for the endpoint")?;
     announce(address);
+    let mut service = Service::start().context("cannot start a thread")?;
 
     let mut processes = bpf::waitable(rings.processes).context("cannot wait for the ring buffer")?;
     let mut requests = bpf::waitable(rings.requests).context("cannot wait for the ring buffer")?;
@@ -184,6 +187,7 @@ pub async fn run(mut options: Options, mut signals: Signals) -> Result<()> {
             order = signals.next() => match order {
                 Order::End(signal) => break info!("{signal}"),
                 Order::Reload => {
+                    service.reloading();
                     agent.sinks.reopen();
                     let billing = agent.billing.clone();
                     reloading = Some(spawn_blocking(move || billing.load()));
@@ -192,6 +196,7 @@ pub async fn run(mut options: Options, mut signals: Signals) -> Result<()> {
             Some(loaded) = loaded(&mut reloading), if reloading.is_some() => {
                 reloading = None;
                 agent.reload(loaded);
+                service.reloaded();
             }
             Some(question) = questions.recv() => {
                 agent.collect(requests.get_mut(), payload.get_mut());
@@ -239,9 +244,11 @@ pub async fn run(mut options: Options, mut signals: Signals) -> Result<()> {
                     agent.sinks.metrics(now, &snapshot);
                 }
                 agent.tick();
+                service.turn(agent.health.is_ready());
             }
         }
     }
+    service.stopping();
     endpoint.close();
     agent.end_all(requests.get_mut(), payload.get_mut());
     Ok(())

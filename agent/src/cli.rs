@@ -28,6 +28,7 @@ use crate::{
 };
 
 pub mod billing;
+pub mod template;
 
 /// What names a user unless told otherwise. A client's address is personal and often a proxy's: only when asked for.
 const DEFAULT_SOURCES: [Source; 3] = [Source::Header, Source::Body, Source::Key];

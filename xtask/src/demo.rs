@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use crate::command::build_agent;
 use crate::root;
-use crate::setup::{self, Purpose};
+use crate::setup;
 
 /// Memory that the real model needs, with some to spare.
 const GEMMA_KIB: u64 = 2 * 1024 * 1024;
@@ -23,13 +23,16 @@ pub fn run(prepared: bool) -> Result<()> {
     if !prepared {
         let installed = Assets::locate().is_ok();
         eprintln!(
-            "this takes about {}",
-            if installed { "a minute" } else { "five minutes, most of them once" }
+            "this takes {}",
+            if installed {
+                "half a minute if the agent is built"
+            } else {
+                "three to five minutes, most of them once"
+            }
         );
-        eprintln!("== set-up");
-        setup::run(Purpose::Demo)?;
-        eprintln!("== build");
-        let agent = build_agent("release", &[])?;
+        eprintln!("== set-up and build");
+        // As the tasks themselves are built: what they have in common is compiled already.
+        let agent = setup::for_demo(|| build_agent("debug", &[]))?;
         eprintln!("== run, as root");
         return root::run_self(&agent, &["demo", "--prepared"]);
     }

@@ -6,6 +6,8 @@ mod command;
 mod dashboard;
 mod demo;
 mod kernels;
+mod manifests;
+mod package;
 mod root;
 mod setup;
 
@@ -25,8 +27,12 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Task {
-    /// Install what the tests need and is not there yet
-    Setup,
+    /// Install what is needed and not there yet
+    Setup {
+        /// What for
+        #[arg(value_enum, default_value = "tests")]
+        purpose: setup::Purpose,
+    },
     /// Observe a real llama-server under load, and compare the agent's figures with the server's
     Demo {
         /// Set-up and build are done (the demo then starts itself as root)
@@ -41,18 +47,24 @@ enum Task {
     Dashboard,
     /// Try other kernels in virtual machines: do the programs load, attach and count right there?
     Kernels(kernels::Options),
+    /// Write the plain manifests of Kubernetes anew, after a change of the Helm chart, and check them
+    Manifests(manifests::Options),
+    /// Make what is handed to others: a package of Debian, an archive, an image of a container
+    Package(package::Options),
     /// Measure what observing costs
     Bench(bench::Options),
 }
 
 fn main() -> ExitCode {
     let outcome = match Arguments::parse().task {
-        Task::Setup => setup::run(setup::Purpose::Tests),
+        Task::Setup { purpose } => setup::run(purpose),
         Task::Demo { prepared } => demo::run(prepared),
         Task::Test => check::test(),
         Task::Lint => check::lint(),
         Task::Dashboard => dashboard::write(),
         Task::Kernels(options) => kernels::run(&options),
+        Task::Manifests(options) => manifests::run(&options),
+        Task::Package(options) => package::run(&options),
         Task::Bench(options) => bench::run(&options),
     };
     match outcome {

