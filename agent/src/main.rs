@@ -96,7 +96,7 @@ fn speak(options: &Options, messages: Messages) -> Result<()> {
 }
 
 fn snapshot(arguments: &SnapshotArguments) -> Result<ExitCode> {
-    let fetched = fetch(arguments.listen)?;
+    let fetched = fetch(&arguments.agent()?)?;
     if let Some(warning) = fetched.warning() {
         output::complain(&format!("llamaprobe: {warning}"));
     }

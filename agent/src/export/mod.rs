@@ -11,6 +11,7 @@ pub mod prometheus;
 pub mod records;
 pub mod sink;
 pub mod snapshot;
+mod tls;
 
 #[cfg(test)]
 mod tests;
