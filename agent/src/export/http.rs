@@ -326,7 +326,11 @@ impl Service {
     }
 
     /// The answer to who may not ask, or not now.
-    async fn refused(&self, request: &Request<Incoming>, progress: &Progress) -> Option<Response<Full<Bytes>>> {
+    async fn refused(
+        &self,
+        request: &Request<Incoming>,
+        progress: &Progress,
+    ) -> Option<Response<Full<Bytes>>> {
         // Whoever asks for these, as a kubelet does, has no credentials, and learns nothing of anybody.
         if matches!(request.uri().path(), "/healthz" | "/readyz" | "/-/healthy" | "/-/ready") {
             return None;

@@ -118,7 +118,10 @@ fn only_who_shows_the_right_credentials_is_answered() {
     for path in ["/metrics", "/snapshot", "/", "/nothing"] {
         for header in ["", wrong] {
             let answer = ask(path, header);
-            assert!(answer.starts_with("HTTP/1.1 401") && answer.contains("www-authenticate: Basic"), "{answer}");
+            assert!(
+                answer.starts_with("HTTP/1.1 401") && answer.contains("www-authenticate: Basic"),
+                "{answer}"
+            );
             assert!(answer.contains("x-frame-options: deny") && !answer.contains("targets"), "{answer}");
         }
     }

@@ -13,10 +13,7 @@ use anyhow::{Context as _, Result, ensure};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use hyper::Uri;
 use llamaprobe_api::{Document, SCHEMA};
-use rustls::{
-    ClientConfig, ClientConnection, StreamOwned,
-    pki_types::ServerName,
-};
+use rustls::{ClientConfig, ClientConnection, StreamOwned, pki_types::ServerName};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -112,7 +109,11 @@ fn authorization(credentials: &str) -> Result<String> {
 pub fn credentials(path: &Path) -> Result<String> {
     let text = std::fs::read_to_string(path)
         .with_context(|| format!("cannot read the credentials {}", path.display()))?;
-    ensure!(!text.trim().is_empty(), "{} holds no credentials: USER:PASSWORD, or a bearer token", path.display());
+    ensure!(
+        !text.trim().is_empty(),
+        "{} holds no credentials: USER:PASSWORD, or a bearer token",
+        path.display()
+    );
     Ok(text)
 }
 
@@ -223,7 +224,8 @@ fn ask(agent: &Agent) -> Result<Vec<u8>, FetchError> {
         None => exchange(&mut stream, &request).map_err(silent),
         Some(config) => {
             let insecure = |source| FetchError::Insecure { agent: name.clone(), source };
-            let host = ServerName::try_from(agent.host.clone()).map_err(|error| insecure(io::Error::other(error)))?;
+            let host = ServerName::try_from(agent.host.clone())
+                .map_err(|error| insecure(io::Error::other(error)))?;
             let session = ClientConnection::new(config.clone(), host);
             let session = session.map_err(|error| insecure(io::Error::other(error)))?;
             exchange(&mut StreamOwned::new(session, stream), &request).map_err(insecure)

@@ -33,9 +33,8 @@ impl ClientPolicy {
         mandatory: bool,
         sans: Option<Vec<String>>,
     ) -> Result<Self> {
-        let verifier = |roots| {
-            WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone()).build()
-        };
+        let verifier =
+            |roots| WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone()).build();
         let chain = roots.map(verifier).transpose().context("the authorities of clients")?;
         Ok(Self { provider: provider.clone(), chain, mandatory, sans })
     }

@@ -1,8 +1,8 @@
 //! Who may ask: users with passwords, of which the file has bcrypt hashes, and bearer tokens.
 //!
 //! bcrypt takes tens of milliseconds on purpose. So one password at a time is checked, on a thread that serves nothing
-//! else; what was right is known from then on by a keyed hash. Of those that wait the newest goes first, and where too many
-//! wait the oldest is turned away: whoever guesses keeps only himself waiting.
+//! else; what was right is known from then on by a keyed hash, and waits for nobody. The others wait for each other, and
+//! where too many wait who comes is turned away.
 
 use std::{
     collections::{BTreeMap, HashSet, VecDeque},
@@ -21,7 +21,7 @@ use ring::{
 use tokio::{sync::oneshot, task::spawn_blocking};
 
 /// Passwords that wait to be checked.
-const WAITING: usize = 64;
+const WAITING: usize = 32;
 
 /// A password is checked against this hash where its user is none, so that the time tells nobody who is one.
 const NOBODY: &str = "$2b$10$1FofCYxvKM5ma0LJRFIuEuG6ptgIDHeyM0mrJdKK0hqmhwwTJqgXi";
@@ -165,8 +165,10 @@ impl Checks {
         let (answer, answered) = oneshot::channel();
         let idle = {
             let mut queue = lock(&self.queue);
+            // Who has gone meanwhile takes no place.
+            queue.waiting.retain(|check| !check.answer.is_closed());
             if queue.waiting.len() >= WAITING {
-                queue.waiting.pop_front();
+                return None;
             }
             queue.waiting.push_back(Check { hash, password, answer });
             !std::mem::replace(&mut queue.busy, true)
@@ -183,7 +185,7 @@ impl Checks {
         loop {
             let next = {
                 let mut queue = lock(&self.queue);
-                let next = queue.waiting.pop_back();
+                let next = queue.waiting.pop_front();
                 queue.busy = next.is_some();
                 next
             };
@@ -277,27 +279,29 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_newest_goes_first_and_the_oldest_is_turned_away() {
+    async fn who_comes_when_too_many_wait_is_turned_away() {
         let checks = Arc::new(Checks::new().unwrap());
         // Nobody works yet.
         lock(&checks.queue).busy = true;
         let hash: Arc<str> = hash("right").into();
-        let (order, mut done) = tokio::sync::mpsc::unbounded_channel();
-        for number in 0..=WAITING {
-            let (checks, hash, order) = (checks.clone(), hash.clone(), order.clone());
-            tokio::spawn(async move {
-                let password = if number == WAITING { "right" } else { "wrong" };
-                let answer = checks.check(hash, password.into()).await;
-                order.send((number, answer)).unwrap();
-            });
-            tokio::task::yield_now().await;
-        }
-        assert_eq!(done.recv().await, Some((0, None)), "the oldest");
+        let ask = |password: &'static str| {
+            let (checks, hash) = (checks.clone(), hash.clone());
+            tokio::spawn(async move { checks.check(hash, password.into()).await })
+        };
+        let mut waiting: Vec<_> = (0..WAITING).map(|_| ask("wrong")).collect();
+        tokio::task::yield_now().await;
+        assert_eq!(ask("right").await.unwrap(), None);
+        // One of them goes.
+        let gone = waiting.remove(0);
+        gone.abort();
+        assert!(gone.await.is_err());
+        let late = ask("right");
+        tokio::task::yield_now().await;
         let worker = checks.clone();
         let worked = spawn_blocking(move || worker.work());
-        assert_eq!(done.recv().await, Some((WAITING, Some(true))), "the newest");
-        for _ in 1..WAITING {
-            assert_eq!(done.recv().await.unwrap().1, Some(false));
+        assert_eq!(late.await.unwrap(), Some(true));
+        for one in waiting {
+            assert_eq!(one.await.unwrap(), Some(false));
         }
         worked.await.unwrap();
         assert!(!lock(&checks.queue).busy);

@@ -118,7 +118,9 @@ fn tokens(path: &Path) -> Result<Vec<String>> {
     ensure!(!tokens.is_empty(), "bearer_token_file: {name} holds no token: one a line");
     // What it is, is not said.
     ensure!(
-        tokens.iter().all(|token| token.len() >= SHORTEST && token.bytes().all(|byte| byte.is_ascii_graphic())),
+        tokens
+            .iter()
+            .all(|token| token.len() >= SHORTEST && token.bytes().all(|byte| byte.is_ascii_graphic())),
         "bearer_token_file: {name} has a token that is shorter than {SHORTEST} characters or has others than ASCII's: `openssl rand -hex 32` makes one"
     );
     Ok(tokens)
@@ -140,10 +142,11 @@ fn headers(configured: BTreeMap<String, String>) -> Result<HeaderMap> {
         if value.is_empty() {
             continue;
         }
-        let (name, value) = HeaderName::try_from(name.as_str())
-            .ok()
-            .zip(HeaderValue::try_from(value).ok())
-            .with_context(|| format!("http_server_config: headers: {name} has a value that is none"))?;
+        let (name, value) =
+            HeaderName::try_from(name.as_str())
+                .ok()
+                .zip(HeaderValue::try_from(value).ok())
+                .with_context(|| format!("http_server_config: headers: {name} has a value that is none"))?;
         headers.insert(name, value);
     }
     Ok(headers)

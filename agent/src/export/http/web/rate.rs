@@ -75,7 +75,15 @@ mod tests {
 
     #[test]
     fn durations_are_those_of_go() {
-        for (text, ms) in [("0", 0.0), ("0s", 0.0), ("1s", 1e3), ("200ms", 200.0), ("1m30s", 9e4), ("1.5h", 5.4e6), ("2us", 2e-3)] {
+        for (text, ms) in [
+            ("0", 0.0),
+            ("0s", 0.0),
+            ("1s", 1e3),
+            ("200ms", 200.0),
+            ("1m30s", 9e4),
+            ("1.5h", 5.4e6),
+            ("2us", 2e-3),
+        ] {
             assert_eq!(duration(text), Some(Duration::from_secs_f64(ms / 1e3)), "{text}");
         }
         for text in ["", "1", "s", "1x", "1s2", "-1s", "1.2.3s", "99999999999h"] {

@@ -72,10 +72,16 @@ fn every_key_of_the_toolkit_is_known() {
         "rate_limit: { interval: 0, burst: 0 }\n",
         "http_server_config: { http2: false, headers: { Strict-Transport-Security: max-age=1, X-Content-Type-Options: nosniff, X-Frame-Options: sameorigin, X-XSS-Protection: '0', Content-Security-Policy: '' } }\n",
         &format!("{TLS}, min_version: TLS12, max_version: TLS13, prefer_server_cipher_suites: false }}\n"),
-        &format!("{TLS}, min_version: TLS10, curve_preferences: [CurveP256, CurveP384, CurveP521, X25519] }}\n"),
-        &format!("{TLS}, max_version: TLS12, cipher_suites: [TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384, TLS_ECDHE_RSA_WITH_AES_256_CBC_SHA, TLS_AES_128_GCM_SHA256] }}\n"),
+        &format!(
+            "{TLS}, min_version: TLS10, curve_preferences: [CurveP256, CurveP384, CurveP521, X25519] }}\n"
+        ),
+        &format!(
+            "{TLS}, max_version: TLS12, cipher_suites: [TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384, TLS_ECDHE_RSA_WITH_AES_256_CBC_SHA, TLS_AES_128_GCM_SHA256] }}\n"
+        ),
         &format!("{TLS}, client_auth_type: RequestClientCert }}\n"),
-        &format!("{TLS}, client_auth_type: RequireAndVerifyClientCert, client_ca_file: server.crt, client_allowed_sans: [scraper.example, 10.0.0.7] }}\n"),
+        &format!(
+            "{TLS}, client_auth_type: RequireAndVerifyClientCert, client_ca_file: server.crt, client_allowed_sans: [scraper.example, 10.0.0.7] }}\n"
+        ),
     ] {
         let web = Staged::new(more).open(LOOPBACK);
         assert!(web.is_ok(), "{more}: {:#}", web.err().unwrap());
@@ -107,14 +113,22 @@ fn mistakes_name_the_file_and_the_key() {
         (&format!("{TLS}, min_version: TLS111 }}\n"), "min_version"),
         (&format!("{TLS}, min_version: TLS13, max_version: TLS12 }}\n"), "max_version"),
         (&format!("{TLS}, max_version: TLS11 }}\n"), "max_version"),
-        (&format!("{TLS}, min_version: TLS12, max_version: TLS12, cipher_suites: [TLS_AES_128_GCM_SHA256] }}\n"), "cipher_suites"),
+        (
+            &format!(
+                "{TLS}, min_version: TLS12, max_version: TLS12, cipher_suites: [TLS_AES_128_GCM_SHA256] }}\n"
+            ),
+            "cipher_suites",
+        ),
         (&format!("{TLS}, cipher_suites: [TLS_INVENTED] }}\n"), "TLS_INVENTED"),
         (&format!("{TLS}, curve_preferences: [CurveP999] }}\n"), "CurveP999"),
         (&format!("{TLS}, curve_preferences: [CurveP521] }}\n"), "curve_preferences"),
         (&format!("{TLS}, client_auth_type: Maybe }}\n"), "client_auth_type"),
         (&format!("{TLS}, client_ca_file: server.crt }}\n"), "client_auth_type"),
         (&format!("{TLS}, client_allowed_sans: [a] }}\n"), "client_auth_type"),
-        (&format!("{TLS}, client_auth_type: RequireAndVerifyClientCert, client_ca_file: absent.crt }}\n"), "absent.crt"),
+        (
+            &format!("{TLS}, client_auth_type: RequireAndVerifyClientCert, client_ca_file: absent.crt }}\n"),
+            "absent.crt",
+        ),
         ("http_server_config: { headers: { X-Other: a } }\n", "X-Other"),
         ("http_server_config: { headers: { X-Frame-Options: allow } }\n", "X-Frame-Options"),
         ("basic_auth_users: { ada: secret }\n", "ada"),
@@ -154,7 +168,10 @@ fn users_are_shown_to_no_network_without_credentials() {
     for (configuration, enough) in [
         (users(), true),
         ("bearer_token_file: token\n".to_owned(), true),
-        (format!("{TLS}, client_auth_type: RequireAndVerifyClientCert, client_ca_file: server.crt }}\n"), true),
+        (
+            format!("{TLS}, client_auth_type: RequireAndVerifyClientCert, client_ca_file: server.crt }}\n"),
+            true,
+        ),
         (format!("{TLS}, client_auth_type: VerifyClientCertIfGiven, client_ca_file: server.crt }}\n"), false),
         (format!("{TLS}, client_auth_type: RequireAnyClientCert }}\n"), false),
         (format!("{TLS} }}\n"), false),

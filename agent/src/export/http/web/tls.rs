@@ -155,7 +155,9 @@ impl TlsSection {
         let mut roots = RootCertStore::empty();
         if let Some(pem) = &authorities {
             for authority in pem.parse()? {
-                roots.add(authority).with_context(|| format!("{} is no certificate of an authority", pem.name))?;
+                roots
+                    .add(authority)
+                    .with_context(|| format!("{} is no certificate of an authority", pem.name))?;
             }
         }
         let sans = self.client_allowed_sans.clone();
@@ -183,9 +185,10 @@ impl TlsSection {
     fn versions(&self, notes: &mut Vec<String>) -> Result<Vec<&'static SupportedProtocolVersion>> {
         let rank = |key: &str, value: &Option<String>, default: &str| {
             let value = value.as_deref().filter(|value| !value.is_empty()).unwrap_or(default);
-            VERSIONS.iter().position(|version| *version == value).with_context(|| {
-                format!("{key} is {value:?}: it should be one of {}", VERSIONS.join(", "))
-            })
+            VERSIONS
+                .iter()
+                .position(|version| *version == value)
+                .with_context(|| format!("{key} is {value:?}: it should be one of {}", VERSIONS.join(", ")))
         };
         let lowest = rank("min_version", &self.min_version, "TLS12")?;
         let highest = rank("max_version", &self.max_version, "TLS13")?;
@@ -204,12 +207,14 @@ impl TlsSection {
         if let Some(suites) = chosen("cipher_suites", &self.cipher_suites, &SUITES, notes)? {
             let all = provider.cipher_suites;
             let modern = all.iter().filter(|suite| suite.tls13().is_some()).copied();
-            let named = suites.iter().filter_map(|wanted| all.iter().find(|it| it.suite() == *wanted).copied());
+            let named =
+                suites.iter().filter_map(|wanted| all.iter().find(|it| it.suite() == *wanted).copied());
             provider.cipher_suites = modern.chain(named.filter(|suite| suite.tls13().is_none())).collect();
         }
         if let Some(curves) = chosen("curve_preferences", &self.curve_preferences, &CURVES, notes)? {
             let all = provider.kx_groups;
-            let named = curves.iter().filter_map(|wanted| all.iter().find(|it| it.name() == *wanted).copied());
+            let named =
+                curves.iter().filter_map(|wanted| all.iter().find(|it| it.name() == *wanted).copied());
             provider.kx_groups = named.collect();
         }
         Ok(provider)
