@@ -8,6 +8,7 @@ use std::{
     collections::{BTreeMap, HashSet, VecDeque},
     io,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -18,10 +19,13 @@ use ring::{
     hmac::{HMAC_SHA256, Key, sign},
     rand::SystemRandom,
 };
-use tokio::{sync::oneshot, task::spawn_blocking};
+use tokio::{sync::oneshot, task::spawn_blocking, time::timeout};
 
 /// Passwords that wait to be checked.
 const WAITING: usize = 32;
+
+/// How long a password may wait.
+const PATIENCE: Duration = Duration::from_secs(8);
 
 /// A password is checked against this hash where its user is none, so that the time tells nobody who is one.
 const NOBODY: &str = "$2b$10$1FofCYxvKM5ma0LJRFIuEuG6ptgIDHeyM0mrJdKK0hqmhwwTJqgXi";
@@ -177,7 +181,7 @@ impl Checks {
             let checks = self.clone();
             spawn_blocking(move || checks.work());
         }
-        answered.await.ok()
+        timeout(PATIENCE, answered).await.ok()?.ok()
     }
 
     /// Checks until nobody waits.
