@@ -1,6 +1,7 @@
 //! The HTTP endpoint: `/metrics`, `/snapshot`, `/healthz` and `/readyz`, and the names of the last two in the Prometheus
 //! family. On a thread of its own: whoever connects, and whatever he does then, takes no time of the measurement.
 
+mod accept;
 mod documents;
 mod seats;
 mod view;
@@ -38,12 +39,13 @@ use tokio_rustls::TlsAcceptor;
 use tracing::{debug, warn};
 
 use self::{
+    accept::Accept,
     documents::{Documents, Form},
     seats::{Progress, Seats, Stage, Watched},
     view::Views,
     web::{Verdict, Web},
 };
-use super::{compat::Dialect, openmetrics, prometheus};
+use super::{compat::Dialect, openmetrics, prometheus, protobuf};
 use crate::session::Snapshot;
 
 /// Connections served at the same time; for one more somebody goes.
@@ -64,13 +66,15 @@ const FOLLOW: Duration = Duration::from_secs(1);
 /// How long the task that measures may be away until it counts as hung: it turns every second.
 const HUNG: Duration = Duration::from_secs(30);
 
-/// A text format of metrics.
+/// A format of metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
     /// The older one, which everything reads.
     Prometheus,
     /// With exemplars.
     OpenMetrics,
+    /// With native histograms, too.
+    Protobuf,
 }
 
 impl Format {
@@ -78,13 +82,21 @@ impl Format {
     fn wanted<T>(request: &Request<T>) -> Self {
         let accept = request.headers().get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok());
         let accept: Vec<_> = accept.collect();
-        if openmetrics::is_preferred(&accept.join(",")) { Self::OpenMetrics } else { Self::Prometheus }
+        let accept = Accept::parse(&accept.join(","));
+        if accept.protobuf > 0.0 && accept.protobuf >= accept.openmetrics.max(accept.text) {
+            Self::Protobuf
+        } else if accept.openmetrics > 0.0 && accept.openmetrics >= accept.text {
+            Self::OpenMetrics
+        } else {
+            Self::Prometheus
+        }
     }
 
     fn content_type(self) -> &'static str {
         match self {
             Self::Prometheus => prometheus::CONTENT_TYPE,
             Self::OpenMetrics => openmetrics::CONTENT_TYPE,
+            Self::Protobuf => protobuf::CONTENT_TYPE,
         }
     }
 }

@@ -8,6 +8,7 @@ pub mod metrics;
 pub mod openmetrics;
 pub mod otlp;
 pub mod prometheus;
+pub mod protobuf;
 pub mod records;
 pub mod sink;
 pub mod snapshot;
