@@ -256,7 +256,16 @@ pub struct Times {
     pub count: u64,
     /// Their mean, milliseconds.
     pub mean_ms: f64,
-    /// Half of them took no longer than this, milliseconds.
+    /// Half of them took no longer, milliseconds: by 4.5 % at most; absent where it is beyond what is measured.
+    #[serde(default)]
+    pub p50_ms: Option<f64>,
+    /// 95 % of them took no longer, milliseconds.
+    #[serde(default)]
+    pub p95_ms: Option<f64>,
+    /// 99 % of them took no longer, milliseconds.
+    #[serde(default)]
+    pub p99_ms: Option<f64>,
+    /// Half of them took no longer than this bound of a bucket, milliseconds.
     pub p50_ms_at_most: Option<f64>,
     /// 95 % of them took no longer, milliseconds.
     pub p95_ms_at_most: Option<f64>,

@@ -1,14 +1,14 @@
 //! One observed process: what the programs must know of it and what they count for it.
 
 use crate::{
-    histogram::Histogram,
+    histogram::{BUCKETS, Histogram},
     loss::Loss,
     part::{Part, Parts},
     plain,
     probe::ProbeId,
 };
 
-/// Processes observed at the same time. Each takes a row of counters on every CPU of the machine, some 1.2 kB.
+/// Processes observed at the same time. Each takes a row of counters on every CPU of the machine, some 5.3 kB.
 pub const MAX_TARGETS: u32 = 128;
 
 /// What the programs must know of a process.
@@ -141,7 +141,8 @@ pub struct TargetStats {
 plain!(
     TargetConfig = 16,
     Notes = 24,
-    TargetStats = (ProbeId::COUNT + Loss::COUNT + 2 * TokenType::COUNT + 4 + Part::COUNT + 3 * 33) * 8
+    TargetStats =
+        (ProbeId::COUNT + Loss::COUNT + 2 * TokenType::COUNT + 4 + Part::COUNT + 3 * (BUCKETS + 1)) * 8
 );
 
 impl Default for TargetStats {

@@ -259,8 +259,11 @@ impl Counters for Target {
 
 #[inline(always)]
 fn observe(histogram: *mut Histogram, bounds: &Bounds, value: u64) {
-    let at = bucket(bounds, value) & (llamaprobe_common::histogram::BUCKETS - 1);
-    // SAFETY: the histogram lies in a map value, the index is masked to its length.
+    let at = bucket(bounds, value);
+    if at >= llamaprobe_common::histogram::BUCKETS {
+        return;
+    }
+    // SAFETY: the histogram lies in a map value, and the index is within it.
     unsafe {
         add((&raw mut (*histogram).counts).cast::<u64>().add(at), 1);
         add(&raw mut (*histogram).sum, value);

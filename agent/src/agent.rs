@@ -54,7 +54,7 @@ use crate::{
     discovery::process::process_of,
     doctor::{self, Check, NEEDED, Roots},
     export::{
-        http::{self, Endpoint, Health},
+        http::{self, Endpoint, Health, web::Web},
         otlp::Signal,
         sink::Sinks,
     },
@@ -146,8 +146,10 @@ pub async fn run(mut options: Options, mut signals: Signals) -> Result<()> {
     let listener = http::listen(options.listen).await?;
     let address = listener.local_addr().context("the endpoint has no address")?;
     let (sinks, billing, journal) = (options.sinks.clone(), options.billing.clone(), options.journal.clone());
-    let files = move || Ok((Sinks::open(&sinks)?, billing.load()?, journal.create()?));
-    let Some((sinks, billing, journal)) = signals.or_end(files).await? else { return Ok(()) };
+    let web = options.web.clone();
+    let files =
+        move || Ok((Web::open(&web, address)?, Sinks::open(&sinks)?, billing.load()?, journal.create()?));
+    let Some((web, sinks, billing, journal)) = signals.or_end(files).await? else { return Ok(()) };
     scout::raise_files();
     let only = options.only.clone();
     let load = move || {
@@ -170,9 +172,10 @@ pub async fn run(mut options: Options, mut signals: Signals) -> Result<()> {
     (agent.prices, agent.run_times) = (prices, run_times);
 
     let (sender, mut questions) = mpsc::channel(QUESTIONS);
-    let endpoint = Endpoint::start(listener, sender, agent.health.clone(), options.compat.clone())
+    let scheme = web.scheme();
+    let endpoint = Endpoint::start(listener, sender, agent.health.clone(), options.compat.clone(), web)
         .context("no thread for the endpoint")?;
-    announce(address);
+    announce(scheme, address);
     let mut service = Service::start().context("cannot start a thread")?;
 
     let mut processes = bpf::waitable(rings.processes).context("cannot wait for the ring buffer")?;
@@ -189,6 +192,8 @@ pub async fn run(mut options: Options, mut signals: Signals) -> Result<()> {
                 Order::Reload => {
                     service.reloading();
                     agent.sinks.reopen();
+                    let web = endpoint.web();
+                    spawn_blocking(move || web.reload());
                     let billing = agent.billing.clone();
                     reloading = Some(spawn_blocking(move || billing.load()));
                 }
@@ -308,8 +313,8 @@ fn ticks(period: Duration) -> Interval {
 }
 
 /// The address is the program's output: port 0 takes a free one.
-fn announce(address: SocketAddr) {
-    if let Err(error) = output::announce(&format!("listening on http://{address}")) {
+fn announce(scheme: &str, address: SocketAddr) {
+    if let Err(error) = output::announce(&format!("listening on {scheme}://{address}")) {
         warn!(%error, %address, "listening; standard output does not take the address");
     }
 }

@@ -18,9 +18,11 @@ use crate::{
     agent::heir,
     export::{
         compat::Dialect,
+        http::web::WebOptions,
         log::{LogOptions, Logged},
         otlp,
         sink::SinkOptions,
+        snapshot::fetch,
     },
     journal::JournalOptions,
     session::{cost::Rates, identity::Source},
@@ -108,6 +110,12 @@ pub struct ReplayArguments {
     /// Serve the metrics and the snapshot there until it is ended, rather than write them
     #[arg(long, value_name = "ADDRESS:PORT", conflicts_with = "metrics")]
     pub listen: Option<SocketAddr>,
+    /// With `--listen`, who may ask, as with `run`
+    #[arg(long, value_name = "FILE", requires = "listen")]
+    pub web_config_file: Option<PathBuf>,
+    /// With `--listen`, whoever reaches the address may ask, as with `run`
+    #[arg(long, requires = "listen")]
+    pub listen_openly: bool,
     /// Publish the metrics also under other names, as `run` does
     #[arg(long, value_enum, value_delimiter = ',', value_name = "NAMES")]
     pub compat: Vec<Dialect>,
@@ -119,17 +127,61 @@ pub struct SnapshotArguments {
     /// One JSON document instead of a table
     #[arg(long)]
     pub json: bool,
+    /// Whom to ask
+    #[command(flatten)]
+    pub agent: AgentArguments,
+}
+
+/// Where an agent is, and what it is shown.
+#[derive(Debug, Args)]
+pub struct AgentArguments {
     /// Where the agent listens
     #[arg(long, env = "LLAMAPROBE_LISTEN", value_name = "ADDRESS:PORT", default_value = DEFAULT_LISTEN)]
     pub listen: SocketAddr,
+    /// Where the agent listens, as a URL, in the place of --listen: where it speaks TLS, or a proxy is before it
+    #[arg(long, env = "LLAMAPROBE_URL", value_name = "URL")]
+    pub url: Option<String>,
+    /// The authority of the agent's certificate, PEM; those of this system when absent
+    #[arg(long, env = "LLAMAPROBE_CA_FILE", value_name = "FILE")]
+    pub ca_file: Option<PathBuf>,
+    /// A certificate for agents that ask for one, PEM
+    #[arg(long, value_name = "FILE", requires = "cert_key_file")]
+    pub cert_file: Option<PathBuf>,
+    /// The key of that certificate, PEM
+    #[arg(long, value_name = "FILE", requires = "cert_file")]
+    pub cert_key_file: Option<PathBuf>,
+    /// A file with USER:PASSWORD, or with a bearer token; the same can be in the variable LLAMAPROBE_CREDENTIALS
+    #[arg(long, env = "LLAMAPROBE_CREDENTIALS_FILE", value_name = "FILE")]
+    pub credentials_file: Option<PathBuf>,
+}
+
+impl AgentArguments {
+    /// Whom to ask.
+    ///
+    /// # Errors
+    ///
+    /// When the URL is none, or a file cannot be read or is bad.
+    pub fn agent(&self) -> Result<fetch::Agent> {
+        let credentials = match &self.credentials_file {
+            Some(path) => Some(fetch::credentials(path)?),
+            None => std::env::var("LLAMAPROBE_CREDENTIALS").ok(),
+        };
+        let secrets = fetch::Secrets {
+            ca_file: self.ca_file.clone(),
+            certificate: self.cert_file.clone().zip(self.cert_key_file.clone()),
+            credentials,
+        };
+        let url = self.url.clone().unwrap_or_else(|| format!("http://{}", self.listen));
+        fetch::Agent::at(&url, &secrets)
+    }
 }
 
 /// The options of `top`.
 #[derive(Debug, Args)]
 pub struct TopArguments {
-    /// Where the agent listens
-    #[arg(long, env = "LLAMAPROBE_LISTEN", value_name = "ADDRESS:PORT", default_value = DEFAULT_LISTEN)]
-    pub listen: SocketAddr,
+    /// Whom to ask
+    #[command(flatten)]
+    pub agent: AgentArguments,
     /// Seconds between two looks
     #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = clap::value_parser!(u64).range(1..=60))]
     pub every: u64,
@@ -144,10 +196,15 @@ pub struct TopArguments {
     pub once: bool,
 }
 
-impl From<TopArguments> for TopOptions {
-    fn from(arguments: TopArguments) -> Self {
-        let TopArguments { listen, every, filter, sort, once } = arguments;
-        Self { listen, every: Duration::from_secs(every), filter, sort, once }
+impl TopArguments {
+    /// What is to be shown.
+    ///
+    /// # Errors
+    ///
+    /// When the URL is none, or a file cannot be read or is bad.
+    pub fn options(self) -> Result<TopOptions> {
+        let Self { agent, every, filter, sort, once } = self;
+        Ok(TopOptions { agent: agent.agent()?, every: Duration::from_secs(every), filter, sort, once })
     }
 }
 
@@ -158,6 +215,15 @@ pub struct RunArguments {
     /// Address of the HTTP endpoint; port 0 takes a free one [default: 127.0.0.1:9464]
     #[arg(long, env = "LLAMAPROBE_LISTEN", value_name = "ADDRESS:PORT")]
     pub listen: Option<SocketAddr>,
+    /// Who may ask, and TLS: a web configuration file as Prometheus' exporters have it (`tls_server_config`,
+    /// `basic_auth_users`, `rate_limit`, `http_server_config`), with `bearer_token_file` beside; read again when it changes
+    #[arg(long, env = "LLAMAPROBE_WEB_CONFIG_FILE", value_name = "FILE")]
+    pub web_config_file: Option<PathBuf>,
+    /// Listen on more than loopback without asking for credentials, though the metrics name users: whoever reaches the
+    /// address may read them [default: off]
+    #[arg(long, env = "LLAMAPROBE_LISTEN_OPENLY", value_enum, value_name = "SWITCH", num_args = 0..=1,
+          require_equals = true, default_missing_value = "on")]
+    pub listen_openly: Option<Switch>,
     /// Observe only this process; can be given several times
     #[arg(long, value_name = "PID")]
     pub pid: Vec<u32>,
@@ -302,6 +368,8 @@ pub enum Switch {
 pub struct Options {
     /// Address of the HTTP endpoint.
     pub listen: SocketAddr,
+    /// Who may ask there.
+    pub web: WebOptions,
     /// Observe only these processes; all when empty.
     pub only: Vec<u32>,
     /// What to log.
@@ -368,6 +436,13 @@ impl RunArguments {
             refusals: self.refusal_file.or(file.refusal_file),
             host_price: self.host_price.or(file.host_price),
         };
+        let payload = self.payload.or(file.payload) != Some(Switch::Off);
+        let web = WebOptions {
+            file: self.web_config_file.or(file.web_config_file),
+            // Without payload only addresses name somebody.
+            names_users: payload || billing.sources.contains(&Source::Address),
+            openly: self.listen_openly.or(file.listen_openly) == Some(Switch::On),
+        };
         let (log_file, records) = (self.log_file.or(file.log_file), self.record_file.or(file.record_file));
         ensure!(
             records.is_none() || records != log_file,
@@ -377,6 +452,7 @@ impl RunArguments {
             billing: billing.check()?,
             secret: self.key_file.or(file.key_file).as_deref().map(billing::secret).transpose()?,
             listen: self.listen.or(file.listen).unwrap_or(default),
+            web,
             only: if self.pid.is_empty() { file.pid } else { self.pid },
             log: self.log.or(file.log).unwrap_or_else(|| "info".to_owned()),
             sinks: SinkOptions {
@@ -399,7 +475,7 @@ impl RunArguments {
             },
             user_header,
             trace_drafts: self.trace_drafts.or(file.trace_drafts) == Some(Switch::On),
-            payload: self.payload.or(file.payload) != Some(Switch::Off),
+            payload,
             compat: self.compat.or(file.compat).unwrap_or_default(),
         })
     }
@@ -424,6 +500,20 @@ mod tests {
         assert_eq!(resolved(file, None).unwrap().listen.port(), 1);
         let options = resolved(file, Some("127.0.0.1:2")).unwrap();
         assert_eq!((options.listen.port(), options.only), (2, vec![7]));
+    }
+
+    #[test]
+    fn an_endpoint_names_users_where_something_can_name_them() {
+        let web = |text: &str| {
+            let web = resolved(text, None).unwrap().web;
+            (web.names_users, web.openly)
+        };
+        assert_eq!(web(""), (true, false));
+        assert_eq!(web("payload = \"off\"\n"), (false, false));
+        assert_eq!(web("payload = \"off\"\nuser_from = [\"address\"]\n"), (true, false));
+        assert_eq!(web("listen_openly = \"on\"\n"), (true, true));
+        let flag = Cli::parse_from(["llamaprobe", "--listen-openly"]).run;
+        assert_eq!(flag.listen_openly, Some(Switch::On));
     }
 
     #[test]

@@ -42,7 +42,7 @@ fn main() -> ExitCode {
             (report.to_string(), serde_json::to_string_pretty(&report), report.exit_code())
         }),
         Command::Snapshot(arguments) => snapshot(&arguments),
-        Command::Top(arguments) => top::run(&arguments.into()),
+        Command::Top(arguments) => arguments.options().and_then(top::run),
         Command::Replay(arguments) => replay::run(&arguments),
         Command::KeyHash(arguments) => key_hash(&arguments),
         Command::Outlive { parent } => {
@@ -97,7 +97,7 @@ fn speak(options: &Options, messages: Messages) -> Result<()> {
 }
 
 fn snapshot(arguments: &SnapshotArguments) -> Result<ExitCode> {
-    let fetched = fetch(arguments.listen)?;
+    let fetched = fetch(&arguments.agent.agent()?)?;
     if let Some(warning) = fetched.warning() {
         output::complain(&format!("llamaprobe: {warning}"));
     }

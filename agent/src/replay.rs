@@ -17,7 +17,10 @@ use crate::{
     agent::Signals,
     cli::ReplayArguments,
     export::{
-        http::{self, Endpoint, Health},
+        http::{
+            self, Endpoint, Health,
+            web::{Web, WebOptions},
+        },
         log::Line,
         otlp::spans_alone,
         prometheus,
@@ -125,12 +128,19 @@ fn serve(address: std::net::SocketAddr, arguments: &ReplayArguments, snapshot: S
         let mut signals = Signals::new().context("cannot handle signals")?;
         let listener = http::listen(address).await?;
         let address = listener.local_addr().context("the endpoint has no address")?;
+        let options = WebOptions {
+            file: arguments.web_config_file.clone(),
+            names_users: true,
+            openly: arguments.listen_openly,
+        };
+        let web = Web::open(&options, address)?;
+        let scheme = web.scheme();
         let (sender, mut questions) = mpsc::channel(16);
         let health = Arc::new(Health::default());
         health.set_ready();
-        let endpoint = Endpoint::start(listener, sender, health.clone(), arguments.compat.clone())
+        let endpoint = Endpoint::start(listener, sender, health.clone(), arguments.compat.clone(), web)
             .context("no thread for the endpoint")?;
-        output::announce(&format!("listening on http://{address}")).context("cannot write to stdout")?;
+        output::announce(&format!("listening on {scheme}://{address}")).context("cannot write to stdout")?;
         let mut turn = tokio::time::interval(Duration::from_secs(1));
         loop {
             tokio::select! {

@@ -32,7 +32,8 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// Starts the agent on a free port with further `arguments`; returns when it is ready.
+    /// Starts the agent on a free port with further `arguments`; returns when it is ready, or, where it speaks TLS, when
+    /// it listens.
     pub fn start(arguments: &[&str]) -> Result<Self> {
         Self::start_with(arguments, &[])
     }
@@ -47,11 +48,15 @@ impl Agent {
         let stdout = process.child().stdout.take().context("the agent has no standard output")?;
         let mut line = String::new();
         BufReader::new(stdout).read_line(&mut line)?;
-        let address = line.trim().strip_prefix("listening on http://").and_then(|it| it.parse().ok());
+        let url = line.trim().strip_prefix("listening on ").and_then(|url| url.split_once("://"));
+        let address = url.and_then(|(_, address)| address.parse().ok());
         let Some(address) = address else {
             bail!("the agent's first line is {line:?}; its log ends with:\n{}", log.tail())
         };
         let agent = Self { process, address, log };
+        if url.is_some_and(|(scheme, _)| scheme == "https") {
+            return Ok(agent);
+        }
         wait_for("the agent's /readyz to answer 200", PATIENCE, || {
             http::get(agent.address, "/readyz").ok().filter(|reply| reply.status == 200)
         })

@@ -66,6 +66,11 @@ impl Prometheus {
     /// Starts `program` with the shipped configuration and rules, for the agent at `agent`; it scrapes and evaluates
     /// every second.
     pub fn start(program: PathBuf, agent: SocketAddr) -> Result<Self> {
+        Self::start_with(program, agent, &[])
+    }
+
+    /// The same with more `arguments`.
+    pub fn start_with(program: PathBuf, agent: SocketAddr, arguments: &[&str]) -> Result<Self> {
         let scratch = Scratch::new()?;
         let shipped = fs::read_to_string(deployed().join("prometheus.yml"))?;
         let changes = [
@@ -84,6 +89,7 @@ impl Prometheus {
             .arg(format!("--config.file={}", config.display()))
             .arg(format!("--storage.tsdb.path={}", scratch.path().join("database").display()))
             .arg(format!("--web.listen-address={address}"))
+            .args(arguments)
             .stdin(Stdio::null())
             .stdout(log.create()?)
             .stderr(log.create()?);

@@ -1,9 +1,11 @@
 //! The HTTP endpoint: `/metrics`, `/snapshot`, `/healthz` and `/readyz`, and the names of the last two in the Prometheus
 //! family. On a thread of its own: whoever connects, and whatever he does then, takes no time of the measurement.
 
+mod accept;
 mod documents;
 mod seats;
 mod view;
+pub mod web;
 
 use std::{
     convert::Infallible,
@@ -21,25 +23,29 @@ use http_body_util::Full;
 use hyper::{
     Method, Request, Response, StatusCode,
     body::{Bytes, Incoming},
-    header::{ACCEPT, ALLOW, CONTENT_TYPE},
+    header::{ACCEPT, ALLOW, AUTHORIZATION, CONTENT_TYPE, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE},
     server::conn::http1,
     service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::{TcpSocket, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
-    task::yield_now,
+    task::{spawn_blocking, yield_now},
     time::{interval, sleep},
 };
+use tokio_rustls::TlsAcceptor;
 use tracing::{debug, warn};
 
 use self::{
+    accept::Accept,
     documents::{Documents, Form},
     seats::{Progress, Seats, Stage, Watched},
     view::Views,
+    web::{Verdict, Web},
 };
-use super::{compat::Dialect, openmetrics, prometheus};
+use super::{compat::Dialect, openmetrics, prometheus, protobuf};
 use crate::session::Snapshot;
 
 /// Connections served at the same time; for one more somebody goes.
@@ -55,16 +61,20 @@ const BUFFER: usize = 16 * 1024;
 const SEND_BUFFER: u32 = 64 * 1024;
 /// How often it is looked for connections that are over their time.
 const REVIEW: Duration = Duration::from_millis(500);
+/// How often it is looked whether the web configuration file has changed.
+const FOLLOW: Duration = Duration::from_secs(1);
 /// How long the task that measures may be away until it counts as hung: it turns every second.
 const HUNG: Duration = Duration::from_secs(30);
 
-/// A text format of metrics.
+/// A format of metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
     /// The older one, which everything reads.
     Prometheus,
     /// With exemplars.
     OpenMetrics,
+    /// With native histograms, too.
+    Protobuf,
 }
 
 impl Format {
@@ -72,13 +82,21 @@ impl Format {
     fn wanted<T>(request: &Request<T>) -> Self {
         let accept = request.headers().get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok());
         let accept: Vec<_> = accept.collect();
-        if openmetrics::is_preferred(&accept.join(",")) { Self::OpenMetrics } else { Self::Prometheus }
+        let accept = Accept::parse(&accept.join(","));
+        if accept.protobuf > 0.0 && accept.protobuf >= accept.openmetrics.max(accept.text) {
+            Self::Protobuf
+        } else if accept.openmetrics > 0.0 && accept.openmetrics >= accept.text {
+            Self::OpenMetrics
+        } else {
+            Self::Prometheus
+        }
     }
 
     fn content_type(self) -> &'static str {
         match self {
             Self::Prometheus => prometheus::CONTENT_TYPE,
             Self::OpenMetrics => openmetrics::CONTENT_TYPE,
+            Self::Protobuf => protobuf::CONTENT_TYPE,
         }
     }
 }
@@ -155,6 +173,7 @@ pub async fn listen(address: SocketAddr) -> Result<TcpListener, ListenError> {
 /// The endpoint as it serves.
 pub struct Endpoint {
     closing: oneshot::Sender<()>,
+    web: Arc<Web>,
     thread: JoinHandle<()>,
 }
 
@@ -169,6 +188,7 @@ impl Endpoint {
         questions: mpsc::Sender<Question>,
         health: Arc<Health>,
         dialects: Vec<Dialect>,
+        web: Web,
     ) -> io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let listener = {
@@ -176,11 +196,14 @@ impl Endpoint {
             tokio::net::TcpListener::from_std(listener)?
         };
         let views = Arc::new(Views::new(questions, dialects));
-        let service = Service { documents: Arc::new(Documents::new(views.clone())), views, health };
+        let web = Arc::new(web);
+        let documents = Arc::new(Documents::new(views.clone()));
+        let service = Service { documents, views, health, web: web.clone() };
         let (closing, closed) = oneshot::channel::<()>();
         let run = move || {
             runtime.block_on(async {
                 tokio::select! {
+                    () = follow(service.web.clone()) => {}
                     () = serve(listener, service) => {}
                     _ = closed => {}
                 }
@@ -188,7 +211,12 @@ impl Endpoint {
             runtime.shutdown_background();
         };
         let thread = std::thread::Builder::new().name("endpoint".to_owned()).spawn(run)?;
-        Ok(Self { closing, thread })
+        Ok(Self { closing, web, thread })
+    }
+
+    /// What reads the web configuration file again.
+    pub fn web(&self) -> Arc<Web> {
+        self.web.clone()
     }
 
     /// Ends it, with all connections; the address is free when this returns.
@@ -205,6 +233,17 @@ struct Service {
     views: Arc<Views>,
     documents: Arc<Documents>,
     health: Arc<Health>,
+    web: Arc<Web>,
+}
+
+/// Reads the web configuration file again whenever it changes, until dropped. A file system that hangs keeps one thread.
+async fn follow(web: Arc<Web>) {
+    loop {
+        sleep(FOLLOW).await;
+        let web = web.clone();
+        // A panic in it is no reason to serve no more.
+        let _ = spawn_blocking(move || web.follow()).await;
+    }
 }
 
 /// Serves until dropped.
@@ -244,21 +283,16 @@ fn seat(seats: &Arc<Seats>, permit: OwnedSemaphorePermit, stream: TcpStream, pee
     let (id, progress) = seats.take(peer, Instant::now());
     let (left, watched) = (seats.clone(), Watched::new(stream, progress.clone()));
     let task = tokio::spawn(async move {
-        let answer = service_fn(move |request| {
-            let (service, progress) = (service.clone(), progress.clone());
-            async move { Ok::<_, Infallible>(service.answer(&request, &progress).await) }
-        });
-        let served = http1::Builder::new()
-            .timer(TokioTimer::new())
-            // The seats have limits of their own, one for each stage.
-            .header_read_timeout(None)
-            // Who has no more to ask may still want the answer.
-            .half_close(true)
-            .max_buf_size(BUFFER)
-            .serve_connection(TokioIo::new(watched), answer)
-            .await;
-        if let Err(error) = served {
-            debug!(%error, "connection ended");
+        match service.web.tls() {
+            None => converse(watched, service, progress).await,
+            // Its time is that of a head: it begins with the first bytes.
+            Some(config) => match TlsAcceptor::from(config).accept(watched).await {
+                Ok(secured) => {
+                    progress.enter(Stage::Silent);
+                    converse(secured, service, progress).await;
+                }
+                Err(error) => debug!(%error, "no TLS"),
+            },
         }
         left.leave(id);
         drop(permit);
@@ -266,18 +300,77 @@ fn seat(seats: &Arc<Seats>, permit: OwnedSemaphorePermit, stream: TcpStream, pee
     seats.serve(id, task.abort_handle());
 }
 
+/// Answers over a connection until it ends.
+async fn converse<C>(connection: C, service: Service, progress: Arc<Progress>)
+where
+    C: AsyncRead + AsyncWrite + Unpin,
+{
+    let answer = service_fn(move |request| {
+        let (service, progress) = (service.clone(), progress.clone());
+        async move { Ok::<_, Infallible>(service.answer(&request, &progress).await) }
+    });
+    let served = http1::Builder::new()
+        .timer(TokioTimer::new())
+        // The seats have limits of their own, one for each stage.
+        .header_read_timeout(None)
+        // Who has no more to ask may still want the answer.
+        .half_close(true)
+        .max_buf_size(BUFFER)
+        .serve_connection(TokioIo::new(connection), answer)
+        .await;
+    if let Err(error) = served {
+        debug!(%error, "connection ended");
+    }
+}
+
 impl Service {
     async fn answer(&self, request: &Request<Incoming>, progress: &Progress) -> Response<Full<Bytes>> {
-        progress.enter(Stage::Asked);
-        let response = self.response(request).await;
+        let mut response = match self.refused(request, progress).await {
+            Some(refusal) => refusal,
+            None => {
+                progress.enter(Stage::Asked);
+                self.response(request).await
+            }
+        };
+        response.headers_mut().extend(self.web.headers());
         progress.enter(Stage::Answered);
         response
+    }
+
+    /// The answer to who may not ask, or not now.
+    async fn refused(
+        &self,
+        request: &Request<Incoming>,
+        progress: &Progress,
+    ) -> Option<Response<Full<Bytes>>> {
+        // Whoever asks for these, as a kubelet does, has no credentials, and learns nothing of anybody.
+        if matches!(request.uri().path(), "/healthz" | "/readyz" | "/-/healthy" | "/-/ready") {
+            return None;
+        }
+        if self.web.is_too_much() {
+            return Some(later("too many requests: see rate_limit in the web configuration file\n"));
+        }
+        if !self.web.asks() {
+            return None;
+        }
+        progress.enter(Stage::Checked);
+        let authorization = request.headers().get(AUTHORIZATION).map(HeaderValue::as_bytes);
+        match self.web.verdict(authorization).await {
+            Verdict::Right => None,
+            Verdict::Busy => Some(later("too many passwords wait to be checked\n")),
+            Verdict::Wrong => {
+                let mut response = text(StatusCode::UNAUTHORIZED, "credentials are missing or wrong\n");
+                let challenge = HeaderValue::from_static(self.web.challenge());
+                response.headers_mut().insert(WWW_AUTHENTICATE, challenge);
+                Some(response)
+            }
+        }
     }
 
     async fn response(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
             let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "only GET is served here\n");
-            response.headers_mut().insert(ALLOW, hyper::header::HeaderValue::from_static("GET, HEAD"));
+            response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
             return response;
         }
         match request.uri().path() {
@@ -310,6 +403,12 @@ impl Service {
     }
 }
 
+fn later(why: &'static str) -> Response<Full<Bytes>> {
+    let mut response = text(StatusCode::TOO_MANY_REQUESTS, why);
+    response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
+    response
+}
+
 fn away() -> Response<Full<Bytes>> {
     text(StatusCode::SERVICE_UNAVAILABLE, "the agent does not answer: it ends, or is busy\n")
 }
@@ -321,7 +420,7 @@ fn text(status: StatusCode, text: &'static str) -> Response<Full<Bytes>> {
 fn respond(status: StatusCode, content_type: &'static str, body: Bytes) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(body));
     *response.status_mut() = status;
-    response.headers_mut().insert(CONTENT_TYPE, hyper::header::HeaderValue::from_static(content_type));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     response
 }
 

@@ -8,9 +8,11 @@ pub mod metrics;
 pub mod openmetrics;
 pub mod otlp;
 pub mod prometheus;
+pub mod protobuf;
 pub mod records;
 pub mod sink;
 pub mod snapshot;
+mod tls;
 
 #[cfg(test)]
 mod tests;

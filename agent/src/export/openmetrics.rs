@@ -35,31 +35,6 @@ pub fn render(snapshot: &Snapshot, dialects: &[Dialect]) -> String {
     text
 }
 
-/// Whether an `Accept` header prefers this format to the older one. A version that is asked for has to be one of those
-/// that this is.
-#[must_use]
-pub fn is_preferred(accept: &str) -> bool {
-    let (mut this, mut older) = (0.0_f32, 0.0_f32);
-    for range in accept.split(',') {
-        let mut parts = range.split(';').map(str::trim);
-        let kind = parts.next().unwrap_or_default();
-        let (mut quality, mut known) = (1.0_f32, true);
-        for (name, value) in parts.filter_map(|part| part.split_once('=')) {
-            match name.trim() {
-                "q" => quality = value.trim().parse().unwrap_or(0.0),
-                "version" => known = matches!(value.trim().trim_matches('"'), "1.0.0" | "0.0.1"),
-                _ => {}
-            }
-        }
-        if kind.eq_ignore_ascii_case("application/openmetrics-text") && known {
-            this = quality.max(this);
-        } else if ["text/plain", "text/*", "*/*"].iter().any(|it| kind.eq_ignore_ascii_case(it)) {
-            older = quality.max(older);
-        }
-    }
-    this > 0.0 && this >= older
-}
-
 fn family(
     text: &mut String,
     snapshot: &Snapshot,
@@ -88,19 +63,10 @@ fn family(
                 writeln!(text, "{name}{suffix}{} {value}", Labels(&labels, None))?;
             }
             Value::Histogram { histogram, bounds, per_unit, exemplars } => {
-                let mut total = 0;
-                // In the buckets of the pad, and above the last bound.
-                let last = bounds.iter().position(|bound| *bound == u64::MAX).unwrap_or(bounds.len());
-                for (at, count) in histogram.counts.iter().enumerate() {
-                    total += count;
-                    if at > last {
-                        continue;
-                    }
-                    if at == last {
-                        total = histogram.count();
-                    }
-                    let bound = bounds.get(at).map_or(f64::INFINITY, |bound| *bound as f64 / per_unit);
-                    let bound = if at == last { "+Inf".to_owned() } else { canonical(bound) };
+                let named = histogram.up_to(bounds);
+                let named = named.map(|(bound, count)| (canonical(bound as f64 / per_unit), count));
+                for (at, (bound, total)) in named.chain([("+Inf".to_owned(), histogram.count())]).enumerate()
+                {
                     write!(text, "{name}_bucket{} {total}", Labels(&labels, Some(&bound)))?;
                     if let Some(exemplar) = exemplars.of(at) {
                         write_exemplar(text, exemplar, per_unit, snapshot)?;

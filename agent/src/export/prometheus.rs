@@ -67,20 +67,15 @@ fn proto(kind: Kind, sample: Sample) -> Proto {
             metric.set_gauge(gauge);
         }
         (_, Value::Histogram { histogram, bounds, per_unit, .. }) => {
-            let mut total = 0;
-            let mut buckets = Vec::new();
-            for (bound, count) in bounds.iter().zip(histogram.counts) {
-                total += count;
-                if *bound != u64::MAX {
-                    let mut bucket = Bucket::default();
-                    bucket.set_upper_bound(*bound as f64 / per_unit);
-                    bucket.set_cumulative_count(total);
-                    buckets.push(bucket);
-                }
-            }
+            let bucket = |(bound, count)| {
+                let mut bucket = Bucket::default();
+                bucket.set_upper_bound(bound as f64 / per_unit);
+                bucket.set_cumulative_count(count);
+                bucket
+            };
             let mut value = Histogram::default();
-            value.set_bucket(buckets);
-            value.set_sample_count(total);
+            value.set_bucket(histogram.up_to(bounds).map(bucket).collect());
+            value.set_sample_count(histogram.count());
             value.set_sample_sum(histogram.sum as f64 / per_unit);
             metric.set_histogram(value);
         }

@@ -218,18 +218,18 @@ fn times(histogram: &Histogram, bounds: &Bounds) -> Option<api::Times> {
         return None;
     }
     let ms = |ns: f64| (ns / 1e3).round() / 1e3;
+    let wanted = |share: f64| (share * count as f64).ceil() as u64;
     let at_most = |share: f64| {
-        let wanted = (share * count as f64).ceil() as u64;
-        let mut seen = 0;
-        let bound = bounds.iter().zip(histogram.counts).find(|(_, n)| {
-            seen += n;
-            seen >= wanted
-        });
-        bound.filter(|(bound, _)| **bound != u64::MAX).map(|(bound, _)| ms(*bound as f64))
+        let bound = histogram.up_to(bounds).find(|(_, total)| *total >= wanted(share));
+        bound.map(|(bound, _)| ms(bound as f64))
     };
+    let quantile = |share: f64| histogram.quantile(bounds, wanted(share)).map(ms);
     Some(api::Times {
         count,
         mean_ms: ms(histogram.sum as f64 / count as f64),
+        p50_ms: quantile(0.5),
+        p95_ms: quantile(0.95),
+        p99_ms: quantile(0.99),
         p50_ms_at_most: at_most(0.5),
         p95_ms_at_most: at_most(0.95),
         p99_ms_at_most: at_most(0.99),
@@ -241,7 +241,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn quantiles_are_upper_bounds() {
+    fn quantiles_are_numbers_and_upper_bounds() {
         let mut histogram = Histogram::default();
         assert_eq!(times(&histogram, &LATENCY_NS), None);
         for ms in [1, 1, 3, 40] {
@@ -250,6 +250,9 @@ mod tests {
         let expected = api::Times {
             count: 4,
             mean_ms: 11.25,
+            p50_ms: Some(0.988),
+            p95_ms: Some(38.844),
+            p99_ms: Some(38.844),
             p50_ms_at_most: Some(1.0),
             p95_ms_at_most: Some(50.0),
             p99_ms_at_most: Some(50.0),
@@ -257,6 +260,6 @@ mod tests {
         assert_eq!(times(&histogram, &LATENCY_NS), Some(expected));
         histogram.observe(&LATENCY_NS, u64::MAX / 2);
         let beyond = times(&histogram, &LATENCY_NS).unwrap();
-        assert_eq!(beyond.p99_ms_at_most, None, "beyond all bounds");
+        assert_eq!((beyond.p99_ms, beyond.p99_ms_at_most), (None, None), "beyond all bounds");
     }
 }

@@ -1,7 +1,7 @@
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use llamaprobe_common::{
-    histogram::{BATCH_TOKENS, Bounds, Histogram, LATENCY_NS, bucket},
+    histogram::{BATCH_TOKENS, Bounds, Histogram, LATENCY_NS},
     loss::Loss,
     probe::ProbeId,
     target::{TargetStats, TokenType},
@@ -31,10 +31,7 @@ use crate::{
 
 fn histogram(bounds: &Bounds, values: &[u64]) -> Histogram {
     let mut histogram = Histogram::default();
-    for value in values {
-        histogram.counts[bucket(bounds, *value)] += 1;
-        histogram.sum += value;
-    }
+    values.iter().for_each(|value| histogram.observe(bounds, *value));
     histogram
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use llamaprobe_common::histogram::{Bounds, bucket};
+use llamaprobe_common::histogram::Bounds;
 
 use super::{finished::Finished, tracer::Trace};
 
@@ -37,14 +37,14 @@ pub struct Exemplar {
     pub at_ns: u64,
 }
 
-/// The exemplars of a histogram.
+/// The exemplars of a histogram, by the bounds that are told by name.
 #[derive(Clone, Debug, Default)]
 pub struct Exemplars(BTreeMap<usize, Exemplar>);
 
 impl Exemplars {
     /// Takes the place of the one in the same bucket.
     pub fn put(&mut self, bounds: &Bounds, exemplar: Exemplar) {
-        self.0.insert(bucket(bounds, exemplar.value), exemplar);
+        self.0.insert(bounds.classic_bucket(exemplar.value), exemplar);
     }
 
     /// Takes over what is newer.

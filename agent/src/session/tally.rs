@@ -6,7 +6,7 @@ mod tests;
 use std::collections::BTreeMap;
 
 use llamaprobe_common::{
-    histogram::{Bounds, Histogram, LATENCY_NS, padded},
+    histogram::{Bounds, Histogram, LATENCY_NS},
     named,
     part::Part,
 };
@@ -24,7 +24,7 @@ const OVERFLOW: &str = "exceed_context_size_error";
 
 /// Upper bounds of request durations in nanoseconds: those of `gen_ai.server.request.duration` (OpenTelemetry GenAI)
 /// with some below and above.
-pub const DURATION_NS: Bounds = padded(&[
+pub const DURATION_NS: Bounds = Bounds::of_times(&[
     MS,
     2 * MS,
     5 * MS,
@@ -49,7 +49,7 @@ pub const DURATION_NS: Bounds = padded(&[
 
 /// Upper bounds of times to the first token and of phases in nanoseconds: those of
 /// `gen_ai.server.time_to_first_token` with some above.
-pub const FIRST_TOKEN_NS: Bounds = padded(&[
+pub const FIRST_TOKEN_NS: Bounds = Bounds::of_times(&[
     MS,
     5 * MS,
     10 * MS,
@@ -74,7 +74,7 @@ pub const FIRST_TOKEN_NS: Bounds = padded(&[
 ]);
 
 /// Upper bounds of tokens in a request: those of `gen_ai.client.token.usage` as far as contexts reach, with halves.
-pub const REQUEST_TOKENS: Bounds = padded(&[
+pub const REQUEST_TOKENS: Bounds = Bounds::of_numbers(&[
     1, 4, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131_072, 262_144, 1_048_576,
 ]);
 

@@ -74,7 +74,7 @@ fn heading(view: &View, document: &Document, width: u16) -> Line<'static> {
     let lost = if lost > 0 { Span::from(format!("lost {lost}  ")).red() } else { Span::default() };
     let mut spans = vec![
         Span::from("llamaprobe ").bold(),
-        Span::from(format!("{}  {}  ", view.listen, clock(document.taken_at))),
+        Span::from(format!("{}  {}  ", view.agent, clock(document.taken_at))),
         Span::from(format!("agent {cpu} CPU, {:.0} MB  ", agent.resident_bytes as f64 / 1e6)).dark_gray(),
         lost,
     ];

@@ -14,7 +14,6 @@ mod view;
 use std::{
     fs::OpenOptions,
     io::{self, IsTerminal as _, Write as _},
-    net::SocketAddr,
     os::unix::fs::OpenOptionsExt as _,
     process::ExitCode,
     sync::{
@@ -41,7 +40,7 @@ use self::{
     query::Query,
     view::{Sort, View},
 };
-use crate::export::snapshot::fetch::{Fetched, fetch};
+use crate::export::snapshot::fetch::{Agent, Fetched, fetch};
 
 /// How long a key is waited for before it is looked for documents.
 const KEYS: Duration = Duration::from_millis(50);
@@ -51,10 +50,9 @@ const FRAME: Size = Size { width: 80, height: 24 };
 const ONCE: Duration = Duration::from_millis(1100);
 
 /// What is to be shown, and how.
-#[derive(Clone, Debug)]
 pub struct TopOptions {
-    /// Where the agent listens.
-    pub listen: SocketAddr,
+    /// Whom to ask.
+    pub agent: Agent,
     /// How often it is asked.
     pub every: Duration,
     /// Requests that are shown, as it is typed after `/`.
@@ -73,15 +71,15 @@ pub const SORTS: [&str; 5] = Sort::NAMES;
 /// # Errors
 ///
 /// When no agent answers at first, a filter is none, or the terminal fails.
-pub fn run(options: &TopOptions) -> Result<ExitCode> {
-    let mut view = View::new(options.listen, options.every);
+pub fn run(options: TopOptions) -> Result<ExitCode> {
+    let mut view = View::new(options.agent.to_string(), options.every);
     view.query = options.filter.parse::<Query>().context("--filter")?;
     view.sort = Sort::named(&options.sort).context("--sort takes no such name")?;
     // A mistake in the address is said before there is a screen.
-    view.take(Ok(fetch(options.listen)?.document));
+    view.take(Ok(fetch(&options.agent)?.document));
     if options.once {
         thread::sleep(ONCE);
-        view.take(Ok(fetch(options.listen)?.document));
+        view.take(Ok(fetch(&options.agent)?.document));
         return once(&mut view);
     }
     ensure!(
@@ -91,10 +89,9 @@ pub fn run(options: &TopOptions) -> Result<ExitCode> {
     let every = Arc::new(AtomicU64::new(0));
     let asked = every.clone();
     let (sender, documents) = channel();
-    let listen = options.listen;
     thread::Builder::new()
         .name("fetch".to_owned())
-        .spawn(move || keep_fetching(listen, &asked, &sender))
+        .spawn(move || keep_fetching(&options.agent, &asked, &sender))
         .context("cannot start a thread")?;
     // It puts the terminal back also when the program panics.
     let mut terminal = ratatui::try_init().context("the terminal cannot be set up")?;
@@ -106,11 +103,10 @@ pub fn run(options: &TopOptions) -> Result<ExitCode> {
 /// What an agent answered: its document, or why there is none.
 type Answer = Result<Document, String>;
 
-fn keep_fetching(listen: SocketAddr, every_ms: &AtomicU64, sender: &Sender<Answer>) {
+fn keep_fetching(agent: &Agent, every_ms: &AtomicU64, sender: &Sender<Answer>) {
     loop {
         thread::sleep(Duration::from_millis(every_ms.load(Ordering::Relaxed)));
-        let answer =
-            fetch(listen).map(|Fetched { document, .. }| document).map_err(|error| error.to_string());
+        let answer = fetch(agent).map(|Fetched { document, .. }| document).map_err(|error| error.to_string());
         if sender.send(answer).is_err() {
             return;
         }

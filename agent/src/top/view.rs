@@ -1,6 +1,6 @@
 //! What is looked at, and how: the server and the request that are chosen, order, filter. Pure.
 
-use std::{cmp::Ordering, net::SocketAddr, time::Duration};
+use std::{cmp::Ordering, time::Duration};
 
 use llamaprobe_api::{Document, Request, Server};
 
@@ -75,8 +75,8 @@ pub enum Layer {
 /// The state of the screen.
 #[derive(Debug)]
 pub struct View {
-    /// Where the agent listens.
-    pub listen: SocketAddr,
+    /// The agent that is asked, as it is called.
+    pub agent: String,
     /// How often it is asked.
     pub every: Duration,
     /// Its documents.
@@ -103,9 +103,9 @@ pub struct View {
 
 impl View {
     /// Nothing is known yet.
-    pub fn new(listen: SocketAddr, every: Duration) -> Self {
+    pub fn new(agent: String, every: Duration) -> Self {
         Self {
-            listen,
+            agent,
             every,
             history: History::default(),
             error: None,

@@ -29,7 +29,7 @@ pub fn write(release: &Release, folder: &Path) -> Result<()> {
         "os": "linux",
         "config": {
             "Entrypoint": [format!("/{PROGRAM}")],
-            "Cmd": ["run", "--listen", "0.0.0.0:9464"],
+            "Cmd": ["run"],
             "ExposedPorts": { "9464/tcp": {} },
             "User": "0:0",
             "WorkingDir": "/",

@@ -24,8 +24,10 @@ pub(super) enum Stage {
     Silent,
     /// It was answered, and may ask again.
     Idle,
-    /// A part of a head is there.
+    /// A part of a head is there, or of a handshake.
     Head,
+    /// Its password is being checked, or waits for that.
+    Checked,
     /// The agent: the answer is being made.
     Asked,
     /// The client, to take its answer.
@@ -38,7 +40,7 @@ impl Stage {
         match self {
             // A scraper of every minute finds its connection again.
             Self::Idle => Some(Duration::from_secs(75)),
-            Self::Silent | Self::Answered => Some(Duration::from_secs(10)),
+            Self::Silent | Self::Checked | Self::Answered => Some(Duration::from_secs(10)),
             Self::Head => Some(Duration::from_secs(5)),
             Self::Asked => None,
         }

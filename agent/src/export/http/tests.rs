@@ -3,7 +3,7 @@ use std::{
     net::{Shutdown, TcpStream},
 };
 
-use super::*;
+use super::{web::WebOptions, *};
 
 /// An endpoint whose agent answers at once, and what it is asked.
 struct Staged {
@@ -13,6 +13,10 @@ struct Staged {
 }
 
 fn staged() -> Staged {
+    staged_with(Web::open(&WebOptions::default(), SocketAddr::from(([127, 0, 0, 1], 0))).unwrap())
+}
+
+fn staged_with(web: Web) -> Staged {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let listener = runtime.block_on(listen("127.0.0.1:0".parse().unwrap())).unwrap();
     let address = listener.local_addr().unwrap();
@@ -23,7 +27,7 @@ fn staged() -> Staged {
         }
     });
     let health = Arc::new(Health::default());
-    let endpoint = Endpoint::start(listener, sender, health.clone(), Vec::new()).unwrap();
+    let endpoint = Endpoint::start(listener, sender, health.clone(), Vec::new(), web).unwrap();
     Staged { endpoint, address, health }
 }
 
@@ -91,6 +95,42 @@ fn connections_without_end_keep_nobody_out() {
         assert!(start.elapsed() < Duration::from_secs(4), "{:?} beside {kind:?}", start.elapsed());
     }
     assert_eq!(stuck.len(), 8 * MAX_CONNECTIONS);
+}
+
+#[test]
+fn only_who_shows_the_right_credentials_is_answered() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("web.yml");
+    let configuration = format!(
+        "basic_auth_users: {{ ada: '{}' }}\nbearer_token_file: token\n\
+         http_server_config: {{ headers: {{ X-Frame-Options: deny }} }}\n",
+        bcrypt::hash("right", 4).unwrap()
+    );
+    std::fs::write(&file, configuration).unwrap();
+    std::fs::write(directory.path().join("token"), "0123456789abcdef\n").unwrap();
+    let options = WebOptions { file: Some(file), names_users: true, openly: false };
+    let staged = staged_with(Web::open(&options, SocketAddr::from(([0, 0, 0, 0], 0))).unwrap());
+    let ask = |path, header| {
+        ask(staged.address, &format!("GET {path} HTTP/1.1\r\nHost: a\r\n{header}Connection: close\r\n\r\n"))
+    };
+    // ada:right, ada:wrong.
+    let (right, wrong) = ("Authorization: Basic YWRhOnJpZ2h0\r\n", "Authorization: Basic YWRhOndyb25n\r\n");
+    for path in ["/metrics", "/snapshot", "/", "/nothing"] {
+        for header in ["", wrong] {
+            let answer = ask(path, header);
+            assert!(
+                answer.starts_with("HTTP/1.1 401") && answer.contains("www-authenticate: Basic"),
+                "{answer}"
+            );
+            assert!(answer.contains("x-frame-options: deny") && !answer.contains("targets"), "{answer}");
+        }
+    }
+    for header in [right, "Authorization: Bearer 0123456789abcdef\r\n"] {
+        let answer = ask("/metrics", header);
+        assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("llamaprobe_targets 3"), "{answer}");
+        assert!(answer.contains("x-frame-options: deny"), "{answer}");
+    }
+    assert!(ask("/healthz", "").starts_with("HTTP/1.1 200"), "a kubelet has no credentials");
 }
 
 #[test]

@@ -20,7 +20,7 @@ use tracing::{debug, error};
 
 use super::{Format, Question};
 use crate::{
-    export::{compat::Dialect, openmetrics, prometheus},
+    export::{compat::Dialect, openmetrics, prometheus, protobuf},
     session::Snapshot,
 };
 
@@ -39,15 +39,20 @@ pub(super) struct View {
     dialects: Arc<[Dialect]>,
     prometheus: OnceLock<Bytes>,
     openmetrics: OnceLock<Bytes>,
+    protobuf: OnceLock<Bytes>,
 }
 
 impl View {
-    /// The metrics as text; `None` when the encoder refuses them, a defect of the table.
+    /// The metrics; `None` when the encoder refuses them, a defect of the table.
     pub(super) fn metrics(&self, format: Format) -> Option<Bytes> {
         match format {
             Format::OpenMetrics => {
                 let render = || openmetrics::render(&self.snapshot, &self.dialects).into();
                 Some(self.openmetrics.get_or_init(render).clone())
+            }
+            Format::Protobuf => {
+                let render = || protobuf::render(&self.snapshot, &self.dialects).into();
+                Some(self.protobuf.get_or_init(render).clone())
             }
             Format::Prometheus => {
                 let render = || {
@@ -141,6 +146,7 @@ impl Views {
             dialects: self.dialects.clone(),
             prometheus: OnceLock::new(),
             openmetrics: OnceLock::new(),
+            protobuf: OnceLock::new(),
         }))
     }
 }
@@ -203,7 +209,7 @@ mod tests {
         let (sender, receiver) = mpsc::channel(1);
         let _agent = tokio::spawn(agent(receiver, Duration::ZERO));
         let view = Arc::new(Views::new(sender, Vec::new())).fresh().await.unwrap();
-        for format in [Format::Prometheus, Format::OpenMetrics] {
+        for format in [Format::Prometheus, Format::OpenMetrics, Format::Protobuf] {
             let (one, two) = (view.metrics(format).unwrap(), view.metrics(format).unwrap());
             assert_eq!(one.as_ptr(), two.as_ptr(), "{format:?}");
         }

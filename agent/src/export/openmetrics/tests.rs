@@ -8,29 +8,6 @@ use crate::session::{
     tally::Tally,
 };
 
-#[test]
-fn it_is_preferred_by_those_who_ask_for_it() {
-    for (accept, expected) in [
-        ("", false),
-        ("*/*", false),
-        ("text/plain", false),
-        ("application/openmetrics-text", true),
-        ("application/openmetrics-text; version=1.0.0; charset=utf-8", true),
-        ("APPLICATION/OpenMetrics-Text;version=\"1.0.0\"", true),
-        ("application/openmetrics-text;version=2.0.0", false),
-        ("application/openmetrics-text;q=0", false),
-        ("application/openmetrics-text;q=0.1,text/plain;q=0.5", false),
-        // What Prometheus sends.
-        (
-            "application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75,text/plain;version=0.0.4;q=0.5,*/*;q=0.1",
-            true,
-        ),
-        (";;q=,application/openmetrics-text;q=x", false),
-    ] {
-        assert_eq!(is_preferred(accept), expected, "{accept}");
-    }
-}
-
 /// A server with one request of 60 ms, whose trace can be found.
 fn snapshot() -> Snapshot {
     let request = finished(key(1_000), &chat_events(key(1_000)));

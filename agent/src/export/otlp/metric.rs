@@ -175,11 +175,10 @@ fn number(point: Point, times: Times) -> Option<NumberDataPoint> {
 
 fn histogram(point: Point, times: Times) -> Option<HistogramDataPoint> {
     let Value::Histogram { histogram, bounds, per_unit, exemplars } = point.value else { return None };
-    let finite = bounds.iter().filter(|bound| **bound != u64::MAX);
-    let explicit_bounds: Vec<f64> = finite.map(|bound| *bound as f64 / per_unit).collect();
-    // What lies above the last bound, and in the buckets of the pad.
-    let (within, above) = histogram.counts.split_at(explicit_bounds.len());
-    let bucket_counts = within.iter().copied().chain([above.iter().sum()]).collect();
+    let explicit_bounds = bounds.classic().iter().map(|bound| *bound as f64 / per_unit).collect();
+    let totals = histogram.up_to(bounds).map(|(_, total)| total).chain([histogram.count()]);
+    let mut before = 0;
+    let bucket_counts = totals.map(|total| total - std::mem::replace(&mut before, total)).collect();
     let exemplars = exemplars.all().map(|it| Exemplar {
         time_unix_nano: times.epoch_ns + it.at_ns,
         trace_id: it.trace.trace_id.to_vec(),

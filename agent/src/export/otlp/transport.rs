@@ -1,10 +1,7 @@
 //! One request to a collector, and what its answer means. Neither redirects nor proxies are followed.
 
 use std::{
-    fs::File,
-    io::{BufReader, Write as _},
-    path::Path,
-    sync::Arc,
+    io::Write as _,
     time::{Duration, SystemTime},
 };
 
@@ -23,14 +20,12 @@ use hyper_util::{
 };
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceResponse;
 use prost::Message as _;
-use rustls::{
-    ClientConfig, RootCertStore,
-    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
-};
+use rustls::{ClientConfig, RootCertStore};
 
 #[cfg(feature = "otlp-grpc")]
 use super::grpc;
 use super::options::{Destination, Protocol, Tls};
+use crate::export::tls;
 
 /// Of an answer no more is read: a collector says a sentence.
 const MAX_ANSWER: usize = 64 * 1024;
@@ -240,42 +235,12 @@ fn zipped(bytes: &[u8]) -> Vec<u8> {
 }
 
 fn tls(files: &Tls, secure: bool) -> Result<ClientConfig> {
-    let mut roots = RootCertStore::empty();
-    if let Some(path) = files.certificate.as_deref().filter(|_| secure) {
-        for certificate in certificates(path)? {
-            roots.add(certificate).with_context(|| format!("{} is no certificate", path.display()))?;
-        }
-    } else if secure {
-        let found = rustls_native_certs::load_native_certs();
-        let (added, _) = roots.add_parsable_certificates(found.certs);
-        anyhow::ensure!(
-            added > 0,
-            "this system has no certificates of authorities: name a file in OTEL_EXPORTER_OTLP_CERTIFICATE"
-        );
+    if !secure {
+        return tls::trusting(RootCertStore::empty(), None);
     }
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let builder = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()?
-        .with_root_certificates(roots);
-    Ok(match (&files.client_certificate, &files.client_key) {
-        (Some(certificate), Some(key)) if secure => {
-            let parsed = PrivateKeyDer::from_pem_reader(open(key)?)
-                .with_context(|| format!("{} holds no private key", key.display()))?;
-            builder.with_client_auth_cert(certificates(certificate)?, parsed)?
-        }
-        _ => builder.with_no_client_auth(),
-    })
-}
-
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>> {
-    let parsed: Result<Vec<_>, _> = CertificateDer::pem_reader_iter(open(path)?).collect();
-    let parsed = parsed.with_context(|| format!("{} is no PEM", path.display()))?;
-    anyhow::ensure!(!parsed.is_empty(), "{} holds no certificate", path.display());
-    Ok(parsed)
-}
-
-fn open(path: &Path) -> Result<BufReader<File>> {
-    Ok(BufReader::new(File::open(path).with_context(|| format!("cannot read {}", path.display()))?))
+    let own = files.client_certificate.as_deref().zip(files.client_key.as_deref());
+    let roots = tls::roots(files.certificate.as_deref(), "OTEL_EXPORTER_OTLP_CERTIFICATE")?;
+    tls::trusting(roots, own)
 }
 
 #[cfg(test)]

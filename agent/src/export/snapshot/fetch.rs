@@ -1,49 +1,172 @@
 //! The document of an agent that runs, which may be of another version than who asks.
 
 use std::{
-    io::{self, Read as _, Write as _},
-    net::{SocketAddr, TcpStream},
+    fmt,
+    io::{self, Read, Write},
+    net::{TcpStream, ToSocketAddrs as _},
+    path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
+use anyhow::{Context as _, Result, ensure};
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use hyper::Uri;
 use llamaprobe_api::{Document, SCHEMA};
+use rustls::{ClientConfig, ClientConnection, StreamOwned, pki_types::ServerName};
 use serde::Deserialize;
 use serde_json::Value;
 
+use crate::export::tls;
+
 /// How long an agent may take.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Where an agent is, and what it is shown.
+pub struct Agent {
+    host: String,
+    port: u16,
+    path: String,
+    /// Absent where it speaks no TLS.
+    tls: Option<Arc<ClientConfig>>,
+    /// `Authorization`.
+    credentials: Option<String>,
+}
+
+/// What TLS and credentials of a client are made of.
+#[derive(Debug, Default)]
+pub struct Secrets {
+    /// Authorities; those of the system when absent.
+    pub ca_file: Option<PathBuf>,
+    /// A certificate of the client's own, with its key.
+    pub certificate: Option<(PathBuf, PathBuf)>,
+    /// `USER:PASSWORD`, or a bearer token.
+    pub credentials: Option<String>,
+}
+
+impl fmt::Display for Agent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.host.contains(':') {
+            write!(f, "[{}]:{}", self.host, self.port)
+        } else {
+            write!(f, "{}:{}", self.host, self.port)
+        }
+    }
+}
+
+impl Agent {
+    /// The agent at `url`, of which a path goes before that of the document, shown these secrets.
+    ///
+    /// # Errors
+    ///
+    /// When the URL is none, or a file cannot be read or holds what it should not.
+    pub fn at(url: &str, secrets: &Secrets) -> Result<Self> {
+        let wrong = || format!("--url is {url:?}: it should be such as https://host:9464");
+        let uri: Uri = url.parse().with_context(wrong)?;
+        let secure = match uri.scheme_str() {
+            Some("https") => true,
+            Some("http") => false,
+            _ => anyhow::bail!(wrong()),
+        };
+        let authority = uri.authority().with_context(wrong)?;
+        ensure!(
+            !authority.as_str().contains('@'),
+            "--url holds credentials, which everybody on this machine can see: put them into a file for --credentials-file"
+        );
+        let host = authority.host().trim_start_matches('[').trim_end_matches(']').to_owned();
+        let port = authority.port_u16().unwrap_or(if secure { 443 } else { 80 });
+        let path = format!("{}/snapshot", uri.path().trim_end_matches('/'));
+        ensure!(
+            secure || secrets.ca_file.is_none() && secrets.certificate.is_none(),
+            "--ca-file and --cert-file need TLS: name the agent with --url https://HOST:PORT"
+        );
+        let own = secrets.certificate.as_ref().map(|(certificate, key)| (&**certificate, &**key));
+        let tls = secure.then(|| tls::client(secrets.ca_file.as_deref(), own)).transpose()?.map(Arc::new);
+        let credentials = secrets.credentials.as_deref().map(str::trim);
+        let credentials = credentials.filter(|text| !text.is_empty()).map(authorization).transpose()?;
+        Ok(Self { host, port, path, tls, credentials })
+    }
+}
+
+/// A token holds no colon, a user with a password does.
+fn authorization(credentials: &str) -> Result<String> {
+    ensure!(
+        !credentials.contains(char::is_control),
+        "the credentials are more than a line: USER:PASSWORD, or a bearer token"
+    );
+    Ok(if credentials.contains(':') {
+        format!("Basic {}", STANDARD.encode(credentials))
+    } else {
+        format!("Bearer {credentials}")
+    })
+}
+
+/// Reads credentials from a file.
+///
+/// # Errors
+///
+/// When it cannot be read, or is empty.
+pub fn credentials(path: &Path) -> Result<String> {
+    let text = std::fs::read_to_string(path)
+        .with_context(|| format!("cannot read the credentials {}", path.display()))?;
+    ensure!(
+        !text.trim().is_empty(),
+        "{} holds no credentials: USER:PASSWORD, or a bearer token",
+        path.display()
+    );
+    Ok(text)
+}
 
 /// Why there is no document.
 #[derive(Debug, thiserror::Error)]
 pub enum FetchError {
     /// Nobody answers.
-    #[error("no agent answers at {address}: start llamaprobe, or name its address with --listen")]
+    #[error("no agent answers at {agent}: start llamaprobe, or name its address with --listen or --url")]
     Silent {
         /// Who was asked.
-        address: SocketAddr,
+        agent: String,
         /// What the network says.
         source: io::Error,
     },
+    /// TLS failed.
+    #[error("no TLS with {agent}: --ca-file names the authority of its certificate")]
+    Insecure {
+        /// Who was asked.
+        agent: String,
+        /// What is wrong.
+        source: io::Error,
+    },
+    /// It wants credentials, or others.
+    #[error(
+        "the agent at {0} asks for credentials: --credentials-file FILE with USER:PASSWORD or a bearer token, or LLAMAPROBE_CREDENTIALS"
+    )]
+    Unauthorized(String),
+    /// It has no time for this one.
+    #[error("the agent at {0} has no time: it was asked too often, or ends; try again")]
+    Busy(String),
+    /// It speaks TLS.
+    #[error("what answers at {0} speaks TLS: name it with --url https://{0}")]
+    Secure(String),
     /// What answers is no agent.
     #[error("what answers at {0} is no llamaprobe, or an older one")]
-    Stranger(SocketAddr),
+    Stranger(String),
     /// The agent's document cannot be read since it is of a later schema.
     #[error(
-        "the agent at {address} is newer than this command, which cannot read its document (schema {schema}, known up to {SCHEMA}): use the llamaprobe that the agent is of"
+        "the agent at {agent} is newer than this command, which cannot read its document (schema {schema}, known up to {SCHEMA}): use the llamaprobe that the agent is of"
     )]
     Newer {
         /// Who was asked.
-        address: SocketAddr,
+        agent: String,
         /// The schema.
         schema: u32,
         /// What cannot be read.
         source: serde_json::Error,
     },
     /// It is no document.
-    #[error("what {address} answers is no document of a llamaprobe")]
+    #[error("what {agent} answers is no document of a llamaprobe")]
     Malformed {
         /// Who was asked.
-        address: SocketAddr,
+        agent: String,
         /// What is wrong with it.
         source: serde_json::Error,
     },
@@ -72,43 +195,84 @@ impl Fetched {
 ///
 /// # Errors
 ///
-/// When none answers at the address, or not with a document that can be read.
-pub fn fetch(address: SocketAddr) -> Result<Fetched, FetchError> {
-    let answer = ask(address).map_err(|source| FetchError::Silent { address, source })?;
+/// When none answers, or not with a document that can be read.
+pub fn fetch(agent: &Agent) -> Result<Fetched, FetchError> {
+    let name = agent.to_string();
+    let answer = ask(agent)?;
     let end = memchr::memmem::find(&answer, b"\r\n\r\n").map(|at| at + 4);
     let (head, body) = answer.split_at(end.unwrap_or(answer.len()));
-    if !head.starts_with(b"HTTP/1.1 200") {
-        return Err(FetchError::Stranger(address));
+    match head.strip_prefix(b"HTTP/1.1 ").and_then(|rest| rest.get(..3)) {
+        Some(b"200") => read(&name, body),
+        Some(b"401") => Err(FetchError::Unauthorized(name)),
+        Some(b"429" | b"503") => Err(FetchError::Busy(name)),
+        // An alert of TLS.
+        None if agent.tls.is_none() && head.starts_with(&[0x15, 3]) => Err(FetchError::Secure(name)),
+        _ => Err(FetchError::Stranger(name)),
     }
-    read(address, body)
 }
 
-fn ask(address: SocketAddr) -> io::Result<Vec<u8>> {
-    let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
+fn ask(agent: &Agent) -> Result<Vec<u8>, FetchError> {
+    let name = agent.to_string();
+    let silent = |source| FetchError::Silent { agent: name.clone(), source };
+    let mut stream = connect(agent).map_err(silent)?;
     // As one piece: who answers the first part and closes is not to be met with the rest.
-    let request = format!("GET /snapshot HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+    let credentials =
+        agent.credentials.as_ref().map(|value| format!("Authorization: {value}\r\n")).unwrap_or_default();
+    let request =
+        format!("GET {} HTTP/1.1\r\nHost: {name}\r\n{credentials}Connection: close\r\n\r\n", agent.path);
+    match &agent.tls {
+        None => exchange(&mut stream, &request).map_err(silent),
+        Some(config) => {
+            let insecure = |source| FetchError::Insecure { agent: name.clone(), source };
+            let host = ServerName::try_from(agent.host.clone())
+                .map_err(|error| insecure(io::Error::other(error)))?;
+            let session = ClientConnection::new(config.clone(), host);
+            let session = session.map_err(|error| insecure(io::Error::other(error)))?;
+            exchange(&mut StreamOwned::new(session, stream), &request).map_err(insecure)
+        }
+    }
+}
+
+fn connect(agent: &Agent) -> io::Result<TcpStream> {
+    let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    for address in (agent.host.as_str(), agent.port).to_socket_addrs()? {
+        match TcpStream::connect_timeout(&address, PATIENCE) {
+            Ok(stream) => {
+                stream.set_read_timeout(Some(PATIENCE))?;
+                return Ok(stream);
+            }
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
+fn exchange(stream: &mut (impl Read + Write), request: &str) -> io::Result<Vec<u8>> {
     stream.write_all(request.as_bytes())?;
     let mut answer = Vec::new();
-    stream.read_to_end(&mut answer)?;
+    match stream.read_to_end(&mut answer) {
+        // The end of a connection may come without that of TLS: JSON tells whether all is there.
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof && !answer.is_empty() => {}
+        done => drop(done?),
+    }
     Ok(answer)
 }
 
-fn read(address: SocketAddr, body: &[u8]) -> Result<Fetched, FetchError> {
+fn read(agent: &str, body: &[u8]) -> Result<Fetched, FetchError> {
     /// What every document says, whatever its schema.
     #[derive(Default, Deserialize)]
     struct Tag {
         #[serde(default)]
         schema: u32,
     }
-    let malformed = |source| FetchError::Malformed { address, source };
+    let malformed = |source| FetchError::Malformed { agent: agent.to_owned(), source };
     let whole: Value = serde_json::from_slice(body).map_err(malformed)?;
     let document = Document::deserialize(&whole).map_err(|source| {
         let Tag { schema } = Tag::deserialize(&whole).unwrap_or_default();
         if schema > SCHEMA {
-            FetchError::Newer { address, schema, source }
+            FetchError::Newer { agent: agent.to_owned(), schema, source }
         } else {
-            FetchError::Malformed { address, source }
+            FetchError::Malformed { agent: agent.to_owned(), source }
         }
     })?;
     Ok(Fetched { whole, document })
@@ -121,11 +285,41 @@ mod tests {
     use super::*;
 
     fn read_json(document: &Value) -> Result<Fetched, FetchError> {
-        read("127.0.0.1:9464".parse().unwrap(), document.to_string().as_bytes())
+        read("127.0.0.1:9464", document.to_string().as_bytes())
     }
 
     fn own() -> Value {
         serde_json::to_value(Document { schema: SCHEMA, ..Document::default() }).unwrap()
+    }
+
+    #[test]
+    fn an_agent_is_named_by_a_url() {
+        for (url, agent, path) in [
+            ("http://10.0.0.7:9464", "10.0.0.7:9464", "/snapshot"),
+            ("http://host/agents/1/", "host:80", "/agents/1/snapshot"),
+            ("http://[::1]:9464/", "[::1]:9464", "/snapshot"),
+        ] {
+            let at = Agent::at(url, &Secrets::default()).unwrap();
+            assert_eq!((at.to_string().as_str(), at.path.as_str(), at.tls.is_some()), (agent, path, false));
+        }
+        for (url, named) in [
+            ("10.0.0.7:9464", "https://host"),
+            ("ftp://host", "https://host"),
+            ("https://", "https://host"),
+            ("https://ada:secret@host", "--credentials-file"),
+        ] {
+            let message = Agent::at(url, &Secrets::default()).err().unwrap().to_string();
+            assert!(message.contains(named), "{url}: {message}");
+        }
+        let secrets = Secrets { ca_file: Some("ca.pem".into()), ..Secrets::default() };
+        assert!(Agent::at("http://host", &secrets).is_err(), "no TLS for an authority");
+    }
+
+    #[test]
+    fn credentials_are_a_user_with_a_password_or_a_token() {
+        assert_eq!(authorization("ada:a:b").unwrap(), "Basic YWRhOmE6Yg==");
+        assert_eq!(authorization("0123456789abcdef").unwrap(), "Bearer 0123456789abcdef");
+        assert!(authorization("a:b\r\nHost: c").is_err());
     }
 
     #[test]
@@ -152,7 +346,7 @@ mod tests {
     #[test]
     fn what_is_no_document_is_an_error() {
         for text in ["", "[]", "{}", "{\"agent\":", "\u{0}"] {
-            let error = read("127.0.0.1:9464".parse().unwrap(), text.as_bytes()).unwrap_err();
+            let error = read("127.0.0.1:9464", text.as_bytes()).unwrap_err();
             assert!(matches!(error, FetchError::Malformed { .. }), "{text:?}: {error}");
         }
     }
