@@ -9,7 +9,7 @@ use llamaprobe_tests::prometheus::NO_PROMETHEUS;
 use llamaprobe_tests::skip::NOT_ROOT;
 
 use crate::command::{build_agent, cargo, run};
-use crate::{kernels, root, setup};
+use crate::{kernels, manifests, root, setup};
 
 /// The package that builds only for the kernel's virtual machine.
 const NOT_FOR_THE_HOST: &str = "llamaprobe-ebpf";
@@ -46,6 +46,8 @@ pub fn test() -> Result<()> {
     setup::run(setup::Purpose::Tests)?;
     eprintln!("== lints");
     lint()?;
+    eprintln!("== the Helm chart");
+    manifests::check()?;
     eprintln!("== tests");
     let agent = build_agent("debug", &["--features", GRPC])?;
     let skipped = skipped_file();

@@ -24,3 +24,8 @@ pub fn run(options: &Options) -> Result<()> {
     python.arg(workspace_root().join("deploy/kubernetes"));
     command::run(python.args(options.check.then_some("--check")))
 }
+
+/// Fails if the chart is not as it has to be, or the plain manifests are not what it renders.
+pub fn check() -> Result<()> {
+    run(&Options { check: true })
+}
