@@ -16,6 +16,7 @@ pub mod loss;
 pub mod probe;
 pub mod request;
 pub mod sequence;
+pub mod stall;
 pub mod target;
 pub mod task;
 

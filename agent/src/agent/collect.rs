@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use aya::maps::{MapData, RingBuf};
 use tracing::{error, warn};
 
-use super::Agent;
+use super::{Agent, Switches};
 use crate::{
     bpf::events::{self, RequestEvent},
     session::Input,
@@ -46,6 +46,7 @@ impl Agent {
                 }
             }
             let all = batch.len() < BATCH;
+            self.stalls.read();
             let latest = batch.iter().map(RequestEvent::at_ns).max().unwrap_or(0);
             let until = if all { u64::MAX } else { latest.saturating_add(SLACK_NS) };
             self.drain_payload(payload, until);
@@ -56,6 +57,7 @@ impl Agent {
                     std::thread::sleep(WAIT);
                     self.drain_payload(payload, until);
                 }
+                self.tell_stalls(event.at_ns());
                 self.read(event);
             }
             if all {
@@ -102,10 +104,12 @@ impl Agent {
         let rows: Vec<_> = live.collect();
         let readings = self.maps.readings(&rows);
         while !self.drain_requests(requests, payload) {}
+        self.tell_stalls(u64::MAX);
         let unread = self.maps.unread();
         for (pid, reading) in readings {
             match reading {
-                Ok(reading) => {
+                Ok(mut reading) => {
+                    reading.untold.take_if(|_| self.switches != Switches::Followed);
                     self.tell_layouts(pid, &reading);
                     self.seats.hits(now, pid, reading.stats.hits.iter().sum());
                     let unread = unread.get(&pid).copied().unwrap_or(0);

@@ -7,6 +7,7 @@ use llamaprobe_common::{
         BeginEvent, DraftEvent, EndEvent, PieceHead, RequestEventKind, RequestKey, SlotEndEvent,
         SlotStartEvent, TaskEvent, WriteEvent,
     },
+    stall::StallEvent,
 };
 
 use serde::{Deserialize, Serialize};
@@ -117,6 +118,11 @@ pub fn piece(entry: &[u8]) -> Option<RequestEvent> {
 
 /// The process event of an entry.
 pub fn process(entry: &[u8]) -> Option<ProcessEvent> {
+    value(entry)
+}
+
+/// The stall of an entry.
+pub fn stall(entry: &[u8]) -> Option<StallEvent> {
     value(entry)
 }
 

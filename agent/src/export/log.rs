@@ -1,12 +1,14 @@
 //! The request log: one JSON line a finished request, for whoever runs the server.
 
 use std::{
+    collections::BTreeMap,
     io,
     path::PathBuf,
     time::{Duration, Instant, SystemTime},
 };
 
 use clap::ValueEnum;
+use llamaprobe_common::stall::Cause;
 use serde::Serialize;
 
 use super::{lines::Lines, sink::Sink};
@@ -65,6 +67,11 @@ pub struct Line<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     worst_gap_ms: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    worst_gap_cause: Option<&'static str>,
+    /// Time that its decode steps lost, by cause.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    stall_ms: BTreeMap<&'static str, f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     tokens_per_second: Option<f64>,
     context_used: u64,
     cached: bool,
@@ -117,6 +124,8 @@ impl<'a> Line<'a> {
             decode_ms: request.decode_ns().map(ms),
             latency_ms: ms(request.latency_ns()),
             worst_gap_ms: request.worst_gap().map(ms),
+            worst_gap_cause: request.worst_gap_cause().map(Cause::name),
+            stall_ms: request.losses.all().causes().map(|(cause, ns)| (cause.name(), ms(ns))).collect(),
             tokens_per_second: seconds
                 .map(|seconds| request.generated_tokens.saturating_sub(1) as f64 / seconds)
                 .map(|rate| (rate * 10.0).round() / 10.0),

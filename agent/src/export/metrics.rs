@@ -3,6 +3,7 @@
 //! A metric whose probe is not attached, or has not fired, has no sample: absent is honest, zero would be a lie.
 
 mod quality;
+mod stalls;
 mod usage;
 
 use llamaprobe_common::{
@@ -153,6 +154,12 @@ pub static METRICS: &[Metric] = &[
                 vec![(vec![], buckets(server.stats.batch, &BATCH_TOKENS, 1.0))]
             })
         },
+    ),
+    metric(
+        Counter,
+        "llm_stall_seconds_total",
+        "Time of decode steps in which a thread that computes them was off its processor, by cause. Each moment counts once, to the first cause that holds; the steps' other time went into computing.",
+        stalls::lost,
     ),
     metric(
         Counter,
@@ -409,6 +416,12 @@ pub static METRICS: &[Metric] = &[
         "llamaprobe_lost_total",
         "Things measured but not delivered, by reason; `server` is empty for what belongs to none.",
         lost,
+    ),
+    metric(
+        Counter,
+        "llamaprobe_untold_stall_seconds_total",
+        "Time that single threads were off their processors within decode steps and that is not in llm_stall_seconds_total, since each time was too short (`short`) or there were too many (`many`).",
+        stalls::untold,
     ),
     metric(
         Counter,

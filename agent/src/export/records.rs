@@ -9,11 +9,13 @@
 mod tests;
 
 use std::{
+    collections::BTreeMap,
     io,
     path::Path,
     time::{Duration, Instant},
 };
 
+use llamaprobe_common::stall::Cause;
 use serde::Serialize;
 
 use super::{lines::Lines, sink::Sink};
@@ -101,6 +103,10 @@ struct Times {
     answered_ns: u64,
     /// The longest time between two tokens.
     worst_gap_ns: Option<u64>,
+    /// What made it so long, where most of it was lost to one cause.
+    worst_gap_cause: Option<&'static str>,
+    /// What its decode steps have lost, by cause; empty where nothing was lost, or that is not seen.
+    stall_ns: BTreeMap<&'static str, u64>,
 }
 
 #[derive(Debug, Serialize)]
@@ -224,6 +230,8 @@ impl Times {
             last_token_ns: after(request.last_token_ns),
             answered_ns: request.latency_ns(),
             worst_gap_ns: request.worst_gap(),
+            worst_gap_cause: request.worst_gap_cause().map(Cause::name),
+            stall_ns: request.losses.all().causes().map(|(cause, ns)| (cause.name(), ns)).collect(),
         }
     }
 }

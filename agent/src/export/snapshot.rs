@@ -4,11 +4,14 @@
 pub mod fetch;
 pub mod table;
 
+use std::collections::BTreeMap;
+
 use llamaprobe_api as api;
 use llamaprobe_common::{
     histogram::{Bounds, Histogram, LATENCY_NS},
     loss::Loss,
     probe::ProbeId,
+    stall::Cause,
     target::TokenType,
 };
 
@@ -19,6 +22,7 @@ use crate::{
         Live, Server, Snapshot,
         cost::Basis,
         finished::Join,
+        stalls::Lost,
         tally::{DURATION_NS, FIRST_TOKEN_NS, Phase, Tally},
         usage::Row,
     },
@@ -78,6 +82,7 @@ fn server(server: &Server) -> api::Server {
         empty_answers: tally.empty_answers,
         refusals: tally.refusals,
         decode_calls: stats.batch.count(),
+        stall_seconds: server.lost.as_ref().map(stalls),
         inter_token: times(&stats.inter_token, &LATENCY_NS),
         decode_step: times(&stats.step, &LATENCY_NS),
         requests: requests(tally),
@@ -154,6 +159,11 @@ fn requests(tally: &Tally) -> Vec<api::Requests> {
 fn phases(tally: &Tally) -> api::Phases {
     let of = |phase: Phase| times(&tally.phases[phase as usize], &FIRST_TOKEN_NS);
     api::Phases { queue: of(Phase::Queue), prefill: of(Phase::Prefill), decode: of(Phase::Decode) }
+}
+
+fn stalls(lost: &Lost) -> BTreeMap<String, f64> {
+    let seconds = |cause: Cause| (cause.name().to_owned(), lost.to(cause) as f64 / 1e9);
+    Cause::ALL.map(seconds).into()
 }
 
 /// Absent when there is no observation.

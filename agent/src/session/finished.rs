@@ -2,11 +2,12 @@
 
 use std::net::IpAddr;
 
-use llamaprobe_common::request::RequestKey;
+use llamaprobe_common::{request::RequestKey, stall::Cause};
 
 use super::{
     charge::Charge,
     payload::{body::Body, head::Head, route::Route},
+    stalls::Losses,
 };
 
 /// The code of a request whose client went before there was an answer, as proxies write it.
@@ -183,6 +184,8 @@ pub struct Finished {
     pub draft_tokens: [u64; 2],
     /// The decode calls that checked guesses, as far as they were told.
     pub draft_steps: Vec<DraftStep>,
+    /// What the steps that it waited for have lost.
+    pub losses: Losses,
     /// It came through a TLS session.
     pub tls: bool,
     /// The server says that it cut the prompt or the answer for want of context.
@@ -243,6 +246,11 @@ impl Finished {
     pub fn worst_gap(&self) -> Option<u64> {
         let told = self.generated_tokens > 1 && self.outcome != Outcome::Interrupted;
         told.then_some(self.worst_gap_ns)
+    }
+
+    /// What made that gap so long, where most of it was lost to one cause that is known.
+    pub fn worst_gap_cause(&self) -> Option<Cause> {
+        self.losses.cause_of_gap(self.first_token_ns, self.worst_gap()?)
     }
 
     /// Time per output token after the first.

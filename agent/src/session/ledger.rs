@@ -10,7 +10,7 @@ use llamaprobe_common::{
     target::{TargetStats, TokenType},
 };
 
-use super::{Labels, cost::Basis, tally::Tally, usage::Usage, window::Window};
+use super::{Labels, cost::Basis, stalls::Lost, tally::Tally, usage::Usage, window::Window};
 use crate::plan::catalog::Role;
 
 /// How long a series outlives its last process: two scrapes of the usual interval and some.
@@ -23,6 +23,7 @@ pub(super) struct Account {
     pub(super) served: BTreeSet<(Role, ProbeId)>,
     pub(super) tally: Tally,
     pub(super) usage: Usage,
+    pub(super) lost: Option<Lost>,
     pub(super) window: Window<Totals>,
     touched: Instant,
 }
@@ -66,6 +67,11 @@ impl Ledger {
         *credited = *stats;
     }
 
+    /// Books what decode steps have lost: nothing, perhaps, but that is known then.
+    pub(super) fn lose(&mut self, now: Instant, labels: &Labels, lost: &Lost) {
+        self.account(now, labels).lost.get_or_insert_default().add(lost);
+    }
+
     /// The account of these labels, opened when there is none.
     pub(super) fn account(&mut self, now: Instant, labels: &Labels) -> &mut Account {
         let users = self.users;
@@ -74,6 +80,7 @@ impl Ledger {
             served: BTreeSet::new(),
             tally: Tally::default(),
             usage: Usage::new(users),
+            lost: None,
             window: Window::default(),
             touched: now,
         })

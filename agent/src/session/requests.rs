@@ -15,6 +15,7 @@ use super::{
     join::Joins,
     payload::head::{Head, Method},
     request::Request,
+    stalls::StepLoss,
 };
 use crate::{bpf::events::RequestEvent, plan::Joining};
 
@@ -54,6 +55,11 @@ impl Requests {
     /// Requests get their names otherwise from now on; those that have one keep it.
     pub fn rename(&mut self, naming: Naming) {
         self.naming = naming;
+    }
+
+    /// A step of a process was held back.
+    pub fn lose(&mut self, pid: u32, step: &StepLoss) {
+        self.open.iter_mut().filter(|(key, _)| key.tgid == pid).for_each(|(_, request)| request.lose(step));
     }
 
     /// A running task of a request has used so much.

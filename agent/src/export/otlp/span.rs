@@ -13,6 +13,8 @@ use opentelemetry_proto::tonic::trace::v1::{
     status::StatusCode,
 };
 
+use llamaprobe_common::stall::Cause;
+
 use super::attribute::Attributes;
 use crate::engines::PROVIDER;
 use crate::session::{
@@ -164,6 +166,10 @@ fn attributes(record: &Record) -> Attributes {
         ("llamaprobe.worst_gap_ms", request.worst_gap()),
     ] {
         it.put_some(key, ns.map(ms));
+    }
+    it.put_some("llamaprobe.worst_gap_cause", request.worst_gap_cause().map(Cause::name));
+    for (cause, ns) in request.losses.all().causes() {
+        it.put(&format!("llamaprobe.stall_ms.{}", cause.name()), ms(ns));
     }
     it.put_some("user.id", request.user.as_deref());
     let [drafted, accepted] = request.draft_tokens;
