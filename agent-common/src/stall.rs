@@ -15,9 +15,9 @@ crate::named! {
         Stopped = "stopped",
         /// The CPU quota of its control group is used up.
         Throttled = "throttled",
-        /// The kernel makes room in memory, or brings memory back that it had taken.
+        /// The kernel makes room in memory, or changes what the process has mapped.
         Memory = "memory",
-        /// A page of a file is read from disk.
+        /// A page is read from disk: of a file that is mapped, or of swap.
         PageFault = "page_fault",
         /// A read or write of a file waits for the disk.
         BlockIo = "block_io",

@@ -19,7 +19,7 @@ pub struct Leaving {
     pub jobctl: u64,
     /// It waits for a disk.
     pub iowait: bool,
-    /// It waits for memory that had been taken from it.
+    /// It waits for memory.
     pub memstall: bool,
     /// The quota of its control group is used up.
     pub throttled: bool,
@@ -58,14 +58,16 @@ impl Leaving {
         if frozen || self.state & FROZEN != 0 {
             return Cause::Stopped as u32;
         }
-        if self.memstall || self.flags & FLAG_RECLAIMS != 0 {
+        if self.flags & FLAG_RECLAIMS != 0 {
             return Cause::Memory as u32;
         }
         match self.call {
+            // Also of a page that had to go for want of memory: it comes from the disk.
             None if self.iowait => Cause::PageFault as u32,
+            Some(_) if self.iowait => Cause::BlockIo as u32,
+            _ if self.memstall => Cause::Memory as u32,
             None if self.state & UNINTERRUPTIBLE != 0 => Cause::Memory as u32,
             None => Cause::Unexplained as u32,
-            Some(_) if self.iowait => Cause::BlockIo as u32,
             Some(call) => class(call),
         }
     }

@@ -433,8 +433,8 @@ impl Agent {
         self.apply(Input::Tick);
         self.follow_sockets();
         self.follow_sessions();
-        // Nothing else may happen that they would be looked at for.
-        self.read_stalls();
+        // Nothing else may happen that they would be looked at for, and their ring is not large.
+        self.stalls.read();
     }
 
     /// Names and prices were read again. A bad file changes nothing.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use aya::maps::{MapData, RingBuf};
 use tracing::{error, warn};
 
-use super::{Agent, Switches};
+use super::{Agent, Switches, own::monotonic_ns};
 use crate::{
     bpf::events::{self, RequestEvent},
     session::Input,
@@ -103,8 +103,9 @@ impl Agent {
         let live = self.processes.iter().filter_map(|(pid, process)| Some((*pid, process.live?.index)));
         let rows: Vec<_> = live.collect();
         let readings = self.maps.readings(&rows);
+        let until_ns = monotonic_ns();
         while !self.drain_requests(requests, payload) {}
-        self.tell_stalls(u64::MAX);
+        self.tell_stalls(until_ns);
         let unread = self.maps.unread();
         for (pid, reading) in readings {
             match reading {

@@ -7,11 +7,8 @@ use aya::maps::{MapData, RingBuf};
 use llamaprobe_common::stall::StallEvent;
 use tracing::warn;
 
-use super::{Agent, own::monotonic_ns};
+use super::Agent;
 use crate::{bpf::events, session::Input};
-
-/// What is so old has been told by all rings that tell of its time, nanoseconds.
-const OLD_NS: u64 = 200_000_000;
 
 /// What held decode steps back.
 pub(super) struct Stalls {
@@ -53,11 +50,5 @@ impl Agent {
         if !due.is_empty() {
             self.apply(Input::Stalled(due));
         }
-    }
-
-    /// Reads what there is and tells what is old.
-    pub(super) fn read_stalls(&mut self) {
-        self.stalls.read();
-        self.tell_stalls(monotonic_ns().saturating_sub(OLD_NS));
     }
 }
