@@ -123,8 +123,12 @@ impl KernelLayout {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Step {
-    /// When the decode call under way was entered, `CLOCK_MONOTONIC` nanoseconds; 0 when none is.
+    /// When the last decode call was entered, `CLOCK_MONOTONIC` nanoseconds: names the step.
+    pub named_ns: u64,
+    /// The same while it is under way, 0 when it is over.
     pub entered_ns: u64,
+    /// Since when the server is at work between that call and the next, 0 when it is not: it samples, answers, makes a batch.
+    pub between_ns: u64,
     /// Time of the steps that are over.
     pub passed_ns: u64,
     /// Stalls that were too short to be told: thread by thread, not of the whole pool.
@@ -133,7 +137,7 @@ pub struct Step {
     pub untold_ns: u64,
     /// The second, since boot, that `told` counts for.
     pub second: u64,
-    /// The thread that entered the decode call.
+    /// The thread that entered the decode call, or works after it.
     pub decoder: u32,
     /// Stalls told within that second.
     pub told: u32,
@@ -168,12 +172,12 @@ pub struct Thread {
     pub why: u32,
 }
 
-/// A thread that a step needs was off its processor.
+/// A thread that a step needs, or the one at work between steps, was off its processor.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "user", derive(serde::Serialize, serde::Deserialize))]
 #[repr(C)]
 pub struct StallEvent {
-    /// When the decode call was entered that it held back: names the step.
+    /// When the decode call was entered that was held back, or what followed it: names the step.
     pub step_ns: u64,
     /// Since when, `CLOCK_MONOTONIC` nanoseconds.
     pub from_ns: u64,
@@ -191,4 +195,4 @@ pub struct StallEvent {
     pub reserved: u32,
 }
 
-plain!(KernelLayout = 72, Step = 48, Thread = 48, StallEvent = 48);
+plain!(KernelLayout = 72, Step = 64, Thread = 48, StallEvent = 48);

@@ -131,7 +131,8 @@ pub struct Stall {
 }
 
 /// A thread has a processor again. `waited_ns` is how long it was ready for one, `throttled_ns` how long its queue has been
-/// throttled so far. Returns what that was for the step under way, which began before it came.
+/// throttled so far. Returns what that was for the step under way, which began before it came. Between steps only the thread
+/// of the engine is needed: the others wait for the next one.
 #[inline(always)]
 pub fn arrive(
     thread: &mut Thread,
@@ -144,13 +145,22 @@ pub fn arrive(
     let (left_ns, why) = (thread.at_ns, thread.why);
     let passed = advance(thread, step, now_ns);
     thread.why = ON_CPU;
-    if passed == 0 || step.entered_ns == 0 || why >= IDLE {
+    let begun_ns = if step.entered_ns != 0 {
+        let needed = is_decoder || thread.wanted_ns >= thread.seen_ns / NEEDED_PART;
+        if passed == 0 || !needed {
+            return None;
+        }
+        step.entered_ns
+    } else {
+        if step.between_ns == 0 || !is_decoder {
+            return None;
+        }
+        step.between_ns
+    };
+    if why >= IDLE {
         return None;
     }
-    if !is_decoder && thread.wanted_ns < thread.seen_ns / NEEDED_PART {
-        return None;
-    }
-    let from_ns = if left_ns > step.entered_ns { left_ns } else { step.entered_ns };
+    let from_ns = if left_ns > begun_ns { left_ns } else { begun_ns };
     let (cause, ready_ns) = if why == Cause::Runnable as u32 {
         // Whoever waits for a processor may find the quota used up by then.
         let throttled = throttled_ns.saturating_sub(thread.throttled_ns);

@@ -1,8 +1,17 @@
 use super::*;
 
 const MS: u64 = 1_000_000;
-const STEP: Step =
-    Step { entered_ns: 100 * MS, passed_ns: 0, short_ns: 0, untold_ns: 0, second: 0, decoder: 1, told: 0 };
+const STEP: Step = Step {
+    named_ns: 100 * MS,
+    entered_ns: 100 * MS,
+    between_ns: 0,
+    passed_ns: 0,
+    short_ns: 0,
+    untold_ns: 0,
+    second: 0,
+    decoder: 1,
+    told: 0,
+};
 
 fn cause(leaving: Leaving) -> Option<Cause> {
     Cause::from_wire(leaving.why(|_| IDLE))
@@ -67,6 +76,22 @@ fn only_what_lies_within_the_step_counts() {
     let over = Step { entered_ns: 0, passed_ns: 40 * MS, ..STEP };
     leave(&mut thread, &STEP, 135 * MS, Cause::Runnable as u32, 0);
     assert_eq!(arrive(&mut thread, &over, false, 150 * MS, 0, 0), None, "the step was over before it came");
+}
+
+#[test]
+fn between_steps_only_the_thread_of_the_engine_is_needed() {
+    let between = Step { entered_ns: 0, passed_ns: 40 * MS, between_ns: 140 * MS, ..STEP };
+    for (is_decoder, why, wanted) in [
+        (true, Cause::Stopped as u32, Some(150 * MS)),
+        (false, Cause::Stopped as u32, None),
+        // It waits for the next request.
+        (true, IDLE, None),
+    ] {
+        let mut thread = seen(7, &between, 141 * MS);
+        leave(&mut thread, &between, 150 * MS, why, 0);
+        let stall = arrive(&mut thread, &between, is_decoder, 160 * MS, 0, 0);
+        assert_eq!(stall.map(|stall| stall.from_ns), wanted, "{is_decoder} {why}");
+    }
 }
 
 #[test]

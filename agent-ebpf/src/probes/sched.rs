@@ -4,7 +4,7 @@
 
 use aya_ebpf::{
     bindings::task_struct,
-    helpers::{bpf_probe_read_kernel, generated::bpf_task_pt_regs},
+    helpers::{bpf_get_current_pid_tgid, bpf_probe_read_kernel, generated::bpf_task_pt_regs},
     macros::btf_tracepoint,
     programs::BtfTracePointContext,
 };
@@ -134,7 +134,7 @@ fn comes(task: Task, tgid: u32, index: u32) {
     let throttled_ns = read(queue, offset!(throttled_time));
     let is_decoder = step.decoder == tid;
     if let Some(stall) = stall::arrive(thread, &step, is_decoder, now, waited_ns, throttled_ns) {
-        tell(index, tgid, tid, step.entered_ns, now, stall);
+        tell(index, tgid, tid, step.named_ns, now, stall);
     }
 }
 
@@ -195,21 +195,35 @@ pub fn begin_step(target: &Target, entered_ns: u64) {
     // SAFETY: `step` points to a map value; the thread of the engine alone writes these fields.
     unsafe {
         (*step).passed_ns = (*step).within(entered_ns);
-        (*step).decoder = aya_ebpf::helpers::bpf_get_current_pid_tgid() as u32;
+        (*step).decoder = bpf_get_current_pid_tgid() as u32;
+        (*step).between_ns = 0;
+        (*step).named_ns = entered_ns;
         (*step).entered_ns = entered_ns;
     }
 }
 
-/// What the decode call came to is looked at, or nobody waits for it any more.
+/// What the decode call came to is looked at.
 #[inline(always)]
 pub fn end_step(target: &Target) {
     let Some(step) = STEPS.get_ptr_mut(target.index) else { return };
     // SAFETY: as above.
     unsafe {
         if (*step).entered_ns != 0 {
-            (*step).passed_ns = (*step).within(now());
+            let now = now();
+            (*step).passed_ns = (*step).within(now);
             (*step).entered_ns = 0;
+            (*step).decoder = bpf_get_current_pid_tgid() as u32;
+            (*step).between_ns = now;
         }
     }
+}
+
+/// A request leaves its slot: it may be the last one, and what the server does until the next decode call is nobody's.
+#[inline(always)]
+pub fn rest(target: &Target) {
+    end_step(target);
+    let Some(step) = STEPS.get_ptr_mut(target.index) else { return };
+    // SAFETY: as above.
+    unsafe { (*step).between_ns = 0 };
 }
 

@@ -8,7 +8,7 @@
 use aya_ebpf::{macros::uprobe, programs::ProbeContext};
 use llamaprobe_core::slots;
 
-use super::{observe, sched::end_step};
+use super::{observe, sched::rest};
 use crate::{
     machine::Helpers,
     sequences::{MAPS, SequenceMap},
@@ -26,7 +26,7 @@ fn lp_slot_start(probe: ProbeContext) -> u32 {
 #[uprobe]
 fn lp_slot_end(probe: ProbeContext) -> u32 {
     observe(&probe, |target, _, call| {
-        end_step(target);
+        rest(target);
         slots::end(target, &Helpers, &mut { MAPS }, &mut Helpers, call.get(0)?)
     })
 }
@@ -36,7 +36,7 @@ fn lp_slot_end(probe: ProbeContext) -> u32 {
 #[uprobe]
 fn lp_slot_turn(probe: ProbeContext) -> u32 {
     observe(&probe, |target, _, call| {
-        end_step(target);
+        rest(target);
         slots::turn(target, &Helpers, &mut { MAPS }, &mut Helpers, call.get(0)?, call.get(1)? as i32)
     })
 }

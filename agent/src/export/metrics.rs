@@ -158,7 +158,7 @@ pub static METRICS: &[Metric] = &[
     metric(
         Counter,
         "llm_stall_seconds_total",
-        "Time of decode steps in which a thread that computes them was off its processor, by cause. Each moment counts once, to the first cause that holds; the steps' other time went into computing.",
+        "Time lost by running requests while a thread was off its processor that computes their decode step, or works for the engine between two steps, by cause. Each moment counts once a server, to the first cause that holds.",
         stalls::lost,
     ),
     metric(
