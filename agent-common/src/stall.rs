@@ -131,6 +131,12 @@ pub struct Step {
     pub between_ns: u64,
     /// Time of the steps that are over.
     pub passed_ns: u64,
+    /// Threads beside the decoder that steps need and that are on a processor.
+    pub running: u64,
+    /// Since when there are none, if there are none.
+    pub idle_since_ns: u64,
+    /// Time without such a thread, before that.
+    pub idle_ns: u64,
     /// Stalls that were too short to be told: thread by thread, not of the whole pool.
     pub short_ns: u64,
     /// Stalls beyond [`MOST_STALLS`], or without room in the ring buffer: the same.
@@ -150,6 +156,13 @@ impl Step {
         let running = if self.entered_ns == 0 { 0 } else { now_ns.saturating_sub(self.entered_ns) };
         self.passed_ns.wrapping_add(running)
     }
+
+    /// Time up to `now_ns` in which no thread beside the decoder ran that steps need.
+    #[inline(always)]
+    pub const fn idle(&self, now_ns: u64) -> u64 {
+        let idle = if self.running == 0 { now_ns.saturating_sub(self.idle_since_ns) } else { 0 };
+        self.idle_ns.wrapping_add(idle)
+    }
 }
 
 /// What is kept of a thread of an observed process, from one switch to the next.
@@ -166,10 +179,16 @@ pub struct Thread {
     pub seen_ns: u64,
     /// How long its queue had been throttled by then.
     pub throttled_ns: u64,
+    /// How long no thread beside the decoder had run by then; see [`Step::idle`].
+    pub idle_ns: u64,
     /// The process.
     pub tgid: u32,
     /// Why it is off its processor, a [`Cause`] by number or [`IDLE`]; [`ON_CPU`] when it is not.
     pub why: u32,
+    /// 1 if it is among [`Step::running`].
+    pub counted: u32,
+    /// Always 0.
+    pub reserved: u32,
 }
 
 /// A thread that a step needs, or the one at work between steps, was off its processor.
@@ -195,4 +214,4 @@ pub struct StallEvent {
     pub reserved: u32,
 }
 
-plain!(KernelLayout = 72, Step = 64, Thread = 48, StallEvent = 48);
+plain!(KernelLayout = 72, Step = 88, Thread = 64, StallEvent = 48);

@@ -88,9 +88,25 @@ pub const fn seen(tgid: u32, step: &Step, now_ns: u64) -> Thread {
         wanted_ns: 0,
         seen_ns: 0,
         throttled_ns: 0,
+        idle_ns: 0,
         tgid,
         why: ON_CPU,
+        counted: 0,
+        reserved: 0,
     }
+}
+
+/// Whether a thread waits for something that need not hold anything back: it may have nothing to do. Of the decoder that
+/// is only so while others compute what it waits for.
+#[inline(always)]
+const fn is_voluntary(why: u32) -> bool {
+    why == IDLE || why == Cause::Lock as u32 || why == Cause::Device as u32 || why == Cause::Network as u32
+}
+
+/// Whether steps need a thread, as far as it was seen.
+#[inline(always)]
+pub const fn is_needed(thread: &Thread) -> bool {
+    thread.wanted_ns >= thread.seen_ns / NEEDED_PART
 }
 
 /// Moves a thread on to `now_ns`. Returns the time within steps since it was switched last.
@@ -101,7 +117,7 @@ fn advance(thread: &mut Thread, step: &Step, now_ns: u64) -> u64 {
     let passed = within.saturating_sub(thread.within_ns);
     (thread.at_ns, thread.within_ns) = (now_ns, within);
     thread.seen_ns += passed;
-    if thread.why != IDLE {
+    if !is_voluntary(thread.why) {
         thread.wanted_ns += passed;
     }
     if thread.seen_ns > MEMORY_NS {
@@ -117,6 +133,7 @@ pub fn leave(thread: &mut Thread, step: &Step, now_ns: u64, why: u32, throttled_
     advance(thread, step, now_ns);
     thread.why = why;
     thread.throttled_ns = throttled_ns;
+    thread.idle_ns = step.idle(now_ns);
 }
 
 /// What held a step back.
@@ -146,7 +163,7 @@ pub fn arrive(
     let passed = advance(thread, step, now_ns);
     thread.why = ON_CPU;
     let begun_ns = if step.entered_ns != 0 {
-        let needed = is_decoder || thread.wanted_ns >= thread.seen_ns / NEEDED_PART;
+        let needed = is_decoder || is_needed(thread) && !is_voluntary(why);
         if passed == 0 || !needed {
             return None;
         }
@@ -160,7 +177,13 @@ pub fn arrive(
     if why >= IDLE {
         return None;
     }
-    let from_ns = if left_ns > begun_ns { left_ns } else { begun_ns };
+    let mut from_ns = if left_ns > begun_ns { left_ns } else { begun_ns };
+    if is_voluntary(why) && step.entered_ns != 0 {
+        // As long as others computed it waited for what they did.
+        let idle = step.idle(now_ns).saturating_sub(thread.idle_ns);
+        let alone_ns = now_ns.saturating_sub(idle);
+        from_ns = if alone_ns > from_ns { alone_ns } else { from_ns };
+    }
     let (cause, ready_ns) = if why == Cause::Runnable as u32 {
         // Whoever waits for a processor may find the quota used up by then.
         let throttled = throttled_ns.saturating_sub(thread.throttled_ns);

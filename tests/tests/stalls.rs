@@ -4,6 +4,7 @@
 //! the machine, so that nobody but the test holds it back; what is left of others is measured before, and allowed for.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
@@ -68,6 +69,11 @@ impl Run {
 
 impl Bench {
     fn start(name: &str) -> Result<Option<Self>> {
+        Self::start_within(name, |_| Ok(Vec::new()))
+    }
+
+    /// The same with a server that another program starts, which is given a directory for files.
+    fn start_within(name: &str, wrapper: impl FnOnce(&Scratch) -> Result<Vec<OsString>>) -> Result<Option<Self>> {
         let Some(assets) = privileged() else { return Ok(None) };
         let groups = (ControlGroup::first_of_all(name)?, ControlGroup::first_of_all(&format!("{name}-others"))?);
         let (Some(group), Some(others)) = groups else {
@@ -80,7 +86,8 @@ impl Bench {
         // What is not on disk yet does not leave memory.
         std::fs::File::open(&model)?.sync_all()?;
         let launch = Launch::new(Build::Process, &model, &["-np", "2", "-c", "2048", "-t", "2"])?;
-        let server = launch.through(group.command()).start()?;
+        let wrapper = group.command().into_iter().chain(wrapper(&scratch)?);
+        let server = launch.through(wrapper).start()?;
         let log = RequestLog::new()?;
         let pid = server.pid().to_string();
         let agent = Agent::start(&[&log.arguments()?[..], &["--pid", &pid]].concat())?;
@@ -268,6 +275,27 @@ fn weights_that_are_not_in_memory() -> Result<()> {
         let out = bench.hold_back(&["page-out", &pid, path]).output()?;
         ensure!(out.status.success(), "{out:?}");
         Ok(())
+    })?;
+    bench.agent.stop()
+}
+
+#[test]
+fn a_lock_that_another_thread_holds() -> Result<()> {
+    let within = |scratch: &Scratch| {
+        let library = scratch.path().join("hold_lock.so");
+        let source = workspace_root().join("tests/assets/hold_lock.c");
+        let built = Command::new("cc").args(["-O2", "-shared", "-fPIC", "-o"]).arg(&library).arg(&source).status()?;
+        ensure!(built.success(), "hold_lock.c does not build");
+        let (preload, file) = (library.display(), scratch.path().join("hold"));
+        Ok(vec![
+            "env".into(),
+            format!("LD_PRELOAD={preload}").into(),
+            format!("HOLD_LOCK={}", file.display()).into(),
+        ])
+    };
+    let Some(bench) = Bench::start_within("lock", within)? else { return Ok(()) };
+    bench.check("a lock held three times for 0.2 s", "lock", || Ok("0.600 s held".into()), || {
+        bench.scratch.write("hold", b"").map(drop)
     })?;
     bench.agent.stop()
 }

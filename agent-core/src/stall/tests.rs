@@ -6,6 +6,9 @@ const STEP: Step = Step {
     entered_ns: 100 * MS,
     between_ns: 0,
     passed_ns: 0,
+    running: 0,
+    idle_since_ns: 0,
+    idle_ns: 0,
     short_ns: 0,
     untold_ns: 0,
     second: 0,
@@ -92,6 +95,26 @@ fn between_steps_only_the_thread_of_the_engine_is_needed() {
         let stall = arrive(&mut thread, &between, is_decoder, 160 * MS, 0, 0);
         assert_eq!(stall.map(|stall| stall.from_ns), wanted, "{is_decoder} {why}");
     }
+}
+
+#[test]
+fn a_lock_holds_back_who_decodes_while_nobody_computes() {
+    let lock = Cause::Lock as u32;
+    let stall = |running: [u64; 2], is_decoder| {
+        let mut step = Step { running: running[0], ..STEP };
+        let mut thread = seen(7, &step, 101 * MS);
+        leave(&mut thread, &step, 110 * MS, lock, 0);
+        if running[0] > running[1] {
+            // The others are through at 114.
+            (step.running, step.idle_since_ns) = (running[1], 114 * MS);
+        }
+        arrive(&mut thread, &step, is_decoder, 120 * MS, MS, 0)
+    };
+    let held = |from_ms| Some(Stall { from_ns: from_ms * MS, ready_ns: 119 * MS, cause: lock });
+    assert_eq!(stall([0, 0], true), held(110));
+    assert_eq!(stall([1, 0], true), held(114));
+    assert_eq!(stall([1, 1], true).map(|stall| stall.from_ns), Some(120 * MS), "nothing is left of it");
+    assert_eq!(stall([0, 0], false), None, "it waits for work");
 }
 
 #[test]

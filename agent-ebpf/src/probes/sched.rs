@@ -61,33 +61,41 @@ fn bit(base: u64, offset: u32, mask: u32) -> bool {
 #[btf_tracepoint(function = "sched_switch")]
 fn lp_switch(call: BtfTracePointContext) -> i32 {
     let (prev, next) = (call.arg::<Task>(1), call.arg::<Task>(2));
-    if let Some((tgid, index)) = observed(prev) {
+    if let Some(target) = observed(prev) {
         let preempted = call.arg::<u64>(0) as u8 != 0;
         let state =
             if offset!(tells_state) != 0 { call.arg::<u64>(3) as u32 } else { load(prev, offset!(state)) };
-        goes(prev, tgid, index, preempted, state);
+        goes(prev, target, preempted, state);
     }
-    if let Some((tgid, index)) = observed(next) {
-        comes(next, tgid, index);
+    if let Some(target) = observed(next) {
+        comes(next, target);
     }
     0
 }
 
-/// The process of a thread and the row of its counters, if it is observed.
+/// What must be known of an observed process.
+#[derive(Clone, Copy)]
+struct Observed {
+    tgid: u32,
+    index: u32,
+    flags: u32,
+}
+
+/// The process of a thread, if it is observed.
 #[inline(always)]
-fn observed(task: Task) -> Option<(u32, u32)> {
+fn observed(task: Task) -> Option<Observed> {
     let tgid = load(task, offset!(tgid));
     if tgid == 0 {
         // The idle thread.
         return None;
     }
-    // SAFETY: entries are replaced as a whole by the agent; one integer is read.
-    let &TargetConfig { index, .. } = unsafe { TARGETS.get(tgid) }?;
-    Some((tgid, index))
+    // SAFETY: entries are replaced as a whole by the agent; a torn read of two integers does no harm.
+    let &TargetConfig { index, flags, .. } = unsafe { TARGETS.get(tgid) }?;
+    Some(Observed { tgid, index, flags })
 }
 
 #[inline(always)]
-fn goes(task: Task, tgid: u32, index: u32, preempted: bool, state: u32) {
+fn goes(task: Task, Observed { tgid, index, flags }: Observed, preempted: bool, state: u32) {
     let Some(step) = step(index) else { return };
     let (address, now, tid) = (task as u64, now(), load(task, offset!(pid)));
     let queue = read::<u64>(address, offset!(cfs_rq));
@@ -102,14 +110,28 @@ fn goes(task: Task, tgid: u32, index: u32, preempted: bool, state: u32) {
         throttled: throttled || read::<u8>(address, offset!(throttled)) != 0,
         call: running_call(task),
     };
+    let thread = thread(tid, tgid);
+    if let Some(thread) = &thread
+        && thread.counted != 0
+    {
+        one_less(index, now);
+    }
     if leaving.is_end() {
         let _ = SCHEDULED.remove(tid);
         return;
     }
-    let why = leaving.why(|call| CALL_CLASSES.get(call).copied().unwrap_or(IDLE));
+    // What is no server may have nothing to do in the midst of what looks like a step.
+    let serves = TargetConfig::effective(flags) & TargetConfig::SLOTS != 0;
+    let why = leaving.why(|call| match CALL_CLASSES.get(call) {
+        Some(class) if serves => *class,
+        _ => IDLE,
+    });
     let throttled_ns = read(queue, offset!(throttled_time));
-    match thread(tid, tgid) {
-        Some(thread) => stall::leave(thread, &step, now, why, throttled_ns),
+    match thread {
+        Some(thread) => {
+            stall::leave(thread, &step, now, why, throttled_ns);
+            thread.counted = 0;
+        }
         None => {
             let mut thread = stall::seen(tgid, &step, now);
             stall::leave(&mut thread, &step, now, why, throttled_ns);
@@ -120,7 +142,7 @@ fn goes(task: Task, tgid: u32, index: u32, preempted: bool, state: u32) {
 }
 
 #[inline(always)]
-fn comes(task: Task, tgid: u32, index: u32) {
+fn comes(task: Task, Observed { tgid, index, .. }: Observed) {
     let tid = load(task, offset!(pid));
     let (Some(step), Some(thread)) = (step(index), thread(tid, tgid)) else { return };
     if thread.why == ON_CPU {
@@ -133,8 +155,40 @@ fn comes(task: Task, tgid: u32, index: u32) {
     let waited_ns = if queued == 0 { 0 } else { clock.saturating_sub(queued) };
     let throttled_ns = read(queue, offset!(throttled_time));
     let is_decoder = step.decoder == tid;
-    if let Some(stall) = stall::arrive(thread, &step, is_decoder, now, waited_ns, throttled_ns) {
+    let stall = stall::arrive(thread, &step, is_decoder, now, waited_ns, throttled_ns);
+    if !is_decoder && stall::is_needed(thread) {
+        thread.counted = 1;
+        one_more(index, now);
+    }
+    if let Some(stall) = stall {
         tell(index, tgid, tid, step.named_ns, now, stall);
+    }
+}
+
+/// One more of the threads that steps need is on a processor.
+#[inline(always)]
+fn one_more(index: u32, now: u64) {
+    let Some(step) = STEPS.get_ptr_mut(index) else { return };
+    // SAFETY: `step` points to a map value. Of two processors that find nobody running both may add the time up to here:
+    // then some of what the decoder waits for counts as a lock's.
+    unsafe {
+        if (&raw const (*step).running).read_volatile() == 0 {
+            add(&raw mut (*step).idle_ns, now.saturating_sub((*step).idle_since_ns));
+        }
+        add(&raw mut (*step).running, 1);
+    }
+}
+
+/// One of the threads that steps need leaves its processor.
+#[inline(always)]
+fn one_less(index: u32, now: u64) {
+    let Some(step) = STEPS.get_ptr_mut(index) else { return };
+    // SAFETY: as above.
+    unsafe {
+        add(&raw mut (*step).running, u64::MAX);
+        if (&raw const (*step).running).read_volatile() == 0 {
+            (*step).idle_since_ns = now;
+        }
     }
 }
 
