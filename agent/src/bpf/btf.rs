@@ -150,7 +150,7 @@ fn extra(kind: u32, len: usize) -> Option<usize> {
 }
 
 /// What the description of a kernel says; `None` when it is none.
-pub(super) fn layout(bytes: &[u8]) -> Option<KernelLayout> {
+pub fn layout(bytes: &[u8]) -> Option<KernelLayout> {
     let btf = Btf::parse(bytes)?;
     let thread = |path: &[&str]| btf.offset("task_struct", path);
     let queue = |path: &[&str]| btf.offset("cfs_rq", path);
@@ -180,19 +180,62 @@ pub(super) fn layout(bytes: &[u8]) -> Option<KernelLayout> {
     })
 }
 
+/// The description of a kernel that has all that is read but for one member.
+#[cfg(test)]
+pub(crate) fn staged(without: &str) -> Vec<u8> {
+    const INTEGER: u32 = 1;
+    let structs: [(&str, &[(&str, u32)]); 6] = [
+        ("sched_info", &[("last_queued", INTEGER)]),
+        ("sched_entity", &[("cfs_rq", INTEGER)]),
+        (
+            "task_struct",
+            &[
+                ("pid", INTEGER),
+                ("tgid", INTEGER),
+                ("__state", INTEGER),
+                ("flags", INTEGER),
+                ("jobctl", INTEGER),
+                ("in_iowait", INTEGER),
+                ("in_memstall", INTEGER),
+                ("throttled", INTEGER),
+                ("sched_info", 2),
+                ("se", 3),
+            ],
+        ),
+        ("cfs_rq", &[("throttle_count", INTEGER), ("throttled_clock_pelt_time", INTEGER), ("rq", INTEGER)]),
+        ("rq", &[("clock", INTEGER)]),
+        ("pt_regs", &[("orig_ax", INTEGER)]),
+    ];
+    let (mut strings, mut types) = (vec![0], vec![0, INTEGER << 24, 4, 32]);
+    let mut named = |name: &str| {
+        let at = strings.len() as u32;
+        strings.extend(name.bytes().chain([0]));
+        at
+    };
+    for (name, members) in structs {
+        let members: Vec<_> = members.iter().filter(|(name, _)| *name != without).collect();
+        types.extend([named(name), STRUCT << 24 | members.len() as u32, 4 * members.len() as u32]);
+        for (bit, (name, kind)) in (0..).step_by(32).zip(members) {
+            types.extend([named(name), *kind, bit]);
+        }
+    }
+    described(&strings, &types)
+}
+
+/// A description of these types and strings.
+#[cfg(test)]
+fn described(strings: &[u8], types: &[u32]) -> Vec<u8> {
+    let types: Vec<u8> = types.iter().flat_map(|word| word.to_ne_bytes()).collect();
+    let mut bytes = [MAGIC.to_ne_bytes(), [1, 0]].concat();
+    for word in [24, 0, types.len() as u32, types.len() as u32, strings.len() as u32] {
+        bytes.extend(word.to_ne_bytes());
+    }
+    [bytes, types, strings.to_vec()].concat()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// A description of these types, whose strings are given with the offsets at which they stand.
-    fn described(strings: &[u8], types: &[u32]) -> Vec<u8> {
-        let types: Vec<u8> = types.iter().flat_map(|word| word.to_ne_bytes()).collect();
-        let mut bytes = [MAGIC.to_ne_bytes(), [1, 0]].concat();
-        for word in [24, 0, types.len() as u32, types.len() as u32, strings.len() as u32] {
-            bytes.extend(word.to_ne_bytes());
-        }
-        [bytes, types, strings.to_vec()].concat()
-    }
 
     #[test]
     fn members_are_found_by_name_also_within_what_has_none() {
@@ -209,6 +252,15 @@ mod tests {
         let layout = layout(&bytes).unwrap();
         assert_eq!((layout.rq, layout.throttle_count, layout.clock), (8, 12, NO_FIELD));
         assert_eq!((layout.pid, layout.iowait, layout.tells_state), (NO_FIELD, NO_FIELD, 0));
+    }
+
+    #[test]
+    fn what_a_kernel_has_is_found_and_what_it_lacks_is_not() {
+        let all = layout(&staged("")).unwrap();
+        assert_eq!((all.pid, all.tgid, all.last_queued, all.cfs_rq, all.call), (0, 4, 32, 36, 0));
+        assert_eq!((all.iowait, all.iowait_mask, all.clock), (20, 1, 0));
+        let older = layout(&staged("throttled")).unwrap();
+        assert_eq!((older.throttled, older.throttle_count), (NO_FIELD, 0));
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //! the kernel closes the descriptors.
 
 pub mod attach;
-mod btf;
+pub mod btf;
 pub mod calibrate;
 pub mod events;
 pub mod lines;

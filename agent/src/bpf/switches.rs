@@ -44,6 +44,25 @@ pub fn kernel_layout() -> Result<KernelLayout, SwitchError> {
     if [layout.pid, layout.tgid, layout.state].contains(&NO_FIELD) { Err(SwitchError::Unknown) } else { Ok(layout) }
 }
 
+/// The causes that are not told from others where a kernel keeps its things so.
+pub fn not_told(layout: &KernelLayout) -> Vec<Cause> {
+    let lacks = |fields: &[u32]| fields.iter().all(|field| *field == NO_FIELD);
+    let mut causes = Vec::new();
+    if lacks(&[layout.throttled, layout.throttle_count]) {
+        causes.push(Cause::Throttled);
+    }
+    if lacks(&[layout.flags]) && lacks(&[layout.memstall]) {
+        causes.push(Cause::Memory);
+    }
+    if lacks(&[layout.iowait]) || lacks(&[layout.call]) {
+        causes.extend([Cause::PageFault, Cause::BlockIo]);
+    }
+    if lacks(&[layout.call]) {
+        causes.extend([Cause::Device, Cause::Network, Cause::Lock]);
+    }
+    causes
+}
+
 /// What a thread waits for that sleeps in a system call, where that is not the disk, of which the kernel says so itself.
 fn class(call: u32) -> u32 {
     match call {
