@@ -4,6 +4,7 @@ use llamaprobe_common::{
     histogram::{BATCH_TOKENS, Bounds, Histogram, LATENCY_NS, bucket},
     loss::Loss,
     probe::ProbeId,
+    stall::Cause,
     target::{TargetStats, TokenType},
 };
 
@@ -13,7 +14,7 @@ use super::{
     snapshot::document,
 };
 use crate::{
-    bpf::calibrate::Prices,
+    bpf::{calibrate::Prices, read::Untold},
     discovery::model::Model,
     plan::catalog::Role,
     session::{
@@ -21,6 +22,7 @@ use crate::{
         charge::Charge,
         cost::TokenPrices,
         snapshot::{Delivery, Output},
+        stalls::Lost,
         staged::{answer, chat_events, finished, get, key, read, write},
         tally::Tally,
         usage::Usage,
@@ -93,6 +95,8 @@ fn busy() -> Server {
         served: BTreeSet::from(served),
         tally,
         usage,
+        lost: Some(Lost::staged(Cause::Throttled, 1_500_000_000)),
+        untold: Some(Untold { short_ns: 2_000_000, many_ns: 0 }),
         priced: [true, false],
         recent: Some(Recent { span: Duration::from_secs(100), tokens: [30, 10, 60], dollars: [0.5, 0.0] }),
         live: Some(Live {
@@ -134,6 +138,8 @@ fn ended() -> Server {
         served: BTreeSet::from([(Role::Batch, ProbeId::LlamaDecode), (Role::Token, ProbeId::Logits)]),
         tally: Tally::default(),
         usage,
+        lost: None,
+        untold: None,
         priced: [false; 2],
         recent: None,
         live: None,

@@ -22,6 +22,14 @@ pub struct Lost {
 }
 
 impl Lost {
+    /// Only to one cause.
+    #[cfg(test)]
+    pub fn staged(cause: Cause, ns: u64) -> Self {
+        let mut lost = Self::default();
+        lost.ns[cause as usize] = ns;
+        lost
+    }
+
     /// To one cause.
     pub const fn to(&self, cause: Cause) -> u64 {
         self.ns[cause as usize]
@@ -126,7 +134,8 @@ pub struct Losses {
 }
 
 impl Losses {
-    pub(super) fn add(&mut self, step: &StepLoss) {
+    /// A step that it waited for lost time.
+    pub fn add(&mut self, step: &StepLoss) {
         self.all.add(&step.lost);
         self.worst.push(*step);
         if self.worst.len() > WORST {

@@ -7,6 +7,7 @@ use crate::session::{
     Labels,
     finished::Outcome,
     payload::{head, route::Route},
+    stalls::{Lost, StepLoss},
     staged::{MARKER, MS, answer, chat_events, finished, key, options, post, read, write},
 };
 
@@ -45,6 +46,8 @@ fn golden() {
     request.head = Some(head::parse(&bytes, &options()).unwrap());
     request.user = Some("ada".to_owned());
     request.draft_tokens = [6, 4];
+    let lost = Lost::staged(Cause::PageFault, 5 * MS);
+    request.losses.add(&StepLoss { step_ns: 1_040 * MS, lost });
     request.draft_steps = vec![DraftStep { at_ns: 1_040 * MS, drafted: 6, accepted: 4 }];
     let expected = json!({
         "schema": 1,
@@ -83,6 +86,8 @@ fn golden() {
             "last_token_ns": 52_000_000,
             "answered_ns": 60_000_000,
             "worst_gap_ns": 8_000_000,
+            "worst_gap_cause": "page_fault",
+            "stall_ns": { "page_fault": 5_000_000 },
         },
         "tokens": {
             "prompt": 1, "cached": 20, "generated": 5, "wasted": 0, "drafted": 6, "accepted": 4,
