@@ -44,7 +44,7 @@ def stop_thread(thread, times, seconds):
         time.sleep(seconds)
         held += time.monotonic() - begun
         checked(libc.ptrace(PTRACE_DETACH, thread, 0, 0))
-        time.sleep(seconds)
+        time.sleep(0.1)
     print(held)
 
 

@@ -22,7 +22,7 @@ void *malloc(size_t size) {
     return __libc_malloc(size);
 }
 
-/* Three times a fifth of a second, whenever the file that the environment names is there, which then goes. */
+/* Three times six tenths of a second, whenever the file that the environment names is there, which then goes. */
 static void *hold(void *file) {
     for (;;) {
         usleep(10000);
@@ -31,7 +31,7 @@ static void *hold(void *file) {
         }
         for (int time = 0; time < 3; time++) {
             pthread_mutex_lock(&lock);
-            usleep(200000);
+            usleep(600000);
             pthread_mutex_unlock(&lock);
             usleep(100000);
         }

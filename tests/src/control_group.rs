@@ -8,8 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result};
 
 /// Where the groups are.
-const PLACES: [(&str, Version); 2] =
-    [("/sys/fs/cgroup/cpu", Version::One), ("/sys/fs/cgroup", Version::Two)];
+const PLACES: [(&str, Version); 2] = [("/sys/fs/cgroup/cpu", Version::One), ("/sys/fs/cgroup", Version::Two)];
 
 /// Where groups for disks are, in version 1.
 const DISKS: &str = "/sys/fs/cgroup/blkio";
@@ -41,7 +40,9 @@ impl ControlGroup {
                 let _ = fs::write(parent.join("cgroup.subtree_control"), "+cpu +io");
             }
             let marker = if version == Version::One { "cpu.shares" } else { "cpu.weight" };
-            if version == Version::Two && !parent.join("cgroup.controllers").is_file() || fs::create_dir(&path).is_err() {
+            if version == Version::Two && !parent.join("cgroup.controllers").is_file()
+                || fs::create_dir(&path).is_err()
+            {
                 continue;
             }
             let group = Self { parent, path, version, disk: None };
@@ -96,7 +97,8 @@ impl ControlGroup {
             Version::One => ("throttled_time ", 1e9),
             Version::Two => ("throttled_usec ", 1e6),
         };
-        let value = text.lines().find_map(|line| line.strip_prefix(name)).context("no such line in cpu.stat")?;
+        let value =
+            text.lines().find_map(|line| line.strip_prefix(name)).context("no such line in cpu.stat")?;
         Ok(value.trim().parse::<f64>()? / unit)
     }
 }

@@ -280,4 +280,3 @@ pub fn rest(target: &Target) {
     // SAFETY: as above.
     unsafe { (*step).between_ns = 0 };
 }
-

@@ -231,7 +231,8 @@ impl Agent {
             self.room.order(Order::Sockets(http));
         }
         let predicts = http && self.session.observed().any(|observed| observed.target.told.predict.is_some());
-        let wanted = if self.session.observed().next().is_some() { Switches::Followed } else { Switches::Left };
+        let wanted =
+            if self.session.observed().next().is_some() { Switches::Followed } else { Switches::Left };
         if self.switches != Switches::Unavailable && wanted != self.switches {
             self.switches = wanted;
             self.room.order(Order::Switches(wanted == Switches::Followed));

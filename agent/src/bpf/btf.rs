@@ -122,7 +122,8 @@ impl<'a> Btf<'a> {
     /// Arguments of a raw tracepoint, beside the one that every one has.
     fn arguments(&self, tracepoint: &str) -> Option<usize> {
         let pointer = self.word(self.find(TYPEDEF, &format!("btf_trace_{tracepoint}"))?, 8)?;
-        let prototype = self.word(pointer, 8).filter(|_| self.kind(pointer).is_some_and(|it| it.0 == POINTER))?;
+        let prototype =
+            self.word(pointer, 8).filter(|_| self.kind(pointer).is_some_and(|it| it.0 == POINTER))?;
         let (kind, len) = self.kind(prototype)?;
         (kind == PROTOTYPE).then(|| len.saturating_sub(1))
     }

@@ -190,7 +190,10 @@ impl Maps {
             Err(error) => (KernelLayout::NONE, Some(error)),
         };
         let mut loader = EbpfLoader::new();
-        loader.btf(None).override_global(aya_log::LEVEL, &level, true).override_global("KERNEL", &kernel, true);
+        loader
+            .btf(None)
+            .override_global(aya_log::LEVEL, &level, true)
+            .override_global("KERNEL", &kernel, true);
         if level == 0 {
             // Nothing will be in it.
             loader.map_max_entries(lines::MAP, rustix::param::page_size() as u32);

@@ -41,7 +41,11 @@ pub enum SwitchError {
 pub fn kernel_layout() -> Result<KernelLayout, SwitchError> {
     let bytes = fs::read(BTF).map_err(SwitchError::Description)?;
     let layout = btf::layout(&bytes).ok_or(SwitchError::Unknown)?;
-    if [layout.pid, layout.tgid, layout.state].contains(&NO_FIELD) { Err(SwitchError::Unknown) } else { Ok(layout) }
+    if [layout.pid, layout.tgid, layout.state].contains(&NO_FIELD) {
+        Err(SwitchError::Unknown)
+    } else {
+        Ok(layout)
+    }
 }
 
 /// The causes that are not told from others where a kernel keeps its things so.
@@ -69,13 +73,17 @@ fn class(call: u32) -> u32 {
         calls::__NR_fsync | calls::__NR_fdatasync | calls::__NR_io_uring_enter => Cause::BlockIo as u32,
         calls::__NR_futex | calls::__NR_futex_waitv | calls::__NR_futex_wait => Cause::Lock as u32,
         // A driver's own, or the way to wait for what it has been told.
-        calls::__NR_ioctl | calls::__NR_ppoll | calls::__NR_pselect6 | calls::__NR_epoll_pwait => Cause::Device as u32,
+        calls::__NR_ioctl | calls::__NR_ppoll | calls::__NR_pselect6 | calls::__NR_epoll_pwait => {
+            Cause::Device as u32
+        }
         #[cfg(target_arch = "x86_64")]
         calls::__NR_poll | calls::__NR_select | calls::__NR_epoll_wait => Cause::Device as u32,
         calls::__NR_sendto | calls::__NR_sendmsg | calls::__NR_recvfrom | calls::__NR_recvmsg => {
             Cause::Network as u32
         }
-        calls::__NR_write | calls::__NR_writev | calls::__NR_read | calls::__NR_readv => Cause::Network as u32,
+        calls::__NR_write | calls::__NR_writev | calls::__NR_read | calls::__NR_readv => {
+            Cause::Network as u32
+        }
         _ => IDLE,
     }
 }

@@ -145,9 +145,17 @@ pub(super) fn btf(roots: &Roots) -> Check {
             }
             Some(causes) => {
                 let causes: Vec<&str> = causes.into_iter().map(Cause::name).collect();
-                Check::new(NAME, Verdict::Note, format!("stalls by these causes are not told apart: {}", causes.join(", ")))
+                Check::new(
+                    NAME,
+                    Verdict::Note,
+                    format!("stalls by these causes are not told apart: {}", causes.join(", ")),
+                )
             }
-            None => Check::new(NAME, Verdict::Degraded, "is not understood; what holds decode steps back is not seen"),
+            None => Check::new(
+                NAME,
+                Verdict::Degraded,
+                "is not understood; what holds decode steps back is not seen",
+            ),
         },
         Err(error) if error.kind() == io::ErrorKind::NotFound => Check::new(
             NAME,

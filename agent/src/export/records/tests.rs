@@ -7,8 +7,8 @@ use crate::session::{
     Labels,
     finished::Outcome,
     payload::{head, route::Route},
-    stalls::{Lost, StepLoss},
     staged::{MARKER, MS, answer, chat_events, finished, key, options, post, read, write},
+    stalls::{Lost, StepLoss},
 };
 
 const PARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
