@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Holds a process or its processors back, in one way at a time."""
+"""Holds a process or its processors back, in one way at a time. Prints `READY`, and begins when it is given a line."""
 import argparse
 import ctypes
 import os
@@ -29,7 +29,6 @@ def spin(cpus):
             libc.prctl(1, 9)  # PR_SET_PDEATHSIG, SIGKILL
             while True:
                 pass
-    print("READY", flush=True)
     sys.stdin.read()
 
 
@@ -45,7 +44,7 @@ def stop_thread(thread, times, seconds):
         held += time.monotonic() - begun
         checked(libc.ptrace(PTRACE_DETACH, thread, 0, 0))
         time.sleep(0.1)
-    print(held)
+    print(held, flush=True)
 
 
 def page_out(process, path):
@@ -63,6 +62,7 @@ def page_out(process, path):
             piece = Piece(base, min(PIECE, end - base))
             arguments = (SYS_PROCESS_MADVISE, descriptor, ctypes.byref(piece), 1, MADV_PAGEOUT, 0)
             checked(libc.syscall(*arguments))
+    print("done", flush=True)
 
 
 parser = argparse.ArgumentParser(description=__doc__)
@@ -77,4 +77,6 @@ way = ways.add_parser("page-out", help=page_out.__doc__)
 way.add_argument("process", type=int)
 way.add_argument("path")
 options = vars(parser.parse_args())
+print("READY", flush=True)
+sys.stdin.readline()
 {"spin": spin, "stop-thread": stop_thread, "page-out": page_out}[options.pop("way")](**options)

@@ -5,7 +5,8 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::process::{Command, Stdio};
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::process::{ChildStdin, ChildStdout, Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
@@ -20,6 +21,7 @@ use llamaprobe_tests::request_log::{Line, RequestLog};
 use llamaprobe_tests::scratch::Scratch;
 use llamaprobe_tests::server::LlamaServer;
 use llamaprobe_tests::skip::{privileged, skip};
+use llamaprobe_tests::wait_for;
 use rustix::process::Signal;
 use serde_json::json;
 
@@ -43,6 +45,35 @@ struct Bench {
     others: ControlGroup,
     assets: Assets,
     scratch: Scratch,
+}
+
+/// A run of `hold_back.py`.
+struct Holder {
+    process: Process,
+    input: ChildStdin,
+    output: BufReader<ChildStdout>,
+}
+
+impl Holder {
+    fn line(&mut self) -> Result<String> {
+        let mut line = String::new();
+        self.output.read_line(&mut line)?;
+        Ok(line.trim().to_owned())
+    }
+
+    /// Begins.
+    fn begin(&mut self) -> Result<()> {
+        writeln!(self.input).context("hold_back.py has ended")
+    }
+
+    /// Begins and waits for the end. Returns what it says.
+    fn finish(mut self) -> Result<String> {
+        self.begin()?;
+        let said = self.line()?;
+        let status = wait_for("the end of hold_back.py", Duration::from_secs(30), || self.process.ended())?;
+        ensure!(status.success(), "hold_back.py ended with {status}");
+        Ok(said)
+    }
 }
 
 /// A request and what is known of the time that it took.
@@ -182,14 +213,20 @@ impl Bench {
         Ok(())
     }
 
-    /// A way of `hold_back.py`.
-    fn hold_back(&self, arguments: &[&str]) -> Command {
+    /// A way of `hold_back.py`, ready to begin: to start takes processors, too.
+    fn hold_back(&self, arguments: &[&str]) -> Result<Holder> {
         let [program, within @ ..] = self.others.command();
         let mut command = tied(program);
         command.args(within).arg(self.assets.python());
         command.arg(workspace_root().join("tests/assets/hold_back.py")).args(arguments);
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
-        command
+        let mut process = Process::start("hold_back.py", &mut command)?;
+        let child = process.child();
+        let (input, output) = (child.stdin.take(), child.stdout.take());
+        let output = BufReader::new(output.context("no standard output")?);
+        let mut holder = Holder { process, input: input.context("no standard input")?, output };
+        ensure!(holder.line()? == "READY", "hold_back.py is not ready");
+        Ok(holder)
     }
 
     /// The thread that computes beside the one that decodes: who ran longest meanwhile.
@@ -240,14 +277,15 @@ fn a_quota_of_the_control_group() -> Result<()> {
 #[test]
 fn neighbours_that_spin_on_the_same_processors() -> Result<()> {
     let Some(bench) = Bench::start("neighbours")? else { return Ok(()) };
+    let mut spin = bench.hold_back(&["spin", "0", "1"])?;
     bench.check(
         "two neighbours that spin",
         "runnable",
         || Ok(String::new()),
         || {
-            let mut spin = Process::start("hold_back.py", &mut bench.hold_back(&["spin", "0", "1"]))?;
+            spin.begin()?;
             thread::sleep(Duration::from_secs(2));
-            spin.stop().map(drop)
+            spin.process.stop().map(drop)
         },
     )?;
     bench.agent.stop()
@@ -277,14 +315,13 @@ fn a_process_that_is_stopped() -> Result<()> {
 fn one_thread_that_is_stopped_while_the_others_spin() -> Result<()> {
     let Some(bench) = Bench::start("thread")? else { return Ok(()) };
     let worker = bench.worker()?;
+    let stopper = bench.hold_back(&["stop-thread", &worker, "3", "0.6"])?;
     bench.check(
         "one of two threads stopped three times for 0.6 s",
         "stopped",
         || Ok(String::new()),
         || {
-            let held = bench.hold_back(&["stop-thread", &worker, "3", "0.6"]).output()?;
-            ensure!(held.status.success(), "{held:?}");
-            println!("stopped for {} s", String::from_utf8_lossy(&held.stdout).trim());
+            println!("stopped for {} s", stopper.finish()?);
             Ok(())
         },
     )?;
@@ -304,13 +341,12 @@ fn weights_that_are_not_in_memory() -> Result<()> {
             text.lines().find_map(|line| line.strip_prefix("read_bytes: ")).context("no read_bytes")?;
         Ok(line.parse::<f64>()? / 1e6)
     };
+    let path = model.to_str().context("a path without a name")?;
+    let out = bench.hold_back(&["page-out", &pid, path])?;
     let before = read()?;
     let second = || Ok(format!("read from disk: {:.0} MB", read()? - before));
     bench.check("weights taken out of memory, on a disk of 40 MB/s", "page_fault", second, || {
-        let path = model.to_str().context("a path without a name")?;
-        let out = bench.hold_back(&["page-out", &pid, path]).output()?;
-        ensure!(out.status.success(), "{out:?}");
-        Ok(())
+        out.finish().map(drop)
     })?;
     bench.agent.stop()
 }
