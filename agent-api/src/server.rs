@@ -35,6 +35,8 @@ pub struct Server {
     pub refusals: Option<u64>,
     /// Decode calls.
     pub decode_calls: u64,
+    /// Time that decode steps have lost, seconds, by cause; absent where that is not seen.
+    pub stall_seconds: Option<BTreeMap<String, f64>>,
     /// Gaps between two consecutive tokens of one request.
     pub inter_token: Option<Times>,
     /// Durations of decode steps.

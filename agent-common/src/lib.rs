@@ -17,6 +17,7 @@ pub mod part;
 pub mod probe;
 pub mod request;
 pub mod sequence;
+pub mod stall;
 pub mod target;
 pub mod task;
 

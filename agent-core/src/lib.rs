@@ -30,6 +30,7 @@ pub mod process;
 pub mod sequences;
 pub mod slots;
 pub mod source;
+pub mod stall;
 pub mod talk;
 pub mod tokens;
 pub mod traffic;

@@ -12,6 +12,7 @@ use llamaprobe_common::{
     part::Clock,
     request::{Connection, ConnectionKey, Peer, RequestKey, Talk},
     sequence::{Sequence, SequenceKey},
+    stall::{CALLS as SYSTEM_CALLS, Step, Thread},
     target::{MAX_TARGETS, Notes, TargetConfig, TargetStats},
     task::TaskKey,
 };
@@ -132,3 +133,20 @@ pub const PAYLOAD_BYTES: u64 = 2 * 1024 * 1024;
 /// Bytes of requests and answers, in pieces.
 #[map]
 pub static PAYLOAD: RingBuf = RingBuf::with_byte_size(PAYLOAD_BYTES as u32, 0);
+
+/// The decode step of each observed process, by `TargetConfig::index`.
+#[map]
+pub static STEPS: Array<Step> = Array::with_max_entries(MAX_TARGETS, 0);
+
+/// Threads of observed processes, by thread id. Entries go with the thread, or with the process.
+#[map]
+pub static SCHEDULED: HashMap<u32, Thread> = HashMap::with_max_entries(8192, 0);
+
+/// What a thread waits for that sleeps in a system call, by the number of the call; the agent fills it.
+#[map]
+pub static CALL_CLASSES: Array<u32> = Array::with_max_entries(SYSTEM_CALLS, 0);
+
+/// What held steps back. The agent looks once a second, if not for something else: room for a few processes that are told
+/// as much as may be.
+#[map]
+pub static STALLS: RingBuf = RingBuf::with_byte_size(1024 * 1024, 0);

@@ -20,7 +20,7 @@ use crate::{
 /// Adds to a counter. The array is per CPU, but a program can be preempted by another on the same CPU, and counts
 /// must be exact. Rust offers no read-modify-write atomics on this target, the instruction is there since Linux 3.19.
 #[inline(always)]
-fn add(counter: *mut u64, n: u64) {
+pub fn add(counter: *mut u64, n: u64) {
     // SAFETY: the counter lies in a map value, aligned to 8; every writer is atomic.
     unsafe { asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) counter, in(reg) n, options(nostack)) };
 }
@@ -49,7 +49,8 @@ pub struct Target {
     flags: u32,
     /// What it would be once it is a server.
     possible: u32,
-    index: u32,
+    /// The row of its counters.
+    pub index: u32,
     stats: *mut TargetStats,
 }
 

@@ -7,8 +7,9 @@ use llamaprobe_common::request::WAKE_NS;
 
 use crate::maps::{PAYLOAD, PAYLOAD_BYTES, WOKEN};
 
-/// `BPF_RB_NO_WAKEUP` and `BPF_RB_FORCE_WAKEUP`.
-const LET_SLEEP: u64 = 1;
+/// `BPF_RB_NO_WAKEUP`: the agent looks at it when it looks at something else.
+pub const LET_SLEEP: u64 = 1;
+/// `BPF_RB_FORCE_WAKEUP`.
 const WAKE: u64 = 2;
 
 /// `BPF_RB_AVAIL_DATA`: how much of a ring buffer is not read yet.

@@ -18,6 +18,7 @@ mod seating;
 mod seats;
 mod service;
 mod signals;
+mod stalls;
 mod watch;
 
 use std::{
@@ -47,6 +48,7 @@ use self::{
     room::Room,
     service::Service,
     signals::Order,
+    stalls::Stalls,
 };
 use crate::{
     bpf::{self, Attacher, Maps, calibrate::Prices, events::RequestEvent, lines::Lines, run_time::RunTimes},
@@ -80,6 +82,17 @@ const GATHER: Duration = Duration::from_millis(5);
 const ONCE_MORE: Duration = Duration::from_nanos(WAKE_NS + 2_000_000);
 /// Questions that may wait.
 const QUESTIONS: usize = 16;
+
+/// Whether the switches of threads are followed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Switches {
+    /// Nobody is observed.
+    Left,
+    /// They are.
+    Followed,
+    /// They cannot be, which was said.
+    Unavailable,
+}
 
 /// The state and everything it works with.
 struct Agent {
@@ -128,6 +141,10 @@ struct Agent {
     follows_sockets: bool,
     follows_sessions: bool,
     follows_offspring: bool,
+    /// Whether the switches of threads are followed.
+    switches: Switches,
+    /// What held decode steps back, in the kernel and of what is later than what happened to requests so far.
+    stalls: Stalls,
     /// The sockets could not be followed, which was said.
     sockets_unavailable: bool,
     /// When the agent started, by the kernel's clock.
@@ -168,7 +185,8 @@ pub async fn run(mut options: Options, mut signals: Signals) -> Result<()> {
         RunTimes::start(&attacher).inspect_err(|error| warn!(%error, "no thread for run times")).ok();
     let (telling, mut done) = mpsc::unbounded_channel();
     let room = Room::open(attacher, telling).context("cannot start a thread")?;
-    let mut agent = Agent::new(looks, room, maps, sinks, (billing, journal), &options)?;
+    let kernel = (maps, Stalls::new(rings.stalls));
+    let mut agent = Agent::new(looks, room, kernel, sinks, (billing, journal), &options)?;
     (agent.prices, agent.run_times) = (prices, run_times);
 
     let (sender, mut questions) = mpsc::channel(QUESTIONS);
@@ -347,7 +365,7 @@ impl Agent {
     fn new(
         looks: Looks,
         room: Room,
-        maps: Maps,
+        (maps, stalls): (Maps, Stalls),
         sinks: Sinks,
         (billing, journal): (Billing, Option<File>),
         options: &Options,
@@ -410,6 +428,8 @@ impl Agent {
             follows_sockets: false,
             follows_sessions: false,
             follows_offspring: false,
+            switches: Switches::Left,
+            stalls,
             sockets_unavailable: false,
             started: Duration::from_nanos(monotonic_ns()),
             health: Arc::default(),
@@ -422,6 +442,8 @@ impl Agent {
         self.apply(Input::Tick);
         self.follow_sockets();
         self.follow_sessions();
+        // Nothing else may happen that they would be looked at for, and their ring is not large.
+        self.stalls.read();
     }
 
     /// Names and prices were read again. A bad file changes nothing.

@@ -9,6 +9,7 @@ pub mod binding;
 pub mod bystander;
 pub mod client;
 pub mod comparison;
+pub mod control_group;
 pub mod exposition;
 pub mod http;
 pub mod launch;

@@ -85,6 +85,11 @@ pub struct Line {
     pub latency_ms: f64,
     /// The longest gap between two tokens.
     pub worst_gap_ms: Option<f64>,
+    /// What made that gap so long.
+    pub worst_gap_cause: Option<String>,
+    /// What its decode steps have lost, by cause.
+    #[serde(default)]
+    pub stall_ms: BTreeMap<String, f64>,
     /// The slot of its first task.
     pub slot: Option<i32>,
     /// Its first task.

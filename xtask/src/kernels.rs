@@ -172,10 +172,17 @@ fn judge(figures: &Figures) -> Result<Outcome> {
     ];
     let told: Vec<String> =
         pairs.iter().map(|(name, ours, theirs)| format!("{name} {ours}/{theirs}")).collect();
-    let told = format!("Linux {}: {}", figures.release, told.join(", "));
+    let causes = agent.select("llm_stall_seconds_total", &[]);
+    let stalls: Vec<String> = causes
+        .filter(|it| it.value > 0.0)
+        .map(|it| format!("{:.3} s {}", it.value, it.labels.get("cause").map_or("", String::as_str)))
+        .collect();
+    let told = format!("Linux {}: {}; stalled {}", figures.release, told.join(", "), stalls.join(", "));
     // A figure that the server does not say is NaN, which equals nothing: a comparison cannot pass without it.
     let equal = pairs.iter().all(|(_, ours, theirs)| ours == theirs) && pairs[0].1 > 0.0 && pairs[4].1 > 0.0;
-    Ok(if equal {
+    // Nobody else may be there to hold the server back, but that is seen.
+    let seen = agent.select("llm_stall_seconds_total", &[]).next().is_some();
+    Ok(if equal && seen {
         Outcome::Good(told)
     } else {
         Outcome::Bad(format!("{told}; the agent said: {}", figures.said))

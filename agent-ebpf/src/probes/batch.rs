@@ -11,7 +11,7 @@ use llamaprobe_core::{
     walk::{self, walk},
 };
 
-use super::{observe, resume};
+use super::{observe, resume, sched::begin_step};
 use crate::{
     contexts, layouts,
     machine::{Helpers, reload},
@@ -129,6 +129,9 @@ fn follow_on<const RUNS: usize>(
         let at = context.walk.closed;
         if at >= context.runs_len {
             walked(target, context);
+            if context.flags & Context::PENDING != 0 {
+                begin_step(target, context.entered_ns);
+            }
             return Ok(());
         }
         context.walk.closed = at + 1;

@@ -8,6 +8,7 @@ mod failure;
 mod layout;
 mod offspring;
 mod process;
+mod sched;
 mod slot;
 mod socket;
 mod task;

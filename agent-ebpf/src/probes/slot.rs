@@ -8,7 +8,7 @@
 use aya_ebpf::{macros::uprobe, programs::ProbeContext};
 use llamaprobe_core::slots;
 
-use super::observe;
+use super::{observe, sched::rest};
 use crate::{
     machine::Helpers,
     sequences::{MAPS, SequenceMap},
@@ -25,7 +25,10 @@ fn lp_slot_start(probe: ProbeContext) -> u32 {
 /// `server_slot::release()`: also called on idle slots.
 #[uprobe]
 fn lp_slot_end(probe: ProbeContext) -> u32 {
-    observe(&probe, |target, _, call| slots::end(target, &Helpers, &mut { MAPS }, &mut Helpers, call.get(0)?))
+    observe(&probe, |target, _, call| {
+        rest(target);
+        slots::end(target, &Helpers, &mut { MAPS }, &mut Helpers, call.get(0)?)
+    })
 }
 
 /// `llama_set_sampler(ctx, seq_id, sampler)`: a server calls it for a slot that is taken for a completion, and for any
@@ -33,6 +36,7 @@ fn lp_slot_end(probe: ProbeContext) -> u32 {
 #[uprobe]
 fn lp_slot_turn(probe: ProbeContext) -> u32 {
     observe(&probe, |target, _, call| {
+        rest(target);
         slots::turn(target, &Helpers, &mut { MAPS }, &mut Helpers, call.get(0)?, call.get(1)? as i32)
     })
 }

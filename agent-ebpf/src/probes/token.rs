@@ -4,7 +4,7 @@ use aya_ebpf::{macros::uprobe, programs::ProbeContext};
 use llamaprobe_common::cookie::TokenLayout;
 use llamaprobe_core::{slots::slot_id, tokens};
 
-use super::observe;
+use super::{observe, sched::end_step};
 use crate::{
     machine::Helpers,
     sequences::{MAPS, SequenceMap},
@@ -14,6 +14,7 @@ use crate::{
 #[uprobe]
 fn lp_slot_token(probe: ProbeContext) -> u32 {
     observe(&probe, |target, _, call| {
+        end_step(target);
         let slot = slot_id(&Helpers, call.get(2)?)?;
         tokens::of_slot(target, &Helpers, &mut { MAPS }, &mut Helpers, slot)
     })
@@ -32,6 +33,7 @@ fn lp_accepted(probe: ProbeContext) -> u32 {
 #[uprobe]
 fn lp_sample(probe: ProbeContext) -> u32 {
     observe(&probe, |target, cookie, call| {
+        end_step(target);
         let address = call.get(cookie.context_argument())?;
         let index = match cookie.token_layout() {
             Some(TokenLayout::ContextIndex) => Some(call.get(cookie.index_argument())? as i32),

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use aya::maps::{MapData, RingBuf};
 use tracing::{error, warn};
 
-use super::Agent;
+use super::{Agent, Switches, own::monotonic_ns};
 use crate::{
     bpf::events::{self, RequestEvent},
     session::Input,
@@ -46,6 +46,7 @@ impl Agent {
                 }
             }
             let all = batch.len() < BATCH;
+            self.stalls.read();
             let latest = batch.iter().map(RequestEvent::at_ns).max().unwrap_or(0);
             let until = if all { u64::MAX } else { latest.saturating_add(SLACK_NS) };
             self.drain_payload(payload, until);
@@ -56,6 +57,7 @@ impl Agent {
                     std::thread::sleep(WAIT);
                     self.drain_payload(payload, until);
                 }
+                self.tell_stalls(event.at_ns());
                 self.read(event);
             }
             if all {
@@ -101,11 +103,14 @@ impl Agent {
         let live = self.processes.iter().filter_map(|(pid, process)| Some((*pid, process.live?.index)));
         let rows: Vec<_> = live.collect();
         let readings = self.maps.readings(&rows);
+        let until_ns = monotonic_ns();
         while !self.drain_requests(requests, payload) {}
+        self.tell_stalls(until_ns);
         let unread = self.maps.unread();
         for (pid, reading) in readings {
             match reading {
-                Ok(reading) => {
+                Ok(mut reading) => {
+                    reading.untold.take_if(|_| self.switches != Switches::Followed);
                     self.tell_layouts(pid, &reading);
                     if let Some(seat) = self.processes.get_mut(&pid).and_then(|it| it.seat.as_mut()) {
                         seat.hits(now, reading.stats.hits.iter().sum());

@@ -20,6 +20,7 @@ use crate::{
     bpf::{
         Attacher, LoadError,
         attach::{AttachError, Links},
+        switches::SwitchError,
     },
     discovery::{
         image::ImageId,
@@ -44,6 +45,8 @@ pub(super) enum Order {
     Sessions(bool),
     /// Follow the threads that servers start for a request, or do so no more.
     Offspring(bool),
+    /// Follow the switches of threads, or do so no more.
+    Switches(bool),
     /// Attach the probes of a process.
     Attach(Box<Attach>),
 }
@@ -72,6 +75,8 @@ pub(super) enum Done {
     NoSessions(LoadError),
     /// Threads that servers start for a request cannot be followed.
     NoOffspring(LoadError),
+    /// Switches of threads cannot be followed.
+    NoSwitches(SwitchError),
 }
 
 type Orders = Arc<(Mutex<VecDeque<Order>>, Condvar)>;
@@ -135,6 +140,11 @@ impl Inside {
                         self.tell(Done::NoOffspring(error));
                     }
                 }
+                Some(Order::Switches(follow)) => {
+                    if let Err(error) = self.attacher.follow_switches(follow) {
+                        self.tell(Done::NoSwitches(error));
+                    }
+                }
                 Some(Order::Sessions(follow)) => {
                     if let Err(error) = self.attacher.follow_sessions(follow) {
                         self.tell(Done::NoSessions(error));
@@ -179,7 +189,7 @@ fn rank(order: &Order) -> u8 {
     match order {
         Order::Release(_) | Order::Replace(_) => 1,
         Order::DetachOwn(_) => 2,
-        Order::Sockets(_) | Order::Sessions(_) | Order::Offspring(_) => 3,
+        Order::Sockets(_) | Order::Sessions(_) | Order::Offspring(_) | Order::Switches(_) => 3,
         Order::Attach(attach) if attach.urgent => 4,
         Order::Attach(_) => 5,
     }

@@ -9,7 +9,7 @@ use llamaprobe_common::{event::ProcessEventKind, layout::ExtLayout, target::Targ
 use tracing::{error, info, warn};
 
 use super::{
-    Agent,
+    Agent, Switches,
     looks::{Looked, Rank},
     process::{Action, Process, reconcile},
     room::{Attach, Done, Order},
@@ -231,6 +231,12 @@ impl Agent {
             self.room.order(Order::Sockets(http));
         }
         let predicts = http && self.session.observed().any(|observed| observed.target.told.predict.is_some());
+        let wanted =
+            if self.session.observed().next().is_some() { Switches::Followed } else { Switches::Left };
+        if self.switches != Switches::Unavailable && wanted != self.switches {
+            self.switches = wanted;
+            self.room.order(Order::Switches(wanted == Switches::Followed));
+        }
         if predicts != self.follows_offspring {
             self.follows_offspring = predicts;
             self.room.order(Order::Offspring(predicts));
@@ -313,6 +319,10 @@ impl Agent {
                 }
             }
             Done::NoOffspring(error) => warn!(%error, "tokens of predictions are nobody's"),
+            Done::NoSwitches(error) => {
+                self.switches = Switches::Unavailable;
+                warn!(%error, "what holds decode steps back is not seen");
+            }
             Done::NoSessions(error) => {
                 warn!(%error, "requests over TLS on connections that were open before are not followed");
             }

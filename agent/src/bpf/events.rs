@@ -7,6 +7,7 @@ use llamaprobe_common::{
         BeginEvent, DraftEvent, EndEvent, PieceHead, PrefillEvent, PromptEvent, RequestEventKind, RequestKey,
         SlotEndEvent, SlotStartEvent, TaskEvent, WriteEvent,
     },
+    stall::StallEvent,
 };
 
 use serde::{Deserialize, Serialize};
@@ -129,6 +130,11 @@ pub fn piece(entry: &[u8]) -> Option<RequestEvent> {
 
 /// The process event of an entry.
 pub fn process(entry: &[u8]) -> Option<ProcessEvent> {
+    value(entry)
+}
+
+/// The stall of an entry.
+pub fn stall(entry: &[u8]) -> Option<StallEvent> {
     value(entry)
 }
 

@@ -14,6 +14,7 @@ use llamaprobe_common::{
     part::Clock,
     request::{Connection, ConnectionKey, Peer, RequestKey, Talk},
     sequence::{Sequence, SequenceKey},
+    stall::{KernelLayout, Step, Thread},
     target::{Notes, TargetConfig, TargetStats},
     task::TaskKey,
 };
@@ -23,6 +24,7 @@ use super::{
     attach::Attachments,
     lines::{self, LineReader, Lines},
     sockets::SocketLinks,
+    switches::{self, SwitchError, SwitchLink},
 };
 use crate::plan::catalog::Program;
 
@@ -117,6 +119,8 @@ pub struct Rings {
     pub requests: RingBuf<MapData>,
     /// Bytes of requests and answers.
     pub payload: RingBuf<MapData>,
+    /// What held decode steps back.
+    pub stalls: RingBuf<MapData>,
     /// What holds process events back.
     pub told: Told,
     /// What the programs say, where that is wanted.
@@ -150,9 +154,11 @@ pub struct Maps {
     pub(super) tasks: HashMap<MapData, TaskKey, RequestKey>,
     pub(super) calls: HashMap<MapData, u64, Call>,
     pub(super) layouts: HashMap<MapData, LayoutKey, LayoutState>,
+    pub(super) steps: Array<MapData, Step>,
+    pub(super) scheduled: HashMap<MapData, u32, Thread>,
     _only: HashMap<MapData, u32, u8>,
     /// Maps the programs read only; held so that they are not closed.
-    _blank: (Array<MapData, Context>, Array<MapData, Talk>),
+    _blank: (Array<MapData, Context>, Array<MapData, Talk>, Array<MapData, u32>),
     late_loads: bool,
 }
 
@@ -164,6 +170,9 @@ pub struct Attacher {
     pub(super) sockets: SocketLinks,
     pub(super) sessions: Option<TracePointLink>,
     pub(super) offspring: Option<TracePointLink>,
+    pub(super) switches: Option<SwitchLink>,
+    /// Why the switches of threads cannot be followed, until that is said.
+    pub(super) undescribed: Option<SwitchError>,
     /// Keeps the programs of the tail calls alive.
     _follow: Vec<ProgramArray<MapData>>,
 }
@@ -178,8 +187,15 @@ impl Maps {
     pub fn load(only: &[u32], lines: Lines) -> Result<(Self, Attacher, Rings), LoadError> {
         // No program needs relocation against kernel types, so the kernel's BTF (megabytes) is not read.
         let level = lines.level();
+        let (kernel, undescribed) = match switches::kernel_layout() {
+            Ok(kernel) => (kernel, None),
+            Err(error) => (KernelLayout::NONE, Some(error)),
+        };
         let mut loader = EbpfLoader::new();
-        loader.btf(None).override_global(aya_log::LEVEL, &level, true);
+        loader
+            .btf(None)
+            .override_global(aya_log::LEVEL, &level, true)
+            .override_global("KERNEL", &kernel, true);
         if level == 0 {
             // Nothing will be in it.
             loader.map_max_entries(lines::MAP, rustix::param::page_size() as u32);
@@ -209,8 +225,11 @@ impl Maps {
             processes: take(&mut ebpf, "EVENTS")?,
             requests: take(&mut ebpf, "REQUEST_EVENTS")?,
             payload: take(&mut ebpf, "PAYLOAD")?,
+            stalls: take(&mut ebpf, "STALLS")?,
             told: Told(take(&mut ebpf, "TOLD")?),
         };
+        let mut classes = take(&mut ebpf, "CALL_CLASSES")?;
+        switches::fill_classes(&mut classes)?;
         let maps = Self {
             targets: take(&mut ebpf, "TARGETS")?,
             stats: take(&mut ebpf, "STATS")?,
@@ -226,8 +245,10 @@ impl Maps {
             threads: take(&mut ebpf, "THREADS")?,
             tasks: take(&mut ebpf, "TASKS")?,
             calls: take(&mut ebpf, "CALLS")?,
+            steps: take(&mut ebpf, "STEPS")?,
+            scheduled: take(&mut ebpf, "SCHEDULED")?,
             _only: meant,
-            _blank: (take(&mut ebpf, "BLANK_CONTEXT")?, take(&mut ebpf, "BLANK_TALK")?),
+            _blank: (take(&mut ebpf, "BLANK_CONTEXT")?, take(&mut ebpf, "BLANK_TALK")?, classes),
             late_loads,
         };
         let mut attacher = Attacher {
@@ -235,6 +256,8 @@ impl Maps {
             sockets: SocketLinks::new(),
             sessions: None,
             offspring: None,
+            switches: None,
+            undescribed,
             _follow: follow,
             ebpf,
         };

@@ -5,6 +5,7 @@
 //! the kernel closes the descriptors.
 
 pub mod attach;
+pub mod btf;
 pub mod calibrate;
 pub mod events;
 pub mod lines;
@@ -13,6 +14,7 @@ mod raw;
 pub mod read;
 pub mod run_time;
 pub mod sockets;
+pub mod switches;
 pub mod tracefs;
 
 pub use load::{Attacher, LoadError, Maps, Told};

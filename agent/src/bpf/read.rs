@@ -16,6 +16,7 @@ use llamaprobe_common::{
     part::Clock,
     request::Peer,
     sequence::Sequence,
+    stall::Step,
     target::{MAX_TARGETS, Notes, TargetConfig, TargetStats},
 };
 
@@ -55,8 +56,19 @@ pub struct Reading {
     pub contexts: Vec<(u64, Context)>,
     /// It is a server: a slot of it has started.
     pub is_server: bool,
+    /// Stalls of its threads that were not told, where any are.
+    pub untold: Option<Untold>,
     /// How batches lie in its memory, by the number of the file.
     pub layouts: Vec<(u32, LayoutState)>,
+}
+
+/// Stalls of threads that were summed up and not told: thread by thread, not of the whole pool. Nanoseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Untold {
+    /// Those that were too short.
+    pub short_ns: u64,
+    /// Those of which there were too many.
+    pub many_ns: u64,
 }
 
 impl Maps {
@@ -76,6 +88,9 @@ impl Maps {
         self.clocks
             .set(config.index, Clock::BLANK, 0)
             .map_err(|source| LoadError::map("clear", "CLOCKS", source))?;
+        self.steps
+            .set(config.index, Step::default(), 0)
+            .map_err(|source| LoadError::map("clear", "STEPS", source))?;
         self.update(pid, config)
     }
 
@@ -132,6 +147,9 @@ impl Maps {
         remove(&mut self.threads, |key| key >> 32 == u64::from(pid));
         remove(&mut self.tasks, |key| key.tgid == pid);
         remove(&mut self.calls, |key| key >> 32 == u64::from(pid));
+        let threads = self.scheduled.iter().flatten().filter(|(_, thread)| thread.tgid == pid);
+        let threads: Vec<u32> = threads.map(|(tid, _)| tid).collect();
+        remove(&mut self.scheduled, |tid| threads.contains(tid));
     }
 
     /// Connections on which nothing has been read yet, accepted and waiting for a thread or for the client, by process.
@@ -146,7 +164,7 @@ impl Maps {
     }
 
     /// How many entries each map that grows with the work holds, by name.
-    pub fn occupancy(&self) -> [(&'static str, usize); 8] {
+    pub fn occupancy(&self) -> [(&'static str, usize); 9] {
         [
             ("sequences", count(&self.sequences)),
             ("contexts", count(&self.contexts)),
@@ -156,6 +174,7 @@ impl Maps {
             ("threads", count(&self.threads)),
             ("tasks", count(&self.tasks)),
             ("calls", count(&self.calls)),
+            ("scheduled", count(&self.scheduled)),
         ]
     }
 
@@ -171,6 +190,12 @@ impl Maps {
         Ok(sum)
     }
 
+    /// Stalls of the process at `index` that were not told.
+    fn untold(&self, index: u32) -> Option<Untold> {
+        let step = self.steps.get(&index, 0).ok()?;
+        Some(Untold { short_ns: step.short_ns, many_ns: step.untold_ns })
+    }
+
     /// Reads what is counted for no process in particular.
     ///
     /// # Errors
@@ -183,7 +208,10 @@ impl Maps {
     /// Reads all that is known of these processes, given with the rows of their counters, by one walk over each map.
     pub fn readings(&self, processes: &[(u32, u32)]) -> BTreeMap<u32, Result<Reading, LoadError>> {
         // The counters first: what the sequences have used may then be ahead of the sums, never behind.
-        let stats = |index: u32| self.stats(index).map(|stats| Reading { stats, ..Reading::default() });
+        let stats = |index: u32| {
+            let untold = self.untold(index);
+            self.stats(index).map(|stats| Reading { stats, untold, ..Reading::default() })
+        };
         let mut readings: BTreeMap<_, _> =
             processes.iter().map(|(pid, index)| (*pid, stats(*index))).collect();
         if readings.is_empty() {

@@ -1,5 +1,9 @@
 //! What the running kernel offers and forbids.
 
+use llamaprobe_common::stall::Cause;
+
+use crate::bpf::{btf, switches};
+
 use super::{Check, KernelVersion, Roots, Verdict, kernel_version, rights, unreadable};
 use rights::Capabilities;
 use std::{fs, io};
@@ -134,13 +138,31 @@ pub(super) fn tracefs(roots: &Roots, capabilities: &Capabilities) -> Check {
 
 pub(super) fn btf(roots: &Roots) -> Check {
     const NAME: &str = "btf";
-    match fs::metadata(roots.sys.join(BTF)) {
-        Ok(file) => Check::new(NAME, Verdict::Ok, format!("{} bytes", file.len())),
+    match fs::read(roots.sys.join(BTF)) {
+        Ok(bytes) => match btf::layout(&bytes).map(|layout| switches::not_told(&layout)) {
+            Some(causes) if causes.is_empty() => {
+                Check::new(NAME, Verdict::Ok, "says all that is needed to tell what holds decode steps back")
+            }
+            Some(causes) => {
+                let causes: Vec<&str> = causes.into_iter().map(Cause::name).collect();
+                Check::new(
+                    NAME,
+                    Verdict::Note,
+                    format!("stalls by these causes are not told apart: {}", causes.join(", ")),
+                )
+            }
+            None => Check::new(
+                NAME,
+                Verdict::Degraded,
+                "is not understood; what holds decode steps back is not seen",
+            ),
+        },
         Err(error) if error.kind() == io::ErrorKind::NotFound => Check::new(
             NAME,
-            Verdict::Note,
-            "absent (CONFIG_DEBUG_INFO_BTF); nothing is lost, no probe needs it",
-        ),
+            Verdict::Degraded,
+            "absent; what holds decode steps back is not seen (llm_stall_seconds_total), all else is",
+        )
+        .with_remedy("a kernel with CONFIG_DEBUG_INFO_BTF=y"),
         Err(error) => Check::new(NAME, Verdict::Note, unreadable(&roots.sys.join(BTF), &error)),
     }
 }

@@ -1,6 +1,7 @@
 //! The checks against machines made of a temporary directory: one in order, then one fault at a time.
 
 use super::*;
+use crate::bpf::btf::staged;
 use std::os::unix::fs::symlink;
 use tempfile::TempDir;
 
@@ -30,7 +31,7 @@ impl Machine {
         machine.namespace("user", "user:[4026531837]");
         machine.sys("bus/event_source/devices/uprobe/type", "8\n");
         machine.sys("kernel/security/lockdown", "[none] integrity confidentiality\n");
-        machine.sys("kernel/btf/vmlinux", "BTF");
+        machine.btf(&staged(""));
         fs::create_dir_all(machine.roots.sys.join("kernel/tracing/events")).unwrap();
         machine
     }
@@ -41,6 +42,12 @@ impl Machine {
 
     fn sys(&self, path: &str, text: &str) {
         write(&self.roots.sys.join(path), text);
+    }
+
+    fn btf(&self, bytes: &[u8]) {
+        let path = self.roots.sys.join("kernel/btf/vmlinux");
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, bytes).unwrap();
     }
 
     fn capabilities(&self, set: &str) {
@@ -189,8 +196,13 @@ fn tracefs() {
 #[test]
 fn btf() {
     let machine = Machine::healthy();
+    machine.expect("btf", Verdict::Ok, "all that is needed");
+    machine.btf(&staged("in_iowait"));
+    machine.expect("btf", Verdict::Note, "page_fault, block_io");
+    machine.btf(b"BTF");
+    machine.expect("btf", Verdict::Degraded, "not understood");
     fs::remove_file(machine.roots.sys.join("kernel/btf/vmlinux")).unwrap();
-    machine.expect("btf", Verdict::Note, "CONFIG_DEBUG_INFO_BTF");
+    machine.expect("btf", Verdict::Degraded, "CONFIG_DEBUG_INFO_BTF");
 }
 
 #[test]

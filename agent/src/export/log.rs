@@ -8,7 +8,7 @@ use std::{
 };
 
 use clap::ValueEnum;
-use llamaprobe_common::part::Part;
+use llamaprobe_common::{part::Part, stall::Cause};
 use serde::Serialize;
 
 use super::{lines::Lines, sink::Sink};
@@ -79,6 +79,11 @@ pub struct Line<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     slowed_by: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    worst_gap_cause: Option<&'static str>,
+    /// Time that its decode steps lost, by cause.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    stall_ms: BTreeMap<&'static str, f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     tokens_per_second: Option<f64>,
     context_used: u64,
     cached: bool,
@@ -135,6 +140,8 @@ impl<'a> Line<'a> {
             parts_ms: request.parts().map(|(part, ns)| (part.name(), ms(ns))).collect(),
             neighbour_prefill_ms: request.neighbour_prefill_ns().map(ms),
             slowed_by: request.slowed_by.first().map(|it| it.user.as_deref().unwrap_or(NONE)),
+            worst_gap_cause: request.worst_gap_cause().map(Cause::name),
+            stall_ms: request.losses.all().causes().map(|(cause, ns)| (cause.name(), ms(ns))).collect(),
             tokens_per_second: seconds
                 .map(|seconds| request.generated_tokens.saturating_sub(1) as f64 / seconds)
                 .map(|rate| (rate * 10.0).round() / 10.0),

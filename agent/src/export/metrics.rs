@@ -3,6 +3,7 @@
 //! A metric whose probe is not attached, or has not fired, has no sample: absent is honest, zero would be a lie.
 
 mod quality;
+mod stalls;
 mod usage;
 
 pub(crate) use usage::token_parts;
@@ -155,6 +156,12 @@ pub static METRICS: &[Metric] = &[
                 vec![(vec![], buckets(server.stats.batch, &BATCH_TOKENS, 1.0))]
             })
         },
+    ),
+    metric(
+        Counter,
+        "llm_stall_seconds_total",
+        "Time lost by running requests while a thread was off its processor that computes their decode step, or works for the engine between two steps, by cause. Each moment counts once a server, to the first cause that holds.",
+        stalls::lost,
     ),
     metric(
         Counter,
@@ -423,6 +430,12 @@ pub static METRICS: &[Metric] = &[
         "llamaprobe_lost_total",
         "Things measured but not delivered, by reason; `server` is empty for what belongs to none.",
         lost,
+    ),
+    metric(
+        Counter,
+        "llamaprobe_untold_stall_seconds_total",
+        "Time that single threads were off their processors within decode steps and that is not in llm_stall_seconds_total, since each time was too short (`short`) or there were too many (`many`).",
+        stalls::untold,
     ),
     metric(
         Counter,

@@ -15,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use llamaprobe_common::part::Part;
+use llamaprobe_common::{part::Part, stall::Cause};
 use serde::Serialize;
 
 use super::{lines::Lines, sink::Sink};
@@ -111,6 +111,10 @@ struct Times {
     worst_gap_ns: Option<u64>,
     /// What most of that was.
     worst_gap_part: Option<&'static str>,
+    /// What made it so long, where most of it was lost to one cause.
+    worst_gap_cause: Option<&'static str>,
+    /// What its decode steps have lost, by cause; empty where nothing was lost, or that is not seen.
+    stall_ns: BTreeMap<&'static str, u64>,
 }
 
 /// Another request of the same server.
@@ -265,6 +269,8 @@ impl Times {
             answered_ns: request.latency_ns(),
             worst_gap_ns: request.worst_gap(),
             worst_gap_part: request.worst_part().map(Part::name),
+            worst_gap_cause: request.worst_gap_cause().map(Cause::name),
+            stall_ns: request.losses.all().causes().map(|(cause, ns)| (cause.name(), ns)).collect(),
         }
     }
 }

@@ -4,7 +4,7 @@
 pub mod fetch;
 pub mod table;
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use llamaprobe_api as api;
 use llamaprobe_common::{
@@ -12,6 +12,7 @@ use llamaprobe_common::{
     loss::Loss,
     part::Part,
     probe::ProbeId,
+    stall::Cause,
     target::TokenType,
 };
 
@@ -24,6 +25,7 @@ use crate::{
         cost::Basis,
         finished::Join,
         shown::{ShownRequest, State},
+        stalls::Lost,
         tally::{DURATION_NS, FIRST_TOKEN_NS, Phase, Tally},
         usage::Row,
     },
@@ -88,6 +90,7 @@ fn server(server: &Server, epoch: Duration) -> api::Server {
         empty_answers: tally.empty_answers,
         refusals: tally.refusals,
         decode_calls: stats.batch.count(),
+        stall_seconds: server.lost.as_ref().map(stalls),
         inter_token: times(&stats.inter_token, &LATENCY_NS),
         decode_step: times(&stats.step, &LATENCY_NS),
         requests: requests(tally),
@@ -209,6 +212,11 @@ fn requests(tally: &Tally) -> Vec<api::Requests> {
 fn phases(tally: &Tally) -> api::Phases {
     let of = |phase: Phase| times(&tally.phases[phase as usize], &FIRST_TOKEN_NS);
     api::Phases { queue: of(Phase::Queue), prefill: of(Phase::Prefill), decode: of(Phase::Decode) }
+}
+
+fn stalls(lost: &Lost) -> BTreeMap<String, f64> {
+    let seconds = |cause: Cause| (cause.name().to_owned(), lost.to(cause) as f64 / 1e9);
+    Cause::ALL.map(seconds).into()
 }
 
 /// Absent when there is no observation.

@@ -4,6 +4,7 @@ use llamaprobe_common::{
     histogram::{BATCH_TOKENS, Bounds, Histogram, LATENCY_NS},
     loss::Loss,
     probe::ProbeId,
+    stall::Cause,
     target::{TargetStats, TokenType},
 };
 
@@ -13,7 +14,7 @@ use super::{
     snapshot::document,
 };
 use crate::{
-    bpf::calibrate::Prices,
+    bpf::{calibrate::Prices, read::Untold},
     discovery::model::Model,
     engines::Route,
     plan::catalog::Role,
@@ -24,6 +25,7 @@ use crate::{
         shown::{ShownRequest, State},
         snapshot::{Delivery, Output},
         staged::{answer, chat_events, finished, get, key, read, write},
+        stalls::Lost,
         tally::Tally,
         usage::Usage,
     },
@@ -93,6 +95,8 @@ fn busy() -> Server {
         served: BTreeSet::from(served),
         tally,
         usage,
+        lost: Some(Lost::staged(Cause::Throttled, 1_500_000_000)),
+        untold: Some(Untold { short_ns: 2_000_000, many_ns: 0 }),
         priced: [true, false],
         requests: vec![
             ShownRequest {
@@ -154,6 +158,8 @@ fn ended() -> Server {
         served: BTreeSet::from([(Role::Batch, ProbeId::LlamaDecode), (Role::Token, ProbeId::Logits)]),
         tally: Tally::default(),
         usage,
+        lost: None,
+        untold: None,
         priced: [false; 2],
         requests: Vec::new(),
         recent: None,

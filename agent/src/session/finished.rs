@@ -2,12 +2,13 @@
 
 use std::net::IpAddr;
 
-use llamaprobe_common::{part::Part, request::RequestKey};
+use llamaprobe_common::{part::Part, request::RequestKey, stall::Cause};
 
 use super::{
     charge::Charge,
     parts::{Culprit, TokenTime},
     payload::{body::Body, head::Head, route::Route},
+    stalls::Losses,
 };
 
 /// The code of a request whose client went before there was an answer, as proxies write it.
@@ -190,6 +191,8 @@ pub struct Finished {
     pub draft_tokens: [u64; 2],
     /// The decode calls that checked guesses, as far as they were told.
     pub draft_steps: Vec<DraftStep>,
+    /// What the steps that it waited for have lost.
+    pub losses: Losses,
     /// It came through a TLS session.
     pub tls: bool,
     /// The server says that it cut the prompt or the answer for want of context.
@@ -267,6 +270,11 @@ impl Finished {
     /// How long it waited for the prompts of others, nanoseconds, if it did.
     pub fn neighbour_prefill_ns(&self) -> Option<u64> {
         self.token_time.as_ref().map(|time| time.get(Part::NeighbourPrefill)).filter(|ns| *ns > 0)
+    }
+
+    /// What made that gap so long, where most of it was lost to one cause that is known.
+    pub fn worst_gap_cause(&self) -> Option<Cause> {
+        self.losses.cause_of_gap(self.first_token_ns, self.worst_gap()?)
     }
 
     /// Time per output token after the first.

@@ -4,7 +4,10 @@
 
 use std::time::Instant;
 
-use llamaprobe_common::request::{EndEvent, RequestKey};
+use llamaprobe_common::{
+    request::{EndEvent, RequestKey},
+    stall::StallEvent,
+};
 use serde::{Deserialize, Serialize};
 
 use super::{Billing, Record, Session, Snapshot, fact::Fact, observed::Observed};
@@ -35,6 +38,8 @@ pub enum Input {
     },
     /// Something was learned of a request.
     Fact(Fact),
+    /// Threads were held back that decode steps needed, in the order of time.
+    Stalled(Vec<StallEvent>),
     /// A process was read.
     Reading {
         /// Its id.
@@ -96,6 +101,10 @@ impl Session {
             }
             Input::End { pid, last } => self.end(at, *pid, last),
             Input::Fact(fact) => self.learn(now, fact),
+            Input::Stalled(stalls) => {
+                self.stalled(stalls);
+                Vec::new()
+            }
             Input::Reading { pid, reading, unread } => {
                 self.read(now, *pid, reading);
                 self.unread(*pid, *unread);

@@ -15,6 +15,7 @@ use super::{
     cost::Basis,
     finished::Finished,
     shown::{LAST, ShownRequest},
+    stalls::Lost,
     tally::Tally,
     usage::Usage,
     window::Window,
@@ -31,6 +32,7 @@ pub(super) struct Account {
     pub(super) served: BTreeSet<(Role, ProbeId)>,
     pub(super) tally: Tally,
     pub(super) usage: Usage,
+    pub(super) lost: Option<Lost>,
     pub(super) window: Window<Totals>,
     /// The last inference requests that are over, the oldest first.
     last: VecDeque<ShownRequest>,
@@ -91,6 +93,11 @@ impl Ledger {
         *credited = *stats;
     }
 
+    /// Books what decode steps have lost: nothing, perhaps, but that is known then.
+    pub(super) fn lose(&mut self, now: Instant, labels: &Labels, lost: &Lost) {
+        self.account(now, labels).lost.get_or_insert_default().add(lost);
+    }
+
     /// The account of these labels, opened when there is none.
     pub(super) fn account(&mut self, now: Instant, labels: &Labels) -> &mut Account {
         let users = self.users;
@@ -99,6 +106,7 @@ impl Ledger {
             served: BTreeSet::new(),
             tally: Tally::default(),
             usage: Usage::new(users),
+            lost: None,
             window: Window::default(),
             last: VecDeque::new(),
             touched: now,

@@ -26,6 +26,7 @@ mod requests;
 mod runs;
 pub mod shown;
 pub mod snapshot;
+pub mod stalls;
 mod streams;
 pub mod tally;
 pub mod tracer;
@@ -49,6 +50,7 @@ use llamaprobe_common::{
     layout::LayoutState,
     request::{EndEvent, RequestKey},
     sequence::Sequence,
+    stall::StallEvent,
     target::TargetStats,
 };
 
@@ -71,13 +73,14 @@ use self::{
     overhead::{Overhead, spent},
     places::Places,
     requests::Requests,
+    stalls::{Lost, Stalls, StepLoss},
     tracer::{Trace, Tracer},
 };
 use crate::{
     bpf::{
         calibrate::Prices,
         events::RequestEvent,
-        read::{Context, Reading},
+        read::{Context, Reading, Untold},
     },
     discovery::model::Model,
     plan::{catalog::Role, layout},
@@ -108,6 +111,12 @@ struct Watched {
     unread: usize,
     /// Requests that ended before the labels were known.
     unbooked: Vec<Finished>,
+    /// What holds its decode steps back.
+    stalls: Stalls,
+    /// What was lost by that, and is not in the ledger yet.
+    lost: Lost,
+    /// Stalls of single threads that were not told, so far.
+    untold: Option<Untold>,
     /// It has started servers of its own and passes requests on to them, which are where they count.
     routes: bool,
     /// Such servers would be observed, too.
@@ -218,6 +227,10 @@ impl Session {
             self.unbooked += u64::from(matches!(fact, Fact::Event(RequestEvent::Begin(_))));
             return Vec::new();
         }
+        if let Fact::Event(RequestEvent::SlotEnd(_)) = fact {
+            // Its last step is over.
+            self.charge_stalls(pid);
+        }
         let mut finished = Vec::from_iter(self.requests.on(fact));
         if let Fact::Event(
             event @ (RequestEvent::Write(_) | RequestEvent::End(_) | RequestEvent::SlotEnd(_)),
@@ -226,6 +239,31 @@ impl Session {
             finished.extend(self.requests.settle(pid, event.at_ns()));
         }
         self.book(now, finished)
+    }
+
+    /// Threads were held back.
+    fn stalled(&mut self, stalls: &[StallEvent]) {
+        for stall in stalls {
+            let Some(watched) = self.watched.get_mut(&stall.tgid) else { continue };
+            if let Some(step) = watched.stalls.add(stall) {
+                self.lose(stall.tgid, &step);
+            }
+        }
+    }
+
+    /// Charges what is known to have held a process's step back.
+    fn charge_stalls(&mut self, pid: u32) {
+        if let Some(step) = self.watched.get_mut(&pid).and_then(|watched| watched.stalls.charge()) {
+            self.lose(pid, &step);
+        }
+    }
+
+    /// A step of a process has lost time: once to it, and whole to every request that waited for it.
+    fn lose(&mut self, pid: u32, step: &StepLoss) {
+        if let Some(watched) = self.watched.get_mut(&pid) {
+            watched.lost.add(&step.lost);
+        }
+        self.requests.lose(pid, step);
     }
 
     /// Books requests that were answered long ago and whose slots were never left.
@@ -320,6 +358,9 @@ impl Session {
             overhead: Overhead::default(),
             unread: 0,
             unbooked: Vec::new(),
+            stalls: Stalls::default(),
+            lost: Lost::default(),
+            untold: None,
             routes: false,
             among_all: !self.only_some,
         };
@@ -380,16 +421,21 @@ impl Session {
 
     /// Books a reading of a process.
     fn read(&mut self, now: Instant, pid: u32, reading: &Reading) {
+        self.charge_stalls(pid);
         self.name(now, pid);
         let Some(watched) = self.watched.get_mut(&pid) else { return };
         watched.sequences.clone_from(&reading.sequences);
         watched.contexts.clone_from(&reading.contexts);
         watched.layouts.clone_from(&reading.layouts);
         watched.started |= reading.is_server;
+        watched.untold = reading.untold;
         if let Some(prices) = self.prices {
             watched.overhead.update(now, spent(&watched.observed, &reading.stats, prices));
         }
         let Some(labels) = watched.labels.clone() else { return };
+        if reading.untold.is_some() {
+            self.ledger.lose(now, &labels, &std::mem::take(&mut watched.lost));
+        }
         let mut served = watched.observed.served();
         if !reads_batches(&watched.observed, reading) {
             // What hangs on it is absent, not zero.
@@ -429,6 +475,8 @@ impl Session {
                     served: account.served.clone(),
                     tally: account.tally.clone(),
                     usage: account.usage.clone(),
+                    lost: account.lost,
+                    untold: watched.and_then(|watched| watched.untold),
                     priced: Basis::ALL.map(|basis| self.is_priced(&labels.model, basis)),
                     recent: recent(account, at.now),
                     requests,

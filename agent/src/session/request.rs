@@ -24,6 +24,7 @@ use super::{
         head::Head,
         route::Route,
     },
+    stalls::{Losses, StepLoss},
 };
 use crate::bpf::events::RequestEvent;
 
@@ -108,6 +109,7 @@ pub struct Request {
     /// What of its use is booked.
     booked: Charge,
     draft_steps: Vec<DraftStep>,
+    losses: Losses,
     tls: bool,
     /// It was found to be gone from its connection.
     vanished: bool,
@@ -150,6 +152,7 @@ impl Request {
             user: None,
             booked: Charge::default(),
             draft_steps: Vec::new(),
+            losses: Losses::default(),
             tls: false,
             vanished: false,
             interrupted: false,
@@ -291,6 +294,13 @@ impl Request {
         if self.draft_steps.len() < MAX_DRAFT_STEPS {
             let &DraftEvent { at_ns, drafted, accepted, .. } = event;
             self.draft_steps.push(DraftStep { at_ns, drafted, accepted });
+        }
+    }
+
+    /// A step was held back: it waited for it if it has a slot.
+    pub fn lose(&mut self, step: &StepLoss) {
+        if self.tasks.iter().any(|task| task.started.is_some() && task.ended.is_none()) {
+            self.losses.add(step);
         }
     }
 
@@ -603,6 +613,7 @@ impl Request {
             wasted_tokens: if self.resumed { 0 } else { total(|task| task.wasted_tokens) },
             draft_tokens: [total(|task| task.drafted_tokens), total(|task| task.accepted_tokens)],
             draft_steps: self.draft_steps,
+            losses: self.losses,
             tls: self.tls,
             truncated,
             has_text,

@@ -20,6 +20,7 @@ use super::{
     payload::head::{Head, Method},
     request::Request,
     shown::{MOST, ShownRequest},
+    stalls::StepLoss,
     usage::Usage,
 };
 use crate::{bpf::events::RequestEvent, plan::Joining};
@@ -68,6 +69,11 @@ impl Requests {
     /// Requests get their names otherwise from now on; those that have one keep it.
     pub fn rename(&mut self, naming: Naming) {
         self.naming = naming;
+    }
+
+    /// A step of a process was held back.
+    pub fn lose(&mut self, pid: u32, step: &StepLoss) {
+        self.open.iter_mut().filter(|(key, _)| key.tgid == pid).for_each(|(_, request)| request.lose(step));
     }
 
     /// A running task of a request has used so much.

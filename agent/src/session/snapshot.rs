@@ -5,8 +5,12 @@ use std::{borrow::Cow, collections::BTreeSet, sync::Arc, time::Duration};
 use llamaprobe_common::{probe::ProbeId, target::TargetStats};
 use serde::{Deserialize, Serialize};
 
-use super::{shown::ShownRequest, tally::Tally, usage::Usage};
-use crate::{bpf::calibrate::Prices, discovery::model::Model, plan::catalog::Role};
+use super::{shown::ShownRequest, stalls::Lost, tally::Tally, usage::Usage};
+use crate::{
+    bpf::{calibrate::Prices, read::Untold},
+    discovery::model::Model,
+    plan::catalog::Role,
+};
 
 /// What series are told apart by.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -30,6 +34,10 @@ pub struct Server {
     pub tally: Tally,
     /// Who has used what of it.
     pub usage: Usage,
+    /// What its decode steps have lost, where that is seen.
+    pub lost: Option<Lost>,
+    /// What single threads have lost beside, and was not told.
+    pub untold: Option<Untold>,
     /// Whether its use has a price, by [`Basis`](super::cost::Basis).
     pub priced: [bool; 2],
     /// What happened lately.

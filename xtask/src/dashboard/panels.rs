@@ -260,6 +260,30 @@ pub static GROUPS: &[Group] = &[
         ],
     },
     Group {
+        title: "Stalls",
+        panels: &[
+            panel(
+                Stacked,
+                16,
+                "s",
+                "Lost each second, by cause",
+                "Time in which a thread was off its processor that computes a decode step, or works between two: 1 is all of the time. Runnable: others have the processors. Throttled: the CPU quota. Page fault: weights come from the disk. The README's page on stalls says more.",
+                Each(&[("sum by (cause) (rate(llm_stall_seconds_total{@server}[@rate]))", "{{cause}}")]),
+            ),
+            panel(
+                Lines,
+                8,
+                "s",
+                "Not told",
+                "The same of single threads, each second: times too short to be told, and those of which there were too many.",
+                Each(&[(
+                    "sum by (reason) (rate(llamaprobe_untold_stall_seconds_total{@server}[@rate]))",
+                    "{{reason}}",
+                )]),
+            ),
+        ],
+    },
+    Group {
         title: "Queue and slots",
         panels: &[
             panel(

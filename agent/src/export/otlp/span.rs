@@ -14,6 +14,8 @@ use opentelemetry_proto::tonic::trace::v1::{
     status::StatusCode,
 };
 
+use llamaprobe_common::stall::Cause;
+
 use super::attribute::Attributes;
 use crate::engines::PROVIDER;
 use crate::session::{
@@ -173,6 +175,10 @@ fn attributes(record: &Record) -> Attributes {
     }
     let culprit = request.slowed_by.first();
     it.put_some("llamaprobe.slowed_by", culprit.map(|it| it.user.as_deref().unwrap_or(NONE)));
+    it.put_some("llamaprobe.worst_gap_cause", request.worst_gap_cause().map(Cause::name));
+    for (cause, ns) in request.losses.all().causes() {
+        it.put(&format!("llamaprobe.stall_ms.{}", cause.name()), ms(ns));
+    }
     it.put_some("user.id", request.user.as_deref());
     let [drafted, accepted] = request.draft_tokens;
     it.put_some("llamaprobe.draft_tokens", (drafted > 0).then_some(drafted));

@@ -8,6 +8,7 @@ use crate::session::{
     finished::Outcome,
     payload::{head, route::Route},
     staged::{MARKER, MS, answer, chat_events, finished, key, options, post, read, write},
+    stalls::{Lost, StepLoss},
 };
 
 const PARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
@@ -52,6 +53,8 @@ fn golden() {
         tokens: 90,
     }];
     request.draft_tokens = [6, 4];
+    let lost = Lost::staged(Cause::PageFault, 5 * MS);
+    request.losses.add(&StepLoss { step_ns: 1_040 * MS, lost });
     request.draft_steps = vec![DraftStep { at_ns: 1_040 * MS, drafted: 6, accepted: 4 }];
     let expected = json!({
         "schema": 1,
@@ -91,6 +94,8 @@ fn golden() {
             "answered_ns": 60_000_000,
             "worst_gap_ns": 8_000_000,
             "worst_gap_part": "decode",
+            "worst_gap_cause": "page_fault",
+            "stall_ns": { "page_fault": 5_000_000 },
         },
         "parts_ns": {
             "queue": 10_000_000, "host": 2_000_000, "draft": 0, "own_prefill": 20_000_000,
