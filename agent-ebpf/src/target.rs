@@ -235,7 +235,7 @@ impl Counters for Target {
         count(Part::Sampling);
         let rare = [Part::Draft, Part::OwnPrefill, Part::NeighbourPrefill, Part::OthersSampling];
         if rare.map(|part| parts[part as usize]) != [0; 4] {
-            rare.map(count);
+            let _: [(); 4] = rare.map(count);
         }
     }
 

@@ -114,7 +114,11 @@ fn add_up(build: Build, arguments: &[&str], without: &[&str]) -> Result<()> {
     let told = watch.ask(&mixed(64), 7)?;
     let mut tokens = 0;
     let mut sums: BTreeMap<&str, u64> = BTreeMap::new();
-    for record in &told {
+    // Of those that could not be joined to a slot nothing is known.
+    let joined = told.iter().filter(|it| {
+        !["ambiguous", "unmatched"].contains(&it["engine"]["join"].as_str().unwrap_or_default())
+    });
+    for record in joined {
         tokens += check(record)?;
         for (name, ns) in parts(record).into_iter().flatten() {
             *sums.entry(name).or_default() += ns;
@@ -177,7 +181,7 @@ fn a_slow_grammar_is_sampling() -> Result<()> {
     let body = json!({"prompt": "red moon", "n_predict": 60, "ignore_eos": true, "temperature": 0});
     let mut slow = body.clone();
     // Each token of the vocabulary is tried against many alternatives.
-    let words: Vec<_> = (0..400).map(|index| format!("\"{}\" [a-z ]*", prompt(2, index))).collect();
+    let words: Vec<_> = (0..60).map(|index| format!("\"{}\" [a-z ]*", prompt(2, index))).collect();
     slow["grammar"] = json!(format!("root ::= ({})*", words.join(" | ")));
     let told = watch.ask(&[Call::post("/completion", &body), Call::post("/completion", &slow)], 1)?;
     told.iter().try_for_each(|record| check(record).map(drop))?;
@@ -190,7 +194,7 @@ fn a_slow_grammar_is_sampling() -> Result<()> {
 /// A request that generates, alone or beside a prompt of so many tokens; its record and that of the prompt.
 fn beside(watch: &Watch, tokens: usize, seed: usize) -> Result<(Value, Option<Value>)> {
     let body = json!({
-        "prompt": "red moon", "n_predict": 600, "ignore_eos": true, "temperature": 0, "cache_prompt": false,
+        "prompt": "red moon", "n_predict": 3000, "ignore_eos": true, "temperature": 0, "cache_prompt": false,
         "user": "victim",
     });
     let victim = Call::post("/completion", &body);
@@ -199,10 +203,7 @@ fn beside(watch: &Watch, tokens: usize, seed: usize) -> Result<(Value, Option<Va
     let culprit = Call::post("/completion", &body);
     let endpoint = watch.server.endpoint();
     let client = thread::spawn(move || run(endpoint, &[victim], 1));
-    let busy = "the victim to generate";
-    let generated =
-        |metrics: &Exposition| metrics.sum("llm_slots_busy", &[("server", &watch.server.label())]);
-    watch.agent.wait_metrics(busy, |metrics| (generated(metrics) > 0.0).then_some(()))?;
+    // It generates for seconds; by then it has begun.
     thread::sleep(Duration::from_millis(200));
     let other = if tokens == 0 { None } else { watch.ask(&[culprit], 1)?.pop() };
     let answers = client.join().map_err(|_| anyhow::anyhow!("the victim's client failed"))??;
@@ -239,12 +240,20 @@ fn who_made_whom_wait_is_told() -> Result<()> {
                 victim["times"]["worst_gap_part"],
             );
             assert_eq!((&by["user"], &by["prompt_tokens"]), (&json!("culprit"), &json!(tokens)));
-            assert_eq!(by["arrived_unix_us"], culprit["arrived_unix_us"]);
+            // Its record goes back to when it could have been read.
+            let arrived = |it: &Value| it["arrived_unix_us"].as_u64().unwrap_or(0);
+            assert!(
+                (0..1_000_000).contains(&arrived(by).saturating_sub(arrived(&culprit))),
+                "{by} {culprit}"
+            );
             assert_eq!(charged, victim["parts_ns"]["neighbour_prefill"], "one other, all of it");
             // One token of the victim is in each batch.
             assert_eq!(by["calls"], json!(tokens.div_ceil(batch - 1)));
-            assert_eq!(victim["times"]["worst_gap_part"], "neighbour_prefill");
-            assert!(told > 0.3 * excess && told < 3.0 * excess, "{told} {excess}");
+            let worst = &victim["times"]["worst_gap_part"];
+            assert!(tokens < 2_000 || worst == "neighbour_prefill", "{worst}");
+            // Both saw the same calls.
+            let prefill = part(&culprit, "own_prefill");
+            assert!(told > 0.5 * prefill && told < 2.0 * prefill, "{told} s of {prefill} s");
         }
         let metrics = watch.agent.scrape()?;
         let waited = |victim: &str, culprit: &str| {

@@ -197,7 +197,7 @@ impl std::ops::DerefMut for Tested {
 /// Decode calls by the server's label.
 fn calls(session: &Session) -> Vec<(String, u64)> {
     let of = |server: Server| (server.labels.server, server.stats.hits[ProbeId::DecodeExt as usize]);
-    servers(&session).into_iter().map(of).collect()
+    servers(session).into_iter().map(of).collect()
 }
 
 fn one(label: &str, hits: u64) -> Vec<(String, u64)> {
@@ -234,7 +234,7 @@ fn counters_never_go_back_when_labels_change() {
     session.read(start + seconds(1), 1, &after(8), NO_PRICES);
     let named = |session: &Session| -> Vec<(String, u64)> {
         let of = |server: Server| (server.labels.model, server.stats.hits[ProbeId::DecodeExt as usize]);
-        servers(&session).into_iter().map(of).collect()
+        servers(session).into_iter().map(of).collect()
     };
     let both = [(String::new(), 5), ("m".to_owned(), 3)];
     assert_eq!(named(&session), both, "what was counted before stays where it was");
@@ -428,7 +428,7 @@ fn a_role_is_live_when_one_of_its_probes_has_fired() {
     session.begin(start, target(1, Some(80), None), server_plan());
     session.read(start, 1, &Reading::default(), NO_PRICES);
     let live = |session: &Session| -> Vec<Role> {
-        let server = &servers(&session)[0];
+        let server = &servers(session)[0];
         Role::MET.into_iter().filter(|role| server.is_live(*role)).collect()
     };
     assert_eq!(live(&session), []);
@@ -549,7 +549,7 @@ fn booked(session: &Session) -> Vec<(String, u64, u64)> {
             tally.joins.get(&Join::Unmatched).copied().unwrap_or(0),
         )
     };
-    servers(&session).into_iter().map(of).collect()
+    servers(session).into_iter().map(of).collect()
 }
 
 #[test]
@@ -642,7 +642,7 @@ fn what_waits_is_what_has_no_slot_and_what_no_thread_has_taken_up() {
     session.begin(start, target(PID, Some(80), None), http_plan());
     session.read(start, PID, &after(1), NO_PRICES);
     let live = |session: &Session| {
-        let live = servers(&session).remove(0).live.unwrap();
+        let live = servers(session).remove(0).live.unwrap();
         (live.http, live.in_flight, live.queue_depth)
     };
     assert_eq!(live(&session), (true, 0, 0));

@@ -260,6 +260,30 @@ pub static GROUPS: &[Group] = &[
         ],
     },
     Group {
+        title: "Where the time of tokens goes",
+        panels: &[
+            panel(
+                Stacked,
+                16,
+                "s",
+                "Token time each second, by part",
+                "Gaps of tokens, split into what the engine did meanwhile: 1 is one request that waits for its next token all of the time. Neighbour prefill: what a decode call took longer for prompts of others. The README's page on token time says more.",
+                Each(&[("sum by (part) (rate(llm_token_seconds_total{@server}[@rate]))", "{{part}}")]),
+            ),
+            panel(
+                Stacked,
+                8,
+                "s",
+                "Waiting for prompts of others",
+                "By the user whose prompts were computed meanwhile, each second.",
+                Each(&[(
+                    "sum by (culprit) (rate(llm_interference_seconds_total{@server}[@rate]))",
+                    "{{culprit}}",
+                )]),
+            ),
+        ],
+    },
+    Group {
         title: "Stalls",
         panels: &[
             panel(
