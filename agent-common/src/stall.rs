@@ -29,6 +29,8 @@ crate::named! {
         Network = "network",
         /// Another thread of the process.
         Lock = "lock",
+        /// Until a time that it named itself.
+        Sleep = "sleep",
         /// None of these.
         Unexplained = "unexplained",
     }

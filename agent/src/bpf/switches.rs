@@ -62,7 +62,7 @@ pub fn not_told(layout: &KernelLayout) -> Vec<Cause> {
         causes.extend([Cause::PageFault, Cause::BlockIo]);
     }
     if lacks(&[layout.call]) {
-        causes.extend([Cause::Device, Cause::Network, Cause::Lock]);
+        causes.extend([Cause::Device, Cause::Network, Cause::Lock, Cause::Sleep]);
     }
     causes
 }
@@ -84,6 +84,7 @@ fn class(call: u32) -> u32 {
         calls::__NR_write | calls::__NR_writev | calls::__NR_read | calls::__NR_readv => {
             Cause::Network as u32
         }
+        calls::__NR_nanosleep | calls::__NR_clock_nanosleep => Cause::Sleep as u32,
         _ => IDLE,
     }
 }
@@ -129,3 +130,21 @@ impl Attacher {
 
 /// The attached tracepoint; dropping it detaches.
 pub(super) type SwitchLink = BtfTracePointLink;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn calls_have_their_causes() {
+        for (call, cause) in [
+            (calls::__NR_futex, Cause::Lock as u32),
+            (calls::__NR_clock_nanosleep, Cause::Sleep as u32),
+            (calls::__NR_sendto, Cause::Network as u32),
+            (calls::__NR_ioctl, Cause::Device as u32),
+            (calls::__NR_getpid, IDLE),
+        ] {
+            assert_eq!(class(call), cause, "{call}");
+        }
+    }
+}
