@@ -1,6 +1,6 @@
 //! The one file of the agent with `unsafe`: functions made of chosen instructions, the call that gives the process a
-//! mount namespace of its own, the registration of a ring buffer, the reading of its entries, and the descriptors that a
-//! child inherits.
+//! mount namespace of its own, the registration of a ring buffer, the reading of its entries, the descriptors that a
+//! child inherits, and memory that is given back.
 
 use std::{
     fs,
@@ -75,4 +75,16 @@ pub fn bequeath_links() -> std::io::Result<usize> {
         links += usize::from(io::fcntl_setfd(link, FdFlags::empty()).is_ok());
     }
     Ok(links)
+}
+
+/// Gives memory back to the system that the allocator keeps for later: glibc holds on to what lies between pieces in use.
+pub(super) fn give_memory_back() {
+    #[cfg(target_env = "gnu")]
+    {
+        unsafe extern "C" {
+            fn malloc_trim(pad: usize) -> i32;
+        }
+        // SAFETY: it takes a number, may be called at any time by any thread (malloc_trim(3)), and touches nothing in use.
+        let _ = unsafe { malloc_trim(0) };
+    }
 }

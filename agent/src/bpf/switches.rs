@@ -10,7 +10,7 @@ use aya::{
 use linux_raw_sys::general as calls;
 use llamaprobe_common::stall::{CALLS, Cause, IDLE, KernelLayout, NO_FIELD};
 
-use super::{Attacher, LoadError, btf};
+use super::{Attacher, LoadError, btf, raw};
 
 const PROGRAM: &str = "lp_switch";
 /// Where the kernel describes itself.
@@ -119,7 +119,10 @@ impl Attacher {
             let program = program(&mut self.ebpf)?;
             let failed = |what| move |source: ProgramError| LoadError::program(what, PROGRAM, source);
             if program.fd().is_err() {
-                program.load("sched_switch", &Btf::from_sys_fs()?).map_err(failed("load"))?;
+                let loaded = program.load("sched_switch", &Btf::from_sys_fs()?);
+                // Twenty megabytes of small pieces.
+                raw::give_memory_back();
+                loaded.map_err(failed("load"))?;
             }
             let link = program.attach().and_then(|id| program.take_link(id)).map_err(failed("attach"))?;
             self.switches = Some(link);
