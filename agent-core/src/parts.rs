@@ -253,12 +253,14 @@ pub fn leave(target: &impl Target, events: &mut impl Events, now: u64) {
     tell(target, events, over);
 }
 
-/// A token of a sequence is ready, now, after so long a `sampling`: the parts of its gap are counted.
+/// A token of a sequence is ready, `now`, after so long a `sampling`: the parts of its gap are counted.
 #[inline(always)]
-pub fn charge(target: &impl Target, state: &mut Sequence, sampling: u64) -> Parts {
+pub fn charge(target: &impl Target, state: &mut Sequence, now: u64, sampling: u64) -> Parts {
     let mut gap = [0; Part::COUNT];
     let first = state.last_token_ns == 0;
     let Some(mut clock) = clock(target) else { return gap };
+    // The gap ends now, also where the call that has the token is none that sets the clock.
+    pass(&mut clock, now);
     if state.flags & Sequence::ACTIVE == 0 {
         // One that was running when the agent came.
         clock.running += 1;

@@ -38,7 +38,7 @@ pub fn of_slot(
         sequences::settle(state, context);
         context.decoding += u32::from(state.flags & Sequence::DECODING == 0);
     }
-    let gap = parts::charge(target, state, sampling);
+    let gap = parts::charge(target, state, now, sampling);
     sequences::token(target, state, now, &gap);
     Ok(())
 }
@@ -101,7 +101,7 @@ pub fn sample(
     let state = maps.sequences.find_or_make(&key)?;
     sequences::settle(state, context);
     context.decoding += u32::from(state.flags & Sequence::DECODING == 0);
-    let gap = parts::charge(target, state, 0);
+    let gap = parts::charge(target, state, now, 0);
     sequences::token(target, state, now, &gap);
     if target.is_undecided() {
         target.note(TargetConfig::TOLD);
