@@ -100,8 +100,11 @@ pub const fn seen(tgid: u32, step: &Step, now_ns: u64) -> Thread {
 /// is only so while others compute what it waits for.
 #[inline(always)]
 const fn is_voluntary(why: u32) -> bool {
-    let waits = [Cause::Lock as u32, Cause::Device as u32, Cause::Network as u32, Cause::Sleep as u32];
-    why == IDLE || why == waits[0] || why == waits[1] || why == waits[2] || why == waits[3]
+    why == IDLE
+        || why == Cause::Lock as u32
+        || why == Cause::Device as u32
+        || why == Cause::Network as u32
+        || why == Cause::Sleep as u32
 }
 
 /// Whether steps need a thread, as far as it was seen.

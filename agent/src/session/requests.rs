@@ -333,8 +333,18 @@ impl Requests {
         sequences: &[(i32, Sequence)],
         now_ns: u64,
     ) -> Vec<ShownRequest> {
+        // Gathered once: every request would look through all sequences, and a server may have hundreds of both.
+        let mut by_request: BTreeMap<RequestKey, Vec<&Sequence>> = BTreeMap::new();
+        for (_, sequence) in sequences {
+            by_request.entry(sequence.request).or_default().push(sequence);
+        }
         let running = self.of(pid).filter(|request| request.is_running()).take(MOST);
-        running.map(|request| request.shown(&self.naming, usage, sequences, now_ns)).collect()
+        running
+            .map(|request| {
+                let own = by_request.get(&request.key()).map_or(&[][..], Vec::as_slice);
+                request.shown(&self.naming, usage, own, now_ns)
+            })
+            .collect()
     }
 
     /// Requests under way of all processes.

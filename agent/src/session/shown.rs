@@ -93,17 +93,17 @@ impl ShownRequest {
 }
 
 impl Request {
-    /// It as it is at `now_ns`, while it is under way; `sequences` are those of its process as they were read last.
+    /// It as it is at `now_ns`, while it is under way; `own` are its sequences as they were read last.
     pub(super) fn shown(
         &self,
         naming: &Naming,
         usage: &Usage,
-        sequences: &[(i32, Sequence)],
+        own: &[&Sequence],
         now_ns: u64,
     ) -> ShownRequest {
-        let own = || sequences.iter().map(|(_, sequence)| sequence).filter(|it| it.request == self.key());
         let used = self.used();
-        let earliest = |of: fn(&Sequence) -> u64| own().map(of).filter(|ns| *ns != 0).min().unwrap_or(0);
+        let earliest =
+            |of: fn(&Sequence) -> u64| own.iter().map(|it| of(it)).filter(|ns| *ns != 0).min().unwrap_or(0);
         let first_token_ns = earliest(|it| it.first_token_ns);
         let slot = self.slot();
         let state = match slot {
@@ -120,13 +120,13 @@ impl Request {
             arrived_ns: self.arrived_ns(),
             prefill_ns: earliest(|it| it.prefill_ns),
             first_token_ns,
-            last_token_ns: own().map(|it| it.last_token_ns).max().unwrap_or(0),
+            last_token_ns: own.iter().map(|it| it.last_token_ns).max().unwrap_or(0),
             until_ns: now_ns.max(self.arrived_ns()),
-            worst_gap_ns: own().map(|it| it.worst_gap_ns).max().unwrap_or(0),
+            worst_gap_ns: own.iter().map(|it| it.worst_gap_ns).max().unwrap_or(0),
             token_time: None,
             slowed_by: None,
             tokens: used.tokens,
-            context_used: own().map(|it| u64::from(it.n_past)).sum(),
+            context_used: own.iter().map(|it| u64::from(it.n_past)).sum(),
         }
     }
 }

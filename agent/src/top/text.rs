@@ -1,5 +1,7 @@
 //! Figures and names as they stand on the screen.
 
+use crate::export::snapshot::table::plain;
+
 /// Milliseconds in a unit that fits: `0.42 ms`, `85 ms`, `1.32 s`, `2 m 05 s`.
 pub fn time(ms: f64) -> String {
     match ms {
@@ -52,12 +54,11 @@ pub fn share(share: f64, width: usize) -> String {
 
 /// A name that fits, its end replaced where it is too long; without what a terminal would obey.
 pub fn name(name: &str, width: usize) -> String {
-    let plain = |it: char| if it.is_control() { char::REPLACEMENT_CHARACTER } else { it };
-    let mut text: String = name.chars().take(width + 1).map(plain).collect();
-    if text.chars().count() > width {
-        text = text.chars().take(width.saturating_sub(1)).chain(['…']).collect();
+    let text = plain(name);
+    if text.chars().count() <= width {
+        return text;
     }
-    text
+    text.chars().take(width.saturating_sub(1)).chain(['…']).collect()
 }
 
 /// The time of day, UTC, of seconds since the Unix epoch.

@@ -96,7 +96,7 @@ fn user(text: &mut String, user: &User) -> fmt::Result {
 }
 
 /// Without what a terminal would obey: names come from clients and files.
-fn plain(text: &str) -> String {
+pub fn plain(text: &str) -> String {
     text.chars().map(|it| if it.is_control() { char::REPLACEMENT_CHARACTER } else { it }).collect()
 }
 

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 use rustls::{
     CertificateError, DigitallySignedStruct, DistinguishedName, Error, RootCertStore, SignatureScheme,
     client::danger::HandshakeSignatureValid,
-    crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature},
+    crypto::{CryptoProvider, WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature},
     pki_types::{CertificateDer, UnixTime},
     server::{
         WebPkiClientVerifier,
@@ -18,7 +18,8 @@ use x509_parser::{certificate::X509Certificate, extensions::GeneralName, prelude
 /// What is asked of a client.
 #[derive(Debug)]
 pub(super) struct ClientPolicy {
-    provider: Arc<CryptoProvider>,
+    /// How signatures are verified.
+    algorithms: WebPkiSupportedAlgorithms,
     /// Absent where any certificate will do.
     chain: Option<Arc<dyn ClientCertVerifier>>,
     mandatory: bool,
@@ -36,7 +37,7 @@ impl ClientPolicy {
         let verifier =
             |roots| WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone()).build();
         let chain = roots.map(verifier).transpose().context("the authorities of clients")?;
-        Ok(Self { provider: provider.clone(), chain, mandatory, sans })
+        Ok(Self { algorithms: provider.signature_verification_algorithms, chain, mandatory, sans })
     }
 
     fn allows(&self, certificate: &CertificateDer<'_>) -> bool {
@@ -92,8 +93,7 @@ impl ClientCertVerifier for ClientPolicy {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        verify_tls12_signature(message, certificate, signature, algorithms)
+        verify_tls12_signature(message, certificate, signature, &self.algorithms)
     }
 
     fn verify_tls13_signature(
@@ -102,11 +102,10 @@ impl ClientCertVerifier for ClientPolicy {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        verify_tls13_signature(message, certificate, signature, algorithms)
+        verify_tls13_signature(message, certificate, signature, &self.algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
+        self.algorithms.supported_schemes()
     }
 }
