@@ -46,13 +46,22 @@ fn a_restarted_server_is_found_again() -> Result<()> {
     assert_eq!(generated(&agent, &server, 20)?, 20.0);
     server.restart()?;
     // The dead server's series may be there for a moment yet, under the same label.
-    let counted = || {
-        let before = Moment::now(&agent, &server).ok()?;
-        run_checked(server.address(), &[Request::completion("a", 30, false)], 1).ok()?;
-        let comparison = before.compare(&agent, &server).ok()?;
-        comparison.differences().is_empty().then_some(())
+    let differences = || {
+        let before = Moment::now(&agent, &server)?;
+        run_checked(server.address(), &[Request::completion("a", 30, false)], 1)?;
+        let comparison = before.compare(&agent, &server)?;
+        Ok::<_, anyhow::Error>(comparison.differences().iter().map(|it| format!("{it:?}")).collect::<Vec<_>>())
     };
-    wait_for("the restarted server to be observed", Duration::from_secs(5), counted)?;
+    let mut last = differences();
+    let counted = || {
+        let equal = last.as_ref().is_ok_and(Vec::is_empty);
+        if !equal {
+            last = differences();
+        }
+        equal.then_some(())
+    };
+    let observed = wait_for("the restarted server to be observed", Duration::from_secs(5), counted);
+    observed.with_context(|| format!("the last time: {last:?}"))?;
     assert_eq!(agent.scrape()?.select("llm_model_info", &[("server", &server.label())]).count(), 1);
     agent.stop()
 }
