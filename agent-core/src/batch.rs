@@ -21,7 +21,7 @@ use crate::{
     walk::{self, Found},
 };
 
-/// Takes the call into the context's state: settles the one before, notes the new one.
+/// Takes the call into the context's state: shares out the one before, notes the new one.
 #[inline(always)]
 pub fn enter<'a>(
     target: &impl Target,

@@ -52,7 +52,7 @@ pub fn take_up(state: &mut Connection, now: u64) {
 
 /// The client of a connection is known.
 #[inline(always)]
-pub fn meet(
+pub fn set_peer(
     connections: &mut impl Connections,
     ends: &mut impl Ends,
     key: ConnectionKey,
@@ -60,7 +60,7 @@ pub fn meet(
 ) -> Result<(), Loss> {
     let Some(state) = connections.find(&key) else { return Ok(()) };
     state.peer = peer;
-    if ends.meet(peer, key) { Ok(()) } else { Err(Loss::ConnectionsFull) }
+    if ends.insert(peer, key) { Ok(()) } else { Err(Loss::ConnectionsFull) }
 }
 
 /// The request under way on a connection takes a sequence. Returns whether its client has gone.

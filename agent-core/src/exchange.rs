@@ -183,7 +183,7 @@ pub fn on_close(
     }
     if gone {
         if state.peer.port != 0 {
-            ends.part(&state.peer, &key);
+            ends.remove(&state.peer, &key);
         }
         connections.remove(&key);
         ends.leave();

@@ -31,10 +31,10 @@ pub trait Talks {
 /// Who is at the two ends of connections.
 pub trait Ends {
     /// A client is at one end. Returns whether there was room to note it.
-    fn meet(&mut self, peer: Peer, key: ConnectionKey) -> bool;
+    fn insert(&mut self, peer: Peer, key: ConnectionKey) -> bool;
 
     /// The client of a connection goes with it, unless it was noted for another since.
-    fn part(&mut self, peer: &Peer, key: &ConnectionKey);
+    fn remove(&mut self, peer: &Peer, key: &ConnectionKey);
 
     /// The running thread is at the other. Returns whether there was room to note it.
     fn serve(&mut self, key: &ConnectionKey) -> bool;

@@ -120,7 +120,7 @@ pub fn take_part(
         state.step_prompt += prompt;
         return;
     }
-    settle(state, context);
+    take_step_share(state, context);
     judge_draft(target, requests, state);
     state.step_drafted = drafted;
     state.step_accepted = 0;
@@ -174,7 +174,7 @@ pub fn judge_draft(target: &impl Target, requests: &mut impl Requests, state: &m
 
 /// Takes its share of the time of the decode call it took part in last, once that is over.
 #[inline(always)]
-pub fn settle(state: &mut Sequence, context: &Context) {
+pub fn take_step_share(state: &mut Sequence, context: &Context) {
     let step = context.steps[state.step as usize & (STEPS - 1)];
     let part = state.step_tokens | state.step_prompt;
     if part == 0 || step.number != state.step || step.tokens == 0 {

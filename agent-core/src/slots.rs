@@ -118,7 +118,7 @@ fn leave(
         }
         contexts::count_pending(target, context, now);
         sequences::undo(state, context);
-        sequences::settle(state, context);
+        sequences::take_step_share(state, context);
         n_ctx = if context.n_ctx_seq != 0 { context.n_ctx_seq } else { context.n_ctx };
     }
     if decoded && let Some(context) = contexts.find(&contexts::key(target, sequences::decoder(target, state)))

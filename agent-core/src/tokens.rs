@@ -35,7 +35,7 @@ pub fn of_slot(
         if !target.has(TargetConfig::STEP_END) {
             contexts::end_step(target, context, now);
         }
-        sequences::settle(state, context);
+        sequences::take_step_share(state, context);
         context.decoding += u32::from(state.flags & Sequence::DECODING == 0);
     }
     let gap = parts::charge(target, state, now, sampling);
@@ -99,7 +99,7 @@ pub fn sample(
         }
     }
     let state = maps.sequences.find_or_make(&key)?;
-    sequences::settle(state, context);
+    sequences::take_step_share(state, context);
     context.decoding += u32::from(state.flags & Sequence::DECODING == 0);
     let gap = parts::charge(target, state, now, 0);
     sequences::token(target, state, now, &gap);

@@ -70,12 +70,12 @@ pub struct EndMap;
 
 impl Ends for EndMap {
     #[inline(always)]
-    fn meet(&mut self, peer: Peer, key: ConnectionKey) -> bool {
+    fn insert(&mut self, peer: Peer, key: ConnectionKey) -> bool {
         PEERS.insert(peer, key, 0).is_ok()
     }
 
     #[inline(always)]
-    fn part(&mut self, peer: &Peer, key: &ConnectionKey) {
+    fn remove(&mut self, peer: &Peer, key: &ConnectionKey) {
         // SAFETY: only whose it is matters.
         if unsafe { PEERS.get(*peer) } == Some(key) {
             let _ = PEERS.remove(*peer);

@@ -12,7 +12,7 @@ mod ending;
 pub mod heir;
 mod looks;
 mod own;
-mod process;
+pub(crate) mod process;
 mod room;
 mod seating;
 mod seats;
@@ -438,7 +438,7 @@ impl Agent {
 
     fn tick(&mut self) {
         self.health.turn();
-        self.settle_servers();
+        self.look_at_new_servers();
         self.apply(Input::Tick);
         self.follow_sockets();
         self.follow_sessions();

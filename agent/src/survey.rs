@@ -1,12 +1,16 @@
 //! Looks at all processes once and plans, without loading anything: what `plan` and `doctor` show.
 
-use std::path::Path;
+use std::{path::Path, time::Instant};
 
 use crate::{
+    agent::process::{Action, reconcile},
     discovery::{Look, Scanner, Wanted},
     doctor::{self, Check, Roots, Verdict},
     judge::{Judged, judge},
-    plan::report::{ProcessReport, Report},
+    plan::{
+        self,
+        report::{ProcessReport, Report},
+    },
     scout::{Question, Reply, Scout, Seen},
     session::cost::Rates,
 };
@@ -41,7 +45,9 @@ pub fn processes(roots: &Roots, only: &[u32]) -> Report {
         scout = Some(asked);
         match judge(look, kernel) {
             Judged::Llama(target, verdict) => {
-                report.processes.extend(ProcessReport::of(&target, &verdict, virtual_machine));
+                let actions = actions(&verdict);
+                let planned = ProcessReport::of(&target, &verdict, virtual_machine);
+                report.processes.extend(planned.map(|planned| planned.with_actions(actions)));
             }
             Judged::Opaque(target) => report.processes.push(ProcessReport::opaque(&target)),
             Judged::Closed => report.closed += 1,
@@ -50,6 +56,12 @@ pub fn processes(roots: &Roots, only: &[u32]) -> Report {
         }
     }
     report
+}
+
+/// What `run` does for a process that it finds so.
+fn actions(verdict: &plan::Verdict) -> Vec<&'static str> {
+    let plan::Verdict::Observable(plan) = verdict else { return Vec::new() };
+    reconcile(plan, None, Instant::now()).into_iter().map(Action::name).collect()
 }
 
 /// What `doctor` says: the host, our rights, and each llama.cpp process; with `rates` whether its model has a price.

@@ -225,6 +225,7 @@ fn the_plan_says_how_requests_are_joined() -> Result<()> {
         let plan: Value = serde_json::from_slice(&output.stdout)?;
         assert_eq!(output.status.code(), Some(i32::from(build == Build::Stripped)), "{plan:#}");
         let process = &plan["processes"][0];
+        assert_eq!(process["actions"], json!(["attach"]), "{plan:#}");
         assert!(process["join"].as_str().is_some_and(|said| said.starts_with(join)), "{plan:#}");
         let missing: Vec<_> =
             process["missing"].as_array().into_iter().flatten().map(|it| &it["role"]).collect();

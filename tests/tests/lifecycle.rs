@@ -50,7 +50,9 @@ fn a_restarted_server_is_found_again() -> Result<()> {
         let before = Moment::now(&agent, &server)?;
         run_checked(server.address(), &[Request::completion("a", 30, false)], 1)?;
         let comparison = before.compare(&agent, &server)?;
-        Ok::<_, anyhow::Error>(comparison.differences().iter().map(|it| format!("{it:?}")).collect::<Vec<_>>())
+        Ok::<_, anyhow::Error>(
+            comparison.differences().iter().map(|it| format!("{it:?}")).collect::<Vec<_>>(),
+        )
     };
     let mut last = differences();
     let counted = || {
@@ -60,7 +62,8 @@ fn a_restarted_server_is_found_again() -> Result<()> {
         }
         equal.then_some(())
     };
-    let observed = wait_for("the restarted server to be observed", Duration::from_secs(5), counted);
+    // A comparison that began too early takes seconds itself, since it hopes for equal counts until its end.
+    let observed = wait_for("the restarted server to be observed", Duration::from_secs(30), counted);
     observed.with_context(|| format!("the last time: {last:?}"))?;
     assert_eq!(agent.scrape()?.select("llm_model_info", &[("server", &server.label())]).count(), 1);
     agent.stop()

@@ -35,6 +35,10 @@ const WRONG: f64 = 0.02;
 /// What may be charged to another in any case, seconds.
 const FLOOR: f64 = 0.01;
 
+/// How often something is injected until the figures hold: what others on the machine, or those who share its processors
+/// with other machines, take from a run cannot be told from what was injected into it.
+const ATTEMPTS: u32 = 4;
+
 /// A server that goes before everybody, and an agent that watches it.
 struct Bench {
     agent: Agent,
@@ -173,12 +177,28 @@ impl Bench {
         })
     }
 
-    /// Checks that what was lost is charged to its cause, and to no other.
-    fn check(
+    /// Checks that what was lost is charged to its cause, and to no other. `prepare` makes ready what disturbs.
+    fn check<D: FnOnce() -> Result<()>>(
         &self,
         name: &str,
         cause: &str,
-        second: impl FnOnce() -> Result<String>,
+        second: impl Fn() -> Result<String>,
+        prepare: impl Fn() -> Result<D>,
+    ) -> Result<()> {
+        for _ in 1..ATTEMPTS {
+            match self.check_once(name, cause, &second, prepare()?) {
+                Ok(()) => return Ok(()),
+                Err(error) => println!("  once more: {error:#}"),
+            }
+        }
+        self.check_once(name, cause, &second, prepare()?)
+    }
+
+    fn check_once(
+        &self,
+        name: &str,
+        cause: &str,
+        second: impl Fn() -> Result<String>,
         disturb: impl FnOnce() -> Result<()>,
     ) -> Result<()> {
         let quiet = [self.run(|| Ok(()))?, self.run(|| Ok(()))?];
@@ -267,9 +287,11 @@ fn a_quota_of_the_control_group() -> Result<()> {
         Ok(format!("cpu.stat: throttled {:.3} s, processor by processor", bench.group.throttled()? - before))
     };
     bench.check("CPU quota of one processor for two threads", "throttled", second, || {
-        bench.group.limit(Some(100_000))?;
-        thread::sleep(Duration::from_secs(2));
-        bench.group.limit(None)
+        Ok(|| {
+            bench.group.limit(Some(100_000))?;
+            thread::sleep(Duration::from_secs(2));
+            bench.group.limit(None)
+        })
     })?;
     bench.agent.stop()
 }
@@ -277,15 +299,17 @@ fn a_quota_of_the_control_group() -> Result<()> {
 #[test]
 fn neighbours_that_spin_on_the_same_processors() -> Result<()> {
     let Some(bench) = Bench::start("neighbours")? else { return Ok(()) };
-    let mut spin = bench.hold_back(&["spin", "0", "1"])?;
     bench.check(
         "two neighbours that spin",
         "runnable",
         || Ok(String::new()),
         || {
-            spin.begin()?;
-            thread::sleep(Duration::from_secs(2));
-            spin.process.stop().map(drop)
+            let mut spin = bench.hold_back(&["spin", "0", "1"])?;
+            Ok(move || {
+                spin.begin()?;
+                thread::sleep(Duration::from_secs(2));
+                spin.process.stop().map(drop)
+            })
         },
     )?;
     bench.agent.stop()
@@ -299,13 +323,15 @@ fn a_process_that_is_stopped() -> Result<()> {
         "stopped",
         || Ok("1.800 s stopped".into()),
         || {
-            for _ in 0..3 {
-                bench.server.signal(Signal::STOP)?;
-                thread::sleep(Duration::from_millis(600));
-                bench.server.signal(Signal::CONT)?;
-                thread::sleep(Duration::from_millis(100));
-            }
-            Ok(())
+            Ok(|| {
+                for _ in 0..3 {
+                    bench.server.signal(Signal::STOP)?;
+                    thread::sleep(Duration::from_millis(600));
+                    bench.server.signal(Signal::CONT)?;
+                    thread::sleep(Duration::from_millis(100));
+                }
+                Ok(())
+            })
         },
     )?;
     bench.agent.stop()
@@ -315,14 +341,16 @@ fn a_process_that_is_stopped() -> Result<()> {
 fn one_thread_that_is_stopped_while_the_others_spin() -> Result<()> {
     let Some(bench) = Bench::start("thread")? else { return Ok(()) };
     let worker = bench.worker()?;
-    let stopper = bench.hold_back(&["stop-thread", &worker, "3", "0.6"])?;
     bench.check(
         "one of two threads stopped three times for 0.6 s",
         "stopped",
         || Ok(String::new()),
         || {
-            println!("stopped for {} s", stopper.finish()?);
-            Ok(())
+            let stopper = bench.hold_back(&["stop-thread", &worker, "3", "0.6"])?;
+            Ok(move || {
+                println!("stopped for {} s", stopper.finish()?);
+                Ok(())
+            })
         },
     )?;
     bench.agent.stop()
@@ -342,11 +370,11 @@ fn weights_that_are_not_in_memory() -> Result<()> {
         Ok(line.parse::<f64>()? / 1e6)
     };
     let path = model.to_str().context("a path without a name")?;
-    let out = bench.hold_back(&["page-out", &pid, path])?;
     let before = read()?;
     let second = || Ok(format!("read from disk: {:.0} MB", read()? - before));
     bench.check("weights taken out of memory, on a disk of 40 MB/s", "page_fault", second, || {
-        out.finish().map(drop)
+        let out = bench.hold_back(&["page-out", &pid, path])?;
+        Ok(move || out.finish().map(drop))
     })?;
     bench.agent.stop()
 }
@@ -371,7 +399,7 @@ fn a_lock_that_another_thread_holds() -> Result<()> {
         "a lock held three times for 0.6 s",
         "lock",
         || Ok("1.800 s held".into()),
-        || bench.scratch.write("hold", b"").map(drop),
+        || Ok(|| bench.scratch.write("hold", b"").map(drop)),
     )?;
     bench.agent.stop()
 }

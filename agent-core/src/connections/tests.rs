@@ -3,7 +3,7 @@ use llamaprobe_common::{
     request::{BeginEvent, Connection, EndReason, Peer, RequestKey},
 };
 
-use super::{is_plain, meet, of_session, serve, take_slot, take_up};
+use super::{is_plain, of_session, serve, set_peer, take_slot, take_up};
 use crate::{
     events::Event,
     exchange::{lost_event, served, tell_task},
@@ -20,8 +20,8 @@ fn a_request_waits_until_a_thread_takes_its_connection_up() {
     net.open(7).unwrap();
     let accepted = net.state(7).unwrap().accepted_ns;
     let peer = Peer { address: [1; 16], port: 80 };
-    meet(&mut net.links.connections, &mut net.links.ends, key(7), peer).unwrap();
-    meet(&mut net.links.connections, &mut net.links.ends, key(8), peer).unwrap();
+    set_peer(&mut net.links.connections, &mut net.links.ends, key(7), peer).unwrap();
+    set_peer(&mut net.links.connections, &mut net.links.ends, key(8), peer).unwrap();
     take_up(net.state(7).unwrap(), accepted + 500);
     net.read(7, b"GET / HTTP/1.1\r\n\r\n").unwrap();
     net.write(7, b"HTTP/1.1 404 Not Found\r\n\r\n").unwrap();
@@ -43,12 +43,12 @@ fn the_peer_of_another_connection_is_not_parted_from() {
     let peer = Peer { address: [1; 16], port: 80 };
     for fd in [7, 8] {
         net.open(fd).unwrap();
-        meet(&mut net.links.connections, &mut net.links.ends, key(fd), peer).unwrap();
+        set_peer(&mut net.links.connections, &mut net.links.ends, key(fd), peer).unwrap();
     }
     net.close(7);
     assert_eq!(net.links.ends.peers.get(&peer), Some(&key(8)));
     net.links.ends.full = true;
-    let full = meet(&mut net.links.connections, &mut net.links.ends, key(8), peer);
+    let full = set_peer(&mut net.links.connections, &mut net.links.ends, key(8), peer);
     assert_eq!(full, Err(Loss::ConnectionsFull));
 }
 

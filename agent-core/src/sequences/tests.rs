@@ -10,7 +10,7 @@ use llamaprobe_common::{
 };
 use proptest::prelude::*;
 
-use super::{BLANK, decoder, is_abandoned, key, key_of_slot, settle, take_part, undo, want, wasted};
+use super::{BLANK, decoder, is_abandoned, key, key_of_slot, take_part, take_step_share, undo, want, wasted};
 use crate::testing::{
     batch::{at, blank, tokens},
     host::Host,
@@ -131,11 +131,11 @@ fn a_call_whose_end_is_not_known_is_not_shared_out() {
     let number = STEPS as u32 + 1;
     context.steps[1] = Step { duration_ns: 100, number, tokens: 4, excess_ns: 30, prompt: 3, reserved: 0 };
     let mut state = Sequence { step: 1, step_tokens: 2, step_prompt: 1, ..BLANK };
-    settle(&mut state, &context);
+    take_step_share(&mut state, &context);
     assert_eq!((state.engine_ns, state.step_tokens), (0, 2));
     state.step = number;
-    settle(&mut state, &context);
-    settle(&mut state, &context);
+    take_step_share(&mut state, &context);
+    take_step_share(&mut state, &context);
     assert_eq!((state.engine_ns, state.step_tokens), (50, 0));
     assert_eq!(state.parts[Part::OwnPrefill as usize], 10);
 }

@@ -154,14 +154,14 @@ pub struct HostEnds {
 }
 
 impl Ends for HostEnds {
-    fn meet(&mut self, peer: Peer, key: ConnectionKey) -> bool {
+    fn insert(&mut self, peer: Peer, key: ConnectionKey) -> bool {
         if !self.full {
             self.peers.insert(peer, key);
         }
         !self.full
     }
 
-    fn part(&mut self, peer: &Peer, key: &ConnectionKey) {
+    fn remove(&mut self, peer: &Peer, key: &ConnectionKey) {
         if self.peers.get(peer) == Some(key) {
             self.peers.remove(peer);
         }

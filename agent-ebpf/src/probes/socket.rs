@@ -10,7 +10,7 @@ use llamaprobe_common::{
     target::TargetConfig,
 };
 use llamaprobe_core::{
-    connections::{is_plain, meet, open, serve, take_up},
+    connections::{is_plain, open, serve, set_peer, take_up},
     exchange::on_close,
     process::{Counters as _, Process as _},
     traffic::{on_read, on_write},
@@ -60,7 +60,7 @@ fn result(call: &TracePointContext) -> i64 {
 }
 
 #[inline(always)]
-pub(super) fn settle(target: &Target, done: Result<(), Loss>) -> u32 {
+pub(super) fn count_loss(target: &Target, done: Result<(), Loss>) -> u32 {
     if let Err(loss) = done {
         target.lose(loss);
     }
@@ -102,7 +102,7 @@ fn lp_accept(call: TracePointContext) -> u32 {
     if fd < 0 {
         return 0;
     }
-    settle(&target, open(&target, &mut ConnectionMap, fd as i32, now()))
+    count_loss(&target, open(&target, &mut ConnectionMap, fd as i32, now()))
 }
 
 /// The server's HTTP library asks for the peer when a thread takes up a connection.
@@ -119,7 +119,7 @@ fn lp_take_up(call: TracePointContext) -> u32 {
     };
     take_up(state, taken);
     let noted = note(Call { key, buffer: argument(&call, 1), session: 0 });
-    settle(&target, noted.and_then(|()| serve(&mut EndMap, state, key)))
+    count_loss(&target, noted.and_then(|()| serve(&mut EndMap, state, key)))
 }
 
 #[tracepoint(category = "syscalls", name = "sys_exit_getpeername")]
@@ -130,8 +130,8 @@ fn lp_taken_up(call: TracePointContext) -> u32 {
         return 0;
     }
     let met = peer(buffer)
-        .and_then(|peer| peer.map_or(Ok(()), |peer| meet(&mut ConnectionMap, &mut EndMap, key, peer)));
-    settle(&target, met)
+        .and_then(|peer| peer.map_or(Ok(()), |peer| set_peer(&mut ConnectionMap, &mut EndMap, key, peer)));
+    count_loss(&target, met)
 }
 
 /// The address in a `sockaddr` of the target; none of a Unix socket.
@@ -201,7 +201,7 @@ fn lp_recv(call: TracePointContext) -> u32 {
     if argument(&call, 3) & MSG_PEEK != 0 || !is_plain(&mut ConnectionMap, key) {
         return 0;
     }
-    settle(&target, note(Call { key, buffer: argument(&call, 1), session: 0 }))
+    count_loss(&target, note(Call { key, buffer: argument(&call, 1), session: 0 }))
 }
 
 #[tracepoint(category = "syscalls", name = "sys_exit_recvfrom")]
@@ -212,7 +212,7 @@ fn lp_received(call: TracePointContext) -> u32 {
     if len <= 0 {
         return 0;
     }
-    settle(&target, on_read(&target, &mut { LINKS }, key, (buffer, len as u32), now()))
+    count_loss(&target, on_read(&target, &mut { LINKS }, key, (buffer, len as u32), now()))
 }
 
 #[tracepoint(category = "syscalls", name = "sys_enter_sendto")]
@@ -222,7 +222,7 @@ fn lp_send(call: TracePointContext) -> u32 {
     if !is_plain(&mut ConnectionMap, key) {
         return 0;
     }
-    settle(&target, note(Call { key, buffer: argument(&call, 1), session: 0 }))
+    count_loss(&target, note(Call { key, buffer: argument(&call, 1), session: 0 }))
 }
 
 /// What was written, and when, is known when the call returns: to a slow reader it may take long, and not all at once.
@@ -234,7 +234,7 @@ fn lp_sent(call: TracePointContext) -> u32 {
     if len <= 0 {
         return 0;
     }
-    settle(&target, on_write(&target, &mut { LINKS }, key, (buffer, len as u64), now()))
+    count_loss(&target, on_write(&target, &mut { LINKS }, key, (buffer, len as u64), now()))
 }
 
 #[tracepoint(category = "syscalls", name = "sys_enter_shutdown")]

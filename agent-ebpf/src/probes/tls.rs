@@ -39,7 +39,7 @@ fn lp_tls_accept(probe: ProbeContext) -> u32 {
         return 0;
     }
     let key = ConnectionKey { tgid: target.tgid, fd: HANDSHAKE };
-    socket::settle(&target, socket::note(Call { key, buffer: now(), session }))
+    socket::count_loss(&target, socket::note(Call { key, buffer: now(), session }))
 }
 
 /// `SSL_read(session, buffer, bytes)`: the bytes are there when it returns.
@@ -51,7 +51,7 @@ fn lp_tls_read(probe: ProbeContext) -> u32 {
     let (Ok(session), Ok(buffer)) = (call.get(0), call.get(1)) else { return 0 };
     let key = of_session(&mut ConnectionMap, &EndMap, session)
         .unwrap_or(ConnectionKey { tgid: target.tgid, fd: UNKNOWN });
-    socket::settle(&target, socket::note(Call { key, buffer, session }))
+    socket::count_loss(&target, socket::note(Call { key, buffer, session }))
 }
 
 /// `SSL_read` returns, where its last instructions cannot be probed.
@@ -80,7 +80,7 @@ fn done(probe: u8, result: u64) -> u32 {
     if len <= 0 || key.fd < 0 {
         return 0;
     }
-    socket::settle(&target, on_read(&target, &mut { LINKS }, key, (buffer, len as u32), now()))
+    socket::count_loss(&target, on_read(&target, &mut { LINKS }, key, (buffer, len as u32), now()))
 }
 
 /// `SSL_write(session, buffer, bytes)`
@@ -95,7 +95,7 @@ fn lp_tls_write(probe: ProbeContext) -> u32 {
     if len <= 0 {
         return 0;
     }
-    socket::settle(&target, on_write(&target, &mut { LINKS }, key, (buffer, len as u64), now()))
+    socket::count_loss(&target, on_write(&target, &mut { LINKS }, key, (buffer, len as u64), now()))
 }
 
 /// The system call by which the library reads: tells the descriptor of a session whose connection was open before the
@@ -117,5 +117,5 @@ fn lp_tls_socket(call: TracePointContext) -> u32 {
     }
     state.session = noted.session;
     noted.key = key;
-    socket::settle(&target, serve(&mut EndMap, state, key))
+    socket::count_loss(&target, serve(&mut EndMap, state, key))
 }

@@ -20,7 +20,7 @@ const AGAIN: Duration = Duration::from_secs(25);
 pub(super) type Place = (ImageId, u64);
 
 /// A process that maps llama.cpp.
-pub(super) struct Process {
+pub(crate) struct Process {
     /// Which it is: another one may have its number later.
     pub(super) id: ProcessId,
     /// Its row of counters, if it has one.
@@ -56,19 +56,31 @@ pub(super) struct Attaching {
 
 /// What is to be done so that what is there is what is wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Action {
+pub(crate) enum Action {
     /// Something is being attached: what was found meanwhile is found again in a moment.
     LookSoon,
     /// What is attached for the process alone goes.
     DetachOwn,
     /// Probes are attached.
     Attach,
-    /// All that is wanted is there.
-    Settle,
+    /// All that is wanted is there: it is observed.
+    Observe,
+}
+
+impl Action {
+    /// For people and scripts.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::LookSoon => "look again soon",
+            Self::DetachOwn => "detach what is its own",
+            Self::Attach => "attach",
+            Self::Observe => "observe",
+        }
+    }
 }
 
 /// What is to be done for a process for which `wanted` is planned, of which `actual` is there.
-pub(super) fn reconcile(wanted: &Plan, actual: Option<&Process>, now: Instant) -> Vec<Action> {
+pub(crate) fn reconcile(wanted: &Plan, actual: Option<&Process>, now: Instant) -> Vec<Action> {
     let Some(actual) = actual else { return vec![Action::Attach] };
     if actual.attaching.is_some() {
         return vec![Action::LookSoon];
@@ -80,7 +92,7 @@ pub(super) fn reconcile(wanted: &Plan, actual: Option<&Process>, now: Instant) -
     }
     let is_there = actual.sites == places(wanted);
     let may_wait = actual.failed.is_empty() || now.saturating_duration_since(actual.tried) < AGAIN;
-    actions.push(if is_there && may_wait { Action::Settle } else { Action::Attach });
+    actions.push(if is_there && may_wait { Action::Observe } else { Action::Attach });
     actions
 }
 
@@ -218,7 +230,7 @@ mod tests {
         assert_eq!(reconcile(&wanted, None, now), [Action::Attach]);
         let process = attached(&[Role::Batch], &[], now);
         assert_eq!(reconcile(&wanted, Some(&process), now), [Action::Attach]);
-        assert_eq!(reconcile(&plan(&[Role::Batch]), Some(&process), now), [Action::Settle]);
+        assert_eq!(reconcile(&plan(&[Role::Batch]), Some(&process), now), [Action::Observe]);
     }
 
     #[test]
@@ -236,7 +248,7 @@ mod tests {
         let now = Instant::now();
         let process = attached(&[Role::Batch, Role::Token], &[1], now);
         let wanted = plan(&[Role::Batch, Role::Token]);
-        assert_eq!(reconcile(&wanted, Some(&process), now), [Action::Settle]);
+        assert_eq!(reconcile(&wanted, Some(&process), now), [Action::Observe]);
         assert_eq!(reconcile(&wanted, Some(&process), now + AGAIN), [Action::Attach]);
         let mut settled = wanted;
         assert!(!process.without_failed(&mut settled));

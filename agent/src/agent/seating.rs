@@ -84,7 +84,7 @@ impl Agent {
     }
 
     /// All that is to be attached for a process is: it is observed from now on, if there is a seat for it.
-    pub(super) fn settle(&mut self, target: Target, mut plan: Plan) {
+    pub(super) fn observe(&mut self, target: Target, mut plan: Plan) {
         let pid = target.pid;
         self.without_failed(pid, &mut plan);
         let Some(index) = self.row(&target) else { return };

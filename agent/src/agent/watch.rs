@@ -110,11 +110,11 @@ impl Agent {
         if first {
             self.first = Some(pids);
         }
-        self.settle_first();
+        self.check_ready();
     }
 
     /// Ready is who has looked at, and attached for, all processes that were there at the start.
-    pub(super) fn settle_first(&mut self) {
+    pub(super) fn check_ready(&mut self) {
         if !self.health.is_ready()
             && self.first.as_ref().is_some_and(BTreeSet::is_empty)
             && self.processes.values().all(|process| process.attaching.is_none())
@@ -132,7 +132,7 @@ impl Agent {
                 if let Some(first) = &mut self.first {
                     first.remove(&pid);
                 }
-                self.settle_first();
+                self.check_ready();
             }
             Looked::Abandoned(pid, device, why) => {
                 let device = device.as_deref().unwrap_or("unknown");
@@ -140,7 +140,7 @@ impl Agent {
                 if let Some(first) = &mut self.first {
                     first.remove(&pid);
                 }
-                self.settle_first();
+                self.check_ready();
             }
             Looked::Connections(id, open) => {
                 if self.is_observed(id) {
@@ -210,7 +210,7 @@ impl Agent {
     }
 
     /// Looks anew at processes that have turned out to be servers.
-    pub(super) fn settle_servers(&mut self) {
+    pub(super) fn look_at_new_servers(&mut self) {
         let turned = |(pid, process): (&u32, &mut Process)| {
             let undecided = !process.has_started && process.live?.flags & TargetConfig::EITHER != 0;
             process.has_started |= undecided && self.maps.noted(*pid) & TargetConfig::STARTED != 0;
@@ -246,7 +246,7 @@ impl Agent {
     fn watch(&mut self, mut target: Target, mut plan: Plan) {
         let now = Instant::now();
         if self.processes.get(&target.pid).is_some_and(|process| process.has_started) {
-            plan.settle_for_server();
+            plan.commit_to_server();
         }
         if !self.payload {
             plan.flags |= TargetConfig::NO_PAYLOAD;
@@ -266,9 +266,9 @@ impl Agent {
             match action {
                 Action::LookSoon => return self.look(pid, target.owner, Rank::Likely, &[now + SOON]),
                 Action::DetachOwn => self.room.order(Order::DetachOwn(pid)),
-                Action::Settle => {
+                Action::Observe => {
                     target.close();
-                    return self.settle(target, plan);
+                    return self.observe(target, plan);
                 }
                 Action::Attach => return self.attach(now, target, plan),
             }
@@ -310,7 +310,7 @@ impl Agent {
                     // It ended meanwhile: what was attached for it is not wanted any more.
                     None => self.room.order(Order::Release(number)),
                 }
-                self.settle_first();
+                self.check_ready();
             }
             Done::NoSockets(error) => {
                 if !std::mem::replace(&mut self.sockets_unavailable, true) {
@@ -343,7 +343,7 @@ impl Agent {
             return self.refuse(pid, &target.comm, why);
         }
         self.unobservable.remove(&pid);
-        self.settle(target, plan);
+        self.observe(target, plan);
     }
 
     /// What is not attached is not served: the metrics of these roles stay absent.

@@ -23,6 +23,7 @@ use tracing::{debug, warn};
 use super::{
     attach::Attachments,
     lines::{self, LineReader, Lines},
+    raw,
     sockets::SocketLinks,
     switches::{self, SwitchError, SwitchLink},
 };
@@ -185,6 +186,7 @@ impl Maps {
     ///
     /// When the kernel refuses a program or a map: no rights, Linux older than 5.15, lockdown.
     pub fn load(only: &[u32], lines: Lines) -> Result<(Self, Attacher, Rings), LoadError> {
+        raw::keep_no_large_memory();
         // No program needs relocation against kernel types, so the kernel's BTF (megabytes) is not read.
         let level = lines.level();
         let (kernel, undescribed) = match switches::kernel_layout() {
@@ -262,6 +264,8 @@ impl Maps {
             ebpf,
         };
         attacher.load_sockets()?;
+        // Of the object and of what the kernel says of its types.
+        raw::give_memory_back();
         Ok((maps, attacher, rings))
     }
 

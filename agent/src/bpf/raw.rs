@@ -77,6 +77,24 @@ pub fn bequeath_links() -> std::io::Result<usize> {
     Ok(links)
 }
 
+/// From now on what is large goes back to the system as soon as it is not needed. glibc learns from each large piece that
+/// is freed to keep the next ones, up to 32 MB, and the top of a thread's arena is never trimmed afterwards.
+pub(super) fn keep_no_large_memory() {
+    #[cfg(target_env = "gnu")]
+    {
+        const TRIM_THRESHOLD: i32 = -1;
+        const MMAP_THRESHOLD: i32 = -3;
+        const BYTES: i32 = 128 << 10;
+        unsafe extern "C" {
+            fn mallopt(parameter: i32, value: i32) -> i32;
+        }
+        for parameter in [TRIM_THRESHOLD, MMAP_THRESHOLD] {
+            // SAFETY: it takes two numbers, and may be called at any time (mallopt(3)).
+            let _ = unsafe { mallopt(parameter, BYTES) };
+        }
+    }
+}
+
 /// Gives memory back to the system that the allocator keeps for later: glibc holds on to what lies between pieces in use.
 pub(super) fn give_memory_back() {
     #[cfg(target_env = "gnu")]

@@ -120,7 +120,7 @@ impl Attacher {
             let failed = |what| move |source: ProgramError| LoadError::program(what, PROGRAM, source);
             if program.fd().is_err() {
                 let loaded = program.load("sched_switch", &Btf::from_sys_fs()?);
-                // Twenty megabytes of small pieces.
+                // Twenty megabytes in small pieces.
                 raw::give_memory_back();
                 loaded.map_err(failed("load"))?;
             }

@@ -247,7 +247,7 @@ impl Verdict {
 
 impl Plan {
     /// A slot has started: it is a server.
-    pub fn settle_for_server(&mut self) {
+    pub fn commit_to_server(&mut self) {
         self.flags &= !TargetConfig::EITHER;
         self.probes.retain(|probe| !probe.until_slot);
     }

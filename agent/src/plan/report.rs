@@ -1,6 +1,6 @@
 //! What would be attached to a process, for people and for scripts.
 
-use std::fmt;
+use std::{collections::BTreeSet, fmt};
 
 use serde::Serialize;
 
@@ -81,6 +81,8 @@ pub struct ProcessReport {
     /// How its HTTP requests are joined to what the engine does.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub join: Option<&'static str>,
+    /// What `run` does for it when it finds it, in this order.
+    pub actions: Vec<&'static str>,
     /// Probes.
     pub probes: Vec<ProbeReport>,
     /// Layouts.
@@ -99,6 +101,7 @@ impl ProcessReport {
             model: target.model_name(),
             unsupported: None,
             join: None,
+            actions: Vec::new(),
             probes: Vec::new(),
             layouts: Vec::new(),
             missing: Vec::new(),
@@ -147,10 +150,17 @@ impl ProcessReport {
                 target.why_opaque()
             )),
             join: None,
+            actions: Vec::new(),
             probes: Vec::new(),
             layouts: Vec::new(),
             missing: Vec::new(),
         }
+    }
+
+    /// With what is done for it.
+    #[must_use]
+    pub fn with_actions(self, actions: Vec<&'static str>) -> Self {
+        Self { actions, ..self }
     }
 
     /// Whether everything can be measured.
@@ -227,6 +237,11 @@ impl fmt::Display for Report {
             }
             if let Some(join) = process.join {
                 writeln!(f, "  join        {join}")?;
+            }
+            for action in &process.actions {
+                let files: BTreeSet<_> = process.probes.iter().map(|probe| &probe.file).collect();
+                let (probes, files) = (process.probes.len(), files.len());
+                writeln!(f, "  to do       {action}: {probes} probes in {files} files")?;
             }
             for probe in &process.probes {
                 let stepping = match probe.stepping {

@@ -103,7 +103,7 @@ fn image(inode: u64, path: &str, names: &[&[&str]]) -> Arc<Image> {
 /// The plan once it is known who is a server.
 fn observable(images: &[Arc<Image>]) -> Plan {
     let mut plan = undecided(images);
-    plan.settle_for_server();
+    plan.commit_to_server();
     plan
 }
 
@@ -428,7 +428,7 @@ fn a_server_has_every_way_to_a_token_until_a_slot_starts() {
     let mut expected = ways;
     expected.sort_unstable();
     assert_eq!(both, expected);
-    plan.settle_for_server();
+    plan.commit_to_server();
     assert_eq!(serving(&plan, Role::Token), ["process_token"]);
     assert_eq!(serving(&plan, Role::StepEnd), ["common_sampler_sample"], "is a server's in any case");
     assert!(!plan.is_undecided());

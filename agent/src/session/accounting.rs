@@ -114,7 +114,7 @@ impl Session {
     }
 
     /// A process has ended: what was held back for requests that will not be told any more belongs to none.
-    pub(super) fn settle_accounts(&mut self, now: Instant, pid: u32) {
+    pub(super) fn release_held(&mut self, now: Instant, pid: u32) {
         let Some(labels) = self.watched.get(&pid).and_then(|watched| watched.labels.clone()) else { return };
         let prices = self.books.rates.of(&labels.model);
         let account = self.ledger.account(now, &labels);

@@ -133,7 +133,7 @@ impl Session {
     }
 
     fn tick(&mut self, at: Moment) -> Vec<Effect> {
-        let mut effects: Vec<Effect> = self.unsettled(at.now).into_iter().map(Effect::Look).collect();
+        let mut effects: Vec<Effect> = self.to_look_at(at.now).into_iter().map(Effect::Look).collect();
         effects.extend(self.half_answered().map(Effect::AskAnswer));
         effects.extend(self.requests.unended().into_iter().map(Effect::AskWhether));
         effects.extend(tell(self.expire(at)));

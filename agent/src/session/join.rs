@@ -48,18 +48,18 @@ pub struct Joins {
     leftovers: Vec<Candidate>,
     unmatched: usize,
     /// When this was last done.
-    settled_ns: u64,
+    decided_ns: u64,
 }
 
 impl Joins {
     /// Joins what can be joined at `now_ns`. `candidates` are all requests of the process that are not joined.
-    pub fn settle(&mut self, candidates: &[Candidate], now_ns: u64) -> Vec<Verdict> {
+    pub fn decide(&mut self, candidates: &[Candidate], now_ns: u64) -> Vec<Verdict> {
         // Every request is held against every run: what is much is not done at every event.
         let much = (candidates.len() + self.leftovers.len()) * self.runs.all().len() > MUCH;
-        if much && now_ns < self.settled_ns.saturating_add(PAUSE_NS) {
+        if much && now_ns < self.decided_ns.saturating_add(PAUSE_NS) {
             return Vec::new();
         }
-        self.settled_ns = now_ns;
+        self.decided_ns = now_ns;
         let mut board = Board::new(self.runs.all(), candidates, &self.leftovers, now_ns);
         let mut decisions = Vec::new();
         while let Some(decision) = board.decide().or_else(|| board.give_up()) {

@@ -236,7 +236,7 @@ impl Session {
             event @ (RequestEvent::Write(_) | RequestEvent::End(_) | RequestEvent::SlotEnd(_)),
         ) = fact
         {
-            finished.extend(self.requests.settle(pid, event.at_ns()));
+            finished.extend(self.requests.join(pid, event.at_ns()));
         }
         self.book(now, finished)
     }
@@ -401,7 +401,7 @@ impl Session {
         self.read(at.now, pid, last);
         let finished = self.requests.end(pid, at.ns);
         let records = self.book(at.now, finished);
-        self.settle_accounts(at.now, pid);
+        self.release_held(at.now, pid);
         self.watched.remove(&pid);
         records
     }
@@ -415,7 +415,7 @@ impl Session {
         let finished = self.requests.interrupt(at.ns);
         let records = self.book(at.now, finished);
         let pids: Vec<u32> = self.watched.keys().copied().collect();
-        pids.into_iter().for_each(|pid| self.settle_accounts(at.now, pid));
+        pids.into_iter().for_each(|pid| self.release_held(at.now, pid));
         records
     }
 
@@ -452,7 +452,7 @@ impl Session {
     }
 
     /// Processes whose labels may still change soon: they have not shown where they listen or what they serve.
-    fn unsettled(&self, now: Instant) -> Vec<u32> {
+    fn to_look_at(&self, now: Instant) -> Vec<u32> {
         let young = |w: &&Watched| now.duration_since(w.since) < 12 * LISTEN_WAIT;
         let open = |w: &&Watched| w.observed.target.listeners.is_empty() || w.observed.target.model.is_none();
         self.watched.values().filter(young).filter(open).map(|watched| watched.observed.target.pid).collect()

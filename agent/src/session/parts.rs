@@ -4,8 +4,6 @@
 //! for, and how long. The kernel tells such calls only of engines that work for several requests, and only where these are
 //! known by their tasks.
 
-use std::collections::BTreeMap;
-
 use llamaprobe_common::{
     part::{Part, Parts},
     request::{PrefillEvent, PromptEvent, RequestKey, SlotEndEvent},
@@ -110,9 +108,9 @@ pub struct Wait {
     pub tokens: u32,
 }
 
-/// The engine of one process.
+/// Who works on the slots of a server at the same time as whom.
 #[derive(Debug, Default)]
-struct Engine {
+pub struct Engine {
     /// The requests on its slots, one entry a slot.
     running: Vec<RequestKey>,
     /// When its last decode call with prompts was entered.
@@ -121,48 +119,35 @@ struct Engine {
     prompts: Vec<(RequestKey, u32)>,
 }
 
-/// The engines.
-#[derive(Debug, Default)]
-pub struct Engines(BTreeMap<u32, Engine>);
-
-impl Engines {
+impl Engine {
     /// A request takes a slot.
     pub fn start(&mut self, request: RequestKey) {
-        let running = &mut self.0.entry(request.tgid).or_default().running;
-        if running.len() >= MAX_RUNNING {
-            running.remove(0);
+        if self.running.len() >= MAX_RUNNING {
+            self.running.remove(0);
         }
-        running.push(request);
+        self.running.push(request);
     }
 
     /// A request leaves a slot.
     pub fn end(&mut self, request: RequestKey) {
-        let Some(engine) = self.0.get_mut(&request.tgid) else { return };
-        if let Some(at) = engine.running.iter().position(|it| *it == request) {
-            engine.running.swap_remove(at);
+        if let Some(at) = self.running.iter().position(|it| *it == request) {
+            self.running.swap_remove(at);
         }
-    }
-
-    /// A process has ended.
-    pub fn forget(&mut self, pid: u32) {
-        self.0.remove(&pid);
     }
 
     /// A request's prompt goes into a decode call.
     pub fn prompt(&mut self, event: &PromptEvent) {
-        let engine = self.0.entry(event.request.tgid).or_default();
-        if engine.entered_ns != event.at_ns {
-            engine.entered_ns = event.at_ns;
-            engine.prompts.clear();
+        if self.entered_ns != event.at_ns {
+            self.entered_ns = event.at_ns;
+            self.prompts.clear();
         }
-        engine.prompts.push((event.request, event.tokens));
+        self.prompts.push((event.request, event.tokens));
     }
 
     /// That decode call is over. Returns who has waited for whom.
     pub fn prefill(&mut self, event: &PrefillEvent) -> Vec<Wait> {
-        let Some(engine) = self.0.get_mut(&event.request.tgid) else { return Vec::new() };
-        let prompts = std::mem::take(&mut engine.prompts);
-        if engine.entered_ns != event.entered_ns || event.prompt == 0 {
+        let prompts = std::mem::take(&mut self.prompts);
+        if self.entered_ns != event.entered_ns || event.prompt == 0 {
             return Vec::new();
         }
         let share = |tokens: u32| {
@@ -178,7 +163,7 @@ impl Engines {
                 tokens: *tokens,
             })
         };
-        engine.running.iter().flat_map(|victim| of(*victim)).collect()
+        self.running.iter().flat_map(|victim| of(*victim)).collect()
     }
 }
 
@@ -204,33 +189,30 @@ mod tests {
     #[test]
     fn a_call_is_split_by_the_prompts_of_others() {
         let [a, b, c] = [1, 2, 3].map(key);
-        let mut engines = Engines::default();
-        [a, b, c].into_iter().for_each(|request| engines.start(request));
-        engines.prompt(&prompt(b, 30, 5));
-        engines.prompt(&prompt(c, 10, 5));
+        let mut engine = Engine::default();
+        [a, b, c].into_iter().for_each(|request| engine.start(request));
+        engine.prompt(&prompt(b, 30, 5));
+        engine.prompt(&prompt(c, 10, 5));
         let wait = |victim, culprit, ns, tokens| Wait { victim, culprit, ns, tokens };
         let all = [wait(a, b, 750, 30), wait(a, c, 250, 10), wait(b, c, 250, 10), wait(c, b, 750, 30)];
-        assert_eq!(engines.prefill(&prefill(40, 5, 1000)), all);
-        assert_eq!(engines.prefill(&prefill(40, 5, 1000)), [], "once");
-        engines.end(b);
-        engines.end(c);
-        engines.prompt(&prompt(b, 7, 6));
+        assert_eq!(engine.prefill(&prefill(40, 5, 1000)), all);
+        assert_eq!(engine.prefill(&prefill(40, 5, 1000)), [], "once");
+        engine.end(b);
+        engine.end(c);
+        engine.prompt(&prompt(b, 7, 6));
         // Of a call that failed nothing is told; the next is another.
-        engines.prompt(&prompt(c, 4, 7));
-        assert_eq!(engines.prefill(&prefill(4, 7, 80)), [wait(a, c, 80, 4)]);
-        engines.prompt(&prompt(c, 4, 8));
-        assert_eq!(engines.prefill(&prefill(4, 9, 80)), [], "another call");
-        engines.forget(a.tgid);
-        engines.prompt(&prompt(c, 4, 9));
-        assert_eq!(engines.prefill(&prefill(4, 9, 80)), []);
+        engine.prompt(&prompt(c, 4, 7));
+        assert_eq!(engine.prefill(&prefill(4, 7, 80)), [wait(a, c, 80, 4)]);
+        engine.prompt(&prompt(c, 4, 8));
+        assert_eq!(engine.prefill(&prefill(4, 9, 80)), [], "another call");
     }
 
     #[test]
     fn slots_without_an_end_make_room() {
-        let mut engines = Engines::default();
-        (0..2_000).for_each(|ms| engines.start(key(ms)));
-        engines.prompt(&prompt(key(5_000), 1, 1));
-        let waits = engines.prefill(&prefill(1, 1, 1));
+        let mut engine = Engine::default();
+        (0..2_000).for_each(|ms| engine.start(key(ms)));
+        engine.prompt(&prompt(key(5_000), 1, 1));
+        let waits = engine.prefill(&prefill(1, 1, 1));
         assert_eq!((waits.len(), waits[0].victim), (MAX_RUNNING, key(2_000 - MAX_RUNNING as u64)));
     }
 

@@ -16,7 +16,7 @@ use super::{
     finished::Finished,
     identity::Naming,
     join::Joins,
-    parts::{Culprit, Engines},
+    parts::{Culprit, Engine},
     payload::head::{Head, Method},
     request::Request,
     shown::{MOST, ShownRequest},
@@ -38,11 +38,9 @@ pub struct Requests {
     unmatched: Vec<u32>,
     /// What is known of the processes that they are asked of.
     servers: BTreeMap<u32, Server>,
-    /// Who works at the same time as whom.
-    engines: Engines,
 }
 
-/// What decides how the requests of a process are read.
+/// What is known of a process beside its requests.
 #[derive(Default)]
 struct Server {
     /// Its tasks are not seen: what its slots did.
@@ -51,19 +49,14 @@ struct Server {
     unprobed: bool,
     /// Where it serves Vertex AI's predictions.
     predict: Option<String>,
+    /// Who works at the same time as whom.
+    engine: Engine,
 }
 
 impl Requests {
     /// No request yet.
     pub fn new(naming: Naming) -> Self {
-        Self {
-            open: BTreeMap::new(),
-            naming,
-            given_up: 0,
-            unmatched: Vec::new(),
-            servers: BTreeMap::new(),
-            engines: Engines::default(),
-        }
+        Self { open: BTreeMap::new(), naming, given_up: 0, unmatched: Vec::new(), servers: BTreeMap::new() }
     }
 
     /// Requests get their names otherwise from now on; those that have one keep it.
@@ -110,18 +103,18 @@ impl Requests {
     }
 
     /// Joins what can be joined by inference at `now_ns`. Returns the requests that are over by it.
-    pub fn settle(&mut self, pid: u32, now_ns: u64) -> Vec<Finished> {
+    pub fn join(&mut self, pid: u32, now_ns: u64) -> Vec<Finished> {
         let Some(joins) = self.servers.get_mut(&pid).and_then(|server| server.joins.as_mut()) else {
             return Vec::new();
         };
         let of = self.open.iter().filter(|(key, _)| key.tgid == pid);
         let candidates: Vec<_> = of.filter_map(|(_, request)| request.candidate()).collect();
-        let verdicts = joins.settle(&candidates, now_ns);
+        let verdicts = joins.decide(&candidates, now_ns);
         self.unmatched.extend(std::iter::repeat_n(pid, joins.take_unmatched()));
         let mut finished = Vec::new();
         for verdict in verdicts {
             if let Some(mut request) = self.open.remove(&verdict.key) {
-                request.settle(verdict.join, verdict.run.as_ref());
+                request.join(verdict.join, verdict.run.as_ref());
                 finished.push(request.finish(now_ns, &self.naming));
             }
         }
@@ -194,14 +187,15 @@ impl Requests {
 
     /// Books who waits for whom.
     fn wait(&mut self, event: &RequestEvent) {
+        let Some(server) = self.servers.get_mut(&event.request().tgid) else { return };
         match event {
             RequestEvent::SlotStart(event) if event.request.arrived_ns != 0 => {
-                self.engines.start(event.request);
+                server.engine.start(event.request);
             }
-            RequestEvent::SlotEnd(event) if event.request.arrived_ns != 0 => self.engines.end(event.request),
-            RequestEvent::Prompt(event) => self.engines.prompt(event),
+            RequestEvent::SlotEnd(event) if event.request.arrived_ns != 0 => server.engine.end(event.request),
+            RequestEvent::Prompt(event) => server.engine.prompt(event),
             RequestEvent::Prefill(event) => {
-                for wait in self.engines.prefill(event) {
+                for wait in server.engine.prefill(event) {
                     let user =
                         self.open.get_mut(&wait.culprit).and_then(|request| request.user(&self.naming));
                     if let Some(victim) = self.open.get_mut(&wait.victim) {
@@ -254,7 +248,7 @@ impl Requests {
         let late: BTreeSet<RequestKey> = late.collect();
         let mut finished = self.take(|key, _| late.contains(key), now_ns);
         let servers: Vec<u32> = self.servers.keys().copied().collect();
-        finished.extend(servers.into_iter().flat_map(|pid| self.settle(pid, now_ns)));
+        finished.extend(servers.into_iter().flat_map(|pid| self.join(pid, now_ns)));
         finished
     }
 
@@ -287,7 +281,6 @@ impl Requests {
     /// A process ended: so have its requests.
     pub fn end(&mut self, pid: u32, now_ns: u64) -> Vec<Finished> {
         self.servers.remove(&pid);
-        self.engines.forget(pid);
         self.take(|key, _| key.tgid == pid, now_ns)
     }
 

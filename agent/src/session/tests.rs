@@ -280,7 +280,7 @@ fn a_process_is_named_only_when_its_name_is_known() {
     session.begin(start, target(1, None, Some("m")), server_plan());
     session.read(start + LISTEN_WAIT - seconds(1), 1, &after(4), NO_PRICES);
     assert_eq!(calls(&session), []);
-    assert_eq!(session.unsettled(start), [1]);
+    assert_eq!(session.to_look_at(start), [1]);
     session.read(start + LISTEN_WAIT, 1, &after(5), NO_PRICES);
     assert_eq!(calls(&session), one("pid:1", 5), "nothing counted before is lost");
 
@@ -288,7 +288,7 @@ fn a_process_is_named_only_when_its_name_is_known() {
     session.refresh(start + seconds(3), target(2, Some(80), None), server_plan());
     session.read(start + seconds(3), 2, &after(6), NO_PRICES);
     assert_eq!(calls(&session)[0], ("127.0.0.1:80".to_owned(), 6));
-    assert_eq!(session.unsettled(start + 12 * LISTEN_WAIT), [0; 0], "it is not looked at for ever");
+    assert_eq!(session.to_look_at(start + 12 * LISTEN_WAIT), [0; 0], "it is not looked at for ever");
 }
 
 #[test]

@@ -66,7 +66,7 @@ fn joins(slots: &[SlotEndEvent]) -> Joins {
 /// What is said of each request, by when it was read, with the slot.
 fn said(joins: &mut Joins, candidates: &[Candidate], at: u64) -> Vec<(u64, Join, Option<i32>)> {
     let slot = |verdict: &Verdict| verdict.run.as_ref()?.first().map(|slot| slot.slot);
-    let verdicts = joins.settle(candidates, at * MS);
+    let verdicts = joins.decide(candidates, at * MS);
     let mut said: Vec<_> = verdicts.iter().map(|it| (it.key.arrived_ns / MS, it.join, slot(it))).collect();
     said.sort_unstable();
     said

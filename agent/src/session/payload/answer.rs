@@ -281,7 +281,7 @@ impl Answer {
         let (mut closing, mut state) = (self.closing.clone(), self.object.clone());
         Object { closing: &mut closing, state: &mut state, text: None }.finish();
         if !self.ended {
-            closing.settle();
+            closing.end();
         }
         closing
     }

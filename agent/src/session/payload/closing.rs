@@ -231,7 +231,7 @@ fn is_field(depth: i64, name: &[u8], error: bool) -> bool {
 
 impl Closing {
     /// No more of the answer will come. Counts of generated tokens that were said on the way are not those of the end.
-    pub(super) fn settle(&mut self) {
+    pub(super) fn end(&mut self) {
         if self.finish.is_none() {
             (self.predicted_n, self.predicted_ms, self.usage_completion) = (None, None, None);
         }

@@ -70,7 +70,7 @@ impl Request {
     }
 
     /// It was joined, perhaps to nothing.
-    pub fn settle(&mut self, join: Join, run: Option<&Run>) {
+    pub fn join(&mut self, join: Join, run: Option<&Run>) {
         self.joined = Some(join);
         for slot in run.iter().flat_map(|run| &run.slots) {
             let started = SlotStartEvent {

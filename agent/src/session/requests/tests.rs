@@ -311,11 +311,11 @@ fn slots_whose_tasks_are_not_seen_are_joined_by_order() {
         if step == 3 {
             assert_eq!((requests.in_flight(PID), requests.queued(PID)), (2, 0), "two slots are taken");
         }
-        over.extend(requests.settle(PID, event.at_ns()));
+        over.extend(requests.join(PID, event.at_ns()));
     }
     assert!(over.is_empty(), "the run of the first may be the second's, until that is answered or late");
     assert!(on(&mut requests, &write(second, 0, at(76), &chat_answer())).is_none());
-    over.extend(requests.settle(PID, at(76)));
+    over.extend(requests.join(PID, at(76)));
     let seen: Vec<_> =
         over.iter().map(|it| (it.key, it.join, it.task, it.slot, it.generated_tokens)).collect();
     assert_eq!(
@@ -349,7 +349,7 @@ fn a_slot_that_nobody_can_have_asked_for_is_unmatched() {
     assert!(requests.expire(2_000 * MS).is_empty());
     assert_eq!(requests.take_unmatched(), [PID]);
     requests.serve(PID, Joining::Exact, None);
-    assert!(requests.settle(PID, 0).is_empty());
+    assert!(requests.join(PID, 0).is_empty());
 }
 
 #[test]
