@@ -22,6 +22,8 @@ const WIDE: u16 = 120;
 const SERVERS: usize = 6;
 /// Documents of which a request's speed is drawn.
 const SPEEDS: usize = 12;
+/// Documents of which it is drawn what the engine computed.
+const STRIP: usize = 60;
 
 /// Draws the screen.
 pub fn draw(frame: &mut Frame<'_>, view: &View) {
@@ -31,10 +33,11 @@ pub fn draw(frame: &mut Frame<'_>, view: &View) {
     let servers = document.servers.len().clamp(1, SERVERS) as u16;
     let slots = u16::from(view.server().is_some_and(|server| server.live.is_some()));
     let parts = view.server().map(|server| part_line(server, frame.area().width)).filter(|it| it.width() > 0);
-    let [head, list, requests, part_bar, slot_bars, foot] = Layout::vertical([
+    let [head, list, requests, strips, part_bar, slot_bars, foot] = Layout::vertical([
         Constraint::Length(1),
         Constraint::Length(servers + 1),
         Constraint::Min(3),
+        Constraint::Length(1),
         Constraint::Length(parts.is_some().into()),
         Constraint::Length(slots),
         Constraint::Length(1),
@@ -43,6 +46,9 @@ pub fn draw(frame: &mut Frame<'_>, view: &View) {
     frame.render_widget(heading(view, document, head.width), head);
     draw_servers(frame, view, document, list);
     draw_requests(frame, view, requests);
+    if let Some(server) = view.server() {
+        frame.render_widget(strip_line(view, server, strips.width), strips);
+    }
     if let Some(parts) = parts {
         frame.render_widget(parts, part_bar);
     }
@@ -103,8 +109,9 @@ fn draw_servers(frame: &mut Frame<'_>, view: &View, document: &Document, area: R
         let generated = view.history.rate(server, |it| it.tokens.generated as f64);
         let prompt = view.history.rate(server, |it| it.tokens.prompt as f64);
         let queue = Cell::from(queue.to_string());
-        let quantile =
-            |times: Option<llamaprobe_api::Times>| maybe_time(times.and_then(|it| it.p95_ms_at_most));
+        let quantile = |times: Option<llamaprobe_api::Times>| {
+            maybe_time(times.and_then(|it| it.p95_ms.or(it.p95_ms_at_most)))
+        };
         Row::new([
             Cell::from(name(&server.server, if wide { 40 } else { 17 })),
             Cell::from(name(&server.model, if wide { 40 } else { 12 })),
@@ -204,6 +211,20 @@ fn draw_requests(frame: &mut Frame<'_>, view: &View, area: Rect) {
     let mut state = TableState::default();
     state.select((!requests.is_empty()).then(|| view.chosen(&requests)));
     frame.render_stateful_widget(table, area, &mut state);
+}
+
+/// What a server's engine computed in the last minute, one figure each time the agent answered: prompts, and tokens.
+fn strip_line(view: &View, server: &Server, width: u16) -> Line<'static> {
+    let room = (usize::from(width).saturating_sub(24) / 2).min(STRIP);
+    let strip =
+        |figure: fn(&Server) -> f64| format!("{:room$}", bars(&view.history.rates(server, figure, room)));
+    Line::from(vec![
+        Span::from("work  ").dark_gray(),
+        Span::from("prefill ").blue(),
+        Span::from(strip(|it| it.tokens.prompt as f64)).blue(),
+        Span::from("  decode ").green(),
+        Span::from(strip(|it| it.tokens.generated as f64)).green(),
+    ])
 }
 
 /// Where the time of all tokens of a server went: a bar that is whole, the largest part first, and the shares of the

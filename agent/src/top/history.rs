@@ -74,19 +74,28 @@ impl History {
         (span > 0.0).then(|| (figure(server) - figure(earlier)).max(0.0) / span)
     }
 
+    /// What a figure of a server grew by in a second over the last documents, the oldest first; no more than `most`.
+    pub fn rates(&self, server: &Server, figure: impl Fn(&Server) -> f64, most: usize) -> Vec<f64> {
+        self.grew(most, |document| same_server(document, server).map(&figure))
+    }
+
     /// Tokens per second of a request over the last documents, the oldest first; no more than `most`.
     pub fn speeds(&self, server: &Server, request: &Request, most: usize) -> Vec<f64> {
+        self.grew(most, |document| {
+            let same = same_server(document, server)?.latest.iter().find(|it| it.id == request.id)?;
+            Some(same.tokens.generated as f64)
+        })
+    }
+
+    /// What a figure grew by in a second from each of the last documents that has it to the next.
+    fn grew(&self, most: usize, figure: impl Fn(&Document) -> Option<f64>) -> Vec<f64> {
         let Some(at) = self.at() else { return Vec::new() };
         let range = self.documents.range(at.saturating_sub(most)..=at);
-        let known: Vec<(f64, u64)> = range
-            .filter_map(|document| {
-                let same = same_server(document, server)?.latest.iter().find(|it| it.id == request.id)?;
-                Some((document.taken_at, same.tokens.generated))
-            })
-            .collect();
-        let speed = |pair: &[(f64, u64)]| {
+        let known: Vec<(f64, f64)> =
+            range.filter_map(|document| Some((document.taken_at, figure(document)?))).collect();
+        let speed = |pair: &[(f64, f64)]| {
             let span = pair[1].0 - pair[0].0;
-            if span > 0.0 { pair[1].1.saturating_sub(pair[0].1) as f64 / span } else { 0.0 }
+            if span > 0.0 { (pair[1].1 - pair[0].1).max(0.0) / span } else { 0.0 }
         };
         known.windows(2).map(speed).collect()
     }

@@ -103,6 +103,7 @@ fn a_small_screen_shows_it_all() {
         "1.50 s    ada           decode     0    12.3k  8      35    50   25.0   32 ms",
         "20 ms     bob           queue      -    12.3k  8      0     50   -      -",
         "2.60 s    eve           stop       0    12.3k  8      40    50   15.5   32 ms",
+        "work  prefill ▁                             decode █",
         "time  ████████████████████  decode 75 %  neighbour_prefill 25 %",
         "slots 0 █████░░░░░ 1 ░░░░░░░░░░",
     ];
