@@ -73,6 +73,18 @@ pub fn test() -> Result<()> {
     report_skipped(&skipped)
 }
 
+/// Runs the tests that take minutes, and shows what they print.
+pub fn long() -> Result<()> {
+    setup::run(setup::Purpose::Tests)?;
+    let agent = build_agent("debug", &["--features", GRPC])?;
+    run(cargo(&["test"])?
+        .args(root::cargo_runner()?)
+        .args(["--package", "llamaprobe-tests", "--no-fail-fast", "--"])
+        .args(["--test-threads=1", "--ignored", "--nocapture"])
+        .env(BINARY_VARIABLE, &agent)
+        .env("RUST_LIB_BACKTRACE", "0"))
+}
+
 fn report_skipped(skipped: &str) -> Result<()> {
     if skipped.is_empty() {
         println!("no test was skipped");

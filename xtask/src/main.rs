@@ -41,6 +41,8 @@ enum Task {
     },
     /// Set up, lint and run all tests: what CI runs
     Test,
+    /// Run the tests that take minutes, beyond what CI runs
+    Long,
     /// Check format and lints
     Lint,
     /// Write the Grafana dashboard anew, after a change of its table of panels
@@ -60,6 +62,7 @@ fn main() -> ExitCode {
         Task::Setup { purpose } => setup::run(purpose),
         Task::Demo { prepared } => demo::run(prepared),
         Task::Test => check::test(),
+        Task::Long => check::long(),
         Task::Lint => check::lint(),
         Task::Dashboard => dashboard::write(),
         Task::Kernels(options) => kernels::run(&options),
