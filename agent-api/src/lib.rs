@@ -13,8 +13,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 pub use self::server::{
-    Context, DraftTokens, Interference, Live, Model, Phases, Request, Requests, Server, SlotContext, Times,
-    Tokens, User,
+    CacheMiss, Context, DraftTokens, Interference, Live, Model, Phases, Request, Requests, Server,
+    SlotContext, Times, Tokens, User, WaitedFor,
 };
 
 /// The number of the schema that these types are.

@@ -221,10 +221,50 @@ pub struct Request {
     pub token_ms: BTreeMap<String, f64>,
     /// The user whose prompts it waited for most; absent where it waited for none.
     pub slowed_by: Option<String>,
+    /// The requests for whose prompts it waited, who cost it most first and no more than 8; empty while it is under way.
+    #[serde(default)]
+    pub waited_for: Vec<WaitedFor>,
+    /// What its decode steps have lost, milliseconds by cause; empty while it is under way, and where nothing was.
+    #[serde(default)]
+    pub stall_ms: BTreeMap<String, f64>,
+    /// What made its longest gap so long, a cause as in `stall_ms`; absent unless most of it was lost to one.
+    pub worst_gap_cause: Option<String>,
+    /// Why its prompt, or a part of it, was not found in the cache; absent while it is under way, and where it was.
+    pub cache_miss: Option<CacheMiss>,
+    /// The id of its trace, in hexadecimal digits; absent without one.
+    pub trace_id: Option<String>,
     /// Its tokens so far.
     pub tokens: Tokens,
     /// What its slots hold, tokens.
     pub context_used: u64,
+}
+
+/// Another request for whose prompt one has waited.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct WaitedFor {
+    /// As [`Request::id`]; absent of those that are not known.
+    pub id: Option<String>,
+    /// Under which user its tokens count.
+    pub user: String,
+    /// How long, milliseconds.
+    pub ms: f64,
+    /// In how many decode calls.
+    pub steps: u64,
+    /// How many tokens of its prompt were in them.
+    pub prompt_tokens: u64,
+}
+
+/// What a request has missed in the cache.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct CacheMiss {
+    /// Why: `cold`, `prefix_changed`, `evicted`, `forced`, `shifted`, `restored` or `disabled`.
+    pub reason: String,
+    /// Tokens that its slot held.
+    pub held_tokens: u64,
+    /// Where its prompt differs from them first, counted from 0; absent where that is not known.
+    pub differs_at: Option<u64>,
+    /// How long it took to put in what was restored, milliseconds; absent where nothing was.
+    pub restore_ms: Option<f64>,
 }
 
 /// Finished requests of one kind.

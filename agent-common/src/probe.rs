@@ -76,5 +76,7 @@ crate::named! {
         SslWrite = "ssl_write",
         /// `SSL_accept` of OpenSSL and its kin.
         SslAccept = "ssl_accept",
+        /// `llama_state_seq_set_data_ext`, from ~b6400.
+        StateSeqSet = "llama_state_seq_set_data_ext",
     }
 }

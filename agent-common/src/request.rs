@@ -422,6 +422,12 @@ pub struct SlotEndEvent {
     pub incomplete: u32,
     /// The [`Part`](crate::part::Part) that most of its longest gap was.
     pub worst_part: u32,
+    /// When a saved state was put into its slot before it started; 0 when none was.
+    pub restored_ns: u64,
+    /// Positions that its slot held when the request before left it.
+    pub held_tokens: u32,
+    /// What became of them: [`Held`](crate::sequence::Held)s.
+    pub fate: u32,
     /// The gaps of its tokens, by [`Part`](crate::part::Part), without the time before it took the slot.
     pub parts: Parts,
 }
@@ -492,7 +498,7 @@ plain!(
     TaskEvent = 32,
     DraftEvent = 40,
     SlotStartEvent = 40,
-    SlotEndEvent = 128 + 64,
+    SlotEndEvent = 144 + 64,
     PromptEvent = 32,
     PrefillEvent = 48,
 );

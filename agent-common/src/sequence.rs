@@ -80,8 +80,34 @@ pub struct Sequence {
     pub parts: Parts,
     /// The [`Part`](crate::part::Part) that most of its longest gap was.
     pub worst_part: u32,
+    /// Positions it held when its last request left it; 0 before, and once its context is gone.
+    pub held: u32,
+    /// When a saved state was put in its place; 0 when none was since its last request.
+    pub restored_ns: u64,
+    /// What became of what it held: [`Held`]s.
+    pub fate: u32,
     /// Always 0.
     pub reserved: u32,
+}
+
+/// What became of what a slot held after its last request, as far as it decides what the next one finds there.
+pub struct Held;
+
+impl Held {
+    /// All of it was dropped while no request ran.
+    pub const CLEARED: u32 = 1;
+    /// A state that had been saved was put in its place.
+    pub const RESTORED: u32 = 2;
+    /// Its last request was shifted: what stands there is at other positions than its client knows.
+    pub const SHIFTED: u32 = 4;
+    /// The running request is shifted while it generates.
+    pub const SHIFTING: u32 = 8;
+    /// The running request takes pieces of it to other positions.
+    pub const MOVED: u32 = 16;
+    /// It could not be cut where the running request's prompt differs: all was dropped.
+    pub const REFUSED: u32 = 32;
+    /// Of layers that do not keep every position an older state was put in for the running request.
+    pub const REWOUND: u32 = 64;
 }
 
 impl Sequence {
@@ -98,4 +124,4 @@ impl Sequence {
     pub const CUT: u32 = 16;
 }
 
-plain!(SequenceKey = 16, Sequence = 144 + 64 + 64);
+plain!(SequenceKey = 16, Sequence = 160 + 64 + 64);

@@ -6,7 +6,7 @@ use llamaprobe_common::loss::Loss;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Arguments {
     /// The first integer arguments: none of the probed functions has its facts further back.
-    pub integers: [u64; 4],
+    pub integers: [u64; 5],
     /// Where a `llama_batch` lies that is passed by value as the second argument.
     pub second_by_value: u64,
 }
@@ -20,6 +20,7 @@ impl Arguments {
             1 => Ok(self.integers[1]),
             2 => Ok(self.integers[2]),
             3 => Ok(self.integers[3]),
+            4 => Ok(self.integers[4]),
             _ => Err(Loss::Implausible),
         }
     }

@@ -166,6 +166,8 @@ pub fn forget(
             && state.context == address
         {
             state.n_past = 0;
+            state.held = 0;
+            state.fate = 0;
             state.flags &= kept_flags;
             state.context = kept_address;
             if freed {

@@ -1,9 +1,9 @@
-//! The KV cache of a sequence is cut back.
+//! The KV cache of a sequence is cut back, or a saved state put in its place.
 
 use llamaprobe_common::{
     cookie::Cookie,
     loss::Loss,
-    sequence::Sequence,
+    sequence::{Held, Sequence},
     target::{TargetConfig, TokenType},
 };
 
@@ -13,8 +13,11 @@ use crate::{
     maps::{Contexts, Maps, Memories, Sequences},
     parts,
     process::Target,
-    sequences,
+    sequences, slots,
 };
+
+/// `LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY`: only layers with a window, or a recurrent memory.
+const PARTIAL_ONLY: u32 = 1;
 
 /// `seq_rm(memory or context, seq_id, p0, p1)`, with what is cut as its last three arguments.
 #[inline(always)]
@@ -96,8 +99,20 @@ fn cut_slot(
     if to >= 0 {
         if state.flags & Sequence::DECODING != 0 {
             target.shift();
+            state.fate |= Held::SHIFTING;
+        } else if state.flags & Sequence::ACTIVE != 0 {
+            state.fate |= Held::MOVED;
         }
         return Ok(());
+    }
+    if from < 0 {
+        let asked = state.flags & (Sequence::CACHE_COUNTED | Sequence::CUT) != 0;
+        let idle = state.flags & Sequence::ACTIVE == 0;
+        state.fate |= match (asked, idle) {
+            (true, _) => Held::REFUSED,
+            (false, true) => Held::CLEARED,
+            _ => 0,
+        };
     }
     if state.flags & (Sequence::ACTIVE | Sequence::CUT) == Sequence::CUT {
         // The cut was not possible, and all is computed anew.
@@ -114,6 +129,33 @@ fn cut_slot(
     } else {
         let kept = if from < 0 { 0 } else { from as u32 };
         state.n_past = if kept < state.n_past { kept } else { state.n_past };
+    }
+    Ok(())
+}
+
+/// `state_seq_set_data(context, ..., seq_id, flags)`: a server puts a saved state into a slot before a request takes it, or
+/// that of some layers while it looks where the request's prompt goes on.
+#[inline(always)]
+pub fn restore(
+    target: &impl Target,
+    machine: &impl Machine,
+    sequences: &mut impl Sequences,
+    sequence: i32,
+    flags: u32,
+) -> Result<(), Loss> {
+    if !target.may(TargetConfig::SLOTS) {
+        return Ok(());
+    }
+    let state = sequences.find_or_make(&sequences::key(target, 0, slots::plausible(sequence)?))?;
+    let partial = flags & PARTIAL_ONLY != 0;
+    match (state.flags & Sequence::ACTIVE != 0, partial) {
+        (false, false) => {
+            state.fate |= Held::RESTORED;
+            state.restored_ns = machine.now();
+        }
+        // Also where slots are inferred, of a request that nothing proves yet. Guesses that were wrong are taken back so, too.
+        (_, true) if state.flags & Sequence::DECODING == 0 => state.fate |= Held::REWOUND,
+        _ => {}
     }
     Ok(())
 }

@@ -46,6 +46,9 @@ pub const BLANK: Sequence = Sequence {
     spent: [0; DOINGS],
     parts: [0; Part::COUNT],
     worst_part: 0,
+    held: 0,
+    restored_ns: 0,
+    fate: 0,
     reserved: 0,
 };
 
@@ -93,9 +96,13 @@ pub fn decoder(target: &impl Process, state: &Sequence) -> u64 {
 #[inline(always)]
 pub fn launch(target: &impl Process, state: &mut Sequence, task: i32, request: RequestKey, now: u64) {
     let (n_past, spent) = (state.n_past, state.spent);
+    let (held, restored_ns, fate) = (state.held, state.restored_ns, state.fate);
     *state = BLANK;
     state.n_past = n_past;
     state.spent = spent;
+    state.held = held;
+    state.restored_ns = restored_ns;
+    state.fate = fate;
     state.flags = Sequence::ACTIVE;
     state.task = task;
     state.request = request;

@@ -5,7 +5,7 @@ use llamaprobe_common::{
     loss::Loss,
     part::Part,
     request::{RequestEventKind, RequestKey, SlotEndEvent, SlotStartEvent},
-    sequence::Sequence,
+    sequence::{Held, Sequence},
     target::{TargetConfig, TokenType},
     task::TaskKey,
 };
@@ -126,6 +126,10 @@ fn leave(
         context.decoding = context.decoding.saturating_sub(1);
     }
     sequences::judge_draft(target, requests, state);
+    let (held_tokens, fate, restored_ns) = (state.held, state.fate, state.restored_ns);
+    state.held = state.n_past;
+    state.restored_ns = 0;
+    state.fate = if fate & Held::SHIFTING != 0 { Held::SHIFTED } else { 0 };
     requests.forget_task(&TaskKey { tgid: target.tgid(), task });
     if !target.has(TargetConfig::HTTP) || state.launched_ns == 0 {
         return;
@@ -153,6 +157,9 @@ fn leave(
         unread: target.unread().wrapping_sub(state.unread),
         incomplete: u32::from(is_incomplete(target, state)),
         worst_part: state.worst_part,
+        restored_ns,
+        held_tokens,
+        fate,
         parts: state.parts,
     });
     if !told {
@@ -272,7 +279,7 @@ pub fn prove(
 
 /// A sequence number that can be one.
 #[inline(always)]
-fn plausible(sequence: i32) -> Result<i32, Loss> {
+pub(crate) fn plausible(sequence: i32) -> Result<i32, Loss> {
     if (0..MAX_SEQUENCE).contains(&sequence) { Ok(sequence) } else { Err(Loss::Implausible) }
 }
 

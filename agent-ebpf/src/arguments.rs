@@ -21,6 +21,7 @@ pub fn of(probe: &ProbeContext) -> Arguments {
                 x.add(1).read_volatile(),
                 x.add(2).read_volatile(),
                 x.add(3).read_volatile(),
+                x.add(4).read_volatile(),
             ];
             // In the caller's copy behind x1 (AAPCS64: larger than 16 bytes).
             Arguments { integers, second_by_value: integers[1] }
@@ -32,6 +33,7 @@ pub fn of(probe: &ProbeContext) -> Arguments {
                 (&raw const (*registers).rsi).read_volatile(),
                 (&raw const (*registers).rdx).read_volatile(),
                 (&raw const (*registers).rcx).read_volatile(),
+                (&raw const (*registers).r8).read_volatile(),
             ];
             // Above the return address (System V: class MEMORY).
             let second_by_value = (&raw const (*registers).rsp).read_volatile() + 8;

@@ -30,7 +30,10 @@ use crate::{
 };
 
 pub mod billing;
+mod explain;
 pub mod template;
+
+pub use explain::ExplainArguments;
 
 /// What names a user unless told otherwise. A client's address is personal and often a proxy's: only when asked for.
 const DEFAULT_SOURCES: [Source; 3] = [Source::Header, Source::Body, Source::Key];
@@ -70,6 +73,9 @@ pub enum Command {
     Snapshot(SnapshotArguments),
     /// Show live what the running agent knows: servers, requests, slots. Needs no rights
     Top(TopArguments),
+    /// Say why a request took as long as it did: who and what it waited for, and why its prompt was not in the cache. Needs no
+    /// rights
+    Explain(Box<ExplainArguments>),
     /// Play a journal again: the same log lines and metrics as when it was written. Needs no rights and no server.
     /// Exit code: 0 whole, 1 it is cut or damaged and was played so far
     Replay(ReplayArguments),

@@ -5,7 +5,7 @@
 //! What is special to one engine stands in [`engines`], which all of them read; [`doctor`] and [`survey`] stand beside and
 //! say, without loading anything, whether it can work here and what it would do; both decide by [`judge`]. [`journal`] is
 //! what the session was told, as a file, and [`replay`] plays it. [`top`] shows in a terminal what an agent
-//! says of itself. [`output`] is how the program speaks.
+//! says of itself, [`explain`] why a request was slow. [`output`] is how the program speaks.
 
 pub mod engines;
 
@@ -22,6 +22,7 @@ pub mod export;
 pub mod agent;
 pub mod cli;
 pub mod doctor;
+pub mod explain;
 pub mod journal;
 pub mod judge;
 pub mod output;

@@ -11,6 +11,7 @@ use llamaprobe::{
         Cli, Command, KeyHashArguments, Options, ReportArguments, RunArguments, SnapshotArguments, billing,
     },
     doctor::Roots,
+    explain,
     export::snapshot::{fetch::fetch, table::table},
     output::{self, Messages},
     replay, scout,
@@ -43,6 +44,7 @@ fn main() -> ExitCode {
         }),
         Command::Snapshot(arguments) => snapshot(&arguments),
         Command::Top(arguments) => arguments.options().and_then(top::run),
+        Command::Explain(arguments) => explain::run(&arguments),
         Command::Replay(arguments) => replay::run(&arguments),
         Command::KeyHash(arguments) => key_hash(&arguments),
         Command::Outlive { parent } => {

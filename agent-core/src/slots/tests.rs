@@ -6,7 +6,7 @@ use llamaprobe_common::{
     loss::Loss,
     probe::ProbeId,
     request::{RequestKey, SlotEndEvent},
-    sequence::Sequence,
+    sequence::{Held, Sequence},
     target::TargetConfig,
 };
 use proptest::prelude::*;
@@ -463,4 +463,62 @@ proptest! {
         }
         prop_assert!(stats.accepted + stats.rejected <= decoded);
     }
+}
+
+/// A request on slot 0 whose first cut is at `from`; returns its end.
+fn run(world: &mut World, task: i32, from: i32) -> SlotEndEvent {
+    world.start(0, task, Some(request(task as u64))).unwrap();
+    world.cut(MAIN, 0, from, -1).unwrap();
+    world.decode(MAIN, &tokens(&[(0, from, 5)])).unwrap();
+    world.token(0).unwrap();
+    world.end(0).unwrap();
+    *world.told.ends().last().unwrap()
+}
+
+#[test]
+fn a_slot_says_what_it_held_and_what_became_of_it() {
+    let mut world = World::with(SERVER);
+    let told = |end: SlotEndEvent| (end.held_tokens, end.fate);
+    assert_eq!(told(run(&mut world, 1, 0)), (0, 0));
+    assert_eq!(told(run(&mut world, 2, 5)), (5, 0));
+    world.cut(MAIN, 0, -1, -1).unwrap();
+    assert_eq!(told(run(&mut world, 3, 0)), (10, Held::CLEARED));
+    world.restore(0, 0).unwrap();
+    let restored = world.host.now.get();
+    world.pass(7);
+    let end = run(&mut world, 4, 90);
+    assert_eq!((told(end), end.restored_ns, end.launched_ns), ((5, Held::RESTORED), restored, restored + 7));
+    assert_eq!((told(run(&mut world, 5, 95)), end.cached_tokens), ((95, 0), 90), "each is told once");
+    world.free(MAIN);
+    assert_eq!(told(run(&mut world, 6, 0)), (0, 0), "it went with its context");
+}
+
+#[test]
+fn what_a_request_does_with_what_its_slot_held_is_told() {
+    let mut world = World::with(SERVER);
+    run(&mut world, 1, 0);
+    world.start(0, 2, None).unwrap();
+    world.cut(MAIN, 0, 2, 3).unwrap();
+    world.restore(0, 1).unwrap();
+    world.cut(MAIN, 0, 4, -1).unwrap();
+    world.cut(MAIN, 0, -1, -1).unwrap();
+    world.decode(MAIN, &tokens(&[(0, 0, 5)])).unwrap();
+    world.token(0).unwrap();
+    // Of guesses that were wrong, and a shift.
+    world.restore(0, 1).unwrap();
+    world.cut(MAIN, 0, 1, 3).unwrap();
+    world.end(0).unwrap();
+    let fate = world.told.ends().last().unwrap().fate;
+    assert_eq!(fate, Held::MOVED | Held::REWOUND | Held::REFUSED | Held::SHIFTING);
+    assert_eq!(run(&mut world, 3, 0).fate, Held::SHIFTED, "for the next");
+    assert_eq!(run(&mut world, 4, 5).fate, 0);
+}
+
+#[test]
+fn a_state_is_put_into_slots_alone() {
+    let mut world = World::with(SERVER);
+    assert_eq!(world.restore(-1, 0), Err(Loss::Implausible));
+    world.target.flags.set(0);
+    assert_eq!(world.restore(0, 0), Ok(()));
+    assert!(world.maps.sequences.entries.is_empty());
 }

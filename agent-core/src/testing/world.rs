@@ -157,6 +157,11 @@ impl World {
         cuts::cut(&self.target, &self.host, &mut self.maps, cookie, address, (sequence, from, to))
     }
 
+    /// A saved state is put into a slot.
+    pub fn restore(&mut self, slot: i32, flags: u32) -> Result<(), Loss> {
+        cuts::restore(&self.target, &self.host, &mut self.maps.sequences, slot, flags)
+    }
+
     /// A context is freed.
     pub fn free(&mut self, address: u64) {
         contexts::forget(&self.target, &mut self.maps, address, true, self.host.now.get());

@@ -1,10 +1,14 @@
-//! Role cache hit: the KV cache of a sequence is cut back; the first cut of a request tells what it reuses.
+//! Roles cache hit and restore: the KV cache of a sequence is cut back; the first cut of a request tells what it reuses. A
+//! saved state is put in its place.
 
 use aya_ebpf::{macros::uprobe, programs::ProbeContext};
 use llamaprobe_core::cuts;
 
 use super::observe;
-use crate::{machine::Helpers, sequences::MAPS};
+use crate::{
+    machine::Helpers,
+    sequences::{MAPS, SequenceMap},
+};
 
 /// `seq_rm(memory or context, seq_id, p0, p1)`, the same four arguments in every era.
 #[uprobe]
@@ -12,5 +16,14 @@ fn lp_cache_hit(probe: ProbeContext) -> u32 {
     observe(&probe, |target, cookie, call| {
         let part = (call.get(1)? as i32, call.get(2)? as i32, call.get(3)? as i32);
         cuts::cut(target, &Helpers, &mut { MAPS }, cookie, call.get(0)?, part)
+    })
+}
+
+/// `llama_state_seq_set_data_ext(context, source, size, seq_id, flags)`.
+#[uprobe]
+fn lp_restore(probe: ProbeContext) -> u32 {
+    observe(&probe, |target, _, call| {
+        let (sequence, flags) = (call.get(3)? as i32, call.get(4)? as u32);
+        cuts::restore(target, &Helpers, &mut SequenceMap, sequence, flags)
     })
 }

@@ -45,6 +45,8 @@ pub struct Model {
     pub parameters: u64,
     /// `<architecture>.context_length`: tokens of context the model was trained for.
     pub context_train: Option<u64>,
+    /// Some of its layers keep not all positions: they have a sliding window, or a recurrent memory.
+    pub forgets: bool,
     /// `split.count`: files the model is split over.
     pub splits: Option<u16>,
     /// Length of this file in bytes.
@@ -125,6 +127,7 @@ pub fn read(file: File, named: &Path, budget: &Budget) -> Result<Model, ModelErr
         kind: facts.kind,
         quantisation: quantisation.unwrap_or("unknown").to_owned(),
         parameters,
+        forgets: facts.forgets,
         context_train: facts.contexts.into_iter().find(|(key, _)| *key == context).map(|(_, tokens)| tokens),
         splits: facts.splits.and_then(|count| u16::try_from(count).ok()),
         architecture,

@@ -38,6 +38,8 @@ named! {
         Task = "task",
         /// Bytes are read or written through a TLS library that the process maps.
         Tls = "tls",
+        /// A saved state is put into a sequence.
+        Restore = "restore",
     }
 }
 
@@ -46,6 +48,7 @@ impl Role {
     pub const MET: [Self; Self::COUNT] = [
         Self::Tls,
         Self::Task,
+        Self::Restore,
         Self::SlotStart,
         Self::CacheHit,
         Self::Batch,
@@ -66,6 +69,7 @@ impl Role {
             Self::CacheHit => "cached tokens",
             Self::Tls => "requests over TLS",
             Self::Task => "the exact join of HTTP requests to slots",
+            Self::Restore => "what came from the prompt cache in memory counts as what the slot held",
             Self::Draft => "accepted draft tokens behind a stop word count as rejected",
             Self::Failure => {
                 "the last of several tries of a decode call that failed counts as one that did not"
@@ -110,6 +114,8 @@ named! {
         SlotToken = "lp_slot_token",
         /// Where a sequence is cut back.
         CacheHit = "lp_cache_hit",
+        /// Where a saved state is put into a sequence.
+        Restore = "lp_restore",
         /// Where a slot is taken.
         SlotStart = "lp_slot_start",
         /// Where a slot is left.
@@ -166,6 +172,7 @@ impl Program {
             Self::Batch => Role::Batch,
             Self::Sample | Self::SlotToken => Role::Token,
             Self::CacheHit => Role::CacheHit,
+            Self::Restore => Role::Restore,
             Self::SlotStart | Self::SlotTurn | Self::SlotFork => Role::SlotStart,
             Self::SlotEnd => Role::SlotEnd,
             Self::Embedded => Role::StepEnd,
@@ -188,6 +195,7 @@ impl Program {
             (Self::Sample, Layout::Token(_, context, ..)) => (1 << context, false),
             (Self::CacheHit, Layout::Cut(_)) => (0b1111, false),
             (Self::CacheHit, _) => (0b1110, false),
+            (Self::Restore, _) => (0b1_1000, false),
             // Where the return is probed the stack pointer must be that of the entry.
             (Self::TlsRead, _) => (0b011, true),
             (Self::TlsWrite, _) => (0b111, false),

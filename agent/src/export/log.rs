@@ -16,6 +16,7 @@ use crate::session::{
     Record,
     finished::{Finished, Outcome, UNKNOWN},
     identity::NONE,
+    shown::request_id,
     snapshot::{Delivery, Output},
 };
 
@@ -37,6 +38,8 @@ pub struct Line<'a> {
     timestamp: String,
     level: &'static str,
     event: &'static str,
+    /// What `llamaprobe explain` takes.
+    request_id: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     trace_id: Option<String>,
     server: &'a str,
@@ -87,6 +90,17 @@ pub struct Line<'a> {
     tokens_per_second: Option<f64>,
     context_used: u64,
     cached: bool,
+    /// Why its prompt, or a part of it, was not found in the cache.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cache_miss: Option<&'static str>,
+    /// Where its prompt differs first from what its slot held.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cache_differs_at: Option<u64>,
+    /// What its slot held, tokens.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cache_held_tokens: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cache_restore_ms: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     draft_tokens: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -113,10 +127,12 @@ impl<'a> Line<'a> {
         let seconds = request.decode_ns().filter(|ns| *ns > 0).map(|ns| ns as f64 / 1e9);
         let drafted = Some(request.draft_tokens).filter(|[drafted, _]| *drafted > 0);
         let [by_tokens, by_time] = record.cost;
+        let miss = request.cache_miss.as_ref();
         Self {
             timestamp: timestamp(to_wall(request.answered_ns)),
             level: if failed { "warn" } else { "info" },
             event: "inference_complete",
+            request_id: request_id(request.key),
             trace_id: record.trace_id().map(|id| hex(&id)),
             server: &record.labels.server,
             model: &record.labels.model,
@@ -147,6 +163,10 @@ impl<'a> Line<'a> {
                 .map(|rate| (rate * 10.0).round() / 10.0),
             context_used: request.context_used,
             cached: request.cached_tokens > 0,
+            cache_miss: miss.map(|miss| miss.reason.name()),
+            cache_differs_at: miss.and_then(|miss| miss.differs_at),
+            cache_held_tokens: miss.map(|miss| miss.held_tokens),
+            cache_restore_ms: miss.and_then(|miss| miss.restore_ns).map(ms),
             draft_tokens: drafted.map(|[drafted, _]| drafted),
             accepted_tokens: drafted.map(|[_, accepted]| accepted),
             wasted_tokens: Some(request.wasted_tokens).filter(|n| *n > 0),

@@ -217,6 +217,18 @@ pub static METRICS: &[Metric] = &[
         "Share of prompt tokens that were reused from the cache over the last 5 minutes.",
         usage::cache_hit_ratio,
     ),
+    metric(
+        Counter,
+        "llm_cache_misses_total",
+        "Requests with tokens whose prompt, or a part of it, was not found in the cache, by reason.",
+        |all| usage::cache_misses(all, |(requests, _)| requests),
+    ),
+    metric(
+        Counter,
+        "llm_cache_missed_tokens_total",
+        "Prompt tokens that such requests computed, what was new in them included, by reason.",
+        |all| usage::cache_misses(all, |(_, tokens)| tokens),
+    ),
     metric(Gauge, "llm_users", "Users that are told apart; the rest is counted as `other`.", usage::users),
     metric(
         Counter,

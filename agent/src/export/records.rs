@@ -54,6 +54,7 @@ struct Entry<'a> {
     /// For whose prompts it waited, who cost it most first.
     slowed_by: Vec<Culprit<'a>>,
     tokens: Tokens,
+    cache: Cache,
     engine: Engine,
     cost: Cost,
     model_file: Option<&'a Model>,
@@ -158,6 +159,19 @@ struct Tokens {
     accepted: u64,
 }
 
+/// What it missed in the cache; all absent where it missed nothing, or that is not known.
+#[derive(Debug, Serialize)]
+struct Cache {
+    /// Why.
+    miss: Option<&'static str>,
+    /// Tokens that its slot held.
+    held: Option<u64>,
+    /// Where its prompt differs from them first, counted from 0.
+    differs_at: Option<u64>,
+    /// How long it took to put in what was restored.
+    restore_ns: Option<u64>,
+}
+
 /// The engine's side of it.
 #[derive(Debug, Serialize)]
 struct Engine {
@@ -209,6 +223,7 @@ impl<'a> Entry<'a> {
                 .into(),
             slowed_by: request.slowed_by.iter().map(|culprit| Culprit::new(culprit, epoch)).collect(),
             tokens: Tokens::new(request),
+            cache: Cache::new(request),
             engine: Engine::new(request),
             cost: Cost { by_tokens, by_host },
             model_file: record.model.as_deref(),
@@ -285,6 +300,18 @@ impl Tokens {
             wasted: request.wasted_tokens,
             drafted,
             accepted,
+        }
+    }
+}
+
+impl Cache {
+    fn new(request: &Finished) -> Self {
+        let miss = request.cache_miss.as_ref();
+        Self {
+            miss: miss.map(|miss| miss.reason.name()),
+            held: miss.map(|miss| miss.held_tokens),
+            differs_at: miss.and_then(|miss| miss.differs_at),
+            restore_ns: miss.and_then(|miss| miss.restore_ns),
         }
     }
 }

@@ -24,7 +24,8 @@ use crate::{
         Live, Server, Snapshot,
         cost::Basis,
         finished::Join,
-        shown::{ShownRequest, State},
+        parts::Culprit,
+        shown::{ShownRequest, State, request_id},
         stalls::Lost,
         tally::{DURATION_NS, FIRST_TOKEN_NS, Phase, Tally},
         usage::Row,
@@ -154,18 +155,17 @@ fn user(server: &Server, name: &str, row: &Row) -> api::User {
 }
 
 /// A request by itself; `epoch` is the kernel's monotonic time 0 since the Unix epoch.
-fn request(request: &ShownRequest, epoch: Duration) -> api::Request {
+pub(crate) fn request(request: &ShownRequest, epoch: Duration) -> api::Request {
     let (state, ended) = match request.state {
         State::Queue => ("queue", None),
         State::Prefill => ("prefill", None),
         State::Decode => ("decode", None),
         State::Done { outcome, code } => ("done", Some((outcome.name().to_owned(), code))),
     };
-    let ms = |ns: u64| (ns as f64 / 1e3).round() / 1e3;
     let after = |ns: u64| (ns != 0).then(|| ms(ns.saturating_sub(request.arrived_ns)));
     let [prompt, cached, generated] = request.tokens;
     api::Request {
-        id: format!("{:x}-{:x}", request.key.arrived_ns, request.key.fd),
+        id: request_id(request.key),
         user: request.user.clone(),
         route: request.route.name().to_owned(),
         state: state.to_owned(),
@@ -188,8 +188,33 @@ fn request(request: &ShownRequest, epoch: Duration) -> api::Request {
             .flat_map(|time| Part::ALL.map(|part| (part.name().to_owned(), ms(time.get(part)))))
             .collect(),
         slowed_by: request.slowed_by.clone(),
+        waited_for: request.waited_for.iter().map(waited_for).collect(),
+        stall_ms: request.lost.causes().map(|(cause, ns)| (cause.name().to_owned(), ms(ns))).collect(),
+        worst_gap_cause: request.worst_gap_cause.map(|cause| cause.name().to_owned()),
+        cache_miss: request.cache_miss.map(|miss| api::CacheMiss {
+            reason: miss.reason.name().to_owned(),
+            held_tokens: miss.held_tokens,
+            differs_at: miss.differs_at,
+            restore_ms: miss.restore_ns.map(ms),
+        }),
+        trace_id: request.trace_id.map(|id| format!("{:032x}", u128::from_be_bytes(id))),
         tokens: api::Tokens { prompt, cached, generated },
         context_used: request.context_used,
+    }
+}
+
+/// Milliseconds, as fine as anybody reads.
+fn ms(ns: u64) -> f64 {
+    (ns as f64 / 1e3).round() / 1e3
+}
+
+fn waited_for(culprit: &Culprit) -> api::WaitedFor {
+    api::WaitedFor {
+        id: (culprit.request.arrived_ns != 0).then(|| request_id(culprit.request)),
+        user: culprit.user.clone().unwrap_or_default(),
+        ms: ms(culprit.ns),
+        steps: culprit.calls,
+        prompt_tokens: culprit.tokens,
     }
 }
 

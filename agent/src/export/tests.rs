@@ -19,13 +19,16 @@ use crate::{
     engines::Route,
     plan::catalog::Role,
     session::{
-        Labels, Live, Recent, Seat, Server, Snapshot,
+        Labels, Live, Recent, Record, Seat, Server, Snapshot,
+        cache::{CacheMiss, MissReason},
         charge::Charge,
         cost::TokenPrices,
+        finished::Finished,
+        parts::Culprit,
         shown::{ShownRequest, State},
         snapshot::{Delivery, Output},
         staged::{answer, chat_events, finished, get, key, read, write},
-        stalls::Lost,
+        stalls::{Lost, StepLoss},
         tally::Tally,
         usage::Usage,
     },
@@ -62,6 +65,7 @@ fn busy() -> Server {
         quantisation: "Q4_K_M".to_owned(),
         parameters: 1_100_048_384,
         context_train: Some(2048),
+        forgets: false,
         splits: None,
         file_bytes: 1,
     };
@@ -73,7 +77,22 @@ fn busy() -> Server {
         (Role::Token, ProbeId::ProcessToken),
     ];
     let mut tally = Tally::default();
-    let chat = finished(key(1_000), &chat_events(key(1_000)));
+    let mut chat = finished(key(1_000), &chat_events(key(1_000)));
+    chat.cache_miss = Some(CacheMiss {
+        reason: MissReason::PrefixChanged,
+        held_tokens: 900,
+        differs_at: Some(20),
+        computed_tokens: 1,
+        restore_ns: None,
+    });
+    chat.slowed_by = vec![Culprit {
+        request: key(900),
+        user: Some("bob".to_owned()),
+        ns: 3_000_000,
+        calls: 2,
+        tokens: 90,
+    }];
+    chat.losses.add(&StepLoss { step_ns: 1_040_000_000, lost: Lost::staged(Cause::Stopped, 5_000_000) });
     tally.book(&chat);
     let health = finished(
         key(2_000),
@@ -113,10 +132,15 @@ fn busy() -> Server {
                 worst_gap_ns: 31_500_000,
                 token_time: None,
                 slowed_by: None,
+                waited_for: vec![],
+                lost: Lost::default(),
+                worst_gap_cause: None,
+                cache_miss: None,
+                trace_id: None,
                 tokens: [10, 2, 3],
                 context_used: 15,
             },
-            ShownRequest::finished(&chat, &Usage::new(9)),
+            ShownRequest::finished(&record(chat), |user| user.unwrap_or("none").to_owned()),
         ],
         recent: Some(Recent { span: Duration::from_secs(100), tokens: [30, 10, 60], dollars: [0.5, 0.0] }),
         live: Some(Live {
@@ -142,6 +166,11 @@ fn busy() -> Server {
             overhead: 0.0015,
         }),
     }
+}
+
+/// A request as it is told, without a model or a price.
+fn record(request: Finished) -> Record {
+    Record { request, labels: Labels::default(), model: None, cost: [None; 2], trace: None }
 }
 
 /// A process that has ended after it decoded something.

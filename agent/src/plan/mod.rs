@@ -215,6 +215,7 @@ pub fn plan(images: &[Arc<Image>]) -> Verdict {
     let mut probes = tls;
     probes.extend(beside(Role::Draft));
     probes.extend(beside(Role::Failure));
+    probes.extend(if slots { all(Role::Restore) } else { Vec::new() });
     probes.extend(context_end);
     for (role, found) in [
         (Role::Task, task),

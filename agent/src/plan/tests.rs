@@ -37,6 +37,7 @@ const LIBLLAMA: &[&str] = &[
     "llama_memory_clear",
     "llama_get_embeddings_seq",
     "_ZNK13llama_context10get_memoryEv",
+    "llama_state_seq_set_data_ext",
 ];
 const LIBCOMMON: &[&str] = &[
     COMMON_SAMPLE,
@@ -143,6 +144,7 @@ fn a_server_of_today() {
         [
             vec![],
             vec!["add_waiting_task_id", "add_waiting_task_ids"],
+            vec!["llama_state_seq_set_data_ext"],
             vec!["launch_slot_with_task"],
             vec!["common_memory_seq_rm"],
             vec!["decode_ext"],

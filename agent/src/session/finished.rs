@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use llamaprobe_common::{part::Part, request::RequestKey, stall::Cause};
 
 use super::{
+    cache::CacheMiss,
     charge::Charge,
     parts::{Culprit, TokenTime},
     payload::{body::Body, head::Head, route::Route},
@@ -163,6 +164,8 @@ pub struct Finished {
     pub prompt_unknown: bool,
     /// Prompt tokens reused.
     pub cached_tokens: u64,
+    /// What it missed in the cache, if it did.
+    pub cache_miss: Option<CacheMiss>,
     /// Tokens generated.
     pub generated_tokens: u64,
     /// Slot of its first task.

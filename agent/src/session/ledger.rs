@@ -11,9 +11,8 @@ use llamaprobe_common::{
 };
 
 use super::{
-    Labels,
+    Labels, Record,
     cost::Basis,
-    finished::Finished,
     shown::{LAST, ShownRequest},
     stalls::Lost,
     tally::Tally,
@@ -41,11 +40,12 @@ pub(super) struct Account {
 
 impl Account {
     /// A request is over: it is shown for a while.
-    pub(super) fn show(&mut self, request: &Finished) {
+    pub(super) fn show(&mut self, record: &Record) {
         if self.last.len() >= LAST {
             self.last.pop_front();
         }
-        self.last.push_back(ShownRequest::finished(request, &self.usage));
+        let label = |user: Option<&str>| self.usage.label(user).to_owned();
+        self.last.push_back(ShownRequest::finished(record, label));
     }
 
     /// The last requests that are over, the latest first.

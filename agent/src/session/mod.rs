@@ -5,6 +5,7 @@
 //! goes on counting where it was. Two living processes never share labels, and none loses its own.
 
 mod accounting;
+pub mod cache;
 pub mod charge;
 pub mod cost;
 pub mod exemplar;
@@ -319,10 +320,11 @@ impl Session {
                 tally.book(&request);
                 tally.book_operation(&request, Findable::of(&request, trace.as_ref()));
                 let cost = self.charge_finished(now, &labels, &request);
-                if request.is_inference() {
-                    self.ledger.account(now, &labels).show(&request);
+                let record = Record { request, labels, model, cost, trace };
+                if record.request.is_inference() {
+                    self.ledger.account(now, &record.labels).show(&record);
                 }
-                Record { request, labels, model, cost, trace }
+                record
             })
             .collect()
     }
@@ -343,7 +345,7 @@ impl Session {
     /// A process is observed from now on.
     fn begin(&mut self, now: Instant, observed: Observed) {
         let pid = observed.target.pid;
-        self.requests.serve(pid, observed.joining, observed.target.told.predict.as_deref());
+        self.requests.serve(pid, observed.joining, &observed.target);
         let watched = Watched {
             observed,
             since: now,
@@ -384,7 +386,7 @@ impl Session {
     fn refresh(&mut self, now: Instant, observed: Observed) {
         let pid = observed.target.pid;
         let Some(watched) = self.watched.get_mut(&pid) else { return };
-        self.requests.serve(pid, observed.joining, observed.target.told.predict.as_deref());
+        self.requests.serve(pid, observed.joining, &observed.target);
         watched.observed = observed;
         self.name(now, pid);
     }

@@ -13,6 +13,7 @@ use llamaprobe_common::request::{
 };
 
 use super::{
+    cache::{Before, CacheMiss},
     charge::Charge,
     fact::{Answered, Asked, Read},
     finished::{CLIENT_GONE, DraftStep, Finished, Join, Outcome, UNKNOWN},
@@ -51,12 +52,22 @@ struct Task {
     runs: bool,
     /// The same, and it has used more by then.
     moves: bool,
+    /// What is known of its slot before it.
+    before: Before,
 }
 
 impl Task {
     /// A task of which nothing else has been seen.
     fn new(id: i32) -> Self {
-        Self { id, started: None, ended: None, so_far: Charge::default(), runs: false, moves: false }
+        Self {
+            id,
+            started: None,
+            ended: None,
+            so_far: Charge::default(),
+            runs: false,
+            moves: false,
+            before: Before::default(),
+        }
     }
 
     fn used(&self) -> Charge {
@@ -276,9 +287,10 @@ impl Request {
     }
 
     /// A task of it took a slot.
-    pub fn slot_start(&mut self, event: &SlotStartEvent) {
+    pub fn slot_start(&mut self, event: &SlotStartEvent, before: Before) {
         if let Some(task) = self.tasks.iter_mut().find(|task| task.id == event.task) {
             task.started = Some(*event);
+            task.before = before;
         }
     }
 
@@ -523,6 +535,14 @@ impl Request {
         Some(written >= status.len.saturating_add(status.content_length?))
     }
 
+    /// What it missed in the cache, if it did; of several tasks the first that had a prompt of its own.
+    fn cache_miss(&self, user: Option<&str>) -> Option<CacheMiss> {
+        let ended = self.tasks.iter().filter_map(|task| Some((task.ended.as_ref()?, &task.before)));
+        let own = ended.filter(|(slot, _)| slot.prefill_ns != 0);
+        let (slot, before) = own.min_by_key(|(slot, _)| slot.prefill_ns)?;
+        CacheMiss::of(slot, before, user, self.body.cache_prompt == Some(false))
+    }
+
     /// What is known of it at its end.
     pub fn finish(mut self, now_ns: u64, naming: &Naming) -> Finished {
         let user = self.user(naming);
@@ -574,6 +594,7 @@ impl Request {
             && ended().all(|task| task.unread == 0 && task.incomplete == 0 && task.launched_ns != 0);
         let (arrived_ns, slot) = (self.arrived_ns(), self.slot());
         let token_time = TokenTime::of(ended(), arrived_ns).filter(|_| told);
+        let cache_miss = self.cache_miss(user.as_deref());
         let finished = Finished {
             key: self.key,
             route: match self.route() {
@@ -599,6 +620,7 @@ impl Request {
             prompt_tokens: total(|task| task.prompt_tokens) + running[0],
             prompt_unknown: ended().any(|task| task.unread > 0),
             cached_tokens: total(|task| task.cached_tokens) + running[1],
+            cache_miss,
             generated_tokens: total(|task| task.generated_tokens) + running[2],
             slot,
             task: started().map(|start| start.task).filter(|task| *task >= 0),

@@ -11,6 +11,7 @@ use llamaprobe_common::{
 };
 
 use super::{
+    cache::{Before, Holder},
     charge::Charge,
     fact::Fact,
     finished::Finished,
@@ -23,7 +24,7 @@ use super::{
     stalls::StepLoss,
     usage::Usage,
 };
-use crate::{bpf::events::RequestEvent, plan::Joining};
+use crate::{bpf::events::RequestEvent, discovery::Target, plan::Joining};
 
 /// Requests under way that are followed; of more the oldest is given up.
 const MAX_OPEN: usize = 4096;
@@ -51,6 +52,26 @@ struct Server {
     predict: Option<String>,
     /// Who works at the same time as whom.
     engine: Engine,
+    /// Its model keeps not all positions.
+    forgets: bool,
+    /// Who had its slots last.
+    holders: BTreeMap<i32, Holder>,
+}
+
+/// Slots whose holders are kept: as many as llama.cpp has sequences.
+const MAX_HOLDERS: usize = 256;
+
+impl Server {
+    /// What is known of a slot that is taken.
+    fn before(&self, slot: i32) -> Before {
+        Before { holder: self.holders.get(&slot).cloned(), forgets: self.forgets }
+    }
+
+    fn left(&mut self, slot: i32, holder: Holder) {
+        if self.holders.len() < MAX_HOLDERS || self.holders.contains_key(&slot) {
+            self.holders.insert(slot, holder);
+        }
+    }
 }
 
 impl Requests {
@@ -90,16 +111,17 @@ impl Requests {
         Some(used)
     }
 
-    /// How the requests of a process are joined to what its engine does, and where it serves Vertex AI's predictions, if
-    /// it does; from the next request on.
-    pub fn serve(&mut self, pid: u32, joining: Joining, predict: Option<&str>) {
+    /// How the requests of a process are joined to what its engine does, and what else decides how they are read; from the
+    /// next request on.
+    pub fn serve(&mut self, pid: u32, joining: Joining, target: &Target) {
         let server = self.servers.entry(pid).or_default();
         match joining {
             Joining::Inferred => drop(server.joins.get_or_insert_default()),
             _ => server.joins = None,
         }
         server.unprobed = joining == Joining::Answers;
-        server.predict = predict.map(str::to_owned);
+        server.predict.clone_from(&target.told.predict);
+        server.forgets = target.model.as_ref().is_some_and(|model| model.forgets);
     }
 
     /// Joins what can be joined by inference at `now_ns`. Returns the requests that are over by it.
@@ -168,8 +190,17 @@ impl Requests {
             Some(RequestEvent::Write(event)) => request.write(event),
             Some(RequestEvent::End(event)) => request.end(event),
             Some(RequestEvent::Task(event)) => request.task(event),
-            Some(RequestEvent::SlotStart(event)) => request.slot_start(event),
-            Some(RequestEvent::SlotEnd(event)) => request.slot_end(event),
+            Some(RequestEvent::SlotStart(event)) => {
+                let server = self.servers.get(&key.tgid);
+                request.slot_start(event, server.map(|it| it.before(event.slot)).unwrap_or_default());
+            }
+            Some(RequestEvent::SlotEnd(event)) => {
+                request.slot_end(event);
+                if let Some(server) = self.servers.get_mut(&key.tgid) {
+                    let prompt_tokens = u64::from(event.prompt_tokens) + u64::from(event.cached_tokens);
+                    server.left(event.slot, Holder { user: request.who(&self.naming), prompt_tokens });
+                }
+            }
             Some(RequestEvent::Draft(event)) => request.draft(event),
             Some(RequestEvent::Prompt(_) | RequestEvent::Prefill(_) | RequestEvent::Piece(_)) | None => {}
         }

@@ -1,12 +1,15 @@
 //! Requests one by one, as they are shown to whoever looks: those under way, and the last that are over.
 
-use llamaprobe_common::{request::RequestKey, sequence::Sequence};
+use llamaprobe_common::{request::RequestKey, sequence::Sequence, stall::Cause};
 
 use super::{
-    finished::{Finished, Outcome},
+    Record,
+    cache::CacheMiss,
+    finished::Outcome,
     identity::Naming,
-    parts::TokenTime,
+    parts::{Culprit, TokenTime},
     request::Request,
+    stalls::Lost,
     usage::Usage,
 };
 use crate::engines::Route;
@@ -15,6 +18,13 @@ use crate::engines::Route;
 pub const LAST: usize = 64;
 /// Requests of a server that are shown while they are under way.
 pub const MOST: usize = 256;
+/// Requests that are named of those for whose prompts one has waited.
+const CULPRITS: usize = 8;
+
+/// Tells a request from all others of its server, also later: how people name it.
+pub fn request_id(key: RequestKey) -> String {
+    format!("{:x}-{:x}", key.arrived_ns, key.fd)
+}
 
 /// How far a request has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,6 +73,16 @@ pub struct ShownRequest {
     pub token_time: Option<TokenTime>,
     /// The user whose prompts it waited for most, once it is over.
     pub slowed_by: Option<String>,
+    /// The requests for whose prompts it waited, who cost it most first, once it is over; their users as labels have them.
+    pub waited_for: Vec<Culprit>,
+    /// What the steps that it waited for have lost, once it is over.
+    pub lost: Lost,
+    /// What made its longest gap so long, where most of it was lost to one cause.
+    pub worst_gap_cause: Option<Cause>,
+    /// What it missed in the cache, once it is over.
+    pub cache_miss: Option<CacheMiss>,
+    /// The id of its trace, where that leads somewhere.
+    pub trace_id: Option<[u8; 16]>,
     /// Tokens by [`TokenType`](llamaprobe_common::target::TokenType).
     pub tokens: [u64; 3],
     /// Positions that its slots hold.
@@ -70,11 +90,14 @@ pub struct ShownRequest {
 }
 
 impl ShownRequest {
-    /// One that is over.
-    pub(crate) fn finished(request: &Finished, usage: &Usage) -> Self {
+    /// One that is over, its users called as `label` says.
+    pub(crate) fn finished(record: &Record, label: impl Fn(Option<&str>) -> String) -> Self {
+        let request = &record.request;
+        let labelled =
+            |culprit: &Culprit| Culprit { user: Some(label(culprit.user.as_deref())), ..culprit.clone() };
         Self {
             key: request.key,
-            user: usage.label(request.user.as_deref()).to_owned(),
+            user: label(request.user.as_deref()),
             route: request.route,
             state: State::Done { outcome: request.outcome, code: request.code },
             slot: request.slot,
@@ -85,7 +108,12 @@ impl ShownRequest {
             until_ns: request.answered_ns.max(request.arrived_ns),
             worst_gap_ns: request.worst_gap_ns,
             token_time: request.token_time,
-            slowed_by: request.slowed_by.first().map(|it| usage.label(it.user.as_deref()).to_owned()),
+            slowed_by: request.slowed_by.first().map(|it| label(it.user.as_deref())),
+            waited_for: request.slowed_by.iter().take(CULPRITS).map(labelled).collect(),
+            lost: *request.losses.all(),
+            worst_gap_cause: request.worst_gap_cause(),
+            cache_miss: request.cache_miss,
+            trace_id: record.trace_id(),
             tokens: [request.prompt_tokens, request.cached_tokens, request.generated_tokens],
             context_used: request.context_used,
         }
@@ -125,6 +153,11 @@ impl Request {
             worst_gap_ns: own.iter().map(|it| it.worst_gap_ns).max().unwrap_or(0),
             token_time: None,
             slowed_by: None,
+            waited_for: Vec::new(),
+            lost: Lost::default(),
+            worst_gap_cause: None,
+            cache_miss: None,
+            trace_id: None,
             tokens: used.tokens,
             context_used: own.iter().map(|it| u64::from(it.n_past)).sum(),
         }

@@ -268,6 +268,9 @@ pub(crate) fn worked(request: RequestKey, task: i32) -> SlotEndEvent {
         unread: 0,
         incomplete: 0,
         worst_part: Part::Decode as u32,
+        restored_ns: 0,
+        held_tokens: 20,
+        fate: 0,
         parts: parts(&[(Part::Host, 2), (Part::OwnPrefill, 20), (Part::Decode, 18), (Part::Sampling, 2)]),
     }
 }

@@ -12,6 +12,7 @@ use llamaprobe_common::{
 };
 
 use super::{
+    cache::MissReason,
     exemplar::{Exemplar, Exemplars, Findable},
     finished::{CLIENT_GONE, Finished, Join, Outcome, UNKNOWN},
     payload::route::Route,
@@ -192,6 +193,8 @@ pub struct Tally {
     pub queue_ns: Option<u64>,
     /// The latencies once more, by operation and failure: OpenTelemetry tells them apart by these.
     pub operations: BTreeMap<(&'static str, Option<Failure>), Latencies>,
+    /// Requests that missed the cache, and the prompt tokens that they computed, by [`MissReason`].
+    pub cache_misses: [(u64, u64); MissReason::COUNT],
     /// Requests with a `traceparent` that is none.
     pub traceparent_invalid: u64,
 }
@@ -218,6 +221,11 @@ impl Tally {
             *self.refusals.get_or_insert(0) += u64::from(refused);
         }
         self.wasted_tokens += request.wasted_tokens;
+        if let Some(miss) = &request.cache_miss {
+            let (requests, tokens) = &mut self.cache_misses[miss.reason as usize];
+            *requests += 1;
+            *tokens += miss.computed_tokens;
+        }
         if let Some(time) = &request.token_time {
             *self.queue_ns.get_or_insert(0) += time.get(Part::Queue);
         }

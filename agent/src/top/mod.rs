@@ -8,7 +8,7 @@ mod query;
 mod request;
 #[cfg(test)]
 mod tests;
-mod text;
+pub(crate) mod text;
 mod view;
 
 use std::{

@@ -27,6 +27,7 @@ fn request(id: &str, user: &str, state: &str, generated: u64, duration_ms: f64) 
         slowed_by: (state == "done").then(|| "bob".to_owned()),
         tokens: Tokens { prompt: 12_345, cached: 8, generated },
         context_used: 1_024,
+        ..llamaprobe_api::Request::default()
     }
 }
 

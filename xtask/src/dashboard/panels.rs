@@ -382,6 +382,25 @@ pub static GROUPS: &[Group] = &[
                 ]),
             ),
             panel(
+                Stacked,
+                8,
+                "short",
+                "Prompt tokens computed, by why the cache missed",
+                "Each second, of requests that missed: prefix_changed is a prompt that differs from what its slot held (a time stamp, an order of tools), evicted a slot too few or a conversation too many, forced a model with a sliding window or a recurrent memory.",
+                Each(&[(
+                    "sum by (reason) (rate(llm_cache_missed_tokens_total{@server}[@rate]))",
+                    "{{reason}}",
+                )]),
+            ),
+            panel(
+                Lines,
+                8,
+                "short",
+                "Requests that missed the cache",
+                "Each second, by reason. `llamaprobe explain` says of a request where its prompt differs.",
+                Each(&[("sum by (reason) (rate(llm_cache_misses_total{@server}[@rate]))", "{{reason}}")]),
+            ),
+            panel(
                 Lines,
                 8,
                 "percentunit",

@@ -18,6 +18,9 @@ const MAX_TEXT: u64 = 4096;
 const MAX_KEY: u64 = 65_535;
 const MAX_DIMENSIONS: u64 = 4;
 
+/// What keys of models with a recurrent memory have behind the architecture's name.
+const RECURRENT: [&str; 3] = [".ssm.", ".wkv.", ".shortconv."];
+
 /// Bytes read ahead.
 const AHEAD: u64 = 64 << 10;
 
@@ -33,6 +36,7 @@ pub(super) struct Facts {
     pub(super) kind: Option<String>,
     pub(super) file_type: Option<u64>,
     pub(super) splits: Option<u64>,
+    pub(super) forgets: bool,
     /// By key, because the architecture may come later; real files have one or two.
     pub(super) contexts: Vec<(String, u64)>,
 }
@@ -142,6 +146,13 @@ impl<'a> Header<'a> {
             (key, _) if key.ends_with(".context_length") && facts.contexts.len() < 16 => {
                 let tokens = self.number(kind)?;
                 facts.contexts.extend(tokens.map(|tokens| (self.field.clone(), tokens)));
+            }
+            (key, _) if key.ends_with(".attention.sliding_window") => {
+                facts.forgets |= self.number(kind)?.is_some_and(|tokens| tokens > 0);
+            }
+            (key, _) if RECURRENT.iter().any(|part| key.contains(part)) => {
+                facts.forgets = true;
+                self.skip_value(kind)?;
             }
             _ => self.skip_value(kind)?,
         }

@@ -52,6 +52,18 @@ fn sample() -> Vec<u8> {
 }
 
 #[test]
+fn a_model_that_keeps_not_all_positions_says_so() {
+    let forgets = |more: Vec<u8>| {
+        let pairs = [pair("general.architecture", TEXT, &text("x")), more];
+        parse(&gguf(&pairs, &[])).unwrap().forgets
+    };
+    assert!(forgets(pair("x.attention.sliding_window", 4, &512_u32.to_le_bytes())));
+    assert!(!forgets(pair("x.attention.sliding_window", 4, &0_u32.to_le_bytes())));
+    assert!(forgets(pair("x.ssm.conv_kernel", 4, &4_u32.to_le_bytes())));
+    assert!(!forgets(pair("x.context_length", 4, &4_u32.to_le_bytes())));
+}
+
+#[test]
 fn facts_of_a_model() {
     let bytes = sample();
     let expected = Model {
@@ -62,6 +74,7 @@ fn facts_of_a_model() {
         quantisation: "Q4_K_M".into(),
         parameters: 1024 + 100 + 1,
         context_train: Some(8192),
+        forgets: false,
         splits: Some(2),
         file_bytes: bytes.len() as u64,
     };

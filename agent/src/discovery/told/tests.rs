@@ -99,6 +99,7 @@ fn a_hash_is_nobodys_name() {
             quantisation: "Q4_K_M".to_owned(),
             parameters: 1,
             context_train: None,
+            forgets: false,
             splits: None,
             file_bytes: 1,
         })

@@ -110,6 +110,7 @@ pub(super) static ROWS: &[Row] = &[
     row(1, ProbeId::MemorySeqRm, Program::CacheHit, Cut(true), &[Exact("llama_memory_seq_rm")]),
     row(2, ProbeId::KvSelfSeqRm, Program::CacheHit, Cut(false), &[Exact("llama_kv_self_seq_rm")]),
     row(3, ProbeId::KvCacheSeqRm, Program::CacheHit, Cut(false), &[Exact("llama_kv_cache_seq_rm")]),
+    row(0, ProbeId::StateSeqSet, Program::Restore, Plain, &[Exact("llama_state_seq_set_data_ext")]),
     // Where the server's own functions are not visible: its calls into the library. The same probe is the end, too.
     row(0, ProbeId::SetSampler, Program::SlotTurn, Plain, &[Exact("llama_set_sampler")]),
     row(0, ProbeId::MemorySeqCp, Program::SlotFork, Plain, &[Exact("llama_memory_seq_cp")]),

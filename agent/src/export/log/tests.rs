@@ -28,6 +28,7 @@ fn record(request: Finished) -> Record {
         quantisation: "Q4_K_M".to_owned(),
         parameters: 1,
         context_train: None,
+        forgets: false,
         splits: None,
         file_bytes: 1,
     };

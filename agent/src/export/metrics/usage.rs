@@ -5,7 +5,7 @@ use llamaprobe_common::{part::Part, probe::ProbeId, target::TokenType};
 use super::{Row, Sample, Value, by_server, number, per_server};
 use crate::{
     plan::catalog::Role,
-    session::{Recent, Server, Snapshot, cost::Basis},
+    session::{Recent, Server, Snapshot, cache::MissReason, cost::Basis},
 };
 
 /// The role whose probe counts tokens of a type.
@@ -145,6 +145,19 @@ pub(super) fn cache_hit_ratio(all: &Snapshot) -> Vec<Sample> {
             let [prompt, cached, _] = recent.tokens;
             (prompt + cached > 0).then(|| cached as f64 / (prompt + cached) as f64)
         })
+    })
+}
+
+/// By reason, where slots and what is cut of them are seen.
+pub(super) fn cache_misses(all: &Snapshot, of: fn((u64, u64)) -> u64) -> Vec<Sample> {
+    by_server(all, Role::CacheHit, |server| {
+        let misses =
+            MissReason::ALL.into_iter().map(|reason| (reason, server.tally.cache_misses[reason as usize]));
+        let told = misses.filter(|_| server.is_live(Role::SlotStart));
+        told.map(|(reason, counts)| {
+            (vec![("reason", reason.name().to_owned())], Value::Number(of(counts) as f64))
+        })
+        .collect()
     })
 }
 

@@ -22,6 +22,7 @@ use crate::session::{
     Record,
     finished::{CLIENT_GONE, Finished, Join, Outcome, UNKNOWN},
     identity::NONE,
+    shown::request_id,
     tally::Phase,
     tracer::Trace,
 };
@@ -155,6 +156,7 @@ fn attributes(record: &Record) -> Attributes {
         it.put("gen_ai.response.finish_reasons", &[request.outcome.name()][..]);
     }
 
+    it.put("llamaprobe.request_id", request_id(request.key).as_str());
     it.put("llamaprobe.finish_reason", request.outcome.name());
     it.put("llamaprobe.join", request.join.name());
     it.put_some("llama_cpp.slot", request.slot);
@@ -179,6 +181,10 @@ fn attributes(record: &Record) -> Attributes {
     for (cause, ns) in request.losses.all().causes() {
         it.put(&format!("llamaprobe.stall_ms.{}", cause.name()), ms(ns));
     }
+    let miss = request.cache_miss.as_ref();
+    it.put_some("llamaprobe.cache_miss", miss.map(|miss| miss.reason.name()));
+    it.put_some("llamaprobe.cache_differs_at", miss.and_then(|miss| miss.differs_at));
+    it.put_some("llamaprobe.cache_held_tokens", miss.map(|miss| miss.held_tokens));
     it.put_some("user.id", request.user.as_deref());
     let [drafted, accepted] = request.draft_tokens;
     it.put_some("llamaprobe.draft_tokens", (drafted > 0).then_some(drafted));

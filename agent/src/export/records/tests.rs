@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::session::{
     Labels,
+    cache::{CacheMiss, MissReason},
     finished::Outcome,
     payload::{head, route::Route},
     staged::{MARKER, MS, answer, chat_events, finished, key, options, post, read, write},
@@ -23,6 +24,7 @@ fn record(request: Finished) -> Record {
         quantisation: "Q4_K_M".to_owned(),
         parameters: 1,
         context_train: Some(2048),
+        forgets: false,
         splits: None,
         file_bytes: 9,
     };
@@ -53,6 +55,13 @@ fn golden() {
         tokens: 90,
     }];
     request.draft_tokens = [6, 4];
+    request.cache_miss = Some(CacheMiss {
+        reason: MissReason::PrefixChanged,
+        held_tokens: 30,
+        differs_at: Some(20),
+        computed_tokens: 1,
+        restore_ns: None,
+    });
     let lost = Lost::staged(Cause::PageFault, 5 * MS);
     request.losses.add(&StepLoss { step_ns: 1_040 * MS, lost });
     request.draft_steps = vec![DraftStep { at_ns: 1_040 * MS, drafted: 6, accepted: 4 }];
@@ -108,6 +117,7 @@ fn golden() {
         "tokens": {
             "prompt": 1, "cached": 20, "generated": 5, "wasted": 0, "drafted": 6, "accepted": 4,
         },
+        "cache": { "miss": "prefix_changed", "held": 30, "differs_at": 20, "restore_ns": null },
         "engine": {
             "join": "exact",
             "slot": 1,
@@ -125,6 +135,7 @@ fn golden() {
             "quantisation": "Q4_K_M",
             "parameters": 1,
             "context_train": 2048,
+            "forgets": false,
             "splits": null,
             "file_bytes": 9,
         },

@@ -35,6 +35,8 @@ pub struct Body {
     pub several: bool,
     /// `temperature`.
     pub temperature: Option<f64>,
+    /// `cache_prompt`: whether what the slot holds may be reused.
+    pub cache_prompt: Option<bool>,
     /// Which spelling `max_tokens` and `n` came from: the higher rank is the one that llama.cpp takes.
     limit_rank: u8,
     n_rank: u8,
@@ -106,6 +108,7 @@ impl Sink for Fields {
                         | b"safety_identifier"
                         | b"stream"
                         | b"temperature"
+                        | b"cache_prompt"
                         | b"max_output_tokens"
                         | b"max_tokens"
                         | b"max_completion_tokens"
@@ -175,6 +178,7 @@ impl Body {
         self.several |= tail.several;
         self.stream = tail.stream.or(self.stream);
         self.temperature = tail.temperature.or(self.temperature);
+        self.cache_prompt = tail.cache_prompt.or(self.cache_prompt);
         self
     }
 
@@ -184,6 +188,7 @@ impl Body {
             b"user" => self.user = written(value, MAX_NAME),
             b"stream" => self.stream = truth(value),
             b"temperature" => self.temperature = number(value),
+            b"cache_prompt" => self.cache_prompt = truth(value),
             b"max_output_tokens" | b"max_tokens" => self.set_limit(rank(1, value), count(value)),
             b"max_completion_tokens" => self.set_limit(rank(2, value), count(value)),
             b"n_predict" => self.set_limit(rank(3, value), count(value)),

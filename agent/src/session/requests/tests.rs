@@ -1,10 +1,11 @@
 use super::*;
 use crate::session::{
+    cache::MissReason,
     finished::{Join, Outcome, UNKNOWN},
     payload::route::Route,
     staged::{
         MS, PID, STREAM, Staged, answer, begin, chat, chat_answer, chat_events, end, get, key, last_chunk,
-        on, post, read, requests, slot_start, task, text_chunk, worked, write,
+        on, post, process, read, requests, slot_start, task, text_chunk, worked, write,
     },
 };
 use llamaprobe_common::request::{BeginEvent, EndReason, SlotEndEvent};
@@ -289,7 +290,7 @@ fn a_conversation_that_is_taken_up_again_is_not_wasted() {
 fn slots_whose_tasks_are_not_seen_are_joined_by_order() {
     // A build whose slots are seen, with the ids of their tasks, but not which request waits for them.
     let mut requests = requests();
-    requests.serve(PID, Joining::Inferred, None);
+    requests.serve(PID, Joining::Inferred, &process(PID));
     let nobody = RequestKey { arrived_ns: 0, tgid: PID, fd: -1 };
     let (first, second) = (key(1_000), RequestKey { fd: 6, ..key(1_005) });
     let at = |ms: u64| (1_000 + ms) * MS;
@@ -329,7 +330,7 @@ fn slots_whose_tasks_are_not_seen_are_joined_by_order() {
 #[test]
 fn what_the_server_refuses_does_not_wait_for_a_slot() {
     let mut requests = requests();
-    requests.serve(PID, Joining::Inferred, None);
+    requests.serve(PID, Joining::Inferred, &process(PID));
     requests.on(&read(key(1_000), 0, 1_000 * MS, &chat()));
     let refused =
         on(&mut requests, &write(key(1_000), 0, 1_001 * MS, &answer("400 Bad Request", "{}"))).unwrap();
@@ -341,21 +342,21 @@ fn what_the_server_refuses_does_not_wait_for_a_slot() {
 #[test]
 fn a_slot_that_nobody_can_have_asked_for_is_unmatched() {
     let mut requests = requests();
-    requests.serve(PID, Joining::Inferred, None);
+    requests.serve(PID, Joining::Inferred, &process(PID));
     let nobody = RequestKey { arrived_ns: 0, tgid: PID, fd: -1 };
     assert!(
         requests.on(&RequestEvent::SlotEnd(SlotEndEvent { request: nobody, ..worked(key(9), 1) })).is_none()
     );
     assert!(requests.expire(2_000 * MS).is_empty());
     assert_eq!(requests.take_unmatched(), [PID]);
-    requests.serve(PID, Joining::Exact, None);
+    requests.serve(PID, Joining::Exact, &process(PID));
     assert!(requests.join(PID, 0).is_empty());
 }
 
 #[test]
 fn without_any_probe_the_answer_is_believed() {
     let mut requests = requests();
-    requests.serve(PID, Joining::Answers, None);
+    requests.serve(PID, Joining::Answers, &process(PID));
     requests.on(&read(key(1_000), 0, 1_000 * MS, &chat()));
     let over = on(&mut requests, &write(key(1_000), 0, 1_060 * MS, &chat_answer())).unwrap();
     assert_eq!(
@@ -384,4 +385,27 @@ fn without_any_probe_the_answer_is_believed() {
     let refused =
         on(&mut requests, &write(key(3_000), 0, 3_001 * MS, &answer("400 Bad Request", "{}"))).unwrap();
     assert_eq!((refused.join, refused.generated_tokens), (Join::None, 0));
+}
+
+#[test]
+fn a_slot_that_another_had_is_told_from_one_whose_own_prompt_changed() {
+    let mut requests = requests();
+    requests.serve(PID, Joining::Exact, &process(PID));
+    let mut missed = |ms: u64, user: &str| {
+        let request = key(ms);
+        let body = format!("{{\"user\":\"{user}\"}}");
+        let bytes = post("/v1/chat/completions", &format!("Content-Length: {}\r\n", body.len()), &body);
+        let mut events = chat_events(request);
+        events[0] = read(request, 0, ms * MS, &bytes);
+        let end = SlotEndEvent { held_tokens: 30, prompt_tokens: 9, ..worked(request, 40) };
+        *events.last_mut().unwrap() = RequestEvent::SlotEnd(end);
+        all(&mut requests, &events)[0].cache_miss.map(|miss| (miss.reason, miss.differs_at))
+    };
+    assert_eq!(
+        missed(1_000, "ada"),
+        Some((MissReason::PrefixChanged, Some(20))),
+        "whose it was is not known"
+    );
+    assert_eq!(missed(2_000, "ada"), Some((MissReason::PrefixChanged, Some(20))));
+    assert_eq!(missed(3_000, "bob"), Some((MissReason::Evicted, Some(20))));
 }

@@ -103,3 +103,22 @@ fn bounds_hold_those_of_the_convention() {
         assert!(REQUEST_TOKENS.classic().contains(&tokens), "{tokens}");
     }
 }
+
+#[test]
+fn what_missed_the_cache_is_counted_by_why() {
+    let mut tally = Tally::default();
+    let before = chat_events(key(1_000));
+    let missed = |held_tokens, prompt_tokens| {
+        let mut events = before.clone();
+        events.pop();
+        let end = SlotEndEvent { held_tokens, prompt_tokens, ..worked(key(1_000), 40) };
+        events.push(RequestEvent::SlotEnd(end));
+        finished(key(1_000), &events)
+    };
+    tally.book(&missed(20, 9));
+    tally.book(&missed(30, 9));
+    tally.book(&missed(31, 5));
+    let mut expected = [(0, 0); MissReason::COUNT];
+    expected[MissReason::PrefixChanged as usize] = (2, 14);
+    assert_eq!(tally.cache_misses, expected);
+}

@@ -6,8 +6,8 @@ use crate::session::payload::fuzz::fuzz;
 const CHAT: &[u8] = br#"{
   "messages": [{"role": "user", "content": "Set \"model\": \"wrong\", \"n\": 9 please \\"},
                {"role": "user", "content": [{"type": "text", "text": "{\"stream\":false}", "user": "wrong"}]}],
-  "model": "tiny \u00e9", "user":"ann", "stream":true, "max_tokens" : 64, "n": 2, "temperature": 0.25,
-  "metadata": {"model": "wrong", "user": "wrong", "stream": false, "max_tokens": 1, "n": 7, "temperature": 9}
+  "model": "tiny \u00e9", "user":"ann", "stream":true, "max_tokens" : 64, "n": 2, "temperature": 0.25, "cache_prompt": false,
+  "metadata": {"model": "wrong", "user": "wrong", "stream": false, "max_tokens": 1, "n": 7, "temperature": 9, "cache_prompt": true}
 }"#;
 
 fn chat() -> Body {
@@ -21,6 +21,7 @@ fn fields_of_the_top_level() {
     assert_eq!(body.user.as_deref(), Some("ann"));
     assert_eq!((body.stream, body.max_tokens), (Some(true), Some(64)));
     assert_eq!((body.n, body.temperature), (Some(2), Some(0.25)));
+    assert_eq!(body.cache_prompt, Some(false));
 }
 
 /// Whether `part` says nothing that `whole` does not.
@@ -34,6 +35,7 @@ fn within(part: &Body, whole: &Body) -> bool {
         && agrees(&part.max_tokens, &whole.max_tokens)
         && agrees(&part.n, &whole.n)
         && agrees(&part.temperature, &whole.temperature)
+        && agrees(&part.cache_prompt, &whole.cache_prompt)
 }
 
 /// The fields of a body of which a part is missing between `prefix` and `tail`.

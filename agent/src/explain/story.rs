@@ -1,0 +1,269 @@
+//! What held a request up, in sentences. Pure.
+
+use std::fmt;
+
+use llamaprobe_api::{Request, WaitedFor};
+use serde::Serialize;
+
+use super::Served;
+use crate::{
+    export::snapshot::table::plain,
+    top::text::{clock, time},
+};
+
+/// What is less than this share of a request's time is not worth a sentence.
+const WORTH: f64 = 0.005;
+
+/// The smallest `-b` that is advised.
+const LEAST_BATCH: u64 = 32;
+
+/// Why a request took as long as it did.
+#[derive(Debug, Serialize)]
+pub struct Story {
+    /// Its id.
+    id: String,
+    /// The id of its trace.
+    trace_id: Option<String>,
+    server: String,
+    model: String,
+    user: String,
+    state: String,
+    finish_reason: Option<String>,
+    /// Seconds since the Unix epoch.
+    arrived_at: f64,
+    duration_ms: f64,
+    /// What it waited for others, or for what held its steps back; never more than its duration.
+    lost_ms: f64,
+    /// What it lost, the most first.
+    lost: Vec<Sentence>,
+    /// What the rest of its time was spent on, the most first.
+    spent: Vec<Sentence>,
+    /// What else there is to say.
+    notes: Vec<String>,
+}
+
+/// Some time, and what it went to.
+#[derive(Debug, Serialize)]
+pub struct Sentence {
+    /// The part or the cause, as metrics and log lines call it.
+    what: String,
+    ms: f64,
+    text: String,
+}
+
+impl Story {
+    /// The story of a request. With a budget for gaps between tokens it says which `-b` keeps it.
+    pub fn of(served: &Served, gap_ms: Option<f64>) -> Self {
+        let request = &served.request;
+        let mut lost = waits(request);
+        lost.extend(stalls(request));
+        let mut spent = work(request);
+        for sentences in [&mut lost, &mut spent] {
+            sentences.retain(|it| it.ms >= request.duration_ms * WORTH);
+            sentences.sort_by(|a, b| b.ms.total_cmp(&a.ms));
+        }
+        let lost_ms = lost.iter().map(|it| it.ms).sum::<f64>().min(request.duration_ms);
+        let advice = request.waited_for.iter().max_by(|a, b| a.ms.total_cmp(&b.ms));
+        let notes = [gap(request), advice.and_then(|culprit| batch(culprit, gap_ms))];
+        Self {
+            id: request.id.clone(),
+            trace_id: request.trace_id.clone(),
+            server: served.server.clone(),
+            model: served.model.clone(),
+            user: request.user.clone(),
+            state: request.state.clone(),
+            finish_reason: request.finish_reason.clone(),
+            arrived_at: request.arrived_at,
+            duration_ms: request.duration_ms,
+            lost_ms,
+            lost,
+            spent,
+            notes: notes.into_iter().flatten().collect(),
+        }
+    }
+}
+
+fn sentence(what: &str, ms: f64, text: String) -> Sentence {
+    Sentence { what: what.to_owned(), ms, text }
+}
+
+/// What it waited for other requests.
+fn waits(request: &Request) -> Vec<Sentence> {
+    let part = |name: &str| request.token_ms.get(name).copied().unwrap_or(0.0);
+    let mut all = Vec::new();
+    let queue = if request.token_ms.is_empty() { request.queue_ms.unwrap_or(0.0) } else { part("queue") };
+    let still = if request.state == "queue" { request.duration_ms } else { queue };
+    all.push(sentence(
+        "queue",
+        still,
+        "waited for a slot: others had them all, or the engine was busy".into(),
+    ));
+    all.extend(request.waited_for.iter().map(|it| sentence("neighbour_prefill", it.ms, neighbour(it))));
+    let named: f64 = request.waited_for.iter().map(|it| it.ms).sum();
+    let rest = (part("neighbour_prefill") - named).max(0.0);
+    all.push(sentence("neighbour_prefill", rest, "waited in steps that computed prompts of others".into()));
+    let others = "waited while tokens of others were chosen".to_owned();
+    all.push(sentence("others_sampling", part("others_sampling"), others));
+    all
+}
+
+fn neighbour(it: &WaitedFor) -> String {
+    let steps = if it.steps == 1 { "1 step that".to_owned() } else { format!("{} steps that", it.steps) };
+    let whose = it.id.as_ref().map_or_else(String::new, |id| format!(" (request {})", plain(id)));
+    let tokens = number(it.prompt_tokens);
+    format!("waited in {steps} computed {tokens} prompt tokens for {}{whose}", plain(&it.user))
+}
+
+/// What held its steps back.
+fn stalls(request: &Request) -> Vec<Sentence> {
+    let say = |(cause, ms): (&String, &f64)| sentence(cause, *ms, cause_of(cause));
+    request.stall_ms.iter().map(say).collect()
+}
+
+fn cause_of(cause: &str) -> String {
+    match cause {
+        "stopped" => "the server was stopped: SIGSTOP, a debugger, or the freezer of its control group",
+        "throttled" => "the CPU quota of the server's control group was used up (cpu.max)",
+        "memory" => "the server made room in memory, or waited to change what it has mapped",
+        "page_fault" => "weights were read from disk, or memory from swap",
+        "block_io" => "the server waited for the disk",
+        "runnable" => "others had the processors that its threads were ready to run on",
+        "device" => {
+            "the engine waited for the driver of a device: where there is a graphics card this is its work"
+        }
+        "network" => "the engine waited for the other end of a connection",
+        "lock" => "the engine waited for another thread of the server",
+        "sleep" => "the engine slept for a time that it chose",
+        "unexplained" => "the engine slept, and nothing says why",
+        other => return format!("lost to {}", plain(other)),
+    }
+    .to_owned()
+}
+
+/// What its time was spent on.
+fn work(request: &Request) -> Vec<Sentence> {
+    let part = |name: &str| request.token_ms.get(name).copied().unwrap_or(0.0);
+    let tokens = request.tokens;
+    let prompt = prompt(request);
+    let last = request.last_token_ms.unwrap_or(request.duration_ms);
+    let answer = if request.state == "done" { (request.duration_ms - last).max(0.0) } else { 0.0 };
+    vec![
+        sentence("own_prefill", part("own_prefill"), prompt),
+        sentence("decode", part("decode"), format!("generated {} tokens", number(tokens.generated))),
+        sentence("draft", part("draft"), "a draft model guessed".into()),
+        sentence("sampling", part("sampling"), "its tokens were chosen, by its grammar if it has one".into()),
+        sentence("host", part("host"), "the server's own work between steps".into()),
+        sentence("answer", answer, "from its last token to the last byte of its answer".into()),
+    ]
+}
+
+/// What of its prompt was computed, and why that was not in the cache.
+fn prompt(request: &Request) -> String {
+    let tokens = request.tokens;
+    let all = tokens.prompt + tokens.cached;
+    let computed = format!("computed {} of {} prompt tokens", number(tokens.prompt), number(all));
+    let Some(miss) = &request.cache_miss else { return computed };
+    let held = number(miss.held_tokens);
+    let why = match (miss.reason.as_str(), miss.differs_at) {
+        ("cold", _) => "its slot held nothing yet".to_owned(),
+        ("prefix_changed", Some(at)) => {
+            format!("the prompt differs from token {} on from the {held} that its slot held", number(at))
+        }
+        ("evicted", Some(at)) => format!(
+            "its slot held {held} tokens of another conversation, of which it could use {}",
+            number(at)
+        ),
+        ("evicted", None) => format!("its slot was cleared of {held} tokens to make room"),
+        ("forced", _) => format!(
+            "the {held} that its slot held cannot be cut where the prompt differs: a sliding window, or a recurrent memory"
+        ),
+        ("shifted", _) => {
+            format!("the {held} that its slot held are at other positions, since the context was shifted")
+        }
+        ("restored", _) => match miss.restore_ms {
+            Some(ms) => format!("the rest came from the prompt cache in memory, in {}", time(ms)),
+            None => "the rest came from the prompt cache in memory".to_owned(),
+        },
+        ("disabled", _) => "it asked for no cache (cache_prompt: false)".to_owned(),
+        (other, _) => format!("cache miss: {}", plain(other)),
+    };
+    format!("{computed}: {why}")
+}
+
+/// Its longest gap.
+fn gap(request: &Request) -> Option<String> {
+    let ms = request.worst_gap_ms?;
+    let part = request.worst_gap_part.as_ref().map(|part| format!(", most of it {}", plain(part)));
+    let cause = request.worst_gap_cause.as_ref().map(|cause| format!(", lost to {}", plain(cause)));
+    let (part, cause) = (part.unwrap_or_default(), cause.unwrap_or_default());
+    Some(format!("the longest pause between two tokens was {}{part}{cause}", time(ms)))
+}
+
+/// What a smaller batch would change: the steps of who cost it most, by what their tokens were measured to take.
+fn batch(culprit: &WaitedFor, gap_ms: Option<f64>) -> Option<String> {
+    let (ms, tokens) = (culprit.ms, culprit.prompt_tokens);
+    if culprit.steps == 0 || tokens == 0 || ms <= 0.0 {
+        return None;
+    }
+    let token_ms = ms / tokens as f64;
+    let step = tokens.div_ceil(culprit.steps);
+    let now = format!(
+        "a step of {} prompt tokens of that neighbour took {} longer than one without",
+        number(step),
+        time(token_ms * step as f64)
+    );
+    let batch = match gap_ms {
+        Some(gap) => largest_power(gap / token_ms),
+        None => largest_power(step as f64 / 2.0),
+    };
+    let advice = match (batch.filter(|batch| *batch >= LEAST_BATCH), gap_ms) {
+        (Some(batch), Some(gap)) if batch >= step => format!("within {} already", time(gap)),
+        (Some(batch), _) => format!("with -b {batch} it would be about {}", time(token_ms * batch as f64)),
+        (None, Some(gap)) => format!("no -b from {LEAST_BATCH} up keeps it within {}", time(gap)),
+        (None, None) => return None,
+    };
+    Some(format!("{now}; {advice}"))
+}
+
+/// The largest power of two that is no more.
+fn largest_power(most: f64) -> Option<u64> {
+    let most = most.min(1e9) as u64;
+    most.checked_ilog2().map(|log| 1 << log)
+}
+
+/// With a comma before every three digits.
+fn number(n: u64) -> String {
+    let digits = n.to_string();
+    let head = digits.len() % 3;
+    let groups = digits.as_bytes()[head..].chunks(3).map(|group| String::from_utf8_lossy(group).into_owned());
+    let first = Some(digits[..head].to_owned()).filter(|first| !first.is_empty());
+    first.into_iter().chain(groups).collect::<Vec<_>>().join(",")
+}
+
+impl fmt::Display for Story {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let at = clock(self.arrived_at);
+        let (id, user, server) = (plain(&self.id), plain(&self.user), plain(&self.server));
+        write!(f, "request {id} of {user} at {server}, {at} UTC, ")?;
+        let took = time(self.duration_ms);
+        match (&self.finish_reason, self.lost_ms > 0.0) {
+            (Some(_), true) => write!(f, "took {took}, {} of it lost", time(self.lost_ms))?,
+            (Some(_), false) => write!(f, "took {took}, none of it lost")?,
+            (None, _) => write!(f, "under way for {took} ({})", plain(&self.state))?,
+        }
+        match self.finish_reason.as_deref() {
+            None | Some("stop" | "length" | "tool_calls") => writeln!(f)?,
+            Some(reason) => writeln!(f, "; it ended by {}", plain(reason))?,
+        }
+        for it in &self.lost {
+            writeln!(f, "  {:>8}  {}", time(it.ms), it.text)?;
+        }
+        if !self.spent.is_empty() {
+            writeln!(f, "its own work:")?;
+        }
+        for it in &self.spent {
+            writeln!(f, "  {:>8}  {}", time(it.ms), it.text)?;
+        }
+        self.notes.iter().try_for_each(|note| writeln!(f, "{note}"))
+    }
+}

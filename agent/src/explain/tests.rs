@@ -1,0 +1,152 @@
+use std::time::Duration;
+
+use clap::Parser as _;
+use llamaprobe_api::{CacheMiss, Tokens, WaitedFor};
+
+use super::*;
+use crate::cli::{Cli, Command};
+
+fn served(id: &str, duration_ms: f64) -> Served {
+    let request = Request {
+        id: id.to_owned(),
+        user: "team-2".to_owned(),
+        state: "done".to_owned(),
+        finish_reason: Some("stop".to_owned()),
+        arrived_at: 1_764_115_331.0,
+        duration_ms,
+        last_token_ms: Some(duration_ms),
+        ..Request::default()
+    };
+    Served { server: "127.0.0.1:8080".to_owned(), model: "m".to_owned(), request }
+}
+
+fn parts(parts: &[(&str, f64)]) -> std::collections::BTreeMap<String, f64> {
+    parts.iter().map(|(name, ms)| ((*name).to_owned(), *ms)).collect()
+}
+
+/// A request that a neighbour's prompt and a debugger held up.
+fn slow() -> Served {
+    let mut it = served("7f3a-5", 9_800.0);
+    it.request.token_ms = parts(&[
+        ("queue", 2.0),
+        ("own_prefill", 1_000.0),
+        ("decode", 4_000.0),
+        ("neighbour_prefill", 4_200.0),
+    ]);
+    it.request.waited_for = vec![WaitedFor {
+        id: Some("81c0-6".to_owned()),
+        user: "team-7".to_owned(),
+        ms: 4_200.0,
+        steps: 3,
+        prompt_tokens: 5_871,
+    }];
+    it.request.stall_ms = parts(&[("stopped", 500.0), ("lock", 1.0)]);
+    it.request.tokens = Tokens { prompt: 900, cached: 20, generated: 150 };
+    it.request.worst_gap_ms = Some(1_600.0);
+    it.request.worst_gap_part = Some("neighbour_prefill".to_owned());
+    it.request.cache_miss = Some(CacheMiss {
+        reason: "prefix_changed".to_owned(),
+        held_tokens: 1_000,
+        differs_at: Some(20),
+        restore_ms: None,
+    });
+    it
+}
+
+#[test]
+fn it_is_told_as_a_person_would() {
+    let text = Story::of(&slow(), Some(500.0)).to_string();
+    let expected = "\
+request 7f3a-5 of team-2 at 127.0.0.1:8080, 00:02:11 UTC, took 9.80 s, 4.70 s of it lost
+    4.20 s  waited in 3 steps that computed 5,871 prompt tokens for team-7 (request 81c0-6)
+    500 ms  the server was stopped: SIGSTOP, a debugger, or the freezer of its control group
+its own work:
+    4.00 s  generated 150 tokens
+    1.00 s  computed 900 of 920 prompt tokens: the prompt differs from token 20 on from the 1,000 that its slot held
+the longest pause between two tokens was 1.60 s, most of it neighbour_prefill
+a step of 1,957 prompt tokens of that neighbour took 1.40 s longer than one without; with -b 512 it would be about 366 ms
+";
+    assert_eq!(text, expected);
+}
+
+#[test]
+fn a_batch_is_advised_by_what_was_measured() {
+    let advice = |gap: Option<f64>| Story::of(&slow(), gap).to_string().lines().last().unwrap().to_owned();
+    assert!(advice(None).ends_with("with -b 512 it would be about 366 ms"), "{}", advice(None));
+    assert!(advice(Some(2_000.0)).ends_with("within 2.00 s already"), "{}", advice(Some(2_000.0)));
+    assert!(advice(Some(10.0)).ends_with("no -b from 32 up keeps it within 10 ms"), "{}", advice(Some(10.0)));
+}
+
+#[test]
+fn a_request_that_lost_nothing_says_so() {
+    let text = Story::of(&served("1-5", 80.0), None).to_string();
+    assert_eq!(text, "request 1-5 of team-2 at 127.0.0.1:8080, 00:02:11 UTC, took 80 ms, none of it lost\n");
+    let mut waits = served("1-5", 80.0);
+    (waits.request.state, waits.request.finish_reason) = ("queue".to_owned(), None);
+    let text = Story::of(&waits, None).to_string();
+    assert!(text.contains("under way for 80 ms (queue)\n     80 ms  waited for a slot"), "{text}");
+    let mut gone = served("1-5", 80.0);
+    gone.request.finish_reason = Some("cancelled".to_owned());
+    assert!(Story::of(&gone, None).to_string().contains("; it ended by cancelled"));
+}
+
+#[test]
+fn each_miss_has_its_words() {
+    let text = |reason: &str, differs_at, restore_ms| {
+        let mut it = slow();
+        let reason = reason.to_owned();
+        it.request.cache_miss = Some(CacheMiss { reason, held_tokens: 1_000, differs_at, restore_ms });
+        Story::of(&it, None).to_string()
+    };
+    for (reason, differs_at, restore_ms, said) in [
+        ("cold", None, None, "its slot held nothing yet"),
+        ("evicted", Some(20), None, "another conversation, of which it could use 20"),
+        ("evicted", None, None, "cleared of 1,000 tokens"),
+        ("forced", None, None, "sliding window"),
+        ("shifted", None, None, "at other positions"),
+        ("restored", None, Some(3.25), "in 3.25 ms"),
+        ("disabled", None, None, "cache_prompt: false"),
+        ("new", None, None, "cache miss: new"),
+    ] {
+        assert!(text(reason, differs_at, restore_ms).contains(said), "{reason}");
+    }
+}
+
+fn arguments(arguments: &[&str]) -> ExplainArguments {
+    let command = Cli::parse_from([&["llamaprobe", "explain"], arguments].concat()).command;
+    let Some(Command::Explain(explain)) = command else { panic!("{command:?}") };
+    *explain
+}
+
+fn chosen(all: Vec<Served>, of: &[&str]) -> Result<Vec<String>> {
+    let now = 1_764_115_331.0 + 60.0;
+    Ok(choose(all, &arguments(of), now)?.into_iter().map(|it| it.request.id).collect())
+}
+
+#[test]
+fn requests_are_found_by_id_trace_and_slowness() {
+    let all = || {
+        let mut all = vec![served("ab1-5", 10.0), served("ab2-5", 30_000.0), served("c-5", 20.0)];
+        all[2].request.trace_id = Some("4bf92f".to_owned());
+        all
+    };
+    assert_eq!(chosen(all(), &["ab1"]).unwrap(), ["ab1-5"]);
+    assert_eq!(chosen(all(), &["4BF92F"]).unwrap(), ["c-5"]);
+    assert_eq!(chosen(all(), &[]).unwrap(), ["ab2-5"]);
+    assert_eq!(chosen(all(), &["--slowest", "2"]).unwrap(), ["ab2-5", "c-5"]);
+    assert_eq!(chosen(all(), &["--slowest", "9", "--last", "40s"]).unwrap(), ["ab2-5"]);
+    for (of, said) in [(&["ab"][..], "2 ids"), (&["x"], "\"x\""), (&["--last", "1s"], "no request has ended")]
+    {
+        let error = format!("{:#}", chosen(all(), of).unwrap_err());
+        assert!(error.contains(said), "{error}");
+    }
+    assert_eq!(arguments(&["--gap", "500ms"]).gap, Some(Duration::from_millis(500)));
+}
+
+#[test]
+fn names_do_nothing_to_a_terminal() {
+    let mut it = slow();
+    it.request.user = "\u{1b}[2J".to_owned();
+    it.request.waited_for[0].user = "\u{1b}[2J".to_owned();
+    assert!(!Story::of(&it, None).to_string().contains('\u{1b}'));
+}
