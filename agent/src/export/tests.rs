@@ -23,7 +23,7 @@ use crate::{
         charge::Charge,
         cost::TokenPrices,
         shown::{ShownRequest, State},
-        snapshot::{Delivery, Output},
+        snapshot::{Delivery, Output, Recordings},
         staged::{answer, chat_events, finished, get, key, read, write},
         stalls::Lost,
         tally::Tally,
@@ -212,6 +212,7 @@ fn snapshot(servers: Vec<Server>) -> Snapshot {
                 lost: vec![("queue_full".into(), 8)],
             },
         ],
+        recordings: Some(Recordings { made: [("gap", 2)].into(), limited: [("asked", 1)].into() }),
     }
 }
 
