@@ -13,6 +13,7 @@ pub mod heir;
 mod looks;
 mod own;
 pub(crate) mod process;
+mod recording;
 mod room;
 mod seating;
 mod seats;
@@ -56,12 +57,14 @@ use crate::{
     discovery::process::process_of,
     doctor::{self, Check, NEEDED, Roots},
     export::{
-        http::{self, Endpoint, Health, web::Web},
+        http::{self, Endpoint, Health, Questions, web::Web},
         otlp::Signal,
         sink::Sinks,
     },
     journal::{Header, JournalWriter, Reading},
-    output, scout,
+    output,
+    recorder::{Recorder, Store},
+    scout,
     session::{
         Billing, Input, Session, Snapshot, payload::head::HeadOptions, reader::Reader, tracer::Tracer,
     },
@@ -104,6 +107,8 @@ struct Agent {
     session: Session,
     /// What the session is told is written down.
     journal: Option<JournalWriter>,
+    /// The last minutes of the same are held, to be written when something is too slow.
+    recorder: Option<Recorder>,
     /// One moment by both clocks: when the session was made.
     origin: (Instant, u64),
     /// Finished requests so far.
@@ -162,11 +167,14 @@ pub async fn run(mut options: Options, mut signals: Signals) -> Result<()> {
     // Before anything is loaded: an address in use is the commonest mistake.
     let listener = http::listen(options.listen).await?;
     let address = listener.local_addr().context("the endpoint has no address")?;
-    let (sinks, billing, journal) = (options.sinks.clone(), options.billing.clone(), options.journal.clone());
+    let (sinks, billing) = (options.sinks.clone(), options.billing.clone());
+    let (journal, recorder) = (options.journal.clone(), options.recorder.clone());
     let web = options.web.clone();
-    let files =
-        move || Ok((Web::open(&web, address)?, Sinks::open(&sinks)?, billing.load()?, journal.create()?));
-    let Some((web, sinks, billing, journal)) = signals.or_end(files).await? else { return Ok(()) };
+    let files = move || {
+        let written = (journal.create()?, recorder.open()?);
+        Ok((Web::open(&web, address)?, Sinks::open(&sinks)?, billing.load()?, written))
+    };
+    let Some((web, sinks, billing, written)) = signals.or_end(files).await? else { return Ok(()) };
     scout::raise_files();
     let only = options.only.clone();
     let load = move || {
@@ -186,12 +194,14 @@ pub async fn run(mut options: Options, mut signals: Signals) -> Result<()> {
     let (telling, mut done) = mpsc::unbounded_channel();
     let room = Room::open(attacher, telling).context("cannot start a thread")?;
     let kernel = (maps, Stalls::new(rings.stalls));
-    let mut agent = Agent::new(looks, room, kernel, sinks, (billing, journal), &options)?;
+    let mut agent = Agent::new(looks, room, kernel, sinks, (billing, written), &options)?;
     (agent.prices, agent.run_times) = (prices, run_times);
 
     let (sender, mut questions) = mpsc::channel(QUESTIONS);
+    let (recordings, mut asked) = mpsc::channel(QUESTIONS);
     let scheme = web.scheme();
-    let endpoint = Endpoint::start(listener, sender, agent.health.clone(), options.compat.clone(), web)
+    let doors = Questions { snapshots: sender, recordings: Some(recordings) };
+    let endpoint = Endpoint::start(listener, doors, agent.health.clone(), options.compat.clone(), web)
         .context("no thread for the endpoint")?;
     announce(scheme, address);
     let mut service = Service::start().context("cannot start a thread")?;
@@ -207,6 +217,7 @@ pub async fn run(mut options: Options, mut signals: Signals) -> Result<()> {
         tokio::select! {
             order = signals.next() => match order {
                 Order::End(signal) => break info!("{signal}"),
+                Order::Record => agent.record_signalled(),
                 Order::Reload => {
                     service.reloading();
                     agent.sinks.reopen();
@@ -226,6 +237,7 @@ pub async fn run(mut options: Options, mut signals: Signals) -> Result<()> {
                 // Whoever asked may have gone meanwhile.
                 let _ = question.send(agent.snapshot());
             }
+            Some(asked) = asked.recv() => agent.record_asked(asked),
             ready = requests.readable_mut() => {
                 let mut ready = ready.context("the ring buffer failed")?;
                 if agent.drain_requests(ready.get_inner_mut(), payload.get_mut()) {
@@ -367,7 +379,7 @@ impl Agent {
         room: Room,
         (maps, stalls): (Maps, Stalls),
         sinks: Sinks,
-        (billing, journal): (Billing, Option<File>),
+        (billing, (journal, store)): (Billing, (Option<File>, Option<Store>)),
         options: &Options,
     ) -> Result<Self> {
         let key = match &options.secret {
@@ -394,6 +406,8 @@ impl Agent {
             session = session.traced_by(tracer);
         }
         let mut header = Header::new(origin.1, billing, !options.only.is_empty(), tracer);
+        // Never with the bytes of requests.
+        let recorder = store.map(|store| Recorder::start(&options.recorder, store, &header)).transpose()?;
         if options.journal.payload {
             header = header.with_payload(reading);
         }
@@ -405,6 +419,7 @@ impl Agent {
             reader,
             session,
             journal,
+            recorder,
             origin,
             told: 0,
             held: None,
@@ -465,6 +480,7 @@ impl Agent {
         let epoch = self.clock.epoch();
         let (looks, scouts) = self.looks.counts();
         let journal = self.journal.as_ref().map(JournalWriter::delivery);
+        let recorder = self.recorder.as_ref().map(Recorder::delivery);
         let own = Snapshot {
             own: self.maps.own_stats().unwrap_or_default(),
             programs_cpu: self.run_times.as_ref().and_then(|times| times.last().cpu_ratio),
@@ -483,7 +499,8 @@ impl Agent {
             started: (epoch + self.started).as_secs_f64(),
             taken: (epoch + Duration::from_nanos(monotonic_ns())).as_secs_f64(),
             epoch,
-            outputs: self.sinks.deliveries().into_iter().chain(journal).collect(),
+            outputs: self.sinks.deliveries().into_iter().chain(journal).chain(recorder).collect(),
+            recordings: self.recorder.as_ref().map(Recorder::recordings),
             ..Snapshot::default()
         };
         self.ask(own)

@@ -25,6 +25,7 @@ use crate::{
         snapshot::fetch,
     },
     journal::JournalOptions,
+    recorder::{RecorderOptions, When},
     session::{cost::Rates, identity::Source},
     top::{SORTS, TopOptions},
 };
@@ -46,6 +47,15 @@ const DEFAULT_LISTEN: &str = "127.0.0.1:9464";
 
 /// Megabytes of a journal: hours of a busy server.
 const DEFAULT_JOURNAL: u64 = 256;
+
+/// Seconds from one recording to the next.
+const DEFAULT_RECORD_PAUSE: u64 = 60;
+
+/// Megabytes of all recordings: a dozen of the longest.
+const DEFAULT_RECORDINGS: u64 = 256;
+
+/// Megabytes that are held of what happens: minutes of a busy server, an hour of a quiet one.
+const DEFAULT_MEMORY: u64 = 16;
 
 /// Watches llama.cpp servers from the kernel and serves their metrics to Prometheus.
 #[derive(Debug, Parser)]
@@ -79,6 +89,8 @@ pub enum Command {
     /// Play a journal again: the same log lines and metrics as when it was written. Needs no rights and no server.
     /// Exit code: 0 whole, 1 it is cut or damaged and was played so far
     Replay(ReplayArguments),
+    /// Make a trace of a journal, or of what the running agent holds: for Perfetto (ui.perfetto.dev), or as lines of JSON
+    Trace(TraceArguments),
     /// Print the hash that stands for an API key, which is read from standard input: for the file of aliases
     KeyHash(KeyHashArguments),
     /// Hold what an ending agent leaves until it has ended; it starts this itself
@@ -116,6 +128,9 @@ pub struct ReplayArguments {
     /// Serve the metrics and the snapshot there until it is ended, rather than write them
     #[arg(long, value_name = "ADDRESS:PORT", conflicts_with = "metrics")]
     pub listen: Option<SocketAddr>,
+    /// With `--listen`, as it was rather than its end: so many times as fast as it happened (`--speed 1`), for `llamaprobe top`
+    #[arg(long, value_name = "TIMES", requires = "listen", value_parser = speed)]
+    pub speed: Option<f64>,
     /// With `--listen`, who may ask, as with `run`
     #[arg(long, value_name = "FILE", requires = "listen")]
     pub web_config_file: Option<PathBuf>,
@@ -125,6 +140,40 @@ pub struct ReplayArguments {
     /// Publish the metrics also under other names, as `run` does
     #[arg(long, value_enum, value_delimiter = ',', value_name = "NAMES")]
     pub compat: Vec<Dialect>,
+}
+
+/// The options of `trace`.
+#[derive(Debug, Args)]
+pub struct TraceArguments {
+    /// The journal or the recording; without one the agent is asked for one, which runs on this machine with --record-dir
+    pub file: Option<PathBuf>,
+    /// Where the trace goes; `-` is standard output
+    #[arg(short, long, value_name = "FILE", required_unless_present = "schema")]
+    pub output: Option<PathBuf>,
+    /// What it is
+    #[arg(long, value_enum, value_name = "FORMAT", default_value = "perfetto")]
+    pub format: TraceFormat,
+    /// Print the JSON Schema of the lines of --format ndjson, and end
+    #[arg(long)]
+    pub schema: bool,
+    /// Whom to ask
+    #[command(flatten)]
+    pub agent: AgentArguments,
+}
+
+/// What a trace is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum TraceFormat {
+    /// What ui.perfetto.dev opens.
+    Perfetto,
+    /// A JSON object a line.
+    Ndjson,
+}
+
+/// How fast a journal is played.
+fn speed(text: &str) -> Result<f64, String> {
+    let speed = text.parse().ok().filter(|speed| (0.01..=1000.0).contains(speed));
+    speed.ok_or_else(|| "it should be a number from 0.01 to 1000".to_owned())
 }
 
 /// The options of `snapshot`.
@@ -289,6 +338,23 @@ pub struct RunArguments {
     /// Whether the journal holds the bytes of requests and answers, too, prompts and API keys among them [default: off]
     #[arg(long, env = "LLAMAPROBE_JOURNAL_PAYLOAD", value_enum, value_name = "SWITCH")]
     pub journal_payload: Option<Switch>,
+    /// A directory for recordings: the last minutes are held in memory, as a journal, and written there when something is too
+    /// slow (`--record-when`), on SIGUSR2, or by `POST /record`; `llamaprobe replay` plays them. Nothing is held without
+    #[arg(long, env = "LLAMAPROBE_RECORD_DIR", value_name = "DIRECTORY")]
+    pub record_dir: Option<PathBuf>,
+    /// When a recording is made by itself: `ttft>2s or gap>500ms or duration>60s`, of a request; `queue>1s`; and `stall>5m`,
+    /// a server that has requests and makes no decode call [default: stall>5m]
+    #[arg(long, env = "LLAMAPROBE_RECORD_WHEN", value_name = "CONDITION")]
+    pub record_when: Option<String>,
+    /// From one recording that is made by itself to the next [default: 60]
+    #[arg(long, env = "LLAMAPROBE_RECORD_PAUSE", value_name = "SECONDS")]
+    pub record_pause: Option<u64>,
+    /// How long all recordings may be together; the oldest go first [default: 256]
+    #[arg(long, env = "LLAMAPROBE_RECORD_MEGABYTES", value_name = "MEGABYTES")]
+    pub record_megabytes: Option<u64>,
+    /// Memory for what is held, from 1 to 1024 [default: 16]
+    #[arg(long, env = "LLAMAPROBE_RECORD_MEMORY", value_name = "MEGABYTES")]
+    pub record_memory: Option<u64>,
     /// A TOML file with these options as keys, `-` written `_`
     #[arg(long, env = "LLAMAPROBE_CONFIG", value_name = "FILE")]
     #[serde(skip)]
@@ -384,6 +450,8 @@ pub struct Options {
     pub sinks: SinkOptions,
     /// What happens, written down.
     pub journal: JournalOptions,
+    /// The last minutes of it, held.
+    pub recorder: RecorderOptions,
     /// A request header that names the user.
     pub user_header: Option<String>,
     /// Users and prices.
@@ -479,12 +547,37 @@ impl RunArguments {
                     .saturating_mul(1_000_000),
                 payload: self.journal_payload.or(file.journal_payload) == Some(Switch::On),
             },
+            recorder: RecorderOptions {
+                directory: self.record_dir.or(file.record_dir),
+                when: match self.record_when.or(file.record_when) {
+                    Some(when) => when.parse().context("--record-when")?,
+                    None => When::default(),
+                },
+                pause: Duration::from_secs(
+                    self.record_pause.or(file.record_pause).unwrap_or(DEFAULT_RECORD_PAUSE),
+                ),
+                most_bytes: self
+                    .record_megabytes
+                    .or(file.record_megabytes)
+                    .unwrap_or(DEFAULT_RECORDINGS)
+                    .saturating_mul(1_000_000),
+                memory: memory(self.record_memory.or(file.record_memory).unwrap_or(DEFAULT_MEMORY))?,
+            },
             user_header,
             trace_drafts: self.trace_drafts.or(file.trace_drafts) == Some(Switch::On),
             payload,
             compat: self.compat.or(file.compat).unwrap_or_default(),
         })
     }
+}
+
+/// Memory of the recorder, bytes.
+fn memory(megabytes: u64) -> Result<usize> {
+    ensure!(
+        (1..=1024).contains(&megabytes),
+        "--record-memory is {megabytes}: it should be a number of megabytes from 1 to 1024"
+    );
+    Ok(usize::try_from(megabytes)? * 1_000_000)
 }
 
 #[cfg(test)]
@@ -530,6 +623,8 @@ mod tests {
             ("pid = [-1]\n", "pid"),
             ("otlp_endpoint = \"here\"\n", "otlp_endpoint"),
             ("trace_ratio = 2.0\n", "trace_ratio"),
+            ("record_when = \"gap\"\n", "--record-when"),
+            ("record_memory = 0\n", "--record-memory"),
             ("record_file = \"a\"\nlog_file = \"a\"\n", "--record-file"),
         ] {
             let message = format!("{:#}", resolved(file, None).unwrap_err());

@@ -16,7 +16,7 @@ use llamaprobe::{
     output::{self, Messages},
     replay, scout,
     session::payload::head::KeyHash,
-    survey, top,
+    survey, top, trace,
 };
 use tracing::warn;
 use tracing_subscriber::EnvFilter;
@@ -46,6 +46,7 @@ fn main() -> ExitCode {
         Command::Top(arguments) => arguments.options().and_then(top::run),
         Command::Explain(arguments) => explain::run(&arguments),
         Command::Replay(arguments) => replay::run(&arguments),
+        Command::Trace(arguments) => trace::run(&arguments),
         Command::KeyHash(arguments) => key_hash(&arguments),
         Command::Outlive { parent } => {
             heir::outlive(parent);

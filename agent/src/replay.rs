@@ -1,36 +1,27 @@
 //! `llamaprobe replay`: a journal is played, and says what the agent said that wrote it.
 
+mod serve;
+
 use std::{
     fs::File,
     io::{self, BufReader, BufWriter, Write},
     path::Path,
     process::ExitCode,
-    sync::Arc,
     time::{Duration, UNIX_EPOCH},
 };
 
 use anyhow::{Context as _, Result};
 use serde::Serialize;
-use tokio::sync::mpsc;
 
 use crate::{
-    agent::Signals,
     cli::ReplayArguments,
-    export::{
-        http::{
-            self, Endpoint, Health,
-            web::{Web, WebOptions},
-        },
-        log::Line,
-        otlp::spans_alone,
-        prometheus,
-    },
+    export::{log::Line, otlp::spans_alone, prometheus},
     journal::{
         JournalReader,
-        play::{Played, play},
+        play::{Played, Player},
     },
     output,
-    session::Snapshot,
+    session::Record,
 };
 
 /// Plays a journal.
@@ -42,31 +33,51 @@ pub fn run(arguments: &ReplayArguments) -> Result<ExitCode> {
     let name = arguments.file.display();
     let file = File::open(&arguments.file).with_context(|| format!("cannot open {name}"))?;
     let journal = JournalReader::open(BufReader::new(file)).with_context(|| format!("cannot play {name}"))?;
-    let mut log = Lines::open(arguments.log.as_deref())?;
-    let mut spans = Lines::open(arguments.spans.as_deref())?;
-    let traced = journal.header().tracer.is_some();
-    let played = play(journal, |record, epoch| {
-        if record.request.is_inference() {
-            log.write(|| Some(Line::new(record, |ns| UNIX_EPOCH + epoch + Duration::from_nanos(ns))));
-        }
-        spans.write(|| spans_alone(record, epoch));
-    });
-    log.end().context("cannot write the log")?;
-    spans.end().context("cannot write the spans")?;
-    if arguments.spans.is_some() && !traced {
+    if arguments.spans.is_some() && journal.header().tracer.is_none() {
         output::complain(&format!(
             "llamaprobe: {name}: there are no spans: the agent did not trace requests"
         ));
     }
+    let mut told =
+        Told { log: Lines::open(arguments.log.as_deref())?, spans: Lines::open(arguments.spans.as_deref())? };
+    let mut player = Player::new(journal);
+    if let Some(speed) = arguments.speed {
+        return serve::as_it_was(arguments, player, speed, told);
+    }
+    while player.next_ns().is_some() {
+        player.step(&mut |record, epoch| told.take(record, epoch));
+    }
+    told.end()?;
+    let played = player.finish();
     let code = say(arguments, &played);
-    if let Some(address) = arguments.listen {
-        serve(address, arguments, played.snapshot)?;
+    if arguments.listen.is_some() {
+        serve::the_end(arguments, &played.snapshot)?;
     } else {
         let text = prometheus::render(&played.snapshot, &arguments.compat).context("the metrics")?;
         let to = arguments.metrics.as_deref().unwrap_or(Path::new("-"));
         open(to)?.write_all(&text).with_context(|| format!("cannot write {}", to.display()))?;
     }
     Ok(code)
+}
+
+/// What is said of requests that are over.
+struct Told {
+    log: Lines,
+    spans: Lines,
+}
+
+impl Told {
+    fn take(&mut self, record: &Record, epoch: Duration) {
+        if record.request.is_inference() {
+            self.log.write(|| Some(Line::new(record, |ns| UNIX_EPOCH + epoch + Duration::from_nanos(ns))));
+        }
+        self.spans.write(|| spans_alone(record, epoch));
+    }
+
+    fn end(self) -> Result<()> {
+        self.log.end().context("cannot write the log")?;
+        self.spans.end().context("cannot write the spans")
+    }
 }
 
 /// JSON objects, one a line, to a file or to none.
@@ -119,40 +130,4 @@ fn open(path: &Path) -> Result<Box<dyn Write>> {
     }
     let file = File::create(path).with_context(|| format!("cannot write {}", path.display()))?;
     Ok(Box::new(BufWriter::new(file)))
-}
-
-/// Answers as the agent did, until it is ended.
-fn serve(address: std::net::SocketAddr, arguments: &ReplayArguments, snapshot: Snapshot) -> Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("no runtime")?;
-    runtime.block_on(async {
-        let mut signals = Signals::new().context("cannot handle signals")?;
-        let listener = http::listen(address).await?;
-        let address = listener.local_addr().context("the endpoint has no address")?;
-        let options = WebOptions {
-            file: arguments.web_config_file.clone(),
-            names_users: true,
-            openly: arguments.listen_openly,
-        };
-        let web = Web::open(&options, address)?;
-        let scheme = web.scheme();
-        let (sender, mut questions) = mpsc::channel(16);
-        let health = Arc::new(Health::default());
-        health.set_ready();
-        let endpoint = Endpoint::start(listener, sender, health.clone(), arguments.compat.clone(), web)
-            .context("no thread for the endpoint")?;
-        output::announce(&format!("listening on {scheme}://{address}")).context("cannot write to stdout")?;
-        let mut turn = tokio::time::interval(Duration::from_secs(1));
-        loop {
-            tokio::select! {
-                _ = signals.end() => break,
-                _ = turn.tick() => health.turn(),
-                Some(question) = questions.recv() => {
-                    // Whoever asked may have gone meanwhile.
-                    let _ = question.send(snapshot.clone());
-                }
-            }
-        }
-        endpoint.close();
-        Ok(())
-    })
 }

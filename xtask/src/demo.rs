@@ -1,20 +1,25 @@
 //! The demonstration: a real server, a real model, the agent, and both sides' figures next to each other.
 
 use std::fs;
+use std::io::{BufRead as _, BufReader};
+use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
 use llamaprobe_tests::agent::Agent;
-use llamaprobe_tests::assets::{Assets, Build};
+use llamaprobe_tests::assets::{Assets, Build, workspace_root};
 use llamaprobe_tests::comparison::{Comparison, Moment};
 use llamaprobe_tests::http;
+use llamaprobe_tests::process::{Process, tied};
 use llamaprobe_tests::server::LlamaServer;
 use llamaprobe_tests::traffic::{Outcome, Request, finishing, run_checked};
 use serde_json::Value;
 
-use crate::command::build_agent;
+use crate::command::{build_agent, run_quietly};
 use crate::root;
 use crate::setup;
 
+/// Frames of a recording that are printed, of about a second each.
+const FRAMES: usize = 4;
 /// Memory that the real model needs, with some to spare.
 const GEMMA_KIB: u64 = 2 * 1024 * 1024;
 
@@ -39,6 +44,37 @@ pub fn run(prepared: bool) -> Result<()> {
     let equal = parallel_requests()?;
     prompt_length()?;
     ensure!(equal, "the agent's counts are not the server's");
+    Ok(())
+}
+
+/// Shows a recording of this demonstration: needs no rights, no server and no model.
+pub fn replay() -> Result<()> {
+    eprintln!("== build");
+    setup::for_build()?;
+    let agent = build_agent("debug", &[])?;
+    let recording = workspace_root().join("tests/assets/demo.journal");
+    let mut command = tied(&agent);
+    command.arg("replay").arg(&recording).args(["--listen", "127.0.0.1:0", "--speed", "2"]);
+    let mut process = Process::start("llamaprobe replay", command.stdout(Stdio::piped()))?;
+    let mut line = String::new();
+    BufReader::new(process.child().stdout.take().context("no standard output")?).read_line(&mut line)?;
+    let address = line.trim().strip_prefix("listening on http://");
+    let address = address.with_context(|| format!("the first line is {line:?}"))?.to_owned();
+    for _ in 0..FRAMES {
+        print!("{}", run_quietly(Command::new(&agent).args(["top", "--once", "--listen", &address]))?);
+        println!();
+    }
+    println!(
+        "It is served at http://{address}: try `llamaprobe top --listen {address}` or `curl http://{address}/metrics`."
+    );
+    println!("Ctrl-C ends it.");
+    wait(&mut process)
+}
+
+/// Waits for the end of a process.
+fn wait(process: &mut Process) -> Result<()> {
+    let status = process.child().wait().context("cannot wait for it")?;
+    ensure!(status.success(), "it ended with {status}");
     Ok(())
 }
 

@@ -38,6 +38,9 @@ enum Task {
         /// Set-up and build are done (the demo then starts itself as root)
         #[arg(long, hide = true)]
         prepared: bool,
+        /// Show a recording of it instead: needs no rights, no server and no model
+        #[arg(long)]
+        replay: bool,
     },
     /// Set up, lint and run all tests: what CI runs
     Test,
@@ -60,7 +63,8 @@ enum Task {
 fn main() -> ExitCode {
     let outcome = match Arguments::parse().task {
         Task::Setup { purpose } => setup::run(purpose),
-        Task::Demo { prepared } => demo::run(prepared),
+        Task::Demo { replay: true, .. } => demo::replay(),
+        Task::Demo { prepared, .. } => demo::run(prepared),
         Task::Test => check::test(),
         Task::Long => check::long(),
         Task::Lint => check::lint(),

@@ -34,13 +34,14 @@ const RUST_COMPONENTS: [(&str, &str); 3] = [
 /// What makes the tiny models.
 const MODEL_PACKAGES: [&str; 2] = ["gguf==0.19.0", "numpy"];
 /// The receiver of the tests, the client and the parser that they believe.
-const TEST_PACKAGES: [&str; 6] = [
+const TEST_PACKAGES: [&str; 7] = [
     "opentelemetry-proto==1.45.2",
     "opentelemetry-sdk==1.45.2",
     "opentelemetry-instrumentation-requests==0.66b2",
     "requests==2.34.2",
     "prometheus-client==0.26.0",
     "grpcio==1.85.3",
+    "perfetto==0.59.1",
 ];
 /// Helm as a library, and the schemas of Kubernetes.
 const CHART_PACKAGES: [&str; 2] = ["helm-python-sdk==0.2.2", "kubernetes-validate==1.37.0"];
@@ -85,7 +86,8 @@ pub fn for_demo<T: Send>(build: impl FnOnce() -> Result<T> + Send) -> Result<T> 
     meanwhile(|| for_build().and_then(|()| build()), || demo_assets(&assets))
 }
 
-fn for_build() -> Result<()> {
+/// Installs what the agent is built with.
+pub fn for_build() -> Result<()> {
     rust_components(&RUST_COMPONENTS[..1])?;
     bpf_linker()
 }

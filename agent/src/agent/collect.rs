@@ -122,6 +122,7 @@ impl Agent {
             }
         }
         self.apply(Input::AllRead);
+        self.record_stalls();
         self.collected = now;
     }
 }

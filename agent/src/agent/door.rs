@@ -7,7 +7,7 @@ use tracing::warn;
 use super::{Agent, looks::Rank, own::monotonic_ns};
 use crate::{
     bpf::events::RequestEvent,
-    journal::Stamped,
+    journal::{Entry, Stamped, framed},
     session::{Effect, Input, Moment, Record, Snapshot},
 };
 
@@ -38,7 +38,7 @@ impl Agent {
         for fact in self.reader.read(event) {
             let input = Input::Fact(fact);
             // What was written down as an event is not written down as a fact.
-            let effects = if recorded { self.session.apply(at, &input) } else { self.enter(input) };
+            let effects = self.note(at, input, !recorded);
             effects.into_iter().for_each(|effect| self.perform(effect));
         }
     }
@@ -49,17 +49,39 @@ impl Agent {
     }
 
     fn enter(&mut self, input: Input) -> Vec<Effect> {
-        let at = self.moment();
+        self.note(self.moment(), input, true)
+    }
+
+    /// Tells the session, and holds and writes down what it was told.
+    fn note(&mut self, at: Moment, input: Input, journaled: bool) -> Vec<Effect> {
         let effects = self.session.apply(at, &input);
-        if let Some(journal) = &mut self.journal {
-            journal.record(Stamped { ns: at.ns, epoch: self.clock.epoch(), what: input });
+        let journal = self.journal.as_mut().filter(|_| journaled);
+        if journal.is_none() && self.recorder.is_none() {
+            return effects;
+        }
+        let entry = Entry::Input(Box::new(Stamped { ns: at.ns, epoch: self.clock.epoch(), what: input }));
+        let frame = framed(&entry);
+        if let (Some(recorder), Some(frame), Entry::Input(stamped)) = (&mut self.recorder, &frame, &entry) {
+            let told = effects.iter().filter_map(|effect| match effect {
+                Effect::Tell(record) => Some(record.request.key),
+                _ => None,
+            });
+            // What is told of it when it is over already begins nothing.
+            let late = match &stamped.what {
+                Input::Fact(fact) => Some(fact.request()).filter(|request| !self.session.is_open(request)),
+                _ => None,
+            };
+            recorder.hold(&stamped.what, frame, at.ns, &told.chain(late).collect::<Vec<_>>());
+        }
+        if let Some(journal) = journal {
+            journal.record(frame);
         }
         effects
     }
 
     fn perform(&mut self, effect: Effect) {
         match effect {
-            Effect::Tell(record) => self.tell(&record),
+            Effect::Tell(record) => self.tell(*record),
             Effect::AskAnswer(request) => {
                 // Of answers with a length only the first writes are told: the kernel knows whether they are whole by now.
                 if let Some(answer) = self.maps.answer_so_far(request) {
@@ -83,10 +105,11 @@ impl Agent {
     }
 
     /// Hands a finished request on.
-    fn tell(&mut self, record: &Record) {
+    fn tell(&mut self, mut record: Record) {
         self.told += 1;
         let epoch = self.clock.epoch();
-        self.sinks.record(record, epoch);
+        record.recording = self.recorder.as_mut().and_then(|recorder| recorder.finished(&record, epoch));
+        self.sinks.record(&record, epoch);
         for task in &record.request.stale_tasks {
             self.maps.forget_task(record.request.key.tgid, *task);
         }

@@ -29,6 +29,9 @@ impl Agent {
         if let Some(journal) = &mut self.journal {
             journal.close(deadline);
         }
+        if let Some(recorder) = &mut self.recorder {
+            recorder.close(deadline);
+        }
         if let Err(error) = heir::appoint() {
             warn!(%error, "no child can be started: the kernel detaches, and this process ends when it has");
         }

@@ -9,11 +9,12 @@ use tokio::{
     task::spawn_blocking,
 };
 
-/// SIGTERM, SIGINT and SIGHUP.
+/// SIGTERM, SIGINT, SIGHUP and SIGUSR2.
 pub struct Signals {
     terminate: Signal,
     interrupt: Signal,
     hangup: Signal,
+    user: Signal,
     /// A file that must not become longer fails then, as a full disk does, instead of ending the agent.
     _too_long: Signal,
 }
@@ -29,6 +30,7 @@ impl Signals {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
             hangup: signal(SignalKind::hangup())?,
+            user: signal(SignalKind::user_defined2())?,
             _too_long: signal(SignalKind::from_raw(Number::XFSZ.as_raw()))?,
         })
     }
@@ -41,10 +43,11 @@ impl Signals {
         }
     }
 
-    /// Waits until files are to be opened and read anew, or the agent is to end.
+    /// Waits until files are to be opened and read anew, a recording is to be made, or the agent is to end.
     pub(super) async fn next(&mut self) -> Order {
         tokio::select! {
             _ = self.hangup.recv() => Order::Reload,
+            _ = self.user.recv() => Order::Record,
             _ = self.terminate.recv() => Order::End("SIGTERM"),
             _ = self.interrupt.recv() => Order::End("SIGINT"),
         }
@@ -70,6 +73,8 @@ impl Signals {
 pub(super) enum Order {
     /// To open and read files anew.
     Reload,
+    /// To make a recording.
+    Record,
     /// To end, by this signal.
     End(&'static str),
 }

@@ -1,8 +1,9 @@
-//! The HTTP endpoint: `/metrics`, `/snapshot`, `/healthz` and `/readyz`, and the names of the last two in the Prometheus
+//! The HTTP endpoint: `/metrics`, `/snapshot`, `/record`, `/healthz` and `/readyz`, and the names of the last two in the Prometheus
 //! family. On a thread of its own: whoever connects, and whatever he does then, takes no time of the measurement.
 
 mod accept;
 mod documents;
+mod record;
 mod seats;
 mod view;
 pub mod web;
@@ -46,7 +47,7 @@ use self::{
     web::{Verdict, Web},
 };
 use super::{compat::Dialect, openmetrics, prometheus, protobuf};
-use crate::session::Snapshot;
+use crate::{recorder::Asked, session::Snapshot};
 
 /// Connections served at the same time; for one more somebody goes.
 const MAX_CONNECTIONS: usize = 128;
@@ -103,6 +104,20 @@ impl Format {
 
 /// A question to the task that owns the state: what it knows now.
 pub type Question = oneshot::Sender<Snapshot>;
+
+/// Where it takes the questions that it cannot answer itself.
+pub struct Questions {
+    /// What is known.
+    pub snapshots: mpsc::Sender<Question>,
+    /// To make a recording; none where none can be made.
+    pub recordings: Option<mpsc::Sender<Asked>>,
+}
+
+impl From<mpsc::Sender<Question>> for Questions {
+    fn from(snapshots: mpsc::Sender<Question>) -> Self {
+        Self { snapshots, recordings: None }
+    }
+}
 
 /// How the task that measures is: known without asking it.
 #[derive(Debug)]
@@ -185,7 +200,7 @@ impl Endpoint {
     /// When no thread can be started.
     pub fn start(
         listener: TcpListener,
-        questions: mpsc::Sender<Question>,
+        questions: impl Into<Questions>,
         health: Arc<Health>,
         dialects: Vec<Dialect>,
         web: Web,
@@ -195,10 +210,11 @@ impl Endpoint {
             let _within = runtime.enter();
             tokio::net::TcpListener::from_std(listener)?
         };
-        let views = Arc::new(Views::new(questions, dialects));
+        let Questions { snapshots, recordings } = questions.into();
+        let views = Arc::new(Views::new(snapshots, dialects));
         let web = Arc::new(web);
         let documents = Arc::new(Documents::new(views.clone()));
-        let service = Service { documents, views, health, web: web.clone() };
+        let service = Service { documents, views, recordings, health, web: web.clone() };
         let (closing, closed) = oneshot::channel::<()>();
         let run = move || {
             runtime.block_on(async {
@@ -232,6 +248,7 @@ impl Endpoint {
 struct Service {
     views: Arc<Views>,
     documents: Arc<Documents>,
+    recordings: Option<mpsc::Sender<Asked>>,
     health: Arc<Health>,
     web: Arc<Web>,
 }
@@ -368,10 +385,14 @@ impl Service {
     }
 
     async fn response(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+        if request.uri().path() == "/record" {
+            if *request.method() == Method::POST {
+                return record::record(request, self.recordings.as_ref()).await;
+            }
+            return not_allowed("a recording is made by POST\n", "POST");
+        }
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
-            let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "only GET is served here\n");
-            response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
-            return response;
+            return not_allowed("only GET is served here\n", "GET, HEAD");
         }
         match request.uri().path() {
             "/metrics" => {
@@ -401,6 +422,12 @@ impl Service {
             _ => text(StatusCode::NOT_FOUND, "not found: see /metrics, /snapshot, /healthz, /readyz\n"),
         }
     }
+}
+
+fn not_allowed(why: &'static str, methods: &'static str) -> Response<Full<Bytes>> {
+    let mut response = text(StatusCode::METHOD_NOT_ALLOWED, why);
+    response.headers_mut().insert(ALLOW, HeaderValue::from_static(methods));
+    response
 }
 
 fn later(why: &'static str) -> Response<Full<Bytes>> {

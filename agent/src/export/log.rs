@@ -117,6 +117,9 @@ pub struct Line<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     task: Option<i32>,
     join: &'static str,
+    /// The recording that was made since it took so long: the name of its file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    recording: Option<&'a str>,
 }
 
 impl<'a> Line<'a> {
@@ -176,6 +179,7 @@ impl<'a> Line<'a> {
             slot: request.slot,
             task: request.task,
             join: request.join.name(),
+            recording: record.recording.as_deref(),
         }
     }
 }
@@ -200,7 +204,7 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 /// RFC 3339 in UTC with milliseconds.
-fn timestamp(time: SystemTime) -> String {
+pub(crate) fn timestamp(time: SystemTime) -> String {
     let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let (days, seconds) = (since.as_secs() / 86_400, since.as_secs() % 86_400);
     // Civil date from days since 1970, by eras of 400 years that begin in March.

@@ -8,6 +8,8 @@ mod usage;
 
 pub(crate) use usage::token_parts;
 
+use std::collections::BTreeMap;
+
 use llamaprobe_common::{
     histogram::{BATCH_TOKENS, Bounds, Histogram, LATENCY_NS},
     loss::Loss,
@@ -17,11 +19,12 @@ use llamaprobe_common::{
 use crate::{
     engines::PROVIDER,
     plan::catalog::Role,
+    recorder::REASONS,
     session::{
         Server, Snapshot,
         exemplar::Exemplars,
         finished::UNKNOWN,
-        snapshot::{Delivery, Output},
+        snapshot::{Delivery, Output, Recordings},
         tally::{DURATION_NS, FIRST_TOKEN_NS, Latencies, Latency, Phase, REQUEST_TOKENS, Tally},
     },
 };
@@ -558,6 +561,18 @@ pub static METRICS: &[Metric] = &[
         "What an output was given and did not deliver, by output and reason; the request log and OTLP have metrics of their own.",
         other_outputs,
     ),
+    metric(
+        Counter,
+        "llamaprobe_recordings_total",
+        "Recordings that were written, by what they were made for.",
+        |all| recordings(all, |of| &of.made),
+    ),
+    metric(
+        Counter,
+        "llamaprobe_recordings_limited_total",
+        "Recordings that were not made, since one had been made a moment before.",
+        |all| recordings(all, |of| &of.limited),
+    ),
     metric(Counter, "process_cpu_seconds_total", "CPU time the agent has used, seconds.", |all| {
         number(all.cpu.as_secs_f64())
     })
@@ -701,6 +716,16 @@ fn other_outputs(all: &Snapshot) -> Vec<Sample> {
             value: Value::Number(n as f64),
         })
         .collect()
+}
+
+/// Recordings by reason: each of them, so that a rate sees the first.
+fn recordings(all: &Snapshot, of: fn(&Recordings) -> &BTreeMap<&'static str, u64>) -> Vec<Sample> {
+    let sample = |counts: &BTreeMap<&str, u64>, reason: &str| Sample {
+        labels: vec![("reason", reason.to_owned())],
+        value: Value::Number(counts.get(reason).copied().unwrap_or(0) as f64),
+    };
+    let all = all.recordings.iter();
+    all.flat_map(|counts| REASONS.map(|reason| sample(of(counts), reason))).collect()
 }
 
 /// Counts of each signal that is on, some of them by reason.

@@ -26,7 +26,7 @@ use crate::{
         finished::Finished,
         parts::Culprit,
         shown::{ShownRequest, State},
-        snapshot::{Delivery, Output},
+        snapshot::{Delivery, Output, Recordings},
         staged::{answer, chat_events, finished, get, key, read, write},
         stalls::{Lost, StepLoss},
         tally::Tally,
@@ -241,6 +241,7 @@ fn snapshot(servers: Vec<Server>) -> Snapshot {
                 lost: vec![("queue_full".into(), 8)],
             },
         ],
+        recordings: Some(Recordings { made: [("gap", 2)].into(), limited: [("asked", 1)].into() }),
     }
 }
 

@@ -15,6 +15,7 @@ use std::{fmt, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
+pub(crate) use self::write::{frame, framed};
 pub use self::{
     read::{JournalError, JournalReader},
     write::{JournalOptions, JournalWriter},
@@ -29,7 +30,7 @@ use crate::{
 };
 
 /// How a file begins.
-const MARK: &[u8; 8] = b"lpjourn\n";
+pub(crate) const MARK: &[u8; 8] = b"lpjourn\n";
 /// The version of what entries hold. Whatever changes them changes it: entries do not describe themselves.
 const VERSION: u32 = 3;
 /// Bytes of a frame before its body.

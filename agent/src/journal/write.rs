@@ -17,10 +17,7 @@ use tracing::{error, info, warn};
 use super::{Entry, FRAME, Header, MARK, Stamped};
 use crate::{
     bpf::events::RequestEvent,
-    session::{
-        Input,
-        snapshot::{Delivery, Output},
-    },
+    session::snapshot::{Delivery, Output},
 };
 
 /// Frames that may wait for the disk.
@@ -106,32 +103,27 @@ impl JournalWriter {
         }))
     }
 
-    /// Writes down what the session is told. Never waits.
-    pub fn record(&mut self, stamped: Stamped<Input>) {
-        self.write(&Entry::Input(Box::new(stamped)));
+    /// Writes down what the session is told, by its frame; `None` where that cannot be made. Never waits.
+    pub(crate) fn record(&mut self, frame: Option<Vec<u8>>) {
+        match frame {
+            Some(frame) => self.write(frame),
+            None => (self.missing, self.unwritable) = (self.missing + 1, self.unwritable + 1),
+        }
     }
 
     /// Writes down an event before it is read, if that is wanted. Returns whether it is.
     pub fn record_event(&mut self, event: impl FnOnce() -> Stamped<RequestEvent>) -> bool {
         if self.payload {
-            self.write(&Entry::Event(Box::new(event())));
+            self.record(framed(&Entry::Event(Box::new(event()))));
         }
         self.payload
     }
 
-    fn write(&mut self, entry: &Entry) {
+    fn write(&mut self, entry: Vec<u8>) {
         if self.ended {
             return self.too_long += 1;
         }
         let Some(frames) = &self.frames else { return self.unwritable += 1 };
-        let entry = match frame(entry) {
-            Ok(frame) => frame,
-            Err(error) => {
-                warn!(%error, "an input cannot be written down");
-                (self.missing, self.unwritable) = (self.missing + 1, self.unwritable + 1);
-                return;
-            }
-        };
         if entry.len() as u64 > self.left {
             info!("the journal is as long as it may be, and ends");
             (self.frames, self.ended) = (None, true);
@@ -209,8 +201,13 @@ fn write(file: File, frames: &Receiver<Vec<u8>>) -> io::Result<()> {
     Ok(())
 }
 
+/// The frame of an entry; none where that cannot be made, which is said.
+pub(crate) fn framed(entry: &Entry) -> Option<Vec<u8>> {
+    frame(entry).inspect_err(|error| warn!(%error, "an input cannot be written down")).ok()
+}
+
 /// An entry with its length and its checksum.
-pub(super) fn frame(entry: &impl Serialize) -> postcard::Result<Vec<u8>> {
+pub(crate) fn frame(entry: &impl Serialize) -> postcard::Result<Vec<u8>> {
     let mut frame = postcard::to_extend(entry, vec![0; FRAME])?;
     let (head, body) = frame.split_at_mut(FRAME);
     let length = u32::try_from(body.len()).map_err(|_| postcard::Error::SerializeBufferFull)?;

@@ -10,8 +10,11 @@ use llamaprobe_common::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{Billing, Record, Session, Snapshot, fact::Fact, observed::Observed};
-use crate::bpf::{calibrate::Prices, events::RequestEvent, read::Reading};
+use super::{Billing, Labels, Record, Session, Snapshot, fact::Fact, observed::Observed};
+use crate::{
+    bpf::{calibrate::Prices, events::RequestEvent, read::Reading},
+    plan::catalog::Role,
+};
 
 /// When something happens: one moment by both clocks.
 #[derive(Clone, Copy, Debug)]
@@ -67,6 +70,8 @@ pub enum Input {
     Interrupt,
     /// Somebody asks for everything; this is what the agent knows of itself, without servers.
     Asked(Box<Snapshot>),
+    /// A recording begins. What was said so far is of before: as much as is needed to understand what follows.
+    Since,
 }
 
 /// What is to be done by that.
@@ -127,6 +132,10 @@ impl Session {
             Input::Tick => return self.tick(at),
             Input::Settle => return self.half_answered().map(Effect::AskAnswer).collect(),
             Input::Interrupt => self.interrupt(at),
+            Input::Since => {
+                self.since(at);
+                Vec::new()
+            }
             Input::Asked(own) => return vec![Effect::Snapshot(Box::new(self.snapshot(at, own)))],
         };
         tell(records).collect()
@@ -167,6 +176,21 @@ impl Session {
     /// The process of this id, if it is under observation.
     pub fn observed_as(&self, pid: u32) -> Option<&Observed> {
         self.watched.get(&pid).map(|watched| &watched.observed)
+    }
+
+    /// Whether a request is under way.
+    pub fn is_open(&self, request: &RequestKey) -> bool {
+        self.requests.is_open(request)
+    }
+
+    /// Servers whose decode calls are seen, with their inference requests without an answer and their decode calls so far.
+    pub fn at_work(&self) -> impl Iterator<Item = (u32, &Labels, usize, u64)> {
+        self.watched.iter().filter_map(|(pid, watched)| {
+            let hooks = watched.observed.hooks.iter().filter(|hook| hook.role == Role::Batch);
+            let calls =
+                hooks.map(|hook| watched.credited.hits[hook.probe() as usize]).reduce(u64::saturating_add)?;
+            Some((*pid, watched.labels.as_ref()?, self.requests.in_flight(*pid), calls))
+        })
     }
 
     /// Whether bytes that were handed over before an event are not here yet.

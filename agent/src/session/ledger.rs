@@ -127,6 +127,11 @@ impl Ledger {
         });
     }
 
+    /// Forgets all that was counted.
+    pub(super) fn clear(&mut self) {
+        self.accounts.clear();
+    }
+
     /// The use of all servers.
     pub(super) fn usages(&mut self) -> impl Iterator<Item = &mut Usage> {
         self.accounts.values_mut().map(|account| &mut account.usage)

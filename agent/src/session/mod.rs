@@ -64,7 +64,7 @@ pub use self::{
 };
 use self::{
     accounting::Books,
-    cost::Basis,
+    cost::{Basis, HostTime},
     exemplar::Findable,
     fact::Fact,
     finished::Finished,
@@ -165,6 +165,8 @@ pub struct Session {
     prices: Option<Prices>,
     /// Only some processes are observed.
     only_some: bool,
+    /// When the recording begins that this is played from, `CLOCK_MONOTONIC` nanoseconds; 0 if nothing was before.
+    since_ns: u64,
     /// Requests that were told to nobody: too many waited for the labels of their server, or it was gone already.
     unbooked: u64,
 }
@@ -182,6 +184,8 @@ pub struct Record {
     pub cost: [Option<f64>; 2],
     /// Its trace, where requests are traced.
     pub trace: Option<Trace>,
+    /// The recording that was made because of it, by the name of its file.
+    pub recording: Option<String>,
 }
 
 impl Record {
@@ -206,6 +210,7 @@ impl Session {
             tracer: None,
             prices: None,
             only_some: false,
+            since_ns: 0,
             unbooked: 0,
         }
     }
@@ -220,12 +225,38 @@ impl Session {
         Self { tracer: Some(tracer), ..self }
     }
 
+    /// A recording begins here: what is counted is counted from now on, as if the agent had started, but the requests under
+    /// way are known.
+    fn since(&mut self, at: Moment) {
+        self.since_ns = at.ns;
+        self.requests.since();
+        self.ledger.clear();
+        self.books.host = HostTime::new(at.now);
+        self.unbooked = 0;
+        for watched in self.watched.values_mut() {
+            watched.lost = Lost::default();
+            watched.unbooked.clear();
+        }
+    }
+
+    /// Whether it is about what began before a recording and is not known by it.
+    fn is_of_before(&self, fact: &Fact) -> bool {
+        let began_ns = match fact {
+            Fact::Event(RequestEvent::SlotEnd(event)) if event.request.arrived_ns == 0 => event.launched_ns,
+            _ => fact.request().arrived_ns,
+        };
+        began_ns != 0 && began_ns < self.since_ns && !self.requests.is_open(&fact.request())
+    }
+
     /// Books what was learned of a request. Returns the requests that are over by it.
     fn learn(&mut self, now: Instant, fact: &Fact) -> Vec<Record> {
         let pid = fact.request().tgid;
         // What comes late for a process that has ended would begin requests that nothing ends.
         if !self.watched.contains_key(&pid) {
             self.unbooked += u64::from(matches!(fact, Fact::Event(RequestEvent::Begin(_))));
+            return Vec::new();
+        }
+        if self.is_of_before(fact) {
             return Vec::new();
         }
         if let Fact::Event(RequestEvent::SlotEnd(_)) = fact {
@@ -320,7 +351,7 @@ impl Session {
                 tally.book(&request);
                 tally.book_operation(&request, Findable::of(&request, trace.as_ref()));
                 let cost = self.charge_finished(now, &labels, &request);
-                let record = Record { request, labels, model, cost, trace };
+                let record = Record { request, labels, model, cost, trace, recording: None };
                 if record.request.is_inference() {
                     self.ledger.account(now, &record.labels).show(&record);
                 }

@@ -132,6 +132,8 @@ pub struct Request {
     resumed: bool,
     /// For whom it has waited.
     waits: Waits,
+    /// It began before a recording: what it waited for until then is not known.
+    cut: bool,
 }
 
 /// A client as an address; none over a Unix socket.
@@ -170,7 +172,13 @@ impl Request {
             patient_until_ns: 0,
             resumed: false,
             waits: Waits::default(),
+            cut: false,
         }
+    }
+
+    /// A recording begins: what it waited for before is not in it.
+    pub fn cut(&mut self) {
+        self.cut = true;
     }
 
     /// It begins.
@@ -545,6 +553,9 @@ impl Request {
 
     /// What is known of it at its end.
     pub fn finish(mut self, now_ns: u64, naming: &Naming) -> Finished {
+        if self.cut {
+            (self.waits, self.losses, self.draft_steps) = Default::default();
+        }
         let user = self.user(naming);
         let used = self.used();
         // Without a word of the answer: its client went, unless it was lost, or the server with it.

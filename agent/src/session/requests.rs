@@ -14,7 +14,7 @@ use super::{
     cache::{Before, Holder},
     charge::Charge,
     fact::Fact,
-    finished::Finished,
+    finished::{Finished, Join},
     identity::Naming,
     join::Joins,
     parts::{Culprit, Engine},
@@ -46,6 +46,9 @@ pub struct Requests {
 struct Server {
     /// Its tasks are not seen: what its slots did.
     joins: Option<Joins>,
+    /// A recording began while it was at work, and what its slots did before is not known: until it has rested once, who ran
+    /// on which cannot be said.
+    blind: bool,
     /// Only its sockets are followed.
     unprobed: bool,
     /// Where it serves Vertex AI's predictions.
@@ -132,15 +135,49 @@ impl Requests {
         let of = self.open.iter().filter(|(key, _)| key.tgid == pid);
         let candidates: Vec<_> = of.filter_map(|(_, request)| request.candidate()).collect();
         let verdicts = joins.decide(&candidates, now_ns);
-        self.unmatched.extend(std::iter::repeat_n(pid, joins.take_unmatched()));
+        let unmatched = joins.take_unmatched();
+        let blind = self.servers.get(&pid).is_some_and(|server| server.blind);
+        if !blind {
+            self.unmatched.extend(std::iter::repeat_n(pid, unmatched));
+        }
         let mut finished = Vec::new();
         for verdict in verdicts {
             if let Some(mut request) = self.open.remove(&verdict.key) {
-                request.join(verdict.join, verdict.run.as_ref());
+                match verdict.join {
+                    Join::Order | Join::Timings | Join::Unmatched if blind => {
+                        request.join(Join::Ambiguous, None);
+                    }
+                    join => request.join(join, verdict.run.as_ref()),
+                }
                 finished.push(request.finish(now_ns, &self.naming));
             }
         }
+        if blind && !self.has_any(pid) {
+            self.rest(pid);
+        }
         finished
+    }
+
+    /// A process has no request under way: what its slots do from now on is for requests that will be seen.
+    fn rest(&mut self, pid: u32) {
+        if let Some(server) = self.servers.get_mut(&pid) {
+            (server.joins, server.blind) = (Some(Joins::default()), false);
+        }
+    }
+
+    /// A recording begins: of what is under way only a part is known.
+    pub fn since(&mut self) {
+        self.open.values_mut().for_each(Request::cut);
+        self.given_up = 0;
+        self.unmatched.clear();
+        for server in self.servers.values_mut().filter(|server| server.joins.is_some()) {
+            (server.joins, server.blind) = (Some(Joins::default()), true);
+        }
+    }
+
+    /// Whether a request is under way.
+    pub fn is_open(&self, key: &RequestKey) -> bool {
+        self.open.contains_key(key)
     }
 
     /// Books a fact. Returns the request if it is over.

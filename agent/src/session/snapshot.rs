@@ -1,6 +1,11 @@
 //! What is handed to exporters: the agent's view at one moment.
 
-use std::{borrow::Cow, collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use llamaprobe_common::{probe::ProbeId, target::TargetStats};
 use serde::{Deserialize, Serialize};
@@ -140,6 +145,15 @@ pub struct Delivery {
     pub lost: Vec<(Cow<'static, str>, u64)>,
 }
 
+/// How many recordings were made, and how many were not since one had been made a moment before, by reason.
+#[derive(Clone, Debug, Default)]
+pub struct Recordings {
+    /// Made.
+    pub made: BTreeMap<&'static str, u64>,
+    /// Not made.
+    pub limited: BTreeMap<&'static str, u64>,
+}
+
 /// The agent's view at one moment.
 /// What the agent knows of itself can be written down; the rest follows from what the session was told.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -193,4 +207,7 @@ pub struct Snapshot {
     pub epoch: Duration,
     /// What has become of what was told to the outputs that are on.
     pub outputs: Vec<Delivery>,
+    /// Recordings, where such are made.
+    #[serde(skip)]
+    pub recordings: Option<Recordings>,
 }

@@ -23,7 +23,7 @@ pub enum Wish {
     None,
     /// The end.
     Quit,
-    /// The document is written to a file.
+    /// The document is written to a file, and the agent makes a recording.
     Dump,
 }
 
@@ -39,7 +39,7 @@ pub const KEYS: [(&str, &str); 13] = [
     ("<, >", "a moment back, forth"),
     ("{, }", "a minute back, forth"),
     ("+, -", "ask the agent more often, less often"),
-    ("d", "write what is known to a file"),
+    ("d", "write what is known to a file, and have the agent record"),
     ("?", "this list"),
     ("q, Ctrl-C", "end"),
 ];

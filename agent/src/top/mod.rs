@@ -40,7 +40,7 @@ use self::{
     query::Query,
     view::{Sort, View},
 };
-use crate::export::snapshot::fetch::{Agent, Fetched, fetch};
+use crate::export::snapshot::fetch::{Agent, FetchError, Fetched, fetch, record};
 
 /// How long a key is waited for before it is looked for documents.
 const KEYS: Duration = Duration::from_millis(50);
@@ -89,13 +89,15 @@ pub fn run(options: TopOptions) -> Result<ExitCode> {
     let every = Arc::new(AtomicU64::new(0));
     let asked = every.clone();
     let (sender, documents) = channel();
+    let agent = Arc::new(options.agent);
+    let asking = agent.clone();
     thread::Builder::new()
         .name("fetch".to_owned())
-        .spawn(move || keep_fetching(&options.agent, &asked, &sender))
+        .spawn(move || keep_fetching(&asking, &asked, &sender))
         .context("cannot start a thread")?;
     // It puts the terminal back also when the program panics.
     let mut terminal = ratatui::try_init().context("the terminal cannot be set up")?;
-    let ended = live(&mut terminal, &mut view, &documents, &every);
+    let ended = live(&mut terminal, &mut view, &documents, &every, &agent);
     ratatui::try_restore().context("the terminal cannot be put back")?;
     ended.map(|()| ExitCode::SUCCESS)
 }
@@ -118,13 +120,18 @@ fn live(
     view: &mut View,
     documents: &Receiver<Answer>,
     every_ms: &AtomicU64,
+    agent: &Arc<Agent>,
 ) -> Result<()> {
+    let (saying, said) = channel();
     let mut changed = true;
     loop {
         every_ms.store(view.every.as_millis().try_into().unwrap_or(u64::MAX), Ordering::Relaxed);
         while let Ok(answer) = documents.try_recv() {
             view.take(answer);
             changed = true;
+        }
+        if let Ok(message) = said.try_recv() {
+            (view.message, changed) = (Some(message), true);
         }
         if changed {
             terminal.draw(|frame| draw(frame, view)).context("cannot draw")?;
@@ -141,10 +148,23 @@ fn live(
         match view.key(key) {
             Wish::Quit => return Ok(()),
             Wish::Dump => {
-                view.message = Some(dump(view).unwrap_or_else(|error| format!("not written: {error:#}")));
+                let written = dump(view).unwrap_or_else(|error| format!("not written: {error:#}"));
+                view.message = Some(written.clone());
+                let (agent, saying) = (agent.clone(), saying.clone());
+                // It may take its time.
+                thread::spawn(move || drop(recorded(&agent, &written).map(|message| saying.send(message))));
             }
             Wish::None => {}
         }
+    }
+}
+
+/// Has the agent make a recording, too. Returns what is to be said of both; nothing when it makes none.
+fn recorded(agent: &Agent, written: &str) -> Option<String> {
+    match record(agent) {
+        Ok(file) => Some(format!("{written}; recorded in {}", file.display())),
+        Err(FetchError::Refused { .. } | FetchError::Stranger(_)) => None,
+        Err(error) => Some(format!("{written}; {error}")),
     }
 }
 

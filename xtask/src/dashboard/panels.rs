@@ -774,6 +774,17 @@ pub static GROUPS: &[Group] = &[
                 Lines,
                 8,
                 "short",
+                "Recordings",
+                "Recordings that the agent made in an hour, by what for, and those that it did not make since one had been made a moment before.",
+                Each(&[
+                    ("sum by (reason) (increase(llamaprobe_recordings_total{@host}[1h]))", "{{reason}}"),
+                    ("sum(increase(llamaprobe_recordings_limited_total{@host}[1h]))", "not made"),
+                ]),
+            ),
+            panel(
+                Lines,
+                8,
+                "short",
                 "Hits by probe",
                 "How often each probe fires in a second. Attached and without hits while the server works: this build does not call the function.",
                 Each(&[("sum by (probe) (rate(llamaprobe_probe_hits_total{@server}[@rate]))", "{{probe}}")]),

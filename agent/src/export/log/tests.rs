@@ -33,7 +33,14 @@ fn record(request: Finished) -> Record {
         file_bytes: 1,
     };
     let labels = Labels { server: "127.0.0.1:8080".to_owned(), model: "tiny".to_owned() };
-    Record { request, labels, model: Some(Arc::new(model)), cost: [Some(0.1 + 0.2), None], trace: None }
+    Record {
+        request,
+        labels,
+        model: Some(Arc::new(model)),
+        cost: [Some(0.1 + 0.2), None],
+        trace: None,
+        recording: None,
+    }
 }
 
 fn chat() -> Finished {

@@ -61,7 +61,7 @@ mod tests {
         let request = Finished { outcome, ..finished(key(1_000), &chat_events(key(1_000))) };
         let trace = Tracer::new(Rules { ratio, slow: Slow::default() }, [7; 16]).trace(&request);
         let labels = Labels { server: "127.0.0.1:8080".to_owned(), model: "tiny".to_owned() };
-        let request = Record { request, labels, model: None, cost: [None; 2], trace };
+        let request = Record { request, labels, model: None, cost: [None; 2], trace, recording: None };
         record(&request, 5, 9)
     }
 

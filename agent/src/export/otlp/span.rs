@@ -191,6 +191,7 @@ fn attributes(record: &Record) -> Attributes {
     it.put_some("llamaprobe.accepted_tokens", (drafted > 0).then_some(accepted));
     it.put_some("llamaprobe.wasted_tokens", Some(request.wasted_tokens).filter(|n| *n > 0));
     it.put_some("llamaprobe.cost_dollars", record.cost.into_iter().flatten().next());
+    it.put_some("llamaprobe.recording", record.recording.as_deref());
     if request.join.is_joined() {
         it.put_some("gen_ai.usage.input_tokens", request.input_tokens());
         it.put("gen_ai.usage.cache_read.input_tokens", request.cached_tokens);

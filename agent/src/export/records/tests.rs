@@ -30,7 +30,7 @@ fn record(request: Finished) -> Record {
     };
     let labels = Labels { server: "127.0.0.1:8080".to_owned(), model: "tiny".to_owned() };
     let cost = [Some(0.1 + 0.2), None];
-    Record { request, labels, model: Some(Arc::new(model)), cost, trace: None }
+    Record { request, labels, model: Some(Arc::new(model)), cost, trace: None, recording: None }
 }
 
 fn chat() -> Finished {

@@ -26,7 +26,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub struct Agent {
     host: String,
     port: u16,
-    path: String,
+    /// What goes before the path of a document.
+    prefix: String,
     /// Absent where it speaks no TLS.
     tls: Option<Arc<ClientConfig>>,
     /// `Authorization`.
@@ -75,7 +76,7 @@ impl Agent {
         );
         let host = authority.host().trim_start_matches('[').trim_end_matches(']').to_owned();
         let port = authority.port_u16().unwrap_or(if secure { 443 } else { 80 });
-        let path = format!("{}/snapshot", uri.path().trim_end_matches('/'));
+        let prefix = uri.path().trim_end_matches('/').to_owned();
         ensure!(
             secure || secrets.ca_file.is_none() && secrets.certificate.is_none(),
             "--ca-file and --cert-file need TLS: name the agent with --url https://HOST:PORT"
@@ -84,7 +85,7 @@ impl Agent {
         let tls = secure.then(|| tls::client(secrets.ca_file.as_deref(), own)).transpose()?.map(Arc::new);
         let credentials = secrets.credentials.as_deref().map(str::trim);
         let credentials = credentials.filter(|text| !text.is_empty()).map(authorization).transpose()?;
-        Ok(Self { host, port, path, tls, credentials })
+        Ok(Self { host, port, prefix, tls, credentials })
     }
 }
 
@@ -147,6 +148,14 @@ pub enum FetchError {
     /// It speaks TLS.
     #[error("what answers at {0} speaks TLS: name it with --url https://{0}")]
     Secure(String),
+    /// It does not do that.
+    #[error("the agent at {agent} refuses: {why}")]
+    Refused {
+        /// Who was asked.
+        agent: String,
+        /// What it says.
+        why: String,
+    },
     /// What answers is no agent.
     #[error("what answers at {0} is no llamaprobe, or an older one")]
     Stranger(String),
@@ -197,13 +206,37 @@ impl Fetched {
 ///
 /// When none answers, or not with a document that can be read.
 pub fn fetch(agent: &Agent) -> Result<Fetched, FetchError> {
+    read(&agent.to_string(), &ask(agent, "GET", "/snapshot")?)
+}
+
+/// Has a running agent make a recording. Returns the path of its file on the agent's machine.
+///
+/// # Errors
+///
+/// When none answers, or it makes none.
+pub fn record(agent: &Agent) -> Result<PathBuf, FetchError> {
+    /// What it answers.
+    #[derive(Deserialize)]
+    struct Made {
+        recording: PathBuf,
+    }
+    let body = ask(agent, "POST", "/record")?;
+    let malformed = |source| FetchError::Malformed { agent: agent.to_string(), source };
+    serde_json::from_slice(&body).map(|Made { recording }| recording).map_err(malformed)
+}
+
+/// The body of what an agent answers.
+fn ask(agent: &Agent, method: &str, path: &str) -> Result<Vec<u8>, FetchError> {
     let name = agent.to_string();
-    let answer = ask(agent)?;
+    let answer = answer(agent, method, path)?;
     let end = memchr::memmem::find(&answer, b"\r\n\r\n").map(|at| at + 4);
     let (head, body) = answer.split_at(end.unwrap_or(answer.len()));
     match head.strip_prefix(b"HTTP/1.1 ").and_then(|rest| rest.get(..3)) {
-        Some(b"200") => read(&name, body),
+        Some(b"200" | b"201") => Ok(body.to_vec()),
         Some(b"401") => Err(FetchError::Unauthorized(name)),
+        Some(b"409" | b"500") => {
+            Err(FetchError::Refused { agent: name, why: String::from_utf8_lossy(body).trim().to_owned() })
+        }
         Some(b"429" | b"503") => Err(FetchError::Busy(name)),
         // An alert of TLS.
         None if agent.tls.is_none() && head.starts_with(&[0x15, 3]) => Err(FetchError::Secure(name)),
@@ -211,15 +244,18 @@ pub fn fetch(agent: &Agent) -> Result<Fetched, FetchError> {
     }
 }
 
-fn ask(agent: &Agent) -> Result<Vec<u8>, FetchError> {
+fn answer(agent: &Agent, method: &str, path: &str) -> Result<Vec<u8>, FetchError> {
     let name = agent.to_string();
     let silent = |source| FetchError::Silent { agent: name.clone(), source };
     let mut stream = connect(agent).map_err(silent)?;
     // As one piece: who answers the first part and closes is not to be met with the rest.
     let credentials =
         agent.credentials.as_ref().map(|value| format!("Authorization: {value}\r\n")).unwrap_or_default();
-    let request =
-        format!("GET {} HTTP/1.1\r\nHost: {name}\r\n{credentials}Connection: close\r\n\r\n", agent.path);
+    let length = if method == "POST" { "Content-Length: 0\r\n" } else { "" };
+    let request = format!(
+        "{method} {}{path} HTTP/1.1\r\nHost: {name}\r\n{credentials}{length}Connection: close\r\n\r\n",
+        agent.prefix
+    );
     match &agent.tls {
         None => exchange(&mut stream, &request).map_err(silent),
         Some(config) => {
@@ -294,13 +330,16 @@ mod tests {
 
     #[test]
     fn an_agent_is_named_by_a_url() {
-        for (url, agent, path) in [
-            ("http://10.0.0.7:9464", "10.0.0.7:9464", "/snapshot"),
-            ("http://host/agents/1/", "host:80", "/agents/1/snapshot"),
-            ("http://[::1]:9464/", "[::1]:9464", "/snapshot"),
+        for (url, agent, prefix) in [
+            ("http://10.0.0.7:9464", "10.0.0.7:9464", ""),
+            ("http://host/agents/1/", "host:80", "/agents/1"),
+            ("http://[::1]:9464/", "[::1]:9464", ""),
         ] {
             let at = Agent::at(url, &Secrets::default()).unwrap();
-            assert_eq!((at.to_string().as_str(), at.path.as_str(), at.tls.is_some()), (agent, path, false));
+            assert_eq!(
+                (at.to_string().as_str(), at.prefix.as_str(), at.tls.is_some()),
+                (agent, prefix, false)
+            );
         }
         for (url, named) in [
             ("10.0.0.7:9464", "https://host"),
