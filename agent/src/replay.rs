@@ -17,6 +17,7 @@ use crate::{
     agent::Signals,
     cli::ReplayArguments,
     export::{
+        history::History,
         http::{
             self, Endpoint, Health,
             web::{Web, WebOptions},
@@ -138,8 +139,11 @@ fn serve(address: std::net::SocketAddr, arguments: &ReplayArguments, snapshot: S
         let (sender, mut questions) = mpsc::channel(16);
         let health = Arc::new(Health::default());
         health.set_ready();
-        let endpoint = Endpoint::start(listener, sender, health.clone(), arguments.compat.clone(), web)
-            .context("no thread for the endpoint")?;
+        // What was known in the end is shown, not what was known before.
+        let history = Arc::new(History::default());
+        let endpoint =
+            Endpoint::start(listener, sender, health.clone(), history, arguments.compat.clone(), web)
+                .context("no thread for the endpoint")?;
         output::announce(&format!("listening on {scheme}://{address}")).context("cannot write to stdout")?;
         let mut turn = tokio::time::interval(Duration::from_secs(1));
         loop {
