@@ -1,8 +1,10 @@
-//! What a running agent knows, as one document: what `/snapshot` answers, typed for whoever reads it.
+//! What a running agent knows, as one document: what `/snapshot` answers, typed for whoever reads it; and what was in the
+//! last quarter of an hour, as `/history` does.
 //!
 //! A field that is there keeps its name and its meaning. New ones may come at any time, and whoever does not know them
 //! steps over them; [`SCHEMA`] grows only when one changes or goes.
 
+mod history;
 mod server;
 
 #[cfg(test)]
@@ -12,6 +14,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+pub use self::history::{History, Point, ServerPoint};
 pub use self::server::{
     CacheMiss, Context, DraftTokens, Interference, Live, Model, Phases, Request, Requests, Server,
     SlotContext, Times, Tokens, User, WaitedFor,

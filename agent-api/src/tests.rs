@@ -54,3 +54,21 @@ fn what_is_absent_is_null() {
         assert_eq!(document.pointer(place), Some(&Value::Null), "{place}");
     }
 }
+
+#[test]
+fn a_history_comes_back() {
+    let step = ServerPoint {
+        server: "127.0.0.1:8080".into(),
+        model: "tiny".into(),
+        tokens: Tokens { prompt: 1, cached: 2, generated: 3 },
+        token_seconds: vec![0.5, 0.0],
+        inter_token: vec![0, 2],
+        ..ServerPoint::default()
+    };
+    let point = Point { until: 1.5, seconds: 5.0, servers: vec![step], left_out: 1, ..Point::default() };
+    let history = History { schema: SCHEMA, points: vec![point.into()], ..History::default() };
+    let mut text = serde_json::to_value(&history).unwrap();
+    assert_eq!(text["points"][0]["servers"][0]["inter_token"], json!([0, 2]));
+    text["points"][0]["weather"] = json!("fine");
+    assert_eq!(serde_json::from_value::<History>(text).unwrap(), history);
+}

@@ -57,6 +57,7 @@ use crate::{
     discovery::process::process_of,
     doctor::{self, Check, NEEDED, Roots},
     export::{
+        history::{self, History},
         http::{self, Endpoint, Health, Questions, web::Web},
         otlp::Signal,
         sink::Sinks,
@@ -135,6 +136,9 @@ struct Agent {
     /// What is charged live is charged every second when the host's time costs, since idle time costs too.
     collecting: Duration,
     collected: Instant,
+    /// What happened in the last quarter of an hour, and when it was added to.
+    history: Arc<History>,
+    remembered: Option<Instant>,
     clock: Clock,
     /// Whether payload is looked at.
     payload: bool,
@@ -201,7 +205,8 @@ pub async fn run(mut options: Options, mut signals: Signals) -> Result<()> {
     let (recordings, mut asked) = mpsc::channel(QUESTIONS);
     let scheme = web.scheme();
     let doors = Questions { snapshots: sender, recordings: Some(recordings) };
-    let endpoint = Endpoint::start(listener, doors, agent.health.clone(), options.compat.clone(), web)
+    let (health, history) = (agent.health.clone(), agent.history.clone());
+    let endpoint = Endpoint::start(listener, doors, health, history, options.compat.clone(), web)
         .context("no thread for the endpoint")?;
     announce(scheme, address);
     let mut service = Service::start().context("cannot start a thread")?;
@@ -271,8 +276,13 @@ pub async fn run(mut options: Options, mut signals: Signals) -> Result<()> {
             _ = tick.tick() => {
                 let now = Instant::now();
                 let wanted = agent.sinks.want_metrics(now);
-                if wanted || agent.collected.elapsed() >= agent.collecting {
+                // Ticks are never exact.
+                let due = agent.remembered.is_none_or(|at| now - at + TICK / 2 >= history::STEP);
+                if wanted || due || agent.collected.elapsed() >= agent.collecting {
                     agent.collect(requests.get_mut(), payload.get_mut());
+                }
+                if due {
+                    agent.remember(now);
                 }
                 if wanted {
                     let snapshot = agent.snapshot();
@@ -428,6 +438,8 @@ impl Agent {
             collected: now,
             only: options.only.clone(),
             sinks,
+            history: Arc::default(),
+            remembered: None,
             clock: Clock::now(),
             payload: options.payload,
             trace_drafts: options.trace_drafts && traced,
@@ -477,8 +489,7 @@ impl Agent {
 
     /// What is known now.
     fn snapshot(&mut self) -> Snapshot {
-        let epoch = self.clock.epoch();
-        let (looks, scouts) = self.looks.counts();
+        let looks = self.looks.counts().0;
         let journal = self.journal.as_ref().map(JournalWriter::delivery);
         let recorder = self.recorder.as_ref().map(Recorder::delivery);
         let own = Snapshot {
@@ -493,16 +504,32 @@ impl Agent {
             occupancy: self.maps.occupancy().map(|(map, entries)| (map.into(), entries)).to_vec(),
             attach_failures: self.attach_failures,
             reload_failures: self.reload_failures,
+            outputs: self.sinks.deliveries().into_iter().chain(journal).chain(recorder).collect(),
+            recordings: self.recorder.as_ref().map(Recorder::recordings),
+            ..self.own()
+        };
+        self.ask(own)
+    }
+
+    /// What the agent knows of itself without asking the kernel's maps.
+    fn own(&mut self) -> Snapshot {
+        let epoch = self.clock.epoch();
+        let (looks, scouts) = self.looks.counts();
+        Snapshot {
             cpu: cpu_time() + looks.cpu,
             resident_bytes: resident_bytes("self")
                 + scouts.iter().map(|pid| resident_bytes(&pid.to_string())).sum::<u64>(),
             started: (epoch + self.started).as_secs_f64(),
             taken: (epoch + Duration::from_nanos(monotonic_ns())).as_secs_f64(),
             epoch,
-            outputs: self.sinks.deliveries().into_iter().chain(journal).chain(recorder).collect(),
-            recordings: self.recorder.as_ref().map(Recorder::recordings),
             ..Snapshot::default()
-        };
-        self.ask(own)
+        }
+    }
+
+    /// A step of the history is over.
+    fn remember(&mut self, now: Instant) {
+        self.remembered = Some(now);
+        let own = Snapshot { own: self.maps.own_stats().unwrap_or_default(), ..self.own() };
+        self.history.push(&self.known(&own));
     }
 }

@@ -29,6 +29,11 @@ impl Agent {
         snapshot.unwrap_or_default()
     }
 
+    /// The same for what is kept by the way. It changes nothing, so nobody need be able to play it again.
+    pub(super) fn known(&self, own: &Snapshot) -> Snapshot {
+        self.session.snapshot(self.moment(), own)
+    }
+
     /// Reads what an event says, and tells the session.
     pub(super) fn read(&mut self, event: RequestEvent) {
         let at = self.moment();

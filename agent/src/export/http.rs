@@ -1,8 +1,11 @@
-//! The HTTP endpoint: `/metrics`, `/snapshot`, `/record`, `/healthz` and `/readyz`, and the names of the last two in the Prometheus
-//! family. On a thread of its own: whoever connects, and whatever he does then, takes no time of the measurement.
+//! The HTTP endpoint: a page for people at `/`, `/metrics`, `/snapshot`, `/history`, `/record`, `/healthz` and `/readyz`, and the
+//! names of the last two in the Prometheus family. On a thread of its own: whoever connects, and whatever he does then, takes
+//! no time of the measurement.
 
 mod accept;
 mod documents;
+mod page;
+mod past;
 mod record;
 mod seats;
 mod view;
@@ -10,7 +13,7 @@ pub mod web;
 
 use std::{
     convert::Infallible,
-    io,
+    io::{self, Write as _},
     net::{IpAddr, SocketAddr, TcpListener},
     sync::{
         Arc,
@@ -20,11 +23,15 @@ use std::{
     time::{Duration, Instant},
 };
 
+use flate2::{Compression, write::GzEncoder};
 use http_body_util::Full;
 use hyper::{
-    Method, Request, Response, StatusCode,
+    HeaderMap, Method, Request, Response, StatusCode,
     body::{Bytes, Incoming},
-    header::{ACCEPT, ALLOW, AUTHORIZATION, CONTENT_TYPE, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE},
+    header::{
+        ACCEPT, ACCEPT_ENCODING, ALLOW, AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, HeaderValue,
+        RETRY_AFTER, VARY, WWW_AUTHENTICATE,
+    },
     server::conn::http1,
     service::service_fn,
 };
@@ -42,11 +49,13 @@ use tracing::{debug, warn};
 use self::{
     accept::Accept,
     documents::{Documents, Form},
+    page::Page,
+    past::Past,
     seats::{Progress, Seats, Stage, Watched},
     view::Views,
     web::{Verdict, Web},
 };
-use super::{compat::Dialect, openmetrics, prometheus, protobuf};
+use super::{compat::Dialect, history::History, openmetrics, prometheus, protobuf};
 use crate::{recorder::Asked, session::Snapshot};
 
 /// Connections served at the same time; for one more somebody goes.
@@ -202,6 +211,7 @@ impl Endpoint {
         listener: TcpListener,
         questions: impl Into<Questions>,
         health: Arc<Health>,
+        history: Arc<History>,
         dialects: Vec<Dialect>,
         web: Web,
     ) -> io::Result<Self> {
@@ -214,7 +224,8 @@ impl Endpoint {
         let views = Arc::new(Views::new(snapshots, dialects));
         let web = Arc::new(web);
         let documents = Arc::new(Documents::new(views.clone()));
-        let service = Service { documents, views, recordings, health, web: web.clone() };
+        let (past, page) = (Arc::new(Past::new(history)), Arc::new(Page::new()));
+        let service = Service { documents, past, page, views, recordings, health, web: web.clone() };
         let (closing, closed) = oneshot::channel::<()>();
         let run = move || {
             runtime.block_on(async {
@@ -248,6 +259,8 @@ impl Endpoint {
 struct Service {
     views: Arc<Views>,
     documents: Arc<Documents>,
+    past: Arc<Past>,
+    page: Arc<Page>,
     recordings: Option<mpsc::Sender<Asked>>,
     health: Arc<Health>,
     web: Arc<Web>,
@@ -410,6 +423,10 @@ impl Service {
                 },
                 None => text(StatusCode::BAD_REQUEST, "format is json or table\n"),
             },
+            "/history" => {
+                let (body, encoding) = self.past.text(takes_gzip(request.headers()));
+                encoded(respond(StatusCode::OK, "application/json", body), encoding)
+            }
             "/healthz" | "/-/healthy" if self.health.is_hung(Instant::now()) => {
                 text(StatusCode::SERVICE_UNAVAILABLE, "hung: nothing is measured\n")
             }
@@ -418,8 +435,12 @@ impl Service {
             "/readyz" | "/-/ready" => {
                 text(StatusCode::SERVICE_UNAVAILABLE, "not ready: the first scan is under way\n")
             }
-            "/" => text(StatusCode::OK, "llamaprobe: see /metrics, /snapshot, /healthz, /readyz\n"),
-            _ => text(StatusCode::NOT_FOUND, "not found: see /metrics, /snapshot, /healthz, /readyz\n"),
+            path => self.page.file(path, request.headers()).unwrap_or_else(|| {
+                text(
+                    StatusCode::NOT_FOUND,
+                    "not found: see /, /metrics, /snapshot, /history, /healthz, /readyz\n",
+                )
+            }),
         }
     }
 }
@@ -428,6 +449,39 @@ fn not_allowed(why: &'static str, methods: &'static str) -> Response<Full<Bytes>
     let mut response = text(StatusCode::METHOD_NOT_ALLOWED, why);
     response.headers_mut().insert(ALLOW, HeaderValue::from_static(methods));
     response
+}
+
+/// Whether an answer may be compressed.
+fn takes_gzip(headers: &HeaderMap) -> bool {
+    let accepted = headers.get_all(ACCEPT_ENCODING).iter().filter_map(|value| value.to_str().ok());
+    accepted.flat_map(|value| value.split(',')).any(|coding| {
+        let (name, weight) = coding.split_once(';').unwrap_or((coding, ""));
+        let refused = weight.trim().strip_prefix("q=").is_some_and(|q| q.parse() == Ok(0.0));
+        name.trim().eq_ignore_ascii_case("gzip") && !refused
+    })
+}
+
+/// How a body is encoded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Encoding {
+    Plain,
+    Gzip,
+}
+
+/// Says how the body is encoded, and that this depends on who asks.
+fn encoded(mut response: Response<Full<Bytes>>, encoding: Encoding) -> Response<Full<Bytes>> {
+    response.headers_mut().insert(VARY, HeaderValue::from_static("accept-encoding"));
+    if encoding == Encoding::Gzip {
+        response.headers_mut().insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+    }
+    response
+}
+
+/// Compressed. Of what is in memory already: it cannot fail.
+fn gzip(plain: &[u8]) -> Bytes {
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
+    let _ = encoder.write_all(plain);
+    encoder.finish().unwrap_or_default().into()
 }
 
 fn later(why: &'static str) -> Response<Full<Bytes>> {

@@ -1,6 +1,7 @@
 //! What is published, and how. In: a [`Snapshot`](crate::session::Snapshot). Out: exposition over HTTP.
 
 pub mod compat;
+pub mod history;
 pub mod http;
 pub mod lines;
 pub mod log;

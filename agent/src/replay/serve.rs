@@ -17,9 +17,12 @@ use super::{Told, say};
 use crate::{
     agent::Signals,
     cli::ReplayArguments,
-    export::http::{
-        self, Endpoint, Health, Question,
-        web::{Web, WebOptions},
+    export::{
+        history::History,
+        http::{
+            self, Endpoint, Health, Question,
+            web::{Web, WebOptions},
+        },
     },
     journal::play::Player,
     output,
@@ -52,8 +55,10 @@ impl Served {
         let (sender, questions) = mpsc::channel(16);
         let health = Arc::new(Health::default());
         health.set_ready();
-        let endpoint = Endpoint::start(listener, sender, health.clone(), arguments.compat.clone(), web)
-            .context("no thread for the endpoint")?;
+        let history = Arc::<History>::default();
+        let endpoint =
+            Endpoint::start(listener, sender, health.clone(), history, arguments.compat.clone(), web)
+                .context("no thread for the endpoint")?;
         output::announce(&format!("listening on {scheme}://{address}")).context("cannot write to stdout")?;
         Ok(Self { endpoint, questions, health, signals })
     }

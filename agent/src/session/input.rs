@@ -156,8 +156,8 @@ impl Session {
         self.requests.half_answered().into_iter()
     }
 
-    /// What is known now, beside what the agent knows of itself.
-    fn snapshot(&self, at: Moment, own: &Snapshot) -> Snapshot {
+    /// What is known now, beside what the agent knows of itself. It changes nothing.
+    pub(crate) fn snapshot(&self, at: Moment, own: &Snapshot) -> Snapshot {
         Snapshot {
             servers: self.servers(at),
             host: self.host(),

@@ -27,7 +27,8 @@ fn staged_with(web: Web) -> Staged {
         }
     });
     let health = Arc::new(Health::default());
-    let endpoint = Endpoint::start(listener, sender, health.clone(), Vec::new(), web).unwrap();
+    let history = Arc::new(History::default());
+    let endpoint = Endpoint::start(listener, sender, health.clone(), history, Vec::new(), web).unwrap();
     Staged { endpoint, address, health }
 }
 
@@ -60,6 +61,8 @@ fn every_path_is_answered() {
     assert!(get("/readyz").starts_with("HTTP/1.1 503"));
     staged.health.set_ready();
     assert!(get("/readyz").starts_with("HTTP/1.1 200"));
+    assert!(get("/history").contains("\"points\":[]"), "{}", get("/history"));
+    assert!(get("/").contains("<!doctype html>") && get("/page/main.js").contains("import "));
     assert!(get("/nothing").starts_with("HTTP/1.1 404"));
     assert!(
         ask(
@@ -115,7 +118,7 @@ fn only_who_shows_the_right_credentials_is_answered() {
     };
     // ada:right, ada:wrong.
     let (right, wrong) = ("Authorization: Basic YWRhOnJpZ2h0\r\n", "Authorization: Basic YWRhOndyb25n\r\n");
-    for path in ["/metrics", "/snapshot", "/", "/nothing"] {
+    for path in ["/metrics", "/snapshot", "/history", "/", "/page/main.js", "/nothing"] {
         for header in ["", wrong] {
             let answer = ask(path, header);
             assert!(
