@@ -54,17 +54,18 @@ mod tests {
 
     #[test]
     fn a_server_with_requests_and_without_calls_is_told_once() {
+        const NONE: [u32; 0] = [];
         let start = Instant::now();
         let mut stalls = Stalls::new(Duration::from_secs(10));
         let mut at = |seconds, servers: &[(u32, usize, u64)]| {
             stalls.see(start + Duration::from_secs(seconds), servers.iter().copied())
         };
-        assert_eq!(at(0, &[(1, 0, 5), (2, 1, 5), (3, 1, 5)]), [0; 0]);
+        assert_eq!(at(0, &[(1, 0, 5), (2, 1, 5), (3, 1, 5)]), NONE);
         assert_eq!(at(20, &[(1, 1, 5), (2, 1, 5), (3, 1, 6)]), [2], "1 had none before, 3 works");
-        assert_eq!(at(25, &[(1, 1, 5), (2, 1, 5), (3, 1, 6)]), [0; 0], "once");
+        assert_eq!(at(25, &[(1, 1, 5), (2, 1, 5), (3, 1, 6)]), NONE, "once");
         assert_eq!(at(31, &[(1, 2, 5), (2, 1, 6), (3, 1, 6)]), [1, 3]);
         assert_eq!(at(42, &[(2, 1, 6)]), [2], "it had gone on, and stalls again");
-        assert_eq!(at(43, &[]), [0; 0]);
-        assert_eq!(at(60, &[(2, 1, 6)]), [0; 0], "another process may have the number");
+        assert_eq!(at(43, &[]), NONE);
+        assert_eq!(at(60, &[(2, 1, 6)]), NONE, "another process may have the number");
     }
 }

@@ -219,7 +219,7 @@ fn of_a_request_that_is_not_known_nothing_is_told() {
 
 #[test]
 fn where_joins_are_inferred_none_is_made_up() {
-    let mut staged = Staged::new(2 * 128 * 1024);
+    let mut staged = Staged::new(6 * 128 * 1024);
     let inferred = Observed { joining: Joining::Inferred, ..observed() };
     staged.apply(MS, Input::Begin(Box::new(inferred)));
     for chat in 1..=800 {

@@ -83,7 +83,7 @@ fn slices_of_a_track_are_within_each_other() {
             Some(perfetto::SLICE_END) => -1,
             _ => 0,
         };
-        assert!((0..=3).contains(depth), "{event:?}");
+        assert!(*depth >= 0, "{event:?}");
     }
     assert!(depths.values().all(|depth| *depth == 0));
 }
