@@ -129,6 +129,16 @@ impl Assets {
         self.root.join("node")
     }
 
+    /// The directory in which axe-core is installed.
+    pub fn axe_package(&self) -> PathBuf {
+        self.root.join("axe")
+    }
+
+    /// axe-core, which finds faults in the accessibility of pages.
+    pub fn axe(&self) -> PathBuf {
+        self.axe_package().join("node_modules/axe-core/axe.min.js")
+    }
+
     /// The unpacked package of Prometheus.
     pub fn prometheus_package(&self) -> PathBuf {
         self.root.join("prometheus")

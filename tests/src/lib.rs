@@ -6,6 +6,7 @@
 pub mod agent;
 pub mod assets;
 pub mod binding;
+pub mod browser;
 pub mod bystander;
 pub mod client;
 pub mod comparison;

@@ -65,7 +65,7 @@ impl Kept {
 
     /// What its endpoint tells, by path.
     fn told_over_http(&self) -> Result<Vec<(String, String)>> {
-        let paths = ["/metrics", "/snapshot", "/readyz", "/healthz", "/", "/no/such/path"];
+        let paths = ["/metrics", "/snapshot", "/history", "/readyz", "/healthz", "/", "/no/such/path"];
         paths.into_iter().map(|path| Ok((path.to_owned(), self.get(path)?))).collect()
     }
 

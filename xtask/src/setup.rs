@@ -1,5 +1,6 @@
 //! Installs what is missing: tools under `<target>/tools`, real llama.cpp builds and models under `<target>/assets`.
 
+mod browser;
 mod monolith;
 mod prometheus;
 
@@ -74,6 +75,7 @@ pub fn run(purpose: Purpose) -> Result<()> {
             embedded(&assets)?;
             monolith::install(&assets)?;
             node(&assets)?;
+            browser::install(&assets)?;
             prometheus::install(&assets)
         }
     }
@@ -280,15 +282,18 @@ fn node(assets: &Assets) -> Result<()> {
         eprintln!("  without  node-llama-cpp: npm is not here; its test will be skipped");
         return Ok(());
     }
-    step(&NODE_PACKAGES.join(", "), &assets.node(), || {
-        let scratch = Scratch::new(assets, "npm")?;
-        let mut npm = Command::new("npm");
-        // The packages for graphics cards are optional dependencies of 600 MB.
-        npm.args(["install", "--ignore-scripts", "--omit=optional", "--no-fund", "--no-audit", "--prefix"]);
-        npm.arg(&scratch.path).args(NODE_PACKAGES);
-        retry(3, || run_quietly(&mut npm))?;
-        Ok(fs::rename(&scratch.path, assets.node())?)
-    })
+    step(&NODE_PACKAGES.join(", "), &assets.node(), || npm(assets, &NODE_PACKAGES, &assets.node()))
+}
+
+/// Installs packages of npm's registry into a directory of their own.
+fn npm(assets: &Assets, packages: &[&str], directory: &Path) -> Result<()> {
+    let scratch = Scratch::new(assets, "npm")?;
+    let mut npm = Command::new("npm");
+    // The packages for graphics cards are optional dependencies of 600 MB.
+    npm.args(["install", "--ignore-scripts", "--omit=optional", "--no-fund", "--no-audit", "--prefix"]);
+    npm.arg(&scratch.path).args(packages);
+    retry(3, || run_quietly(&mut npm))?;
+    Ok(fs::rename(&scratch.path, directory)?)
 }
 
 /// A directory for half-done work, removed in the end.

@@ -1,13 +1,15 @@
-// A graph over the last quarter of an hour: axes, a cursor for the pointer and for arrow keys, and what is under it in words.
+// A graph over the last quarter of an hour, or what there is of it: axes, a cursor for the pointer and for arrow keys, and what is under it in words.
 
 import { say, set, svg } from "./dom.js";
 import { clock, minute } from "./format.js";
 
-// Seconds that are shown.
-export const SPAN = 900;
+// Seconds that are shown at most, and at least.
+const SPAN = 900;
+const LEAST = 120;
 const EDGE = { left: 54, right: 8, top: 6, bottom: 20 };
-// From this width on there is a label every three minutes.
-const WIDE = 420;
+// Seconds between labels, of which the first that leaves so many pixels is taken.
+const LABELS = [60, 120, 180, 300];
+const ROOM = 64;
 
 // Round steps of an axis from 0 up to at least `most`.
 export function steps(most, wanted) {
@@ -20,6 +22,7 @@ export function steps(most, wanted) {
 export class Graph {
   #steps = [];
   #now = 0;
+  #span = SPAN;
   #cursor = null;
   #width = 0;
 
@@ -35,7 +38,7 @@ export class Graph {
       tabindex: 0,
       role: "slider",
       "aria-orientation": "horizontal",
-      "aria-label": `${panel.querySelector("h2").textContent}, 15 minutes; arrow keys go through time`,
+      "aria-label": `${panel.querySelector("h2").textContent}, up to 15 minutes; arrow keys go through time`,
       "aria-valuemin": 0,
     });
     const at = (event) => this.#pointAt(event.offsetX);
@@ -52,12 +55,14 @@ export class Graph {
   show(steps, now) {
     this.#steps = steps.filter((step) => step.until > now - SPAN);
     this.#now = now;
+    const [first] = this.#steps;
+    this.#span = first ? Math.min(Math.max(now - first.until + first.seconds, LEAST), SPAN) : SPAN;
     this.#paint();
   }
 
   #x(seconds) {
     const width = this.#width - EDGE.left - EDGE.right;
-    return EDGE.left + Math.max(0, 1 - (this.#now - seconds) / SPAN) * width;
+    return EDGE.left + Math.max(0, 1 - (this.#now - seconds) / this.#span) * width;
   }
 
   #paint() {
@@ -74,8 +79,8 @@ export class Graph {
         svg("text", { x: EDGE.left - 6, y: y + 4, "text-anchor": "end" }, label),
       );
     }
-    const every = width >= WIDE ? 180 : 300;
-    for (let at = Math.floor(this.#now / every) * every; at > this.#now - SPAN; at -= every) {
+    const every = LABELS.find((it) => (it / this.#span) * width >= ROOM) ?? LABELS.at(-1);
+    for (let at = Math.floor(this.#now / every) * every; at > this.#now - this.#span; at -= every) {
       const label = svg("text", { x: x(at), y: this.height - 5, "text-anchor": "middle" }, minute(at));
       if (x(at) > EDGE.left + 16 && x(at) < EDGE.left + width - 14) axes.append(label);
     }

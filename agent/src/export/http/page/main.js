@@ -10,9 +10,6 @@ import { showAgent, showStalls, showUsers } from "./tables.js";
 import { Timeline } from "./timeline.js";
 import { Waterfall } from "./waterfall.js";
 
-// Older than this it is no longer live.
-const STALE_S = 5;
-
 const panel = (id) => document.getElementById(id);
 const keyOf = (server) => `${server.server}\n${server.model}`;
 
@@ -32,19 +29,21 @@ const choice = panel("server");
 const span = panel("span");
 const pause = panel("pause");
 
-// The server that is shown: the one that was chosen, or else the first that works.
+// The server that is shown, by its key.
+let wanted = null;
+
+// The same: the one that was chosen, or else the first that works.
 function chosen() {
   const servers = source.newest?.servers ?? [];
-  return servers.find((it) => keyOf(it) === choice.value) ?? servers.find((it) => it.live) ?? servers[0];
+  return servers.find((it) => keyOf(it) === wanted) ?? servers.find((it) => it.live) ?? servers[0];
 }
 
 function showState() {
   const { newest, error, paused } = source;
   const at = newest ? clock(newest.taken_at) : "";
-  const old = newest && Date.now() / 1000 - newest.taken_at > STALE_S && document.hidden;
   const [kind, text] = error ? ["bad", `no answer since ${at || "the start"}: ${error}`]
     : paused ? ["held", `paused at ${at}`]
-      : !newest || old ? ["held", "connecting"] : ["live", "live"];
+      : !newest ? ["held", "connecting"] : ["live", "live"];
   const state = panel("state");
   say(state, text);
   set(state, { class: `state ${kind}`, title: at });
@@ -73,7 +72,8 @@ function show() {
   const now = Math.max(history.points.at(-1)?.until ?? 0, newest.taken_at);
   graphs.forEach((graph) => graph.show(steps, now));
   if (!server) return;
-  choice.value = keyOf(server);
+  wanted = keyOf(server);
+  choice.value = wanted;
   say(panel("model"), modelLine(server));
   showTiles(panel("tiles"), server, {
     generated: source.rate(server, (it) => it.tokens.generated),
@@ -89,7 +89,10 @@ function show() {
 
 legend(panel("load"), painters.load.layers, (name) => (name === "busy" ? "slots busy" : "requests waiting"));
 legend(panel("timeline"), ["queue", "prefill", "decode", "answer"], (name) => name);
-choice.addEventListener("change", show);
+choice.addEventListener("change", () => {
+  wanted = choice.value;
+  show();
+});
 span.addEventListener("change", show);
 pause.addEventListener("click", () => {
   source.paused = !source.paused;

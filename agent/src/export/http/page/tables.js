@@ -4,8 +4,9 @@ import { html, keyed, measure, say } from "./dom.js";
 import { count, dollars, megabytes, percent, time } from "./format.js";
 import { showFacts } from "./waterfall.js";
 
-// Rows that are shown.
+// Rows that are shown, of users and of pairs of them.
 const MOST = 20;
+const PAIRS = 8;
 
 // Fills a table: `columns` are [name, text of a row]; the first one names it. `share(row)` is drawn as a bar behind the last.
 function show(table, caption, columns, rows, share) {
@@ -66,7 +67,7 @@ export function showUsers(panel, server, host) {
     ["Waited", (it) => it.victim],
     ["For prompts of", (it) => it.culprit],
     ["How long", (it) => time(it.seconds * 1000)],
-  ], waits.slice(0, MOST));
+  ], waits.slice(0, PAIRS));
 }
 
 export function showAgent(panel, document, server) {
