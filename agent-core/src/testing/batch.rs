@@ -24,7 +24,7 @@ const SEQUENCES: u64 = 0x80_0000;
 const NODES: u64 = 0x100_0000;
 
 /// A call that decodes the batch at [`BATCH`].
-pub const CALL: Arguments = Arguments { integers: [0, BATCH, BATCH, 0], second_by_value: BATCH };
+pub const CALL: Arguments = Arguments { integers: [0, BATCH, BATCH, 0, 0], second_by_value: BATCH };
 
 /// The token at a place: llama.cpp's `seq_id` and position.
 pub const fn at(sequence: i32, position: i32) -> Place {

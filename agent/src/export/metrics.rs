@@ -2,6 +2,7 @@
 //!
 //! A metric whose probe is not attached, or has not fired, has no sample: absent is honest, zero would be a lie.
 
+mod hangs;
 mod quality;
 mod stalls;
 mod usage;
@@ -354,6 +355,24 @@ pub static METRICS: &[Metric] = &[
         "llm_queue_depth",
         "Inference requests that wait for a slot, and connections that no thread of the server has taken up.",
         queue_depth,
+    ),
+    metric(
+        Gauge,
+        "llm_last_decode_age_seconds",
+        "Time since the last decode call was entered, also while nobody asks for anything.",
+        hangs::last_decode,
+    ),
+    metric(
+        Gauge,
+        "llm_slot_age_seconds",
+        "How long the request on a slot has had it; absent where none runs.",
+        hangs::slots,
+    ),
+    metric(
+        Gauge,
+        "llm_untaken_request_age_seconds",
+        "Time since the last byte was read of the oldest inference request that got no task of the engine; 0 without one.",
+        hangs::untaken,
     ),
     metric(Gauge, "llm_slots", "Slots the server was told to have.", slots),
     metric(Gauge, "llm_slots_busy", "Slots with a running request.", |all| {

@@ -145,11 +145,13 @@ fn busy() -> Server {
         recent: Some(Recent { span: Duration::from_secs(100), tokens: [30, 10, 60], dollars: [0.5, 0.0] }),
         live: Some(Live {
             pid: 7,
+            decoded_ago_ns: Some(250_000_000),
+            untaken_ns: Some(0),
             context_size: 4096,
             context_used: 1024,
             seats: vec![
-                Seat { slot: 0, busy: true, context_used: 1000 },
-                Seat { slot: 1, busy: false, context_used: 24 },
+                Seat { slot: 0, busy: true, context_used: 1000, age_ns: Some(1_500_000_000) },
+                Seat { slot: 1, busy: false, context_used: 24, age_ns: None },
             ],
             seat_size: 2048,
             slots_busy: 1,

@@ -102,15 +102,15 @@ impl Seen {
 
     fn reason(&self, before: &Before, user: Option<&str>, disabled: bool) -> Option<MissReason> {
         let Self { held, kept, computed, .. } = *self;
+        // The last token of a prompt is computed in any case.
+        if disabled && kept == 0 && computed > 1 {
+            return Some(MissReason::Disabled);
+        }
         if self.is(Held::RESTORED) || (held > 0 && kept > held) {
             return Some(MissReason::Restored);
         }
-        // The last token of a prompt is computed in any case.
         if computed <= 1 {
             return None;
-        }
-        if disabled && kept == 0 {
-            return Some(MissReason::Disabled);
         }
         if held == 0 {
             // It holds something that came there unseen.
@@ -200,7 +200,14 @@ mod tests {
 
     #[test]
     fn a_request_without_cache_says_so_itself() {
-        let miss = |kept| CacheMiss::of(&slot(1000, kept, 900, 0), &holder("ada", 900), Some("ada"), true);
+        let miss = |kept| {
+            CacheMiss::of(
+                &slot(1000, kept, 900, Held::RESTORED * u32::from(kept == 0)),
+                &holder("ada", 900),
+                Some("ada"),
+                true,
+            )
+        };
         assert_eq!(miss(0).unwrap().reason, MissReason::Disabled);
         assert_eq!(miss(20).unwrap().reason, MissReason::PrefixChanged, "the server had its own way");
     }

@@ -52,7 +52,7 @@ fn layouts(watched: &Watched) -> Vec<(&'static str, String)> {
 }
 
 /// A process as of its last reading.
-pub(super) fn live(watched: &Watched, requests: &Requests) -> Live {
+pub(super) fn live(watched: &Watched, requests: &Requests, now_ns: u64) -> Live {
     let own = |context: &&(u64, Context)| context.1.flags & State::DRAFT == 0;
     // Positions in an old one are gone.
     let newest = watched.newest_context();
@@ -74,6 +74,7 @@ pub(super) fn live(watched: &Watched, requests: &Requests) -> Live {
         slot: sequence - shift,
         busy: active(state),
         context_used: u64::from(state.n_past),
+        age_ns: (active(state) && state.launched_ns != 0).then(|| now_ns.saturating_sub(state.launched_ns)),
     });
     // A slot that was restored holds what the file held, until a request takes it.
     let taken = |slot: i32| {
@@ -92,17 +93,26 @@ pub(super) fn live(watched: &Watched, requests: &Requests) -> Live {
     };
     let restored: BTreeMap<i32, u64> =
         watched.restored.iter().filter(still).map(|(slot, it)| (*slot, it.tokens)).collect();
-    let restored_seats =
-        restored.iter().map(|(slot, tokens)| Seat { slot: *slot, busy: false, context_used: *tokens });
+    let restored_seats = restored.iter().map(|(slot, tokens)| Seat {
+        slot: *slot,
+        busy: false,
+        context_used: *tokens,
+        age_ns: None,
+    });
     let mut seats: Vec<Seat> =
         seats.filter(|seat| !restored.contains_key(&seat.slot)).chain(restored_seats).collect();
     seats.sort_by_key(|seat| seat.slot);
     let mut probes: Vec<ProbeId> = watched.observed.hooks.iter().map(|hook| hook.probe()).collect();
     probes.sort_unstable();
     probes.dedup();
+    let pid = watched.observed.target.pid;
+    let decoded = newest.map(|(_, context)| context.entered_ns).filter(|entered_ns| *entered_ns != 0);
     let own_requests = |count: usize| if watched.is_router() { 0 } else { count };
     Live {
-        pid: watched.observed.target.pid,
+        pid,
+        decoded_ago_ns: decoded.map(|entered_ns| now_ns.saturating_sub(entered_ns)),
+        untaken_ns: (watched.observed.joining == Joining::Exact && !watched.is_router())
+            .then(|| requests.untaken_ns(pid, now_ns)),
         context_size: served.iter().map(|(_, context)| u64::from(context.n_ctx)).sum(),
         context_used: seats.iter().map(|seat| seat.context_used).sum(),
         seats: if is_server { seats } else { Vec::new() },

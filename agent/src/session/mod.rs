@@ -513,7 +513,7 @@ impl Session {
                     priced: Basis::ALL.map(|basis| self.is_priced(&labels.model, basis)),
                     recent: recent(account, at.now),
                     requests,
-                    live: watched.map(|watched| live(watched, &self.requests)),
+                    live: watched.map(|watched| live(watched, &self.requests, at.ns)),
                 }
             })
             .collect()

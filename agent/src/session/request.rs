@@ -474,6 +474,12 @@ impl Request {
         self.is_running() && self.tasks.iter().all(|task| task.started.is_none())
     }
 
+    /// How long it has waited for a task since its last byte was read, if it has none and should.
+    pub fn untaken_ns(&self, now_ns: u64) -> Option<u64> {
+        let waits = self.is_running() && self.tasks.is_empty() && self.written == 0;
+        waits.then(|| now_ns.saturating_sub(self.read_ns))
+    }
+
     /// Whether it is an inference request without its answer.
     pub fn is_running(&self) -> bool {
         self.end.is_none() && self.is_inference()

@@ -386,6 +386,11 @@ impl Requests {
         }
     }
 
+    /// How long the inference request of a process waits that waits longest since its last byte was read and has no task.
+    pub fn untaken_ns(&self, pid: u32, now_ns: u64) -> u64 {
+        self.of(pid).filter_map(|request| request.untaken_ns(now_ns)).max().unwrap_or(0)
+    }
+
     /// The inference requests of a process under way, the oldest first and no more than [`MOST`].
     pub(super) fn shown(
         &self,

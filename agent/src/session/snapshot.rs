@@ -80,6 +80,8 @@ pub struct Seat {
     pub busy: bool,
     /// Positions it holds.
     pub context_used: u64,
+    /// How long its request has had it, nanoseconds, where that was seen to begin.
+    pub age_ns: Option<u64>,
 }
 
 /// What is known of a living process.
@@ -87,6 +89,11 @@ pub struct Seat {
 pub struct Live {
     /// Process id.
     pub pid: u32,
+    /// How long ago its last decode call was entered, nanoseconds; `None` before one was.
+    pub decoded_ago_ns: Option<u64>,
+    /// How long the oldest inference request waits that was read and got no task, nanoseconds, 0 without one; `None` where
+    /// tasks are not seen.
+    pub untaken_ns: Option<u64>,
     /// Size of its contexts in tokens, without those of draft models; 0 when unknown.
     pub context_size: u64,
     /// Positions held in them.

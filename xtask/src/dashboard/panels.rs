@@ -362,6 +362,35 @@ pub static GROUPS: &[Group] = &[
         ],
     },
     Group {
+        title: "What may hang",
+        panels: &[
+            panel(
+                Lines,
+                8,
+                "s",
+                "Age of the last decode call",
+                "Rises while nobody asks for anything, too. With requests on slots it should stay below the time of one step.",
+                Each(&[("max by (server, model) (llm_last_decode_age_seconds{@server})", SERVER)]),
+            ),
+            panel(
+                Lines,
+                8,
+                "s",
+                "Age of requests on slots",
+                "How long the request on each slot has had it. One that rises for hours is stuck, or generates without end.",
+                Each(&[("max by (server, slot) (llm_slot_age_seconds{@server})", "slot {{slot}} {{server}}")]),
+            ),
+            panel(
+                Lines,
+                8,
+                "s",
+                "Age of the oldest request without a task",
+                "Since its last byte was read. A server takes a request up within milliseconds, when its text is tokenised.",
+                Each(&[("max by (server, model) (llm_untaken_request_age_seconds{@server})", SERVER)]),
+            ),
+        ],
+    },
+    Group {
         title: "Cache and context",
         panels: &[
             panel(

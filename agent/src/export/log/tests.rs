@@ -5,6 +5,7 @@ use crate::{
     discovery::model::Model,
     session::{
         Labels,
+        cache::{CacheMiss, MissReason},
         finished::Finished,
         payload::{head, route::Route},
         staged::{MARKER, MS, answer, chat_events, finished, key, options, post, read, write},
@@ -88,7 +89,7 @@ fn golden() {
     let line = serde_json::to_string(&Line::new(&record(request), wall)).unwrap();
     let expected = concat!(
         r#"{"timestamp":"2026-11-23T15:41:59.060Z","level":"info","event":"inference_complete","#,
-        r#""trace_id":"4bf92f3577b34da6a3ce929d0e0e4736","server":"127.0.0.1:8080","model":"tiny","#,
+        r#""request_id":"3b9aca00-5","trace_id":"4bf92f3577b34da6a3ce929d0e0e4736","server":"127.0.0.1:8080","model":"tiny","#,
         r#""quantisation":"Q4_K_M","user_id":"ada","route":"/v1/chat/completions","status":200,"#,
         r#""stream":false,"finish_reason":"length","prompt_tokens":21,"cached_tokens":20,"#,
         r#""completion_tokens":5,"queue_ms":12.0,"ttft_ms":32.0,"prefill_ms":20.0,"decode_ms":20.0,"#,
@@ -108,12 +109,27 @@ fn what_there_was_not_is_absent() {
     let line = serde_json::to_string(&Line::new(&record, wall)).unwrap();
     let expected = concat!(
         r#"{"timestamp":"2026-11-23T15:41:59.001Z","level":"warn","event":"inference_complete","#,
-        r#""server":"127.0.0.1:8080","model":"tiny","route":"/v1/chat/completions","status":400,"#,
+        r#""request_id":"3b9aca00-5","server":"127.0.0.1:8080","model":"tiny","#,
+        r#""route":"/v1/chat/completions","status":400,"#,
         r#""stream":false,"finish_reason":"error","error_type":"invalid_request_error","#,
         r#""prompt_tokens":0,"cached_tokens":0,"completion_tokens":0,"latency_ms":1.0,"#,
         r#""context_used":0,"cached":false,"engine_ms":0.0,"join":"none"}"#,
     );
     assert_eq!(line, expected);
+}
+
+#[test]
+fn why_the_cache_missed_is_told_with_where() {
+    let miss = CacheMiss {
+        reason: MissReason::PrefixChanged,
+        held_tokens: 900,
+        differs_at: Some(20),
+        computed_tokens: 1,
+        restore_ns: None,
+    };
+    let line = json(&record(Finished { cache_miss: Some(miss), ..chat() }));
+    assert_eq!((&line["cache_miss"], &line["cache_differs_at"]), (&"prefix_changed".into(), &20.into()));
+    assert_eq!((&line["cache_held_tokens"], line.get("cache_restore_ms")), (&900.into(), None));
 }
 
 #[test]
