@@ -11,7 +11,7 @@ sys.path.insert(0, package)
 
 import gpt4all
 
-model = gpt4all.GPT4All(path.name, model_path=path.parent, allow_download=False, device="cpu", n_ctx=512)
+model = gpt4all.GPT4All(path.name, model_path=path.parent, allow_download=False, device="cpu", n_ctx=512, n_threads=1)
 print("READY", flush=True)
 for _ in sys.stdin:
     generated = []

@@ -58,6 +58,9 @@ context = declare(c_void_p, "llama_init_from_model llama_new_context_with_model"
     model, declare(Parameters, "llama_context_default_params")())
 if not context:
     sys.exit("no context")
+# More threads than processors would wait for each other.
+if hasattr(library, "llama_set_n_threads"):
+    declare(None, "llama_set_n_threads", c_void_p, c_int32, c_int32)(context, 1, 1)
 vocabulary = model
 if hasattr(library, "llama_model_get_vocab"):
     vocabulary = declare(c_void_p, "llama_model_get_vocab", c_void_p)(model)

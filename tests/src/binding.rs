@@ -1,5 +1,6 @@
 //! Programs that embed libllama: they generate through its C API, without a server.
 
+use std::ffi::OsStr;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{ChildStdin, ChildStdout, Command, Stdio};
@@ -39,8 +40,8 @@ impl Binding {
         let mut command = tied(assets.python());
         command.arg(workspace_root().join("tests/assets/drive_libllama.py"));
         command.arg(library).arg(assets.tiny()).args(["--mode", mode]);
-        preload.iter().for_each(|file| drop(command.arg("--preload").arg(file)));
-        backends.iter().for_each(|backends| drop(command.arg("--backends").arg(backends)));
+        command.args(preload.iter().flat_map(|file| [OsStr::new("--preload"), file.as_os_str()]));
+        command.args(backends.iter().flat_map(|path| [OsStr::new("--backends"), path.as_os_str()]));
         Self::start(command)
     }
 

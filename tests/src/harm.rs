@@ -137,8 +137,7 @@ impl<'a> Load<'a> {
         let after = occupancy(&agent.scrape()?);
         settled.with_context(|| format!("{after:?}, before the load {before:?}"))?;
         let metrics = agent.scrape()?;
-        let lost: Vec<_> =
-            metrics.select("llamaprobe_lost_total", &[]).filter(|it| it.value > 0.0).collect();
+        let lost: Vec<_> = metrics.select("llamaprobe_lost_total", &[]).filter(|it| it.value > 0.0).collect();
         ensure!(lost.is_empty(), "lost: {lost:?}");
         agent.stop()?;
         text::wait_restored(self.server.pid())?;

@@ -6,7 +6,7 @@ mod page;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use llamaprobe_tests::assets::{Assets, workspace_root};
 use llamaprobe_tests::compatibility::{Case, Outcome, builds::BUILDS, cases};
 
@@ -62,7 +62,14 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             Err(error) => ("WRONG", format!("{error:#}").replace('\n', " | ")),
         };
         let seconds = start.elapsed().as_secs_f64();
-        println!("{:>3}/{} {:<7} {:<7} {:<58} {seconds:>5.1} s  {text}", number + 1, wanted.len(), case.table, word, case.name);
+        println!(
+            "{:>3}/{} {:<7} {:<7} {:<58} {seconds:>5.1} s  {text}",
+            number + 1,
+            wanted.len(),
+            case.table,
+            word,
+            case.name
+        );
         match word {
             "ok" => {}
             "not run" => missing.push(case.name.as_str()),
@@ -73,7 +80,12 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     // Rows of cases that are no more go.
     rows.retain(|row| cases.iter().any(|case| row.is_of(case)));
     page::write(&page, &rows, &cases)?;
-    println!("{} of {} as they have to be; {} is written", wanted.len() - wrong.len() - missing.len(), wanted.len(), shown(&page));
+    println!(
+        "{} of {} as they have to be; {} is written",
+        wanted.len() - wrong.len() - missing.len(),
+        wanted.len(),
+        shown(&page)
+    );
     ensure!(wrong.is_empty(), "not as it has to be: {}", wrong.join("; "));
     ensure!(missing.is_empty(), "not run: {}", missing.join("; "));
     Ok(())
@@ -88,7 +100,8 @@ fn prepare(options: &Options, assets: &Assets) -> Result<PathBuf> {
     }
     let wanted = cases(assets);
     let wanted: Vec<_> = wanted.iter().filter(|case| options.want(case)).collect();
-    for build in BUILDS.iter().filter(|build| wanted.iter().any(|case| case.name.starts_with(&build.name()))) {
+    for build in BUILDS.iter().filter(|build| wanted.iter().any(|case| case.name.starts_with(&build.name())))
+    {
         if let Err(error) = setup::builds::install(assets, build) {
             eprintln!("  WITHOUT  {}: {error:#}", build.name());
         }

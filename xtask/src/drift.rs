@@ -232,8 +232,7 @@ fn rows_that_changed(before: &Seen, now: &Seen) -> Vec<String> {
 /// Prints the names that came and went; says so if any are of those that the agent could read.
 fn symbols_that_changed(old: &std::path::Path, new: &std::path::Path) -> Result<Option<String>> {
     let (old, new) = (symbols::of(old)?, symbols::of(new)?);
-    let (more, less): (Vec<_>, Vec<_>) =
-        (new.difference(&old).collect(), old.difference(&new).collect());
+    let (more, less): (Vec<_>, Vec<_>) = (new.difference(&old).collect(), old.difference(&new).collect());
     for (word, names) in [("new", &more), ("gone", &less)] {
         println!("  {} symbols are {word}{}", names.len(), if names.is_empty() { "" } else { ":" });
         names.iter().take(SHOWN).for_each(|name| println!("    {name}"));
@@ -253,7 +252,8 @@ fn proposed(build: &Build<'_>, seen: &Seen) -> String {
     let fired = fired(seen);
     let fires = ProbeId::ALL.iter().filter(|id| fired.contains(id.name()) && !passing.contains(id.name()));
     let fires: Vec<_> = fires.map(|id| format!("{id:?}")).collect();
-    let missing: Vec<_> = list(seen, "missing").map(|it| format!("Role::{}", camel(word(it, "role")))).collect();
+    let missing: Vec<_> =
+        list(seen, "missing").map(|it| format!("Role::{}", camel(word(it, "role")))).collect();
     format!(
         "Build::new({:?}, {:?}, &[{}], &[{}]),",
         build.package,
@@ -278,7 +278,10 @@ mod tests {
 
     #[test]
     fn roles_are_spelled_as_variants() {
-        assert_eq!((camel("slot_start"), camel("tls"), camel("")), ("SlotStart".into(), "Tls".into(), "".into()));
+        assert_eq!(
+            (camel("slot_start"), camel("tls"), camel("")),
+            ("SlotStart".into(), "Tls".into(), "".into())
+        );
     }
 
     #[test]

@@ -40,37 +40,68 @@ struct Harm {
 }
 
 const HARMS: [Harm; 6] = [
-    Harm { what: "the agent attaches and ends", extent: 100, unit: "times", act: |load, times| {
-        load.come_and_go(times as usize, Agent::stop)?;
-        Ok("each time its probes were in the text of the server, and gone after".to_owned())
-    } },
-    Harm { what: "the agent is killed", extent: 50, unit: "times", act: |load, times| {
-        load.come_and_go(times as usize, Agent::kill)?;
-        Ok("each time its probes were in the text of the server, and gone after".to_owned())
-    } },
-    Harm { what: "the agent is stopped", extent: 30, unit: "s", act: |load, seconds| {
-        let lost = load.stopped(Duration::from_secs(seconds.into()))?;
-        Ok(format!("{lost} events had no room meanwhile, and were counted; it went on"))
-    } },
-    Harm { what: "the agent has 24 MiB of memory", extent: 30, unit: "s", act: |load, seconds| {
-        let outcome = load.confined(MEMORY, Duration::from_secs(seconds.into()))?;
-        let outcome = outcome.context("no control group can be made here: not run")?;
-        let peak = outcome.context("the agent was killed for want of memory")?;
-        Ok(format!("it took {:.1} MiB at most, its file included", peak as f64 / f64::from(1 << 20)))
-    } },
-    Harm { what: "connections to the server", extent: 10_000, unit: "", act: |load, count| {
-        load.connections(count as usize)?;
-        Ok("one in four silent or broken off; none is left in the maps, no event was lost".to_owned())
-    } },
-    Harm { what: "connections to the agent", extent: 10_000, unit: "", act: |load, count| {
-        load.connections_to_the_agent(count as usize)?;
-        Ok("one in four silent or broken off; it answered beside them, and went on counting".to_owned())
-    } },
+    Harm {
+        what: "the agent attaches and ends",
+        extent: 100,
+        unit: "times",
+        act: |load, times| {
+            load.come_and_go(times as usize, Agent::stop)?;
+            Ok("each time its probes were in the text of the server, and gone after".to_owned())
+        },
+    },
+    Harm {
+        what: "the agent is killed",
+        extent: 50,
+        unit: "times",
+        act: |load, times| {
+            load.come_and_go(times as usize, Agent::kill)?;
+            Ok("each time its probes were in the text of the server, and gone after".to_owned())
+        },
+    },
+    Harm {
+        what: "the agent is stopped",
+        extent: 30,
+        unit: "s",
+        act: |load, seconds| {
+            let lost = load.stopped(Duration::from_secs(seconds.into()))?;
+            Ok(format!("{lost} events had no room meanwhile, and were counted; it went on"))
+        },
+    },
+    Harm {
+        what: "the agent has 24 MiB of memory",
+        extent: 30,
+        unit: "s",
+        act: |load, seconds| {
+            let outcome = load.confined(MEMORY, Duration::from_secs(seconds.into()))?;
+            let outcome = outcome.context("no control group can be made here: not run")?;
+            let peak = outcome.context("the agent was killed for want of memory")?;
+            Ok(format!("it took {:.1} MiB at most, its file included", peak as f64 / f64::from(1 << 20)))
+        },
+    },
+    Harm {
+        what: "connections to the server",
+        extent: 10_000,
+        unit: "",
+        act: |load, count| {
+            load.connections(count as usize)?;
+            Ok("one in four silent or broken off; none is left in the maps, no event was lost".to_owned())
+        },
+    },
+    Harm {
+        what: "connections to the agent",
+        extent: 10_000,
+        unit: "",
+        act: |load, count| {
+            load.connections_to_the_agent(count as usize)?;
+            Ok("one in four silent or broken off; it answered beside them, and went on counting".to_owned())
+        },
+    },
 ];
 
 /// Does all of it, on both generations of the server, and prints a table. Green only if nothing was harmed.
 pub(crate) fn run(options: &Options) -> Result<()> {
-    let wanted = |harm: &&Harm| options.only.is_empty() || options.only.iter().any(|it| harm.what.contains(it));
+    let wanted =
+        |harm: &&Harm| options.only.is_empty() || options.only.iter().any(|it| harm.what.contains(it));
     let harms: Vec<&Harm> = HARMS.iter().filter(wanted).collect();
     ensure!(!harms.is_empty(), "--only takes a part of: {}", HARMS.map(|harm| harm.what).join(", "));
     if !options.prepared {
@@ -104,7 +135,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         println!("{:<32} {extent:>12} {seconds:>8.1} {answers:>9} {changed:>8}  {text}", harm.what);
     }
     let answers = load.nothing_stays().context("what stays of the agent")?;
-    println!("afterwards: {answers} answers, nothing of the agent in the server or in its own maps, nothing lost");
+    println!(
+        "afterwards: {answers} answers, nothing of the agent in the server or in its own maps, nothing lost"
+    );
     // What borrows the server ends here.
     drop(load);
     server.assert_alive().context("the server did not live through it")?;

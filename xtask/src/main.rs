@@ -7,6 +7,7 @@ mod compat;
 mod dashboard;
 mod demo;
 mod drift;
+mod fuzz;
 mod harm;
 mod kernels;
 mod manifests;
@@ -50,6 +51,8 @@ enum Task {
     Dashboard,
     /// Try every build, mode and place of the tables: is what the agent counts what the server counts?
     Compat(compat::Options),
+    /// Give the parsers of what others write anything, for a while each
+    Fuzz(fuzz::Options),
     /// Do to the agent and to the server what could harm the server, under load: does any answer change?
     Harm(harm::Options),
     /// Look at the newest llama.cpp of the registries: what does the agent not know yet?
@@ -72,6 +75,7 @@ fn main() -> ExitCode {
         Task::Lint => check::lint(),
         Task::Dashboard => dashboard::write(),
         Task::Compat(options) => compat::run(&options),
+        Task::Fuzz(options) => fuzz::run(&options),
         Task::Harm(options) => harm::run(&options),
         Task::Drift(options) => drift::run(&options),
         Task::Kernels(options) => kernels::run(&options),

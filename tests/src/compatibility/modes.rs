@@ -146,21 +146,47 @@ pub const MODES: &[Mode] = &[
     mode("a quantised cache", BOTH, Model::Tiny, "-np 2 -c 4096 -fa on -ctk q8_0 -ctv q8_0", Work::Finishing),
     mode("small batches", BOTH, Model::Tiny, "-np 4 -c 16384 -b 64 -ub 32", Work::Finishing),
     mode("a router", NEW, Model::Tiny, "", Work::Routed),
-    mode("a list of hosts", NEW, Model::Tiny, "-np 2 -c 4096", Work::Reached(|launch, scratch| {
-        Ok(launch.over_unix(scratch.path().join("llama.sock")).also_at(free_address()?))
-    })),
-    mode("a unix socket", BOTH, Model::Tiny, "-np 2 -c 4096", Work::Reached(|launch, scratch| {
-        Ok(launch.over_unix(scratch.path().join("llama.sock")))
-    })),
-    mode("TLS", TLS, Model::Tiny, "-np 2 -c 4096", Work::Reached(|launch, _| Ok(launch.over_tls(&Identity::new()?)))),
-    mode("a prefix", BOTH, Model::Tiny, "-np 2 -c 4096", Work::Reached(|launch, _| Ok(launch.below("/team/llm")))),
+    mode(
+        "a list of hosts",
+        NEW,
+        Model::Tiny,
+        "-np 2 -c 4096",
+        Work::Reached(|launch, scratch| {
+            Ok(launch.over_unix(scratch.path().join("llama.sock")).also_at(free_address()?))
+        }),
+    ),
+    mode(
+        "a unix socket",
+        BOTH,
+        Model::Tiny,
+        "-np 2 -c 4096",
+        Work::Reached(|launch, scratch| Ok(launch.over_unix(scratch.path().join("llama.sock")))),
+    ),
+    mode(
+        "TLS",
+        TLS,
+        Model::Tiny,
+        "-np 2 -c 4096",
+        Work::Reached(|launch, _| Ok(launch.over_tls(&Identity::new()?))),
+    ),
+    mode(
+        "a prefix",
+        BOTH,
+        Model::Tiny,
+        "-np 2 -c 4096",
+        Work::Reached(|launch, _| Ok(launch.below("/team/llm"))),
+    ),
     mode("a state space model", BOTH, Model::Mamba, "-np 4 -c 16384", Work::Finishing),
     mode("a mixture of experts", BOTH, Model::Experts, "-np 4 -c 16384", Work::Finishing),
     mode("gemma3", BOTH, Model::Gemma3, "-np 4 -c 16384", Work::Finishing),
     mode("the fastest model", BOTH, Model::Fast, "-np 4 -c 16384", Work::Finishing),
-    mode("a real model", BOTH, Model::Gemma, "-np 2 -c 4096 -t 2", Work::Requests(4, 2, |index| {
-        Request::chat("Say something short.", 16, index % 2 == 0)
-    })),
+    mode(
+        "a real model",
+        BOTH,
+        Model::Gemma,
+        "-np 2 -c 4096 -t 2",
+        Work::Requests(4, 2, |index| Request::chat("Say something short.", 16, index % 2 == 0)),
+    ),
 ];
 
 impl Mode {
@@ -209,12 +235,14 @@ impl Mode {
             Work::Finishing => drop(run_checked(address, &finishing(24), 8)?),
             Work::Crowd(count, clients) => {
                 const LENGTHS: [usize; 6] = [3, 13, 40, 79, 157, 400];
-                let request = |index: usize| Request::exact(LENGTHS[index % 6], 1 + (index % 5) as u32, index);
+                let request =
+                    |index: usize| Request::exact(LENGTHS[index % 6], 1 + (index % 5) as u32, index);
                 drop(run_checked(address, &(0..count).map(request).collect::<Vec<_>>(), clients)?);
             }
             Work::Requests(count, clients, request) => {
                 let outcomes = run(address, &(0..count).map(request).collect::<Vec<_>>(), clients)?;
-                let bad = outcomes.iter().find(|it| it.reply.as_ref().is_none_or(|reply| reply.status != 200));
+                let bad =
+                    outcomes.iter().find(|it| it.reply.as_ref().is_none_or(|reply| reply.status != 200));
                 ensure!(bad.is_none(), "{bad:?}");
             }
             Work::Own(work) => work(&server)?,
@@ -283,7 +311,10 @@ fn by_schema(index: usize) -> Request {
 fn with_lora(index: usize) -> Request {
     let scale = [0.0, 0.5, 1.0][index % 3];
     let lora = json!([{"id": 0, "scale": scale}]);
-    post("/completion", &json!({"prompt": prompt(30, index), "n_predict": 15, "ignore_eos": true, "lora": lora}))
+    post(
+        "/completion",
+        &json!({"prompt": prompt(30, index), "n_predict": 15, "ignore_eos": true, "lora": lora}),
+    )
 }
 
 fn answered(server: &LlamaServer, path: &'static str, body: &Value) -> Result<()> {
@@ -302,7 +333,8 @@ fn arrays(server: &LlamaServer) -> Result<()> {
 
 fn choices(server: &LlamaServer) -> Result<()> {
     for (n, stream) in [(2, false), (4, false), (3, true)] {
-        let body = json!({"prompt": prompt(20, n), "n": n, "max_tokens": 12, "ignore_eos": true, "stream": stream});
+        let body =
+            json!({"prompt": prompt(20, n), "n": n, "max_tokens": 12, "ignore_eos": true, "stream": stream});
         answered(server, "/v1/completions", &body)?;
     }
     Ok(())

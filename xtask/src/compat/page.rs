@@ -67,7 +67,13 @@ fn parse(text: &str) -> Vec<Row> {
             && *name != "What"
         {
             let cell = |text: &&str| (*text).to_owned();
-            rows.push(Row { table: table.to_owned(), name: cell(name), word: cell(word), day: cell(day), figures: cell(figures) });
+            rows.push(Row {
+                table: table.to_owned(),
+                name: cell(name),
+                word: cell(word),
+                day: cell(day),
+                figures: cell(figures),
+            });
         }
     }
     rows
@@ -83,7 +89,8 @@ pub(super) fn put(rows: &mut Vec<Row>, row: Row) {
 
 /// Writes the page, the rows in the order of the cases.
 pub(super) fn write(page: &Path, rows: &[Row], cases: &[Case]) -> Result<()> {
-    let sorted: Vec<_> = cases.iter().filter_map(|case| rows.iter().find(|row| row.is_of(case))).cloned().collect();
+    let sorted: Vec<_> =
+        cases.iter().filter_map(|case| rows.iter().find(|row| row.is_of(case))).cloned().collect();
     fs::write(page, text(&sorted)).with_context(|| format!("cannot write {}", page.display()))
 }
 
@@ -109,7 +116,10 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read_back() {
-        let mut rows = vec![row("builds", "a-1 (b1)", "generated tokens 3 = 3"), row("modes", "1 slot, a", "lost 0 = 0")];
+        let mut rows = vec![
+            row("builds", "a-1 (b1)", "generated tokens 3 = 3"),
+            row("modes", "1 slot, a", "lost 0 = 0"),
+        ];
         assert_eq!(parse(&text(&rows)), rows);
         put(&mut rows, row("modes", "1 slot, a", "lost 1 ≠ 0"));
         put(&mut rows, row("places", "1 slot, a", ""));

@@ -29,7 +29,8 @@ const FAMILIES: [&str; 14] = [
 pub(super) fn libraries(directory: &Path) -> Result<Vec<PathBuf>> {
     let (mut files, mut directories) = (Vec::new(), vec![directory.to_owned()]);
     while let Some(directory) = directories.pop() {
-        let entries = fs::read_dir(&directory).with_context(|| format!("cannot read {}", directory.display()))?;
+        let entries =
+            fs::read_dir(&directory).with_context(|| format!("cannot read {}", directory.display()))?;
         for entry in entries {
             let path = entry?.path();
             if path.is_dir() {
@@ -83,10 +84,13 @@ mod tests {
 
     #[test]
     fn functions_that_may_be_hooked_matter() {
-        for name in ["llama_decode", "_ZN13llama_context6decodeERK11llama_batch", "_ZN11server_slot7releaseEv"] {
+        for name in
+            ["llama_decode", "_ZN13llama_context6decodeERK11llama_batch", "_ZN11server_slot7releaseEv"]
+        {
             assert!(is_wanted(name), "{name}");
         }
-        for name in ["ggml_add", "_ZN11server_slot7releaseEv.cold", "_ZNSt6vectorI11server_slotE9push_backEv"] {
+        for name in ["ggml_add", "_ZN11server_slot7releaseEv.cold", "_ZNSt6vectorI11server_slotE9push_backEv"]
+        {
             assert!(!is_wanted(name), "{name}");
         }
     }
