@@ -159,22 +159,31 @@ impl<'a> Load<'a> {
         Ok(lost)
     }
 
-    /// The agent has so much memory, bytes, for some time. Returns how much it took at most; none if the kernel killed it.
+    /// The agent has so much memory, bytes, what its maps take in the kernel included, for some time. Returns how it fared;
     /// `None` where such a limit cannot be set.
-    pub fn confined(&self, bytes: u64, time: Duration) -> Result<Option<Option<u64>>> {
+    pub fn confined(&self, bytes: u64, time: Duration) -> Result<Option<String>> {
         let Some(group) = MemoryLimit::new(bytes)? else { return Ok(None) };
         let pid = self.server.pid().to_string();
-        let mut agent = Agent::start_through(&group.entrance(), &["--pid", &pid])?;
-        agent.wait_observed(self.server)?;
-        thread::sleep(time);
-        let peak = group.peak()?;
-        let survived = agent.ended().is_none();
-        if survived {
-            agent.scrape()?;
-            agent.stop()?;
-        }
+        let fared = match Agent::start_through(&group.entrance(), &["--pid", &pid]) {
+            Ok(mut agent) => {
+                thread::sleep(time);
+                let peak = group.peak()? as f64 / f64::from(1 << 20);
+                match agent.ended() {
+                    Some(status) => format!("it ended with {status}"),
+                    None => {
+                        agent.stop()?;
+                        format!("it lived, and took {peak:.1} MiB at most")
+                    }
+                }
+            }
+            // It may not even come to its first line; the server must not mind.
+            Err(_) => {
+                thread::sleep(time);
+                "it did not start".to_owned()
+            }
+        };
         text::wait_restored(self.server.pid())?;
-        Ok(Some(survived.then_some(peak)))
+        Ok(Some(fared))
     }
 
     /// So many connections to the server, of clients that ask for its health, say nothing, or break off.

@@ -12,6 +12,7 @@ use llamaprobe_common::probe::ProbeId;
 use llamaprobe_tests::assets::Assets;
 use llamaprobe_tests::compatibility::Outcome;
 use llamaprobe_tests::compatibility::builds::{self, BUILDS, Build, Program, Seen, Source};
+use llamaprobe_tests::exposition::Exposition;
 use serde_json::Value;
 
 use crate::command::build_agent;
@@ -155,7 +156,8 @@ fn looked_at(assets: &Assets, known: &str) -> Result<Vec<String>> {
     let plan = builds::mapped(assets, "--executable", library)?;
     let looked = Seen {
         outcome: Outcome::NotRun("only mapped".to_owned()),
-        metrics: llamaprobe_tests::exposition::Exposition::default(),
+        metrics: Exposition::default(),
+        plain: Exposition::default(),
         plan,
     };
     print_rows(&looked);
@@ -189,14 +191,14 @@ fn word<'a>(value: &'a Value, name: &str) -> &'a str {
 }
 
 /// Probes that fired.
-fn fired(seen: &Seen) -> BTreeSet<String> {
-    let hits = seen.metrics.select("llamaprobe_probe_hits_total", &[]).filter(|it| it.value > 0.0);
+fn fired(metrics: &Exposition) -> BTreeSet<String> {
+    let hits = metrics.select("llamaprobe_probe_hits_total", &[]).filter(|it| it.value > 0.0);
     hits.filter_map(|it| it.labels.get("probe").cloned()).collect()
 }
 
 /// Each row of the catalog that is planned: whether it fired.
 fn print_rows(seen: &Seen) {
-    let fired = fired(seen);
+    let fired = fired(&seen.metrics);
     let mut shown = BTreeSet::new();
     for probe in list(seen, "probes") {
         let name = word(probe, "probe");
@@ -224,7 +226,7 @@ fn layouts(seen: &Seen) -> Vec<String> {
 }
 
 fn rows_that_changed(before: &Seen, now: &Seen) -> Vec<String> {
-    let (old, new) = (fired(before), fired(now));
+    let (old, new) = (fired(&before.metrics), fired(&now.metrics));
     let silent = old.difference(&new).map(|probe| format!("the row {probe} fires no more"));
     silent.chain(new.difference(&old).map(|probe| format!("the row {probe} fires now"))).collect()
 }
@@ -247,10 +249,10 @@ fn symbols_that_changed(old: &std::path::Path, new: &std::path::Path) -> Result<
 /// What a maintainer adds to the table of builds.
 fn proposed(build: &Build<'_>, seen: &Seen) -> String {
     // What a server has no use for is given up, and fires or not.
-    let passing: BTreeSet<_> =
-        list(seen, "probes").filter(|it| it["until_slot"] == true).map(|it| word(it, "probe")).collect();
-    let fired = fired(seen);
-    let fires = ProbeId::ALL.iter().filter(|id| fired.contains(id.name()) && !passing.contains(id.name()));
+    let lasting: BTreeSet<_> =
+        list(seen, "probes").filter(|it| it["until_slot"] != true).map(|it| word(it, "probe")).collect();
+    let fired = fired(&seen.plain);
+    let fires = ProbeId::ALL.iter().filter(|id| fired.contains(id.name()) && lasting.contains(id.name()));
     let fires: Vec<_> = fires.map(|id| format!("{id:?}")).collect();
     let missing: Vec<_> =
         list(seen, "missing").map(|it| format!("Role::{}", camel(word(it, "role")))).collect();

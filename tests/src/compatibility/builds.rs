@@ -15,7 +15,7 @@ use crate::exposition::Exposition;
 use crate::launch::Launch;
 use crate::request_log::RequestLog;
 use crate::server::LlamaServer;
-use crate::traffic::{Timings, finishing, run_checked};
+use crate::traffic::{Request, Timings, finishing, run_checked};
 
 /// How often a binding generates.
 const TIMES: usize = 3;
@@ -183,6 +183,8 @@ pub struct Seen {
     pub outcome: Outcome,
     /// What the agent says in the end.
     pub metrics: Exposition,
+    /// What it says after plain completions alone, as the tests of builds send them.
+    pub plain: Exposition,
     /// What it planned.
     pub plan: Value,
 }
@@ -259,6 +261,7 @@ fn serve(server: LlamaServer) -> Result<Seen> {
     let plan = planned(server.pid())?;
     let agent = Agent::start(&["--pid", &server.pid().to_string()])?;
     agent.wait_observed(&server)?;
+    run_checked(server.address(), &[1, 2, 3].map(|seed| Request::exact(30, 20, seed)), 1)?;
     let before = Moment::now(&agent, &server)?;
     let outcomes = run_checked(server.address(), &finishing(24), 8)?;
     let mut counts = compared(&before, &agent, &server)?;
@@ -276,7 +279,8 @@ fn serve(server: LlamaServer) -> Result<Seen> {
     });
     let told = told.or_else(|_| anyhow::Ok(requests(&agent.scrape()?) - requests(&before.agent)))?;
     counts.push(Count::of_both("requests", told, outcomes.len() as f64));
-    seen(Outcome::Counted(counts), agent, plan)
+    let seen = seen(Outcome::Counted(counts), agent, plan)?;
+    Ok(Seen { plain: before.agent, ..seen })
 }
 
 /// A server of which nothing but the answers is seen: what they say is in the log.
@@ -350,7 +354,7 @@ fn planned(pid: u32) -> Result<Value> {
 fn seen(outcome: Outcome, agent: Agent, plan: Value) -> Result<Seen> {
     let metrics = agent.scrape()?;
     agent.stop()?;
-    Ok(Seen { outcome, metrics, plan })
+    Ok(Seen { outcome, plain: metrics.clone(), metrics, plan })
 }
 
 /// A library that is mapped, and has to be refused with a reason.
@@ -358,7 +362,12 @@ fn refused(assets: &Assets, library: &Path) -> Result<Seen> {
     let plan = mapped(assets, "--library", library)?;
     let why = plan["processes"][0]["unsupported"].as_str();
     let why = why.with_context(|| format!("it is not refused: {plan:#}"))?.to_owned();
-    Ok(Seen { outcome: Outcome::Refused(why), metrics: Exposition::default(), plan })
+    Ok(Seen {
+        outcome: Outcome::Refused(why),
+        metrics: Exposition::default(),
+        plain: Exposition::default(),
+        plan,
+    })
 }
 
 /// What would be hooked of a library that is mapped as `option` of `map_files.py` says, and not used.

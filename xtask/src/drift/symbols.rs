@@ -72,9 +72,10 @@ pub(super) fn of(directory: &Path) -> Result<BTreeSet<String>> {
     Ok(names)
 }
 
-/// Whether a function matters. Parts of functions, and templates of the standard library over types of llama.cpp, do not.
+/// Whether a function matters. Parts of functions, what only one file knows, and templates of the standard library over types of llama.cpp, do not.
 fn is_wanted(name: &str) -> bool {
-    let own = !name.contains('.') && !name.starts_with("_ZNSt") && !name.starts_with("_ZSt");
+    const OTHERS: [&str; 5] = ["_ZNSt", "_ZSt", "_ZL", "_ZZ", "_ZGV"];
+    let own = !name.contains(['.', '@']) && !OTHERS.iter().any(|other| name.starts_with(other));
     own && FAMILIES.iter().any(|family| name.contains(family))
 }
 
