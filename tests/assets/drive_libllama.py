@@ -79,11 +79,13 @@ if options.mode == "sampler":
         return sample(chain, context, -1)
 else:
     logits = declare(POINTER(c_float), "llama_get_logits_ith", c_void_p, c_int32)
+    # Where a batch is not told what to keep, an old one has the logits of its last token only.
+    all_logits = declare(POINTER(c_float), "llama_get_logits", c_void_p)
     if options.mode == "candidates":
         sample = declare(c_int32, "llama_sample_token_greedy", c_void_p, POINTER(Candidates))
 
     def pick(last):
-        row = logits(context, last)
+        row = logits(context, last) or all_logits(context)
         if options.mode == "greedy":
             return max(range(width), key=lambda token: row[token])
         data = (Candidate * width)(*(Candidate(token, row[token], 0) for token in range(width)))

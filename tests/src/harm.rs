@@ -201,7 +201,7 @@ impl<'a> Load<'a> {
     /// So many connections to the agent, of the same clients. It has to answer beside them, and observe.
     pub fn connections_to_the_agent(&self, count: usize) -> Result<()> {
         let agent = self.observing()?;
-        connect(&agent.address().into(), "/metrics", count)?;
+        connect(&agent.address().into(), "/healthz", count)?;
         let generated = |it: &Exposition| it.sum("llm_tokens_total", &[("type", "generated")]);
         let then = generated(&agent.scrape()?);
         agent.wait_metrics("it to count on", |it| (generated(it) > then).then_some(()))?;

@@ -254,10 +254,10 @@ fn anything_goes_in() {
         b"0::/kubepods.slice/kubepods-pod01234567_89ab_cdef_0123_456789abcdef.slice/crio-0.scope",
     ];
     crate::fuzz::fuzz("lines of /proc", &lines, |bytes| {
-        let _ = (mapping::mapping(bytes), mapping::file_of(bytes));
-        for state in [listener::State::Listening, listener::State::Connected] {
-            let _ = (listener::tcp(bytes, state), listener::unix(bytes, state));
+        let _ = (mapping(bytes), file_of(bytes));
+        for state in [State::Listening, State::Connected] {
+            let _ = (tcp(bytes, state), unix(bytes, state));
         }
-        let _ = std::str::from_utf8(bytes).map(place::container);
+        let _ = std::str::from_utf8(bytes).map(container);
     });
 }

@@ -63,6 +63,7 @@ impl Opening {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fuzz::fuzz;
     use crate::session::{
         payload::answer::Answer,
         staged::{STREAM, answer, chunk},
