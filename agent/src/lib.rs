@@ -33,3 +33,6 @@ pub mod scout;
 pub mod survey;
 pub mod top;
 pub mod trace;
+
+#[cfg(test)]
+mod fuzz;

@@ -32,6 +32,7 @@ impl Agent {
         if let Some(recorder) = &mut self.recorder {
             recorder.close(deadline);
         }
+        self.room.close();
         if let Err(error) = heir::appoint() {
             warn!(%error, "no child can be started: the kernel detaches, and this process ends when it has");
         }
