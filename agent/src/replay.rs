@@ -4,9 +4,10 @@ mod serve;
 
 use std::{
     fs::File,
-    io::{self, BufReader, BufWriter, Write},
+    io::{self, BufReader, BufWriter, Read, Write},
     path::Path,
     process::ExitCode,
+    sync::Arc,
     time::{Duration, UNIX_EPOCH},
 };
 
@@ -15,7 +16,12 @@ use serde::Serialize;
 
 use crate::{
     cli::ReplayArguments,
-    export::{log::Line, otlp::spans_alone, prometheus},
+    export::{
+        history::{History, STEP},
+        log::Line,
+        otlp::spans_alone,
+        prometheus,
+    },
     journal::{
         JournalReader,
         play::{Played, Player},
@@ -44,20 +50,40 @@ pub fn run(arguments: &ReplayArguments) -> Result<ExitCode> {
     if let Some(speed) = arguments.speed {
         return serve::as_it_was(arguments, player, speed, told);
     }
+    let mut past = Past::default();
     while player.next_ns().is_some() {
         player.step(&mut |record, epoch| told.take(record, epoch));
+        past.see(&player);
     }
     told.end()?;
     let played = player.finish();
     let code = say(arguments, &played);
     if arguments.listen.is_some() {
-        serve::the_end(arguments, &played.snapshot)?;
+        serve::the_end(arguments, &played.snapshot, past.history)?;
     } else {
         let text = prometheus::render(&played.snapshot, &arguments.compat).context("the metrics")?;
         let to = arguments.metrics.as_deref().unwrap_or(Path::new("-"));
         open(to)?.write_all(&text).with_context(|| format!("cannot write {}", to.display()))?;
     }
     Ok(code)
+}
+
+/// What the agent had in `/history`.
+#[derive(Default)]
+struct Past {
+    history: Arc<History>,
+    /// When the next step of it is over, `CLOCK_MONOTONIC` nanoseconds of the agent.
+    due_ns: u64,
+}
+
+impl Past {
+    fn see<R: Read>(&mut self, player: &Player<R>) {
+        let now_ns = player.now_ns();
+        if now_ns >= self.due_ns {
+            self.due_ns = now_ns.saturating_add(STEP.as_nanos() as u64);
+            self.history.push(&player.known());
+        }
+    }
 }
 
 /// What is said of requests that are over.

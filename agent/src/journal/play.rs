@@ -93,6 +93,11 @@ impl<R: Read> Player<R> {
         self.last.1
     }
 
+    /// When what was played last was, `CLOCK_MONOTONIC` nanoseconds of the agent.
+    pub fn now_ns(&self) -> u64 {
+        self.last.0
+    }
+
     /// When that is what is next, `CLOCK_MONOTONIC` nanoseconds of the agent; `None` at the end.
     pub fn next_ns(&self) -> Option<u64> {
         self.next.as_ref().map(|next| match next {
@@ -185,6 +190,15 @@ impl<R: Read> Player<R> {
         let taken = (epoch + Duration::from_nanos(ns)).as_secs_f64();
         let own = Snapshot { taken, epoch, ..self.asked.as_deref().cloned().unwrap_or_default() };
         self.ask(ns, own)
+    }
+
+    /// What is known after what was played last. Unlike [`Player::snapshot`] it asks for nothing: all goes on as if nobody
+    /// had looked.
+    pub fn known(&self) -> Snapshot {
+        let (ns, epoch) = self.last;
+        let taken = (epoch + Duration::from_nanos(ns)).as_secs_f64();
+        let own = Snapshot { taken, epoch, ..self.asked.as_deref().cloned().unwrap_or_default() };
+        self.session.snapshot(self.moment(ns), &own)
     }
 
     fn ask(&mut self, ns: u64, own: Snapshot) -> Snapshot {

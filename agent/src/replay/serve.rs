@@ -13,7 +13,7 @@ use tokio::{
     time::{interval, sleep_until},
 };
 
-use super::{Told, say};
+use super::{Past, Told, say};
 use crate::{
     agent::Signals,
     cli::ReplayArguments,
@@ -41,7 +41,7 @@ struct Served {
 }
 
 impl Served {
-    async fn open(arguments: &ReplayArguments) -> Result<Self> {
+    async fn open(arguments: &ReplayArguments, history: Arc<History>) -> Result<Self> {
         let signals = Signals::new().context("cannot handle signals")?;
         let listener = http::listen(arguments.listen.context("--speed needs --listen")?).await?;
         let address = listener.local_addr().context("the endpoint has no address")?;
@@ -55,7 +55,6 @@ impl Served {
         let (sender, questions) = mpsc::channel(16);
         let health = Arc::new(Health::default());
         health.set_ready();
-        let history = Arc::<History>::default();
         let endpoint =
             Endpoint::start(listener, sender, health.clone(), history, arguments.compat.clone(), web)
                 .context("no thread for the endpoint")?;
@@ -70,9 +69,13 @@ fn block_on(work: impl Future<Output = Result<()>>) -> Result<()> {
 }
 
 /// Answers what the agent answered last, until it is ended.
-pub(super) fn the_end(arguments: &ReplayArguments, snapshot: &Snapshot) -> Result<()> {
+pub(super) fn the_end(
+    arguments: &ReplayArguments,
+    snapshot: &Snapshot,
+    history: Arc<History>,
+) -> Result<()> {
     block_on(async {
-        let mut served = Served::open(arguments).await?;
+        let mut served = Served::open(arguments, history).await?;
         let mut turn = interval(Duration::from_secs(1));
         loop {
             tokio::select! {
@@ -98,7 +101,8 @@ pub(super) fn as_it_was<R: Read>(
     mut told: Told,
 ) -> Result<ExitCode> {
     block_on(async {
-        let mut served = Served::open(arguments).await?;
+        let mut past = Past::default();
+        let mut served = Served::open(arguments, past.history.clone()).await?;
         let mut turn = interval(Duration::from_secs(1));
         player.begin(&mut |record, epoch| told.take(record, epoch));
         let (start, from_ns) = (Instant::now(), player.next_ns().unwrap_or(0));
@@ -122,6 +126,7 @@ pub(super) fn as_it_was<R: Read>(
                     let now = Instant::now();
                     for _ in 0..MOST {
                         player.step(&mut |record, epoch| told.take(record, epoch));
+                        past.see(&player);
                         let after = player.next_ns().map(|ns| Duration::from_nanos(ns.saturating_sub(from_ns)));
                         if after.is_none_or(|after| start + after.div_f64(speed) > now) {
                             break;

@@ -11,6 +11,8 @@ const MS: u64 = 1_000_000;
 fn live() -> Live {
     Live {
         pid: 7,
+        decoded_ago_ns: None,
+        untaken_ns: None,
         context_size: 0,
         context_used: 0,
         seats: Vec::new(),
