@@ -29,6 +29,7 @@ impl Agent {
         if let Some(journal) = &mut self.journal {
             journal.close(deadline);
         }
+        self.room.close();
         if let Err(error) = heir::appoint() {
             warn!(%error, "no child can be started: the kernel detaches, and this process ends when it has");
         }

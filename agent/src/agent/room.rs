@@ -1,6 +1,7 @@
 //! The engine room: what attaches and detaches, on threads of its own, because the kernel takes its time for both (0.1 s
 //! for a probe that goes, one after the other). The loop gives orders and is told when probes are in place. At the end of
-//! the agent a scout inherits them.
+//! the agent a child inherits them. Until then nothing may be under way here: the end of a process breaks off what its threads
+//! do in the kernel, and a probe whose going is broken off stays in the program for good ("leaking uprobe").
 
 use std::{
     collections::VecDeque,
@@ -81,18 +82,31 @@ pub(super) enum Done {
 
 type Orders = Arc<(Mutex<VecDeque<Order>>, Condvar)>;
 
+/// Held while the kernel is at work for a thread.
+type AtWork = Arc<Mutex<()>>;
+
 /// The way in.
 pub(super) struct Room {
     orders: Orders,
+    /// Of who attaches, and of who detaches.
+    at_work: [AtWork; 2],
 }
 
 impl Room {
     /// Opens it.
     pub(super) fn open(attacher: Attacher, told: UnboundedSender<Done>) -> std::io::Result<Self> {
         let orders = Orders::default();
-        let inside = Inside { attacher, told, orders: orders.clone(), away: detacher("detach")? };
+        let at_work = [AtWork::default(), AtWork::default()];
+        let [attaching, detaching] = at_work.clone();
+        let away = detacher("detach", detaching)?;
+        let inside = Inside { attacher, told, orders: orders.clone(), away, at_work: attaching };
         thread::Builder::new().name("engine room".into()).spawn(move || inside.run())?;
-        Ok(Self { orders })
+        Ok(Self { orders, at_work })
+    }
+
+    /// Waits until the kernel has done what it is at, some 0.1 s, and lets nothing more begin: the process may end then.
+    pub(super) fn close(&self) {
+        self.at_work.iter().for_each(|at_work| std::mem::forget(lock(at_work)));
     }
 
     /// Gives an order.
@@ -107,18 +121,22 @@ struct Inside {
     told: UnboundedSender<Done>,
     orders: Orders,
     away: Sender<Links>,
+    at_work: AtWork,
 }
 
 impl Inside {
     fn run(mut self) {
         let mut swept = Instant::now();
+        let at_work = self.at_work.clone();
         loop {
+            let order = self.next();
+            let _at_work = lock(&at_work);
             if swept.elapsed() >= IDLE {
                 swept = Instant::now();
                 let idle = self.attacher.detach_idle();
                 self.detach(idle);
             }
-            match self.next() {
+            match order {
                 None => {}
                 Some(Order::Release(order)) => {
                     let own = self.attacher.release(order);
@@ -196,9 +214,13 @@ fn rank(order: &Order) -> u8 {
 }
 
 /// A thread that detaches what it is sent.
-fn detacher(name: &str) -> std::io::Result<Sender<Links>> {
+fn detacher(name: &str, at_work: AtWork) -> std::io::Result<Sender<Links>> {
     let (sender, links) = channel::<Links>();
-    thread::Builder::new().name(name.into()).spawn(move || links.into_iter().for_each(drop))?;
+    let detach = move |links: Links| {
+        let _at_work = lock(&at_work);
+        drop(links);
+    };
+    thread::Builder::new().name(name.into()).spawn(move || links.into_iter().for_each(detach))?;
     Ok(sender)
 }
 
