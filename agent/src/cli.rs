@@ -550,4 +550,14 @@ mod tests {
         use clap::CommandFactory as _;
         Cli::command().debug_assert();
     }
+
+    #[test]
+    fn anything_goes_in() {
+        let whole = template::configuration();
+        let seeds =
+            [whole.as_bytes(), b"listen = \"127.0.0.1:1\"\npid = [7]\nusers = 5\nuser_from = [\"key\"]\n"];
+        crate::fuzz::fuzz("configuration", &seeds, |bytes| {
+            let _ = std::str::from_utf8(bytes).map(toml::from_str::<RunArguments>);
+        });
+    }
 }

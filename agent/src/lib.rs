@@ -29,3 +29,6 @@ pub mod replay;
 pub mod scout;
 pub mod survey;
 pub mod top;
+
+#[cfg(test)]
+mod fuzz;

@@ -110,6 +110,19 @@ fn a_time_beyond_all_clocks_is_damage() {
     assert!(self::played(&bytes).unwrap().1.error.is_none());
 }
 
+#[test]
+fn anything_goes_in() {
+    let (bytes, begins) = journal(1);
+    let [head, rest] = [&bytes[..begins[1]], &bytes[begins[1]..]];
+    crate::fuzz::fuzz("frames of a journal", &[&bytes[..begins[2]], rest], |bytes| {
+        let _ = JournalReader::open(Cursor::new(bytes))
+            .map(|mut journal| while let Ok(Some(_)) = journal.entry() {});
+        let whole = [head, bytes].concat();
+        let _ = JournalReader::open(Cursor::new(whole))
+            .map(|mut journal| while let Ok(Some(_)) = journal.entry() {});
+    });
+}
+
 proptest! {
     #[test]
     fn a_cut_is_named_where_it_is(at in 8_usize..2_000) {

@@ -164,3 +164,51 @@ fn a_file_is_read_as_far_as_the_budget_goes() {
     let costly = read(open, Path::new("/x"), &|_| true, ANY, &budget).unwrap_err();
     assert_eq!(costly.to_string(), "/x would take too long to read");
 }
+
+/// The smallest file with a symbol: head, one segment, a symbol table and its strings.
+fn small() -> Vec<u8> {
+    let words = |words: &[u64]| words.iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<_>>();
+    let section = |kind: u32, offset: u64, size: u64, link: u32, entry: u64| {
+        [
+            &[0; 4][..],
+            &kind.to_le_bytes(),
+            &words(&[0, 0, offset, size]),
+            &link.to_le_bytes(),
+            &[0; 4],
+            &words(&[8, entry]),
+        ]
+        .concat()
+    };
+    let (strings, symbol) = (b"\0llama_decode\0", 0x140);
+    let symbols = [&[0; 24][..], &1_u32.to_le_bytes(), &[0x12, 0, 1, 0], &words(&[symbol, 16])].concat();
+    let (tables, names) = (0x78, 0x78 + symbols.len() as u64);
+    let sections = 0x150_u64;
+    let mut file = b"\x7fELF\x02\x01\x01".to_vec();
+    file.resize(16, 0);
+    file.extend([3, 0, 62, 0, 1, 0, 0, 0]);
+    file.extend(words(&[0, 0x40, sections]));
+    file.extend([0, 0, 0, 0, 64, 0, 56, 0, 1, 0, 64, 0, 3, 0, 0, 0]);
+    file.extend([1, 0, 0, 0, 5, 0, 0, 0]);
+    file.extend(words(&[0, 0, 0, 0x400, 0x400, 0x1000]));
+    file.extend(symbols);
+    file.extend(strings);
+    file.resize(sections as usize, 0x90);
+    file.extend([0; 64]);
+    file.extend(section(11, tables, 48, 2, 24));
+    file.extend(section(3, names, strings.len() as u64, 0, 0));
+    file
+}
+
+#[test]
+fn anything_goes_in() {
+    let file = scratch(b"");
+    let seed = small();
+    let look = |bytes: &[u8]| {
+        file.as_file().set_len(0).unwrap();
+        file.as_file().write_all_at(bytes, 0).unwrap();
+        read_path(file.path(), Path::new("/x"), &|name| name.starts_with("llama"), ANY)
+    };
+    let image = look(&seed).unwrap();
+    assert!(image.symbols.iter().any(|symbol| symbol.name == "llama_decode"), "{image:?}");
+    crate::fuzz::fuzz("ELF", &[&seed], |bytes| drop(look(bytes)));
+}

@@ -138,3 +138,14 @@ fn what_a_file_may_cost_is_bounded() {
     let error = read(File::open(file.path()).unwrap(), Path::new("/m.gguf"), &budget).unwrap_err();
     assert_eq!(error.to_string(), "/m.gguf would take too long to read");
 }
+
+#[test]
+fn anything_goes_in() {
+    // A file for each input would take most of the time.
+    let file = tempfile::NamedTempFile::new().unwrap();
+    crate::fuzz::fuzz("GGUF", &[&sample()], |bytes| {
+        file.as_file().set_len(0).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(file.as_file(), bytes, 0).unwrap();
+        let _ = read(File::open(file.path()).unwrap(), Path::new("/m.gguf"), &Budget::of_a_look());
+    });
+}

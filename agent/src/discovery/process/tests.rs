@@ -243,3 +243,21 @@ fn accepted_connections_are_told_from_those_made() {
     assert_eq!(found, expected);
     assert!(own.connections(&[]).unwrap().is_empty());
 }
+
+#[test]
+fn anything_goes_in() {
+    let lines: [&[u8]; 5] = [
+        b"7f01000-7f02000 r-xp 00001000 fe:00 13 /models/new\\012line.gguf (deleted)",
+        b"   0: 0100007F:2328 00000000:0000 0A 00000000:00000000 00:00000000 00000000  0  0 4711 1",
+        b"   0: 00000000000000000000000001000000:2328 00000000000000000000000001000000:A1B2 01 00:0 00:0 0 0 0 4711 1",
+        b"0000000000000000: 00000002 00000000 00010000 0001 01 4711 /run/llama.sock",
+        b"0::/kubepods.slice/kubepods-pod01234567_89ab_cdef_0123_456789abcdef.slice/crio-0.scope",
+    ];
+    crate::fuzz::fuzz("lines of /proc", &lines, |bytes| {
+        let _ = (mapping(bytes), file_of(bytes));
+        for state in [State::Listening, State::Connected] {
+            let _ = (tcp(bytes, state), unix(bytes, state));
+        }
+        let _ = std::str::from_utf8(bytes).map(container);
+    });
+}

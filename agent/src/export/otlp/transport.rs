@@ -295,4 +295,19 @@ mod tests {
             assert_eq!(of(200, Some("application/json"), body.as_bytes()), expected, "{body}");
         }
     }
+
+    #[test]
+    fn anything_goes_in() {
+        let seeds: [&[u8]; 4] = [
+            b"\x0a\x07\x08\x03\x12\x03why",
+            br#"{"partialSuccess":{"rejectedSpans":"3","errorMessage":"why"}}"#,
+            b"\x08\x08\x12\x04busy",
+            b"",
+        ];
+        crate::fuzz::fuzz("answers of collectors", &seeds, |bytes| {
+            for kind in [None, Some("application/x-protobuf"), Some("application/json"), Some("text/html")] {
+                let _ = accepted(StatusCode::OK, kind, bytes);
+            }
+        });
+    }
 }

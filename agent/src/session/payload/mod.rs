@@ -19,6 +19,3 @@ mod key;
 mod lines;
 mod scan;
 mod trace;
-
-#[cfg(test)]
-mod fuzz;

@@ -63,8 +63,9 @@ impl Opening {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fuzz::fuzz;
     use crate::session::{
-        payload::{answer::Answer, fuzz::fuzz},
+        payload::answer::Answer,
         staged::{STREAM, answer, chunk},
     };
 
@@ -105,7 +106,7 @@ mod tests {
     #[test]
     fn any_bytes_are_taken() {
         let sample = answer("200 OK", r#"{"content":"\ud83d\ude00 \u12 \\","text":"\q"#);
-        fuzz(&sample, |bytes| {
+        fuzz("openings of answers", &[&sample], |bytes| {
             let mut taken = Answer::default();
             taken.keep_opening();
             taken.feed(0, false, bytes, 1);

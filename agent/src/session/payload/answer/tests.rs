@@ -1,5 +1,5 @@
 use super::*;
-use crate::session::payload::fuzz::fuzz;
+use crate::fuzz::fuzz;
 
 const STREAM: &[u8] =
     b"HTTP/1.1 200 OK\r\nServer: llama.cpp\r\nAccess-Control-Allow-Origin: \r\nX-Accel-Buffering: no\r\n\
@@ -89,7 +89,7 @@ fn no_tokens() {
 #[test]
 fn anything_goes_in() {
     let write = [STREAM, b"7d\r\nevent: a\ndata: {\"error\":{\"a\":1}}\n\n\r\n"].concat();
-    fuzz(&write, |bytes| {
+    fuzz("answers: chunks and events", &[&write], |bytes| {
         let mut answer = fed(bytes);
         answer.feed(bytes.len() as u64 + 9, true, bytes, 2);
         answer.at_end();

@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::session::payload::fuzz::fuzz;
+use crate::fuzz::fuzz;
 
 const CHAT: &[u8] = br#"{
   "messages": [{"role": "user", "content": "Set \"model\": \"wrong\", \"n\": 9 please \\"},
@@ -116,7 +116,7 @@ fn what_is_no_plain_object_says_nothing() {
 
 #[test]
 fn anything_goes_in() {
-    fuzz(CHAT, |bytes| {
+    fuzz("bodies", &[CHAT], |bytes| {
         let body = parse_both(bytes, bytes);
         assert!(body.model.is_none_or(|model| model.len() <= MAX_NAME));
     });

@@ -1,5 +1,5 @@
 use super::*;
-use crate::session::payload::fuzz::fuzz;
+use crate::fuzz::fuzz;
 
 fn found(keys: Option<Keys<'_>>) -> Vec<(i64, String)> {
     keys.into_iter()
@@ -76,7 +76,7 @@ fn values_count_only_whole() {
 
 #[test]
 fn anything_goes_in() {
-    fuzz(SAMPLE, |bytes| {
+    fuzz("fields of JSON", &[SAMPLE], |bytes| {
         for key in Keys::from_start(bytes).into_iter().chain(Keys::from_end(bytes)).flatten() {
             let _ =
                 (number(key.value), count(key.value), truth(key.value), text(key.value, 8), word(key.value));

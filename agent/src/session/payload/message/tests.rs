@@ -70,3 +70,16 @@ proptest! {
         prop_assert!(body.user.is_none_or(|user| user == "ann") && body.max_tokens.is_none_or(|max| max == 7));
     }
 }
+
+#[test]
+fn anything_goes_in() {
+    let [whole, chunked] = requests();
+    crate::fuzz::fuzz("requests: heads and chunks", &[&whole, &chunked], |bytes| {
+        let mut message = Message::default();
+        let taken = message.feed(bytes, &options());
+        assert!(taken <= bytes.len());
+        message.skip(bytes.len() as u64, &options());
+        message.feed(bytes, &options());
+        let _ = (message.body(), message.is_over(), message.is_blank());
+    });
+}

@@ -47,3 +47,13 @@ fn a_state_is_a_list_of_pairs() {
         assert!(!is_state(state), "{state}");
     }
 }
+
+#[test]
+fn anything_goes_in() {
+    crate::fuzz::fuzz("traceparent", &[VALID.as_bytes(), b"a=1,b@c=2"], |bytes| {
+        if let Some(parent) = TraceParent::parse(bytes) {
+            assert_eq!(TraceParent::parse(parent.to_string().as_bytes()), Some(parent));
+        }
+        let _ = std::str::from_utf8(bytes).is_ok_and(is_state);
+    });
+}
