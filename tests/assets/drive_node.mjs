@@ -10,7 +10,7 @@ const {getLlama} = await import(pathToFileURL(entry));
 
 const llama = await getLlama({build: "never", gpu: false, logLevel: "error"});
 const model = await llama.loadModel({modelPath});
-const context = await model.createContext({contextSize: 1024});
+const context = await model.createContext({contextSize: 1024, threads: 1});
 const sequence = context.getSequence();
 console.log("READY");
 for await (const line of readline.createInterface({input: process.stdin})) {

@@ -12,6 +12,8 @@ import gguf
 import numpy
 
 ROOT_SEED = 20240229
+# Of a state space model, and of an adapter.
+CONVOLUTION, STATE, RANK = 4, 16, 4
 SPACE = "\u2581"
 CHAT = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}assistant:"
 
@@ -19,9 +21,10 @@ CHAT = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("output")
-    parser.add_argument("--arch", choices=["llama", "gemma3", "bert"], default="llama")
+    parser.add_argument("--arch", choices=["llama", "gemma3", "bert", "mamba"], default="llama")
+    parser.add_argument("--adapter", action="store_true", help="no model, but a LoRA for one of these sizes")
     for name, default in [("embd", 64), ("layers", 2), ("heads", 4), ("kv-heads", 2), ("ff", 128), ("vocab", 1024),
-                          ("context", 32768)]:
+                          ("context", 32768), ("experts", 0)]:
         parser.add_argument(f"--{name}", type=int, default=default)
     return parser.parse_args()
 
@@ -80,11 +83,17 @@ def write_sizes(out, arch, a):
     out.add_context_length(a.context)
     out.add_embedding_length(a.embd)
     out.add_block_count(a.layers)
-    out.add_feed_forward_length(a.ff)
-    out.add_head_count(a.heads)
+    out.add_feed_forward_length(0 if arch == "mamba" else a.ff)
+    out.add_head_count(0 if arch == "mamba" else a.heads)
     out.add_vocab_size(a.vocab)
     out.add_file_type(gguf.LlamaFileType.ALL_F32)
-    if arch == "bert":
+    if arch == "mamba":
+        out.add_ssm_conv_kernel(CONVOLUTION)
+        out.add_ssm_inner_size(2 * a.embd)
+        out.add_ssm_state_size(STATE)
+        out.add_ssm_time_step_rank(RANK)
+        out.add_layer_norm_rms_eps(1e-5)
+    elif arch == "bert":
         out.add_layer_norm_eps(1e-12)
         out.add_causal_attention(False)
         out.add_pooling_type(gguf.PoolingType.MEAN)
@@ -96,6 +105,9 @@ def write_sizes(out, arch, a):
         out.add_rope_dimension_count(width)
         out.add_rope_freq_base(10000.0)
         out.add_layer_norm_rms_eps(1e-5)
+    if a.experts:
+        out.add_expert_count(a.experts)
+        out.add_expert_used_count(2)
 
 
 def tensors(arch, a, unspoken):
@@ -115,7 +127,7 @@ def tensors(arch, a, unspoken):
     else:
         head = matrix(a.vocab, a.embd, 0.4)
         head[:unspoken] = 0
-        if arch == "llama":
+        if arch in ("llama", "mamba"):
             yield "output.weight", head
     for part, value in norm.items():
         yield ("token_embd_norm." if bert else "output_norm.") + part, value
@@ -128,6 +140,14 @@ def tensors(arch, a, unspoken):
         shapes["ffn_gate"] = (a.ff, a.embd)
     for layer in range(a.layers):
         block = f"blk.{layer}."
+        if arch == "mamba":
+            yield from state_space(block, a.embd, matrix)
+            continue
+        if a.experts:
+            shapes = {name: shape for name, shape in shapes.items() if not name.startswith("ffn_")}
+            yield block + "ffn_gate_inp.weight", matrix(a.experts, a.embd)
+            for name, rows, columns in [("gate", a.ff, a.embd), ("up", a.ff, a.embd), ("down", a.embd, a.ff)]:
+                yield f"{block}ffn_{name}_exps.weight", numpy.stack([matrix(rows, columns) for _ in range(a.experts)])
         for name, (rows, columns) in shapes.items():
             yield f"{block}{name}.weight", matrix(rows, columns)
             if bert:
@@ -140,14 +160,44 @@ def tensors(arch, a, unspoken):
             yield block + "attn_k_norm.weight", numpy.ones(width)
 
 
+def state_space(block, width, matrix):
+    """A layer of mamba."""
+    inner = 2 * width
+    yield block + "attn_norm.weight", numpy.ones(width)
+    yield block + "ssm_in.weight", matrix(2 * inner, width)
+    yield block + "ssm_conv1d.weight", matrix(inner, CONVOLUTION)
+    yield block + "ssm_conv1d.bias", numpy.zeros(inner)
+    yield block + "ssm_x.weight", matrix(RANK + 2 * STATE, inner)
+    yield block + "ssm_dt.weight", matrix(inner, RANK)
+    yield block + "ssm_dt.bias", numpy.zeros(inner)
+    yield block + "ssm_a", -numpy.tile(numpy.arange(1, STATE + 1), (inner, 1))
+    yield block + "ssm_d", numpy.ones(inner)
+    yield block + "ssm_out.weight", matrix(width, inner)
+
+
+def adapter(out, a):
+    """Yields the two thin matrices that are added to each query matrix."""
+    out.add_type("adapter")
+    out.add_string("adapter.type", "lora")
+    out.add_float32("adapter.lora.alpha", 8.0)
+    random = numpy.random.default_rng(ROOT_SEED)
+    for layer in range(a.layers):
+        yield f"blk.{layer}.attn_q.weight.lora_a", random.standard_normal((RANK, a.embd)) * a.embd ** -0.5
+        yield f"blk.{layer}.attn_q.weight.lora_b", random.standard_normal((a.embd, RANK))
+
+
 def main():
     a = arguments()
-    tokens, unspoken = (wordpiece_vocabulary(a.vocab), 0) if a.arch == "bert" else sentencepiece_vocabulary(a.vocab)
     out = gguf.GGUFWriter(a.output, a.arch)
     out.add_name(f"tiny-{a.arch}")
-    write_sizes(out, a.arch, a)
-    write_tokenizer(out, a.arch, tokens)
-    for name, array in tensors(a.arch, a, unspoken):
+    if a.adapter:
+        parts = adapter(out, a)
+    else:
+        tokens, unspoken = (wordpiece_vocabulary(a.vocab), 0) if a.arch == "bert" else sentencepiece_vocabulary(a.vocab)
+        write_sizes(out, a.arch, a)
+        write_tokenizer(out, a.arch, tokens)
+        parts = tensors(a.arch, a, unspoken)
+    for name, array in parts:
         out.add_tensor(name, numpy.ascontiguousarray(array, dtype=numpy.float32))
     out.write_header_to_file()
     out.write_kv_data_to_file()

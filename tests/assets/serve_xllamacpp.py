@@ -24,7 +24,10 @@ import xllamacpp
 
 parameters = xllamacpp.CommonParams()
 parameters.model.path = options.model
-parameters.hostnames = [options.host]
+if hasattr(parameters, "hostnames"):
+    parameters.hostnames = [options.host]
+else:
+    parameters.hostname = options.host
 parameters.port = options.port
 parameters.n_parallel = options.np
 parameters.n_ctx = options.c

@@ -40,8 +40,19 @@ impl Agent {
 
     /// The same with more variables in its environment.
     pub fn start_with(arguments: &[&str], variables: &[(&str, &str)]) -> Result<Self> {
+        Self::launch(tied(executable()?), arguments, variables)
+    }
+
+    /// The same as the last arguments of a command that becomes the agent.
+    pub fn start_through(wrapper: &[String], arguments: &[&str]) -> Result<Self> {
+        let (program, words) = wrapper.split_first().context("no command")?;
+        let mut command = tied(program);
+        command.args(words).arg(executable()?);
+        Self::launch(command, arguments, &[])
+    }
+
+    fn launch(mut command: Command, arguments: &[&str], variables: &[(&str, &str)]) -> Result<Self> {
         let log = Log::new("agent");
-        let mut command = tied(executable()?);
         command.args(["run", "--listen", "127.0.0.1:0"]).args(arguments).envs(variables.iter().copied());
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log.create()?);
         let mut process = Process::start("llamaprobe", &mut command)?;
@@ -84,6 +95,11 @@ impl Agent {
     /// Sends a signal to the agent.
     pub fn signal(&self, signal: Signal) -> Result<()> {
         self.process.signal(signal)
+    }
+
+    /// How the agent ended, if it has.
+    pub fn ended(&mut self) -> Option<std::process::ExitStatus> {
+        self.process.ended()
     }
 
     /// Everything that the agent wrote on standard error.

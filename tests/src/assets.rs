@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, ensure};
 use llamaprobe_common::named;
 
+use crate::comparison::Figure;
+
 named! {
     /// A real build of llama-server. The name is that of its directory: the package and its version, as the package
     /// registry has them, and what was done to it. What the agent is to see of each is in its table of builds, which
@@ -34,6 +36,14 @@ impl Build {
 
     fn is_wheel(self) -> bool {
         Self::WHEELS.contains(&self)
+    }
+
+    /// The figures that its server says.
+    pub fn says(self) -> &'static [Figure] {
+        match self {
+            Self::Process | Self::Embedded => &Figure::ALL,
+            Self::Decode | Self::Monolith | Self::Stripped | Self::Static => Figure::BUT_CACHED,
+        }
     }
 }
 
@@ -162,6 +172,26 @@ impl Assets {
     /// A made-up model for embeddings.
     pub fn bert(&self) -> PathBuf {
         self.root.join("tiny-bert.gguf")
+    }
+
+    /// A made-up state space model.
+    pub fn mamba(&self) -> PathBuf {
+        self.root.join("tiny-mamba.gguf")
+    }
+
+    /// A made-up mixture of experts.
+    pub fn experts(&self) -> PathBuf {
+        self.root.join("tiny-experts.gguf")
+    }
+
+    /// A made-up model that is built as Gemma 3 is.
+    pub fn tiny_gemma3(&self) -> PathBuf {
+        self.root.join("tiny-gemma3.gguf")
+    }
+
+    /// An adapter (LoRA) for the tiny model.
+    pub fn lora(&self) -> PathBuf {
+        self.root.join("tiny-lora.gguf")
     }
 
     /// A real model: Gemma 3, 270 million parameters, Q4_K_M.

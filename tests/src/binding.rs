@@ -1,7 +1,8 @@
 //! Programs that embed libllama: they generate through its C API, without a server.
 
+use std::ffi::OsStr;
 use std::io::{BufRead as _, BufReader, Write as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{ChildStdin, ChildStdout, Command, Stdio};
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -24,10 +25,30 @@ impl Binding {
     /// Python calling the library of a build through ctypes. `mode` is `greedy` (it picks the token from the logits)
     /// or `sampler` (it calls `llama_sampler_sample`).
     pub fn python(assets: &Assets, build: Build, mode: &str) -> Result<Self> {
+        Self::library(assets, &assets.libllama(build), mode, &[], Some(&assets.backends(build)))
+    }
+
+    /// The same with any library since 2024, libraries to load before it, and a directory of backends. Before September
+    /// 2024 the mode that samples is `candidates` (it calls `llama_sample_token_greedy`).
+    pub fn library(
+        assets: &Assets,
+        library: &Path,
+        mode: &str,
+        preload: &[PathBuf],
+        backends: Option<&Path>,
+    ) -> Result<Self> {
         let mut command = tied(assets.python());
         command.arg(workspace_root().join("tests/assets/drive_libllama.py"));
-        command.arg(assets.libllama(build)).arg(assets.tiny());
-        command.args(["--mode", mode, "--backends"]).arg(assets.backends(build));
+        command.arg(library).arg(assets.tiny()).args(["--mode", mode]);
+        command.args(preload.iter().flat_map(|file| [OsStr::new("--preload"), file.as_os_str()]));
+        command.args(backends.iter().flat_map(|path| [OsStr::new("--backends"), path.as_os_str()]));
+        Self::start(command)
+    }
+
+    /// Python with another script of `tests/assets`, and its arguments.
+    pub fn script(assets: &Assets, script: &str, arguments: &[PathBuf]) -> Result<Self> {
+        let mut command = tied(assets.python());
+        command.arg(workspace_root().join("tests/assets").join(script)).args(arguments);
         Self::start(command)
     }
 
@@ -42,14 +63,16 @@ impl Binding {
 
     /// node-llama-cpp; none if it is not installed.
     pub fn node(assets: &Assets) -> Result<Option<Self>> {
-        if !assets.node().join("node_modules/node-llama-cpp").is_dir() {
+        Self::node_at(&assets.node(), assets)
+    }
+
+    /// The same of another version, that is installed in `directory`.
+    pub fn node_at(directory: &Path, assets: &Assets) -> Result<Option<Self>> {
+        if !directory.join("node_modules/node-llama-cpp").is_dir() {
             return Ok(None);
         }
         let mut command = tied("node");
-        command
-            .arg(workspace_root().join("tests/assets/drive_node.mjs"))
-            .arg(assets.node())
-            .arg(assets.tiny());
+        command.arg(workspace_root().join("tests/assets/drive_node.mjs")).arg(directory).arg(assets.tiny());
         Self::start(command).map(Some)
     }
 

@@ -4,6 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use anyhow::Result;
+use llamaprobe_common::named;
 
 use crate::agent::Agent;
 use crate::exposition::{Exposition, Histogram};
@@ -13,6 +14,47 @@ use crate::wait_for;
 
 /// How long the agent may take to show what it has counted.
 const LAG: Duration = Duration::from_secs(3);
+
+named! {
+    /// A figure that servers say themselves.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub enum Figure {
+        /// Generated tokens.
+        Generated = "generated tokens",
+        /// Prompt tokens that were computed.
+        Prompt = "prompt tokens",
+        /// Prompt tokens that were found in the cache.
+        Cached = "cached tokens",
+        /// Decode calls.
+        DecodeCalls = "decode calls",
+    }
+}
+
+impl Figure {
+    /// Those that llama-server says up to about b10800.
+    pub const BUT_CACHED: &[Self] = &[Self::Generated, Self::Prompt, Self::DecodeCalls];
+
+    /// The server's own metric.
+    fn metric(self) -> &'static str {
+        match self {
+            Self::Generated => "llamacpp:tokens_predicted_total",
+            Self::Prompt => "llamacpp:prompt_tokens_total",
+            Self::Cached => "llamacpp:prompt_tokens_cached_total",
+            Self::DecodeCalls => "llamacpp:n_decode_total",
+        }
+    }
+
+    /// What the agent counted of it.
+    fn counted(self, comparison: &Comparison) -> f64 {
+        let tokens = |kind| comparison.delta("llm_tokens_total", &[("type", kind)]);
+        match self {
+            Self::Generated => tokens("generated"),
+            Self::Prompt => tokens("prompt"),
+            Self::Cached => tokens("cached"),
+            Self::DecodeCalls => comparison.histogram("llm_batch_tokens").count,
+        }
+    }
+}
 
 /// What both say at a moment when the server is idle.
 #[derive(Clone, Debug)]
@@ -30,8 +72,10 @@ pub struct Count {
     pub name: &'static str,
     /// What the agent counted.
     pub agent: f64,
-    /// What the server counted; none if this version does not say.
+    /// What the server counted; none if it does not say.
     pub server: Option<f64>,
+    /// Whether a server of this build says it: then a figure that is missing is a difference.
+    pub comparable: bool,
 }
 
 /// The figures of two moments.
@@ -56,7 +100,7 @@ impl Moment {
         let idle = server.wait_idle()?;
         let compare = || {
             let now = Self { agent: agent.scrape()?, server: idle.clone() };
-            Ok(Comparison::between(self, &now, server.label()))
+            Ok(Comparison::between(self, &now, server))
         };
         let equal = wait_for("equal counts", LAG, || {
             compare().ok().filter(|it: &Comparison| it.differences().is_empty())
@@ -82,40 +126,33 @@ pub fn assert_counted(agent: &Agent, server: &LlamaServer) -> Result<()> {
 }
 
 impl Count {
-    /// Whether both sides say the same, as far as the server says anything.
+    /// One that both sides must have.
+    pub fn of_both(name: &'static str, agent: f64, server: f64) -> Self {
+        Self { name, agent, server: Some(server), comparable: true }
+    }
+
+    /// Whether both sides say the same; also if the server does not say what a server of its build never says.
     pub fn equal(&self) -> bool {
-        self.server.is_none_or(|server| server == self.agent)
+        self.server.map_or(!self.comparable, |server| server == self.agent)
     }
 }
 
 impl Comparison {
-    fn between(before: &Moment, after: &Moment, label: String) -> Self {
-        let mut comparison =
-            Self { counts: Vec::new(), before: before.agent.clone(), after: after.agent.clone(), label };
-        let server = |name: &str| Some(after.server.value(name)? - before.server.value(name)?);
-        let tokens = |kind: &str| comparison.delta("llm_tokens_total", &[("type", kind)]);
-        comparison.counts = vec![
-            Count {
-                name: "generated tokens",
-                agent: tokens("generated"),
-                server: server("llamacpp:tokens_predicted_total"),
-            },
-            Count {
-                name: "prompt tokens",
-                agent: tokens("prompt"),
-                server: server("llamacpp:prompt_tokens_total"),
-            },
-            Count {
-                name: "cached tokens",
-                agent: tokens("cached"),
-                server: server("llamacpp:prompt_tokens_cached_total"),
-            },
-            Count {
-                name: "decode calls",
-                agent: comparison.histogram("llm_batch_tokens").count,
-                server: server("llamacpp:n_decode_total"),
-            },
-        ];
+    fn between(before: &Moment, after: &Moment, server: &LlamaServer) -> Self {
+        let mut comparison = Self {
+            counts: Vec::new(),
+            before: before.agent.clone(),
+            after: after.agent.clone(),
+            label: server.label(),
+        };
+        let said = |name: &str| Some(after.server.value(name)? - before.server.value(name)?);
+        let count = |figure: Figure| Count {
+            name: figure.name(),
+            agent: figure.counted(&comparison),
+            server: said(figure.metric()),
+            comparable: server.says().contains(&figure),
+        };
+        comparison.counts = Figure::ALL.map(count).into();
         comparison
     }
 
@@ -158,12 +195,10 @@ impl fmt::Display for Comparison {
         writeln!(f, "{:<20} {:>12} {:>12}  equal?", "", "agent", "server")?;
         for count in &self.counts {
             let server = count.server.map_or_else(|| "not said".to_owned(), |it| it.to_string());
-            let equal = if count.server.is_none() {
-                "-"
-            } else if count.equal() {
-                "yes"
-            } else {
-                "NO"
+            let equal = match (count.equal(), count.server) {
+                (true, None) => "-",
+                (true, Some(_)) => "yes",
+                (false, _) => "NO",
             };
             writeln!(f, "{:<20} {:>12} {server:>12}  {equal}", count.name, count.agent)?;
         }

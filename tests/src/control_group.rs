@@ -116,3 +116,53 @@ impl Drop for ControlGroup {
         }
     }
 }
+
+/// A group whose processes have so much memory together, and none of the swap; it goes with this value.
+#[derive(Debug)]
+pub struct MemoryLimit {
+    path: PathBuf,
+    version: Version,
+}
+
+impl MemoryLimit {
+    /// A new group with this limit, bytes. `None` where groups cannot be made.
+    pub fn new(bytes: u64) -> Result<Option<Self>> {
+        for (parent, version) in [("/sys/fs/cgroup/memory", Version::One), ("/sys/fs/cgroup", Version::Two)] {
+            let path = Path::new(parent).join(format!("llamaprobe-memory-{}", std::process::id()));
+            if version == Version::Two {
+                // On, or not to be had: then the file is not there.
+                let _ = fs::write(Path::new(parent).join("cgroup.subtree_control"), "+memory");
+            }
+            if !Path::new(parent).is_dir() || fs::create_dir(&path).is_err() {
+                continue;
+            }
+            let group = Self { path, version };
+            let limit = if version == Version::One { "memory.limit_in_bytes" } else { "memory.max" };
+            if fs::write(group.path.join(limit), bytes.to_string()).is_ok() {
+                return Ok(Some(group));
+            }
+        }
+        Ok(None)
+    }
+
+    /// What starts a program in it.
+    pub fn entrance(&self) -> Vec<String> {
+        let processes = self.path.join("cgroup.procs");
+        let script = format!("echo $$ > {} && exec \"$@\"", processes.display());
+        ["sh", "-c", &script, "sh"].map(str::to_owned).into()
+    }
+
+    /// How much it had at most, bytes.
+    pub fn peak(&self) -> Result<u64> {
+        let file = if self.version == Version::One { "memory.max_usage_in_bytes" } else { "memory.peak" };
+        let text = fs::read_to_string(self.path.join(file)).with_context(|| format!("no {file}"))?;
+        Ok(text.trim().parse()?)
+    }
+}
+
+impl Drop for MemoryLimit {
+    fn drop(&mut self) {
+        // Who was in it has ended.
+        let _ = fs::remove_dir(&self.path);
+    }
+}

@@ -8,6 +8,7 @@ use std::process::Command;
 use anyhow::{Result, ensure};
 
 use crate::assets::{Assets, Build, workspace_root};
+use crate::comparison::Figure;
 use crate::http::Endpoint;
 use crate::process::tied;
 use crate::server::{LlamaServer, free_address};
@@ -22,25 +23,47 @@ pub struct Launch {
     arguments: Vec<String>,
     endpoint: Endpoint,
     beside: Option<SocketAddr>,
+    prefix: String,
+    says: &'static [Figure],
 }
 
 impl Launch {
     /// A build where it was unpacked, with `--metrics` and `arguments`, on a free port.
     pub fn new(build: Build, model: &Path, arguments: &[&str]) -> Result<Self> {
         let assets = Assets::locate()?;
-        let executable = assets.llama_server(build);
-        ensure!(executable.is_file(), "{} is missing: run `cargo xtask setup`", executable.display());
+        let launch = Self::of(assets.llama_server(build), model, arguments)?.saying(build.says());
         // A server inside a module of Python is no executable.
-        let python = [assets.python(), workspace_root().join("tests/assets/serve_xllamacpp.py")];
-        let wrapper = python.into_iter().filter(|_| build == Build::Embedded);
+        Ok(if build == Build::Embedded { launch.in_python(&assets) } else { launch })
+    }
+
+    /// The same of a server that is in no table; of its figures none is expected.
+    pub fn of(executable: PathBuf, model: &Path, arguments: &[&str]) -> Result<Self> {
+        ensure!(executable.is_file(), "{} is missing: run `cargo xtask setup`", executable.display());
         Ok(Self {
-            wrapper: wrapper.map(Into::into).collect(),
+            wrapper: Vec::new(),
             executable,
             model: model.to_owned(),
             arguments: arguments.iter().map(|&argument| argument.to_owned()).collect(),
             endpoint: free_address()?.into(),
             beside: None,
+            prefix: String::new(),
+            says: &[],
         })
+    }
+
+    /// The executable is a module of Python that holds the server.
+    pub fn in_python(self, assets: &Assets) -> Self {
+        self.through([assets.python(), workspace_root().join("tests/assets/serve_xllamacpp.py")])
+    }
+
+    /// The figures that the server says.
+    pub fn saying(self, says: &'static [Figure]) -> Self {
+        Self { says, ..self }
+    }
+
+    /// A prefix before all paths, as `--api-prefix` has it.
+    pub fn below(self, prefix: &str) -> Self {
+        Self { prefix: prefix.to_owned(), ..self }
     }
 
     /// Another executable.
@@ -96,6 +119,21 @@ impl Launch {
         &self.endpoint
     }
 
+    /// Where the server says that it listens.
+    pub fn label(&self) -> String {
+        self.beside.map_or_else(|| self.endpoint.to_string(), |beside| beside.to_string())
+    }
+
+    /// A path as clients have to spell it.
+    pub fn path(&self, path: &str) -> String {
+        format!("{}{path}", self.prefix)
+    }
+
+    /// The figures that it will say.
+    pub fn says(&self) -> &'static [Figure] {
+        self.says
+    }
+
     /// The model that it will load.
     pub fn model(&self) -> &Path {
         &self.model
@@ -118,6 +156,9 @@ impl Launch {
                 command.args(["--host", &address.ip().to_string(), "--port", &address.port().to_string()])
             }
         };
+        if !self.prefix.is_empty() {
+            command.args(["--api-prefix", &self.prefix]);
+        }
         if let Endpoint::Tls(_, identity) = &self.endpoint {
             command.arg("--ssl-key-file").arg(identity.key());
             command.arg("--ssl-cert-file").arg(identity.certificate());

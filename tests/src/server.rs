@@ -10,6 +10,7 @@ use anyhow::{Context as _, Result, bail};
 use rustix::process::Signal;
 
 use crate::assets::Build;
+use crate::comparison::Figure;
 use crate::exposition::Exposition;
 use crate::http::Endpoint;
 use crate::launch::Launch;
@@ -57,8 +58,9 @@ impl LlamaServer {
 
     fn wait_healthy(&mut self) -> Result<()> {
         let (endpoint, process) = (self.launch.endpoint(), &mut self.process);
+        let health = self.launch.path("/health");
         let outcome = wait_for("llama-server's /health to answer 200", PATIENCE, || {
-            let healthy = http::get(endpoint.clone(), "/health").is_ok_and(|reply| reply.status == 200);
+            let healthy = http::get(endpoint.clone(), &health).is_ok_and(|reply| reply.status == 200);
             let ended = process.ended();
             (healthy || ended.is_some()).then_some(ended)
         });
@@ -81,12 +83,22 @@ impl LlamaServer {
 
     /// The value of the label `server` in the agent's metrics.
     pub fn label(&self) -> String {
-        self.endpoint().to_string()
+        self.launch.label()
     }
 
     /// The server's process id.
     pub fn pid(&self) -> u32 {
         self.process.pid()
+    }
+
+    /// A path as its clients have to spell it.
+    pub fn path(&self, path: &str) -> String {
+        self.launch.path(path)
+    }
+
+    /// The figures that a server of its build says.
+    pub fn says(&self) -> &'static [Figure] {
+        self.launch.says()
     }
 
     /// The file name of the model: the label `model` in the agent's metrics.
@@ -109,7 +121,7 @@ impl LlamaServer {
 
     /// The server's own metrics. Their names begin with `llamacpp:`.
     pub fn metrics(&self) -> Result<Exposition> {
-        let reply = http::get(self.endpoint(), "/metrics")?;
+        let reply = http::get(self.endpoint(), &self.path("/metrics"))?;
         Exposition::parse(&reply.body).context("the server's /metrics")
     }
 

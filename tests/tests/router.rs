@@ -1,65 +1,13 @@
 //! A server without a model starts one server for each model and passes requests on: they count once.
 
-use std::collections::BTreeSet;
-use std::net::SocketAddr;
-use std::process::{Command, Stdio};
-use std::time::Duration;
-
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use llamaprobe_tests::agent::Agent;
-use llamaprobe_tests::assets::{Assets, Build};
 use llamaprobe_tests::client::Call;
 use llamaprobe_tests::http::{self, Connection};
-use llamaprobe_tests::process::{Log, Process, tied};
 use llamaprobe_tests::request_log::{RequestLog, TraceId};
-use llamaprobe_tests::scratch::Scratch;
-use llamaprobe_tests::server::free_address;
+use llamaprobe_tests::router::Router;
 use llamaprobe_tests::skip::privileged;
-use llamaprobe_tests::wait_for;
-use serde_json::{Value, json};
-
-const PATIENCE: Duration = Duration::from_secs(60);
-const MODELS: [&str; 2] = ["tiny", "fast"];
-
-/// A running router.
-struct Router {
-    _process: Process,
-    address: SocketAddr,
-    _models: Scratch,
-}
-
-impl Router {
-    fn start(assets: &Assets) -> Result<Self> {
-        let models = Scratch::new()?;
-        models.copy(&assets.tiny(), "tiny.gguf")?;
-        models.copy(&assets.fast(), "fast.gguf")?;
-        let (address, log) = (free_address()?, Log::new("router"));
-        let mut command: Command = tied(assets.llama_server(Build::Process));
-        command.arg("--models-dir").arg(models.path()).args(["-np", "2", "-c", "4096", "-t", "1", "--host"]);
-        command.arg(address.ip().to_string()).args(["--port", &address.port().to_string()]);
-        command.stdin(Stdio::null()).stdout(log.create()?).stderr(log.create()?);
-        let process = Process::start("llama-server", &mut command)?;
-        wait_for("the router", PATIENCE, || {
-            http::get(address, "/health").ok().filter(|reply| reply.status == 200)
-        })?;
-        Ok(Self { _process: process, address, _models: models })
-    }
-
-    /// Where the servers of the models listen, which are running then.
-    fn servers(&self) -> Result<BTreeSet<String>> {
-        let reply = http::get(self.address, "/models")?;
-        let models: Value = reply.documents().into_iter().next().context("no answer")?;
-        let port = |model: &Value| {
-            let status = &model["status"];
-            ensure!(status["value"] == "loaded", "not loaded: {status}");
-            let arguments: Vec<_> =
-                status["args"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
-            let port = arguments.windows(2).find(|pair| pair[0] == "--port").context("no port")?[1];
-            Ok(format!("127.0.0.1:{port}"))
-        };
-        models["data"].as_array().context("no list")?.iter().map(port).collect()
-    }
-}
+use serde_json::json;
 
 fn chat(model: &str, stream: bool) -> Call {
     let body = json!({
@@ -73,36 +21,36 @@ fn chat(model: &str, stream: bool) -> Call {
 fn a_request_counts_where_it_runs() -> Result<()> {
     let Some(assets) = privileged() else { return Ok(()) };
     let router = Router::start(&assets)?;
-    for model in MODELS {
+    for model in Router::MODELS {
         ensure!(
-            chat(model, false).send(router.address, &mut None)?.status() == Some(200),
+            chat(model, false).send(router.address(), &mut None)?.status() == Some(200),
             "{model} does not answer"
         );
     }
     let servers = router.servers()?;
-    ensure!(servers.len() == MODELS.len(), "{servers:?}");
+    ensure!(servers.len() == Router::MODELS.len(), "{servers:?}");
     let log = RequestLog::new()?;
     let agent = Agent::start(&log.arguments()?)?;
-    let router_label = router.address.to_string();
+    let router_label = router.address().to_string();
     agent.wait_metrics("the router and its servers", |metrics| {
         let all = servers.iter().chain([&router_label]).all(|server| metrics.mentions("server", server));
         all.then_some(())
     })?;
 
     let mut calls = Vec::new();
-    for (model, stream) in MODELS.iter().flat_map(|model| [(model, false), (model, true)]) {
+    for (model, stream) in Router::MODELS.iter().flat_map(|model| [(model, false), (model, true)]) {
         let call = chat(model, stream);
-        ensure!(call.send(router.address, &mut None)?.status() == Some(200), "not answered");
+        ensure!(call.send(router.address(), &mut None)?.status() == Some(200), "not answered");
         calls.push(call);
     }
-    let refused = chat("unknown", false).send(router.address, &mut None)?;
+    let refused = chat("unknown", false).send(router.address(), &mut None)?;
     ensure!(refused.status().is_some_and(|status| status >= 400), "{refused:?}");
-    ensure!(http::get(router.address, "/props")?.status == 200, "no properties");
+    ensure!(http::get(router.address(), "/props")?.status == 200, "no properties");
 
     let keyed = TraceId::new();
     let headers = format!("{}Authorization: Bearer secret\r\n", keyed.header());
-    let mut connection = Connection::open(router.address)?;
-    connection.send_with("POST", "/v1/chat/completions", &headers, &chat(MODELS[0], false).body)?;
+    let mut connection = Connection::open(router.address())?;
+    connection.send_with("POST", "/v1/chat/completions", &headers, &chat(Router::MODELS[0], false).body)?;
     ensure!(connection.receive(None)?.status == 200, "not answered");
     let by_key = log.wait(&[keyed])?.remove(&keyed).unwrap_or_default();
     assert!(by_key.len() == 1 && by_key[0].user_id.is_some(), "who asks is passed on, too: {by_key:?}");
