@@ -50,7 +50,9 @@ fn a_restarted_server_is_found_again() -> Result<()> {
         let before = Moment::now(&agent, &server)?;
         run_checked(server.address(), &[Request::completion("a", 30, false)], 1)?;
         let comparison = before.compare(&agent, &server)?;
-        Ok::<_, anyhow::Error>(comparison.differences().iter().map(|it| format!("{it:?}")).collect::<Vec<_>>())
+        Ok::<_, anyhow::Error>(
+            comparison.differences().iter().map(|it| format!("{it:?}")).collect::<Vec<_>>(),
+        )
     };
     let mut last = differences();
     let counted = || {

@@ -3,8 +3,12 @@
 mod bench;
 mod check;
 mod command;
+mod compat;
 mod dashboard;
 mod demo;
+mod drift;
+mod fuzz;
+mod harm;
 mod kernels;
 mod manifests;
 mod package;
@@ -45,6 +49,14 @@ enum Task {
     Lint,
     /// Write the Grafana dashboard anew, after a change of its table of panels
     Dashboard,
+    /// Try every build, mode and place of the tables: is what the agent counts what the server counts?
+    Compat(compat::Options),
+    /// Give the parsers of what others write anything, for a while each
+    Fuzz(fuzz::Options),
+    /// Do to the agent and to the server what could harm the server, under load: does any answer change?
+    Harm(harm::Options),
+    /// Look at the newest llama.cpp of the registries: what does the agent not know yet?
+    Drift(drift::Options),
     /// Try other kernels in virtual machines: do the programs load, attach and count right there?
     Kernels(kernels::Options),
     /// Write the plain manifests of Kubernetes anew, after a change of the Helm chart, and check them
@@ -62,6 +74,10 @@ fn main() -> ExitCode {
         Task::Test => check::test(),
         Task::Lint => check::lint(),
         Task::Dashboard => dashboard::write(),
+        Task::Compat(options) => compat::run(&options),
+        Task::Fuzz(options) => fuzz::run(&options),
+        Task::Harm(options) => harm::run(&options),
+        Task::Drift(options) => drift::run(&options),
         Task::Kernels(options) => kernels::run(&options),
         Task::Manifests(options) => manifests::run(&options),
         Task::Package(options) => package::run(&options),

@@ -1,5 +1,6 @@
 //! Installs what is missing: tools under `<target>/tools`, real llama.cpp builds and models under `<target>/assets`.
 
+pub mod builds;
 mod monolith;
 mod prometheus;
 
@@ -69,6 +70,7 @@ pub fn run(purpose: Purpose) -> Result<()> {
             rust_components(&RUST_COMPONENTS)?;
             meanwhile(bpf_linker, || demo_assets(&assets))?;
             python_packages(&assets, "Python packages of the tests", ".installed", &TEST_PACKAGES)?;
+            odd_models(&assets)?;
             llama_server(&assets, Build::Decode)?;
             embedded(&assets)?;
             monolith::install(&assets)?;
@@ -248,13 +250,28 @@ fn tiny_models(assets: &Assets) -> Result<()> {
         ("a tinier, faster model", assets.fast(), fast),
         ("a tiny model for embeddings", assets.bert(), "--arch bert --context 512"),
     ];
+    make_models(assets, &models)
+}
+
+/// What some modes of a server need.
+fn odd_models(assets: &Assets) -> Result<()> {
+    let models = [
+        ("a tiny state space model", assets.mamba(), "--arch mamba"),
+        ("a tiny mixture of experts", assets.experts(), "--experts 4"),
+        ("a tiny model like Gemma 3", assets.tiny_gemma3(), "--arch gemma3"),
+        ("a tiny adapter", assets.lora(), "--adapter"),
+    ];
+    make_models(assets, &models)
+}
+
+fn make_models(assets: &Assets, models: &[(&str, PathBuf, &str)]) -> Result<()> {
     for (what, path, arguments) in models {
-        step(what, &path, || {
+        step(what, path, || {
             let scratch = path.with_extension("partial");
             let script = workspace_root().join("tests/assets/make_tiny_gguf.py");
             let mut python = Command::new(assets.python());
             run_quietly(python.arg(script).arg(&scratch).args(arguments.split_whitespace()))?;
-            Ok(fs::rename(&scratch, &path)?)
+            Ok(fs::rename(&scratch, path)?)
         })?;
     }
     Ok(())
@@ -280,11 +297,7 @@ fn node(assets: &Assets) -> Result<()> {
     }
     step(&NODE_PACKAGES.join(", "), &assets.node(), || {
         let scratch = Scratch::new(assets, "npm")?;
-        let mut npm = Command::new("npm");
-        // The packages for graphics cards are optional dependencies of 600 MB.
-        npm.args(["install", "--ignore-scripts", "--omit=optional", "--no-fund", "--no-audit", "--prefix"]);
-        npm.arg(&scratch.path).args(NODE_PACKAGES);
-        retry(3, || run_quietly(&mut npm))?;
+        builds::npm(&scratch.path, &NODE_PACKAGES.map(str::to_owned))?;
         Ok(fs::rename(&scratch.path, assets.node())?)
     })
 }
