@@ -73,6 +73,6 @@ fn build() -> Result<PathBuf> {
     ensure!(output.status.success(), "cargo ended with {}", output.status);
     let text = String::from_utf8_lossy(&output.stdout);
     let messages = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    let programs = messages.filter_map(|message| Some(PathBuf::from(message["executable"].as_str()?)));
-    programs.last().context("cargo names no program")
+    let mut programs = messages.filter_map(|message| Some(PathBuf::from(message["executable"].as_str()?)));
+    programs.next_back().context("cargo names no program")
 }
