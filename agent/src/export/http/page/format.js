@@ -46,7 +46,7 @@ export const megabytes = (bytes) => `${(bytes / 1e6).toFixed(1)} MB`;
 
 export function dollars(value) {
   if (!known(value)) return NONE;
-  if (value === 0) return "$0";
+  if (value < 1e-6) return "$0";
   return value < 0.01 ? `$${value.toPrecision(2)}` : `$${value.toFixed(2)}`;
 }
 
