@@ -103,14 +103,13 @@ fn each_reason_is_told_before_llama_process() -> Result<()> {
 #[test]
 fn a_window_forces_the_whole_prompt() -> Result<()> {
     let Some(assets) = privileged() else { return Ok(()) };
-    let arguments =
-        ["-np", "1", "-c", "4096", "-t", "2", "-ub", "128", "-b", "128", "--ctx-checkpoints", "0"];
+    let arguments = ["-np", "1", "-c", "4096", "-t", "2", "-ub", "64", "-b", "64", "--ctx-checkpoints", "0"];
     let server = LlamaServer::start(Build::Process, &assets.gemma(), &arguments)?;
     let agent = Agent::start(&["--user-from", "body", "--pid", &server.pid().to_string()])?;
     agent.wait_observed(&server)?;
-    let mut changed = tokens(1, 100);
-    changed.extend(tokens(2, 1200));
-    let script = [script(tokens(1, 1200), "ada", Some("cold")), script(changed, "ada", Some("forced"))];
+    let mut changed = tokens(1, 50);
+    changed.extend(tokens(2, 650));
+    let script = [script(tokens(1, 700), "ada", Some("cold")), script(changed, "ada", Some("forced"))];
     ask(&agent, &server, &script)?;
     agent.stop()
 }
