@@ -69,11 +69,7 @@ fn block_on(work: impl Future<Output = Result<()>>) -> Result<()> {
 }
 
 /// Answers what the agent answered last, until it is ended.
-pub(super) fn the_end(
-    arguments: &ReplayArguments,
-    snapshot: &Snapshot,
-    history: Arc<History>,
-) -> Result<()> {
+pub(super) fn the_end(arguments: &ReplayArguments, snapshot: &Snapshot, history: Arc<History>) -> Result<()> {
     block_on(async {
         let mut served = Served::open(arguments, history).await?;
         let mut turn = interval(Duration::from_secs(1));
