@@ -100,10 +100,7 @@ impl Session {
                 self.begin(now, (**observed).clone());
                 Vec::new()
             }
-            Input::Refresh(observed) => {
-                self.refresh(now, (**observed).clone());
-                Vec::new()
-            }
+            Input::Refresh(observed) => self.refresh(now, (**observed).clone()),
             Input::End { pid, last } => self.end(at, *pid, last),
             Input::Fact(fact) => self.learn(now, fact),
             Input::Stalled(stalls) => {
@@ -111,9 +108,9 @@ impl Session {
                 Vec::new()
             }
             Input::Reading { pid, reading, unread } => {
-                self.read(now, *pid, reading);
+                let records = self.read(now, *pid, reading);
                 self.unread(*pid, *unread);
-                Vec::new()
+                records
             }
             Input::AllRead => {
                 self.share_host(now, at.ns);

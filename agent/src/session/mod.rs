@@ -413,13 +413,15 @@ impl Session {
         }
     }
 
-    /// A process was looked at again: it may listen now, or have loaded its model or another library.
-    fn refresh(&mut self, now: Instant, observed: Observed) {
+    /// A process was looked at again: it may listen now, or have loaded its model or another library. Returns the requests
+    /// that had waited for its name.
+    fn refresh(&mut self, now: Instant, observed: Observed) -> Vec<Record> {
         let pid = observed.target.pid;
-        let Some(watched) = self.watched.get_mut(&pid) else { return };
+        let Some(watched) = self.watched.get_mut(&pid) else { return Vec::new() };
         self.requests.serve(pid, observed.joining, &observed.target);
         watched.observed = observed;
         self.name(now, pid);
+        self.book(now, None)
     }
 
     /// A process ended; `last` is its last reading. Returns its requests, which ended with it.
@@ -431,9 +433,9 @@ impl Session {
         if self.watched.get(&pid).is_some_and(unnamed) {
             self.give_name(pid);
         }
-        self.read(at.now, pid, last);
+        let mut records = self.read(at.now, pid, last);
         let finished = self.requests.end(pid, at.ns);
-        let records = self.book(at.now, finished);
+        records.extend(self.book(at.now, finished));
         self.release_held(at.now, pid);
         self.watched.remove(&pid);
         records
@@ -452,11 +454,13 @@ impl Session {
         records
     }
 
-    /// Books a reading of a process.
-    fn read(&mut self, now: Instant, pid: u32, reading: &Reading) {
+    /// Books a reading of a process. Returns the requests that had waited for its name.
+    fn read(&mut self, now: Instant, pid: u32, reading: &Reading) -> Vec<Record> {
         self.charge_stalls(pid);
         self.name(now, pid);
-        let Some(watched) = self.watched.get_mut(&pid) else { return };
+        // First who is known to have used something: the rest is nobody's.
+        let records = self.book(now, None);
+        let Some(watched) = self.watched.get_mut(&pid) else { return records };
         watched.sequences.clone_from(&reading.sequences);
         watched.contexts.clone_from(&reading.contexts);
         watched.layouts.clone_from(&reading.layouts);
@@ -465,7 +469,7 @@ impl Session {
         if let Some(prices) = self.prices {
             watched.overhead.update(now, spent(&watched.observed, &reading.stats, prices));
         }
-        let Some(labels) = watched.labels.clone() else { return };
+        let Some(labels) = watched.labels.clone() else { return records };
         if reading.untold.is_some() {
             self.ledger.lose(now, &labels, &std::mem::take(&mut watched.lost));
         }
@@ -476,6 +480,7 @@ impl Session {
         }
         self.ledger.book(now, &labels, &served, &reading.stats, &mut watched.credited);
         self.charge_running(now, pid, &labels, reading);
+        records
     }
 
     /// Drops series whose processes ended a while ago.

@@ -155,15 +155,15 @@ impl Tested {
         self.enter(now, 0, &Input::Begin(Box::new(Observed::new(target, &plan))));
     }
 
-    fn refresh(&mut self, now: Instant, target: Target, plan: Plan) {
-        self.enter(now, 0, &Input::Refresh(Box::new(Observed::new(target, &plan))));
+    fn refresh(&mut self, now: Instant, target: Target, plan: Plan) -> Vec<Record> {
+        self.enter(now, 0, &Input::Refresh(Box::new(Observed::new(target, &plan))))
     }
 
-    fn read(&mut self, now: Instant, pid: u32, reading: &Reading, prices: Option<Prices>) {
+    fn read(&mut self, now: Instant, pid: u32, reading: &Reading, prices: Option<Prices>) -> Vec<Record> {
         if let Some(prices) = prices {
             self.enter(now, 0, &Input::Prices(prices));
         }
-        self.enter(now, 0, &Input::Reading { pid, reading: Box::new(reading.clone()), unread: 0 });
+        self.enter(now, 0, &Input::Reading { pid, reading: Box::new(reading.clone()), unread: 0 })
     }
 
     fn end(&mut self, now: Instant, ns: u64, pid: u32, last: &Reading, _: Option<Prices>) -> Vec<Record> {
@@ -615,14 +615,41 @@ fn a_request_waits_for_the_name_of_its_server() {
     let other = RequestKey { tgid: PID + 1, ..key(1_000) };
     assert_eq!(over(&mut session, start, &chat_events(key(1_000))), []);
     assert_eq!(over(&mut session, start, &chat_events(other)), []);
-    session.refresh(start + seconds(1), target(PID, Some(80), None), http_plan());
-    let records = session.expire(start + seconds(1), 0);
+    let records = session.refresh(start + seconds(1), target(PID, Some(80), None), http_plan());
     let seen: Vec<_> = records.iter().map(|record| (&*record.labels.server, record.request.key)).collect();
     assert_eq!(seen, [("127.0.0.1:80", key(1_000))]);
     assert!(session.expire(start + seconds(2), 0).is_empty(), "each is told once");
     let records = session.end(start + seconds(2), 0, PID + 1, &after(1), NO_PRICES);
     let seen: Vec<_> = records.iter().map(|record| (&*record.labels.server, record.request.key)).collect();
     assert_eq!(seen, [("pid:8", other)], "it will have no other");
+}
+
+#[test]
+fn what_was_used_before_a_server_had_a_name_counts_once() {
+    let mut reading = after(1);
+    reading.stats.tokens = [1, 20, 5];
+    type Way = fn(&mut Tested, Instant, &Reading) -> Vec<Record>;
+    let ways: [(&str, Way); 3] = [
+        ("it is seen to listen", |session, start, _| {
+            session.refresh(start + seconds(1), target(PID, Some(80), None), http_plan())
+        }),
+        ("it is waited for no longer", |session, start, reading| {
+            session.read(start + LISTEN_WAIT, PID, reading, NO_PRICES)
+        }),
+        ("it ends", |session, start, reading| session.end(start + seconds(1), 0, PID, reading, NO_PRICES)),
+    ];
+    for (what, name) in ways {
+        let (mut session, start) = session();
+        session.begin(start, target(PID, None, None), http_plan());
+        assert_eq!(over(&mut session, start, &chat_events(key(1_000))), []);
+        session.read(start, PID, &reading, NO_PRICES);
+        let records = name(&mut session, start, &reading);
+        assert_eq!(records.len(), 1, "{what}");
+        session.read(start + LISTEN_WAIT, PID, &reading, NO_PRICES);
+        session.end(start + LISTEN_WAIT, 0, PID, &reading, NO_PRICES);
+        let used: Vec<_> = servers(&session).iter().map(|it| it.usage.total().0.tokens).collect();
+        assert_eq!(used, [[1, 20, 5]], "{what}");
+    }
 }
 
 #[test]
