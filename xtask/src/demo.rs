@@ -1,11 +1,11 @@
 //! The demonstration: a real server, a real model, the agent, and both sides' figures next to each other.
 
 use std::fs;
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, IsTerminal as _};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
-use llamaprobe_tests::agent::Agent;
+use llamaprobe_tests::agent::{self, Agent};
 use llamaprobe_tests::assets::{Assets, Build, workspace_root};
 use llamaprobe_tests::comparison::{Comparison, Moment};
 use llamaprobe_tests::http;
@@ -41,8 +41,8 @@ pub fn run(prepared: bool) -> Result<()> {
         eprintln!("== run, as root");
         return root::run_self(&agent, &["demo", "--prepared"]);
     }
-    let equal = parallel_requests()?;
     prompt_length()?;
+    let equal = parallel_requests()?;
     ensure!(equal, "the agent's counts are not the server's");
     Ok(())
 }
@@ -97,16 +97,27 @@ fn parallel_requests() -> Result<bool> {
     print!("{comparison}");
     print_times(&comparison, &outcomes);
     print_context(&comparison, &server)?;
-    println!("\n== the agent's metrics of this server, without buckets");
-    let label = server.label();
-    let own = comparison.after().samples().iter().filter(|it| it.labels.get("server") == Some(&label));
-    for sample in own.filter(|sample| !sample.name.ends_with("_bucket")) {
-        let labels = sample.labels.iter().filter(|(name, _)| *name != "server" && *name != "model");
-        let labels: Vec<_> = labels.map(|(name, value)| format!("{name}={value:?}")).collect();
-        println!("{:<44} {:<44} {}", sample.name, labels.join(","), sample.value);
+    let equal = comparison.differences().is_empty();
+    if equal {
+        show(&agent)?;
     }
     agent.stop()?;
-    Ok(comparison.differences().is_empty())
+    Ok(equal)
+}
+
+/// Shows the agent's own views of what happened; to somebody at a terminal until it is ended.
+fn show(agent: &Agent) -> Result<()> {
+    let address = agent.address().to_string();
+    println!("\n== llamaprobe top --once --listen {address}");
+    print!("{}", String::from_utf8_lossy(&agent::run(&["top", "--once", "--listen", &address])?.stdout));
+    println!("\nThe same in a browser: http://{address}/");
+    if std::io::stdout().is_terminal() {
+        println!("Ctrl-C ends the agent and the server.");
+        loop {
+            std::thread::park();
+        }
+    }
+    Ok(())
 }
 
 fn print_times(comparison: &Comparison, outcomes: &[Outcome]) {
@@ -137,7 +148,7 @@ fn print_context(comparison: &Comparison, server: &LlamaServer) -> Result<()> {
 
 /// One stream, a short and a long prompt: the number of hits must not grow with the prompt.
 fn prompt_length() -> Result<()> {
-    println!("\n== hits of all probes by length of the prompt, 64 generated tokens, one stream");
+    println!("== hits of all probes by length of the prompt, 64 generated tokens, one stream");
     let assets = Assets::locate()?;
     let server = LlamaServer::start(Build::Process, &assets.tiny(), &["-np", "1", "-c", "8192"])?;
     let agent = Agent::observing(&server)?;

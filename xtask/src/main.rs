@@ -12,6 +12,7 @@ mod harm;
 mod kernels;
 mod manifests;
 mod package;
+mod pictures;
 mod root;
 mod setup;
 
@@ -68,6 +69,8 @@ enum Task {
     Manifests(manifests::Options),
     /// Make what is handed to others: a package of Debian, an archive, an image of a container
     Package(package::Options),
+    /// Take the pictures of the page in docs anew
+    Pictures(pictures::Options),
     /// Measure what observing costs
     Bench(bench::Options),
 }
@@ -88,6 +91,7 @@ fn main() -> ExitCode {
         Task::Kernels(options) => kernels::run(&options),
         Task::Manifests(options) => manifests::run(&options),
         Task::Package(options) => package::run(&options),
+        Task::Pictures(options) => pictures::run(&options),
         Task::Bench(options) => bench::run(&options),
     };
     match outcome {

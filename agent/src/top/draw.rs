@@ -22,6 +22,8 @@ const WIDE: u16 = 120;
 const SERVERS: usize = 6;
 /// Documents of which a request's speed is drawn.
 const SPEEDS: usize = 12;
+/// Characters of what most of a request's longest gap was.
+const WHY: u16 = 17;
 /// Documents of which it is drawn what the engine computed.
 const STRIP: usize = 60;
 
@@ -182,6 +184,8 @@ fn draw_requests(frame: &mut Frame<'_>, view: &View, area: Rect) {
             Cell::from(maybe_time(request.worst_gap_ms)),
         ];
         if wide {
+            let why = request.worst_gap_cause.as_ref().or(request.worst_gap_part.as_ref());
+            cells.push(Cell::from(name(why.map_or("", String::as_str), WHY.into())));
             cells.push(Cell::from(maybe_time(request.first_token_ms)));
             cells.push(Cell::from(if done { String::new() } else { bars(&speeds) }).green());
             cells.push(Cell::from(name(&request.route, 30)));
@@ -191,8 +195,8 @@ fn draw_requests(frame: &mut Frame<'_>, view: &View, area: Rect) {
     let mut widths = vec![9, if wide { 24 } else { 13 }, 10, 4, 6, 6, 5, 4, 6, 8];
     let mut header = vec!["AGE", "USER", "STATE", "SLOT", "PROMPT", "CACHED", "GEN", "CTX%", "TOK/S", "GAP"];
     if wide {
-        widths.extend([9, SPEEDS as u16, 30]);
-        header.extend(["TTFT", "SPEED", "ROUTE"]);
+        widths.extend([WHY, 9, SPEEDS as u16, 30]);
+        header.extend(["MOST OF IT", "TTFT", "SPEED", "ROUTE"]);
     }
     let running = server.latest.iter().filter(|it| it.state != "done").count();
     let filter = if view.query.is_empty() { String::new() } else { format!("  filter {}", view.typed) };

@@ -123,6 +123,7 @@ fn a_wide_one_shows_more() {
     let lines = screen(&view(), 200, 50);
     assert!(lines.iter().any(|line| line.contains("TTFT") && line.contains("ROUTE")), "{}", lines.join("\n"));
     assert!(lines.iter().any(|line| line.contains("80 ms") && line.contains("/v1/chat/completions")));
+    assert!(lines.iter().any(|line| line.contains("32 ms    neighbour_prefill")), "{}", lines.join("\n"));
 }
 
 #[test]
