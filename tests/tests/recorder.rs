@@ -132,6 +132,51 @@ fn what_is_too_slow_is_recorded_and_plays() -> Result<()> {
     shows(&asked, &server)
 }
 
+#[test]
+#[ignore = "takes minutes: cargo xtask long"]
+fn a_hundred_breaches_leave_a_hundred_recordings() -> Result<()> {
+    let Some(assets) = privileged() else { return Ok(()) };
+    let (server, scratch, directory) = staged(&assets)?;
+    let log = RequestLog::new()?;
+    // Of the tiny model no request of 12 tokens takes so long, and each of 3,000.
+    let condition = ["--record-when", "duration>200ms", "--record-pause", "0"];
+    let agent = recording(&server, &directory, &[&log.arguments()?[..], &condition].concat())?;
+    // What is to be in each of them.
+    let begin = Instant::now();
+    while begin.elapsed() < Duration::from_secs(11) {
+        run(server.address(), &[completion(12)], 1)?;
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    let mut late = Vec::new();
+    for number in 1..=100 {
+        run(server.address(), &[completion(3_000)], 1)?;
+        let answered = Instant::now();
+        wait_for("a recording", PATIENCE, || (files(&directory).ok()?.0.len() >= number).then_some(()))?;
+        late.push(answered.elapsed());
+    }
+    agent.stop()?;
+    let (whole, half) = files(&directory)?;
+    assert!(whole.len() == 100 && !half, "{} recordings, one half written: {half}", whole.len());
+    let span = |file: &PathBuf| -> Result<f64> {
+        let metrics = scratch.path().join("played.prom").display().to_string();
+        let output = agent::run(&["replay", &file.display().to_string(), "--metrics", &metrics])?;
+        let messages = String::from_utf8(output.stderr)?;
+        ensure!(output.status.success(), "{messages}");
+        let seconds = messages.split(" inputs of ").nth(1).and_then(|rest| rest.split(' ').next());
+        Ok(seconds.context(messages.clone())?.parse()?)
+    };
+    let spans = whole.iter().map(span).collect::<Result<Vec<f64>>>()?;
+    let shortest = spans.iter().copied().fold(f64::INFINITY, f64::min);
+    late.sort();
+    let in_time = late.iter().filter(|it| **it < Duration::from_secs(1)).count();
+    println!(
+        "100 breaches, 100 recordings; {in_time} within 1 s of the answer, the latest after {:?}; each holds {shortest:.1} s before at least",
+        late[99]
+    );
+    assert!(shortest >= 10.0, "{shortest} s");
+    Ok(())
+}
+
 /// Whether a recording becomes a trace that Perfetto's own definitions read, and that says what the log says.
 fn is_a_trace(assets: &Assets, scratch: &Scratch, file: &Path, said: &[Value]) -> Result<()> {
     let path = |path: &Path| path.display().to_string();
