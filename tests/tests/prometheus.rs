@@ -62,6 +62,7 @@ fn rules_and_panels_answer() -> Result<()> {
     let phrases = scratch.write("phrases", b"I cannot help\n")?;
     let (pid, prices, phrases) =
         (server.pid().to_string(), prices.to_string_lossy(), phrases.to_string_lossy());
+    let recordings = scratch.path().join("recordings").display().to_string();
     // Servers of others on this host are not this test's.
     let agent = Agent::start(&[
         "--pid",
@@ -72,6 +73,9 @@ fn rules_and_panels_answer() -> Result<()> {
         // What it loses is on a panel: nothing.
         "--record-file",
         "/dev/null",
+        // What it records is on a panel, too: nothing.
+        "--record-dir",
+        &recordings,
         "--host-price",
         "1.2",
         "--price-file",
