@@ -161,6 +161,16 @@ struct Agent {
     health: Arc<Health>,
 }
 
+/// What is opened before anything is loaded: a mistake in it is a mistake of whoever starts the agent.
+struct Opened {
+    sinks: Sinks,
+    billing: Billing,
+    /// The file of the journal, where one is written.
+    journal: Option<File>,
+    /// Where recordings go, where such are made.
+    store: Option<Store>,
+}
+
 /// Observes until SIGTERM or SIGINT.
 ///
 /// # Errors
@@ -175,10 +185,11 @@ pub async fn run(mut options: Options, mut signals: Signals) -> Result<()> {
     let (journal, recorder) = (options.journal.clone(), options.recorder.clone());
     let web = options.web.clone();
     let files = move || {
-        let written = (journal.create()?, recorder.open()?);
-        Ok((Web::open(&web, address)?, Sinks::open(&sinks)?, billing.load()?, written))
+        let (journal, store) = (journal.create()?, recorder.open()?);
+        let web = Web::open(&web, address)?;
+        Ok((web, Opened { sinks: Sinks::open(&sinks)?, billing: billing.load()?, journal, store }))
     };
-    let Some((web, sinks, billing, written)) = signals.or_end(files).await? else { return Ok(()) };
+    let Some((web, opened)) = signals.or_end(files).await? else { return Ok(()) };
     scout::raise_files();
     let only = options.only.clone();
     let load = move || {
@@ -198,7 +209,7 @@ pub async fn run(mut options: Options, mut signals: Signals) -> Result<()> {
     let (telling, mut done) = mpsc::unbounded_channel();
     let room = Room::open(attacher, telling).context("cannot start a thread")?;
     let kernel = (maps, Stalls::new(rings.stalls));
-    let mut agent = Agent::new(looks, room, kernel, sinks, (billing, written), &options)?;
+    let mut agent = Agent::new(looks, room, kernel, opened, &options)?;
     (agent.prices, agent.run_times) = (prices, run_times);
 
     let (sender, mut questions) = mpsc::channel(QUESTIONS);
@@ -388,8 +399,7 @@ impl Agent {
         looks: Looks,
         room: Room,
         (maps, stalls): (Maps, Stalls),
-        sinks: Sinks,
-        (billing, (journal, store)): (Billing, (Option<File>, Option<Store>)),
+        Opened { sinks, billing, journal, store }: Opened,
         options: &Options,
     ) -> Result<Self> {
         let key = match &options.secret {
@@ -489,7 +499,6 @@ impl Agent {
 
     /// What is known now.
     fn snapshot(&mut self) -> Snapshot {
-        let looks = self.looks.counts().0;
         let journal = self.journal.as_ref().map(JournalWriter::delivery);
         let recorder = self.recorder.as_ref().map(Recorder::delivery);
         let own = Snapshot {
@@ -498,9 +507,6 @@ impl Agent {
             targets: self.seats().len(),
             unobservable: self.unobservable.len(),
             waiting: self.processes.values().filter(|it| it.live.is_none() && it.attaching.is_none()).count(),
-            looks_abandoned: looks.abandoned,
-            looks_cut: looks.costly,
-            looks_waiting: looks.waiting,
             occupancy: self.maps.occupancy().map(|(map, entries)| (map.into(), entries)).to_vec(),
             attach_failures: self.attach_failures,
             reload_failures: self.reload_failures,
@@ -522,6 +528,9 @@ impl Agent {
             started: (epoch + self.started).as_secs_f64(),
             taken: (epoch + Duration::from_nanos(monotonic_ns())).as_secs_f64(),
             epoch,
+            looks_abandoned: looks.abandoned,
+            looks_cut: looks.costly,
+            looks_waiting: looks.waiting,
             ..Snapshot::default()
         }
     }

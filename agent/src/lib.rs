@@ -26,6 +26,7 @@ pub mod doctor;
 pub mod explain;
 pub mod journal;
 pub mod judge;
+mod lock;
 pub mod output;
 pub mod recorder;
 pub mod replay;

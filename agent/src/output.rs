@@ -3,8 +3,9 @@
 
 use std::{
     fs::File,
-    io::{self, Write},
+    io::{self, BufWriter, Write},
     os::fd::AsFd,
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -14,6 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use anyhow::{Context as _, Result};
 use tracing_subscriber::fmt::MakeWriter;
 
 /// Messages that may wait for standard error; of more the newest are lost, and their number is said.
@@ -43,6 +45,19 @@ pub fn announce(line: &str) -> io::Result<()> {
 /// Writes a line to standard error, if that can be done at once: there is nobody left to tell otherwise.
 pub fn complain(line: &str) {
     let _ = own(io::stderr()).and_then(|stderr| within(stderr, format!("{line}\n")));
+}
+
+/// A file that is made anew, or standard output, which is called `-`.
+///
+/// # Errors
+///
+/// When it cannot be written; names it.
+pub fn create(path: &Path) -> Result<Box<dyn Write>> {
+    if path == Path::new("-") {
+        return Ok(Box::new(io::stdout()));
+    }
+    let file = File::create(path).with_context(|| format!("cannot write {}", path.display()))?;
+    Ok(Box::new(BufWriter::new(file)))
 }
 
 /// The same file, without the buffers and locks of the standard library: what is not written is not written later.

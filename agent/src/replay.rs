@@ -3,12 +3,11 @@
 mod serve;
 
 use std::{
-    fs::File,
-    io::{self, BufReader, BufWriter, Read, Write},
+    io::{self, Read, Write},
     path::Path,
     process::ExitCode,
     sync::Arc,
-    time::{Duration, UNIX_EPOCH},
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result};
@@ -18,7 +17,7 @@ use crate::{
     cli::ReplayArguments,
     export::{
         history::{History, STEP},
-        log::Line,
+        log::{Line, to_wall},
         otlp::spans_alone,
         prometheus,
     },
@@ -37,8 +36,7 @@ use crate::{
 /// When it is no journal, or what it says cannot be written or served.
 pub fn run(arguments: &ReplayArguments) -> Result<ExitCode> {
     let name = arguments.file.display();
-    let file = File::open(&arguments.file).with_context(|| format!("cannot open {name}"))?;
-    let journal = JournalReader::open(BufReader::new(file)).with_context(|| format!("cannot play {name}"))?;
+    let journal = JournalReader::of_file(&arguments.file)?;
     if arguments.spans.is_some() && journal.header().tracer.is_none() {
         output::complain(&format!(
             "llamaprobe: {name}: there are no spans: the agent did not trace requests"
@@ -50,20 +48,20 @@ pub fn run(arguments: &ReplayArguments) -> Result<ExitCode> {
     if let Some(speed) = arguments.speed {
         return serve::as_it_was(arguments, player, speed, told);
     }
-    let mut past = Past::default();
+    let mut past = arguments.listen.map(|_| Past::default());
     while player.next_ns().is_some() {
         player.step(&mut |record, epoch| told.take(record, epoch));
-        past.see(&player);
+        past.iter_mut().for_each(|past| past.see(&player));
     }
     told.end()?;
     let played = player.finish();
     let code = say(arguments, &played);
-    if arguments.listen.is_some() {
+    if let Some(past) = past {
         serve::the_end(arguments, &played.snapshot, past.history)?;
     } else {
         let text = prometheus::render(&played.snapshot, &arguments.compat).context("the metrics")?;
         let to = arguments.metrics.as_deref().unwrap_or(Path::new("-"));
-        open(to)?.write_all(&text).with_context(|| format!("cannot write {}", to.display()))?;
+        output::create(to)?.write_all(&text).with_context(|| format!("cannot write {}", to.display()))?;
     }
     Ok(code)
 }
@@ -81,7 +79,7 @@ impl Past {
         let now_ns = player.now_ns();
         if now_ns >= self.due_ns {
             self.due_ns = now_ns.saturating_add(STEP.as_nanos() as u64);
-            self.history.push(&player.known());
+            self.history.push(&player.snapshot(now_ns));
         }
     }
 }
@@ -95,7 +93,7 @@ struct Told {
 impl Told {
     fn take(&mut self, record: &Record, epoch: Duration) {
         if record.request.is_inference() {
-            self.log.write(|| Some(Line::new(record, |ns| UNIX_EPOCH + epoch + Duration::from_nanos(ns))));
+            self.log.write(|| Some(Line::new(record, to_wall(epoch))));
         }
         self.spans.write(|| spans_alone(record, epoch));
     }
@@ -115,7 +113,7 @@ struct Lines {
 
 impl Lines {
     fn open(path: Option<&Path>) -> Result<Self> {
-        Ok(Self { to: path.map(open).transpose()?, failed: None })
+        Ok(Self { to: path.map(output::create).transpose()?, failed: None })
     }
 
     fn write<T: Serialize>(&mut self, line: impl FnOnce() -> Option<T>) {
@@ -147,13 +145,4 @@ fn say(arguments: &ReplayArguments, played: &Played) -> ExitCode {
         output::complain(&format!("llamaprobe: {name}: {error}; what came before was played"));
     }
     ExitCode::from(u8::from(*missing > 0 || error.is_some()))
-}
-
-/// A file that is made anew, or standard output.
-fn open(path: &Path) -> Result<Box<dyn Write>> {
-    if path == Path::new("-") {
-        return Ok(Box::new(io::stdout()));
-    }
-    let file = File::create(path).with_context(|| format!("cannot write {}", path.display()))?;
-    Ok(Box::new(BufWriter::new(file)))
 }

@@ -150,9 +150,7 @@ impl<'a> Load<'a> {
         agent.signal(Signal::STOP)?;
         thread::sleep(time);
         agent.signal(Signal::CONT)?;
-        let generated = |it: &Exposition| it.sum("llm_tokens_total", &[("type", "generated")]);
-        let then = generated(&agent.scrape()?);
-        agent.wait_metrics("it to count again", |it| (generated(it) > then).then_some(()))?;
+        counts_on(&agent)?;
         let lost = agent.scrape()?.sum("llamaprobe_lost_total", &[]);
         agent.stop()?;
         text::wait_restored(self.server.pid())?;
@@ -202,11 +200,16 @@ impl<'a> Load<'a> {
     pub fn connections_to_the_agent(&self, count: usize) -> Result<()> {
         let agent = self.observing()?;
         connect(&agent.address().into(), "/healthz", count)?;
-        let generated = |it: &Exposition| it.sum("llm_tokens_total", &[("type", "generated")]);
-        let then = generated(&agent.scrape()?);
-        agent.wait_metrics("it to count on", |it| (generated(it) > then).then_some(()))?;
+        counts_on(&agent)?;
         agent.stop()
     }
+}
+
+/// Waits until an agent has counted more than it has so far.
+fn counts_on(agent: &Agent) -> Result<()> {
+    let generated = |it: &Exposition| it.sum("llm_tokens_total", &[("type", "generated")]);
+    let then = generated(&agent.scrape()?);
+    agent.wait_metrics("it to count on", |it| (generated(it) > then).then_some(()))
 }
 
 fn occupancy(metrics: &Exposition) -> [(&'static str, f64); 6] {

@@ -60,13 +60,18 @@ fn files(directory: &Path) -> Result<(Vec<PathBuf>, bool)> {
 
 /// Plays a recording, which must be whole; returns the lines of the log.
 fn played(scratch: &Scratch, file: &Path) -> Result<Vec<Value>> {
+    Ok(replayed(scratch, file)?.0)
+}
+
+/// The same, and what `replay` says of it.
+fn replayed(scratch: &Scratch, file: &Path) -> Result<(Vec<Value>, String)> {
     let log = scratch.path().join("played.jsonl");
     let path = |path: &Path| path.display().to_string();
     let metrics = path(&scratch.path().join("played.prom"));
     let output = agent::run(&["replay", &path(file), "--log", &path(&log), "--metrics", &metrics])?;
     let messages = String::from_utf8(output.stderr)?;
     ensure!(output.status.code() == Some(0), "{messages}");
-    lines(&fs::read_to_string(log)?)
+    Ok((lines(&fs::read_to_string(log)?)?, messages))
 }
 
 fn lines(text: &str) -> Result<Vec<Value>> {
@@ -158,10 +163,7 @@ fn a_hundred_breaches_leave_a_hundred_recordings() -> Result<()> {
     let (whole, half) = files(&directory)?;
     assert!(whole.len() == 100 && !half, "{} recordings, one half written: {half}", whole.len());
     let span = |file: &PathBuf| -> Result<f64> {
-        let metrics = scratch.path().join("played.prom").display().to_string();
-        let output = agent::run(&["replay", &file.display().to_string(), "--metrics", &metrics])?;
-        let messages = String::from_utf8(output.stderr)?;
-        ensure!(output.status.success(), "{messages}");
+        let (_, messages) = replayed(&scratch, file)?;
         let seconds = messages.split(" inputs of ").nth(1).and_then(|rest| rest.split(' ').next());
         Ok(seconds.context(messages.clone())?.parse()?)
     };

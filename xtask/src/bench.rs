@@ -11,9 +11,8 @@ use llamaprobe_tests::server::LlamaServer;
 use llamaprobe_tests::traffic::{Request, run_checked};
 use serde_json::{Value, json};
 
-use crate::command::build_agent;
 use crate::root;
-use crate::setup::{self, Purpose};
+use crate::setup::Purpose;
 
 /// Tokens of one measured request.
 const GENERATED: u32 = 4000;
@@ -37,11 +36,10 @@ pub struct Options {
 /// Measures, and prints.
 pub fn run(options: &Options) -> Result<()> {
     if !options.prepared {
-        setup::run(Purpose::Demo)?;
-        let agent = build_agent("release", &[])?;
         let pairs = options.pairs.to_string();
         let json: &[&str] = if options.json { &["--json"] } else { &[] };
-        return root::run_self(&agent, &[&["bench", "--prepared", "--pairs", &pairs], json].concat());
+        let arguments = [&["bench", "--prepared", "--pairs", &pairs], json].concat();
+        return root::run_prepared(Purpose::Demo, "release", &arguments);
     }
     // The worst case: one stream on the fastest model, so that tokens come as densely as they can.
     let arguments = ["-np", "1", "-c", "16384", "-t", "1", "-fa", "off"];

@@ -15,7 +15,6 @@ use llamaprobe_tests::compatibility::builds::{self, BUILDS, Build, Program, Seen
 use llamaprobe_tests::exposition::Exposition;
 use serde_json::Value;
 
-use crate::command::build_agent;
 use crate::root;
 use crate::setup::{self, Purpose};
 
@@ -48,15 +47,10 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     ensure!(all().any(wanted), "--only takes one of {}", all().collect::<Vec<_>>().join(", "));
     let assets = Assets::expected();
     if !options.prepared {
-        eprintln!("== set-up");
-        setup::run(Purpose::Demo)?;
-        eprintln!("== build");
-        let agent = build_agent("debug", &[])?;
-        eprintln!("== run, as root");
         let mut arguments = vec!["drift", "--prepared"];
         options.only.iter().for_each(|package| arguments.extend(["--only", package]));
         options.since.iter().for_each(|version| arguments.extend(["--since", version]));
-        return root::run_self(&agent, &arguments);
+        return root::run_prepared(Purpose::Demo, "debug", &arguments);
     }
     let mut findings = Vec::new();
     for package in all().filter(|package| wanted(package)) {

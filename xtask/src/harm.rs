@@ -10,9 +10,8 @@ use llamaprobe_tests::harm::Load;
 use llamaprobe_tests::launch::Launch;
 use llamaprobe_tests::scratch::{Installation, Scratch};
 
-use crate::command::build_agent;
 use crate::root;
-use crate::setup::{self, Purpose};
+use crate::setup::Purpose;
 
 /// One slot: what else is in a batch would change the last bits of the logits.
 const SERVER: [&str; 8] = ["-np", "1", "-c", "4096", "-t", "1", "--threads-http", "32"];
@@ -45,19 +44,13 @@ const HARMS: [Harm; 6] = [
         what: "the agent attaches and ends",
         extent: 100,
         unit: "times",
-        act: |load, times| {
-            load.come_and_go(times as usize, Agent::stop)?;
-            Ok("each time its probes were in the text of the server, and gone after".to_owned())
-        },
+        act: |load, times| come_and_go(load, times, Agent::stop),
     },
     Harm {
         what: "the agent is killed",
         extent: 50,
         unit: "times",
-        act: |load, times| {
-            load.come_and_go(times as usize, Agent::kill)?;
-            Ok("each time its probes were in the text of the server, and gone after".to_owned())
-        },
+        act: |load, times| come_and_go(load, times, Agent::kill),
     },
     Harm {
         what: "the agent is stopped",
@@ -97,6 +90,11 @@ const HARMS: [Harm; 6] = [
     },
 ];
 
+fn come_and_go(load: &Load<'_>, times: u32, leave: fn(Agent) -> Result<()>) -> Result<String> {
+    load.come_and_go(times as usize, leave)?;
+    Ok("each time its probes were in the text of the server, and gone after".to_owned())
+}
+
 /// Does all of it, and prints a table. Green only if nothing was harmed.
 pub(crate) fn run(options: &Options) -> Result<()> {
     let wanted =
@@ -104,15 +102,10 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let harms: Vec<&Harm> = HARMS.iter().filter(wanted).collect();
     ensure!(!harms.is_empty(), "--only takes a part of: {}", HARMS.map(|harm| harm.what).join(", "));
     if !options.prepared {
-        eprintln!("== set-up");
-        setup::run(Purpose::Demo)?;
-        eprintln!("== build");
-        let agent = build_agent("release", &[])?;
-        eprintln!("== run, as root");
         let divide = options.divide.to_string();
         let mut arguments = vec!["harm", "--prepared", "--divide", &divide];
         options.only.iter().for_each(|pattern| arguments.extend(["--only", pattern]));
-        return root::run_self(&agent, &arguments);
+        return root::run_prepared(Purpose::Demo, "release", &arguments);
     }
     let assets = Assets::locate()?;
     // Files of its own: a probe is in a file, and other agents on this machine may probe the one that was installed.

@@ -15,8 +15,8 @@ use llamaprobe_tests::server::LlamaServer;
 use llamaprobe_tests::traffic::prompt;
 use serde_json::json;
 
-use crate::command::build_agent;
-use crate::{root, setup};
+use crate::root;
+use crate::setup::Purpose;
 
 /// How long the users ask.
 #[derive(Args)]
@@ -39,10 +39,9 @@ const SHOWN: Duration = Duration::from_secs(3);
 /// Writes the pictures anew.
 pub fn run(options: &Options) -> Result<()> {
     if !options.prepared {
-        setup::run(setup::Purpose::Tests)?;
-        let agent = build_agent("release", &[])?;
         let minutes = options.minutes.to_string();
-        return root::run_self(&agent, &["pictures", "--prepared", "--minutes", &minutes]);
+        let arguments = ["pictures", "--prepared", "--minutes", &minutes];
+        return root::run_prepared(Purpose::Tests, "release", &arguments);
     }
     let mut browser = Browser::start()?.context("no Chromium: see `cargo xtask setup`")?;
     let server = LlamaServer::start(Build::Process, &Assets::locate()?.gemma(), &["-np", "4", "-c", "8192"])?;

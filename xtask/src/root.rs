@@ -6,7 +6,8 @@ use std::process::Command;
 use anyhow::Result;
 use llamaprobe_tests::agent::BINARY_VARIABLE;
 
-use crate::command::{run, search_path};
+use crate::command::{build_agent, run, search_path};
+use crate::setup::{self, Purpose};
 
 /// Whether this process is root.
 pub fn is_root() -> bool {
@@ -17,6 +18,17 @@ pub fn is_root() -> bool {
 pub fn run_self(agent: &Path, arguments: &[&str]) -> Result<()> {
     let variable = format!("{BINARY_VARIABLE}={}", agent.display());
     run(as_root(&variable, &[])?.arg(std::env::current_exe()?).args(arguments))
+}
+
+/// Sets up and builds as whoever calls, then runs this program again as root, with other arguments, for the agent just
+/// built. `profile` is `debug` or `release`.
+pub fn run_prepared(purpose: Purpose, profile: &str, arguments: &[&str]) -> Result<()> {
+    eprintln!("== set-up");
+    setup::run(purpose)?;
+    eprintln!("== build");
+    let agent = build_agent(profile, &[])?;
+    eprintln!("== run, as root");
+    run_self(&agent, arguments)
 }
 
 /// A command that has to run as root. Assignments of variables may stand before its program.

@@ -22,12 +22,12 @@ use tracing::error;
 
 pub(super) use self::schedule::Rank;
 use self::schedule::{Schedule, Turn};
-use super::room::lock;
 use crate::{
     bpf::Told,
     discovery::process::{Listener, ProcessId},
     doctor::KernelVersion,
     judge::{Judged, judge},
+    lock::lock,
     scout::{NoAnswer, Question, Reply, Scout, Seen},
 };
 

@@ -8,7 +8,7 @@ use std::{
     os::fd::OwnedFd,
     path::Path,
     sync::{
-        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        Arc, Condvar, Mutex, PoisonError,
         mpsc::{Sender, channel},
     },
     thread,
@@ -27,6 +27,7 @@ use crate::{
         image::ImageId,
         process::{ProcessId, ProcessRoot, descriptor},
     },
+    lock::lock,
     plan::Probe,
 };
 
@@ -222,9 +223,4 @@ fn detacher(name: &str, at_work: AtWork) -> std::io::Result<Sender<Links>> {
     };
     thread::Builder::new().name(name.into()).spawn(move || links.into_iter().for_each(detach))?;
     Ok(sender)
-}
-
-/// Nothing is left half-done under these locks, whoever panicked.
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

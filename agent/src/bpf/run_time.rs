@@ -6,7 +6,7 @@
 use std::{
     collections::BTreeMap,
     io,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     thread::{self, sleep},
     time::{Duration, Instant},
 };
@@ -18,7 +18,7 @@ use aya::{
 use tracing::debug;
 
 use super::Attacher;
-use crate::plan::catalog::Program;
+use crate::{lock::lock, plan::catalog::Program};
 
 /// How long the kernel keeps run times.
 const WINDOW: Duration = Duration::from_secs(1);
@@ -62,7 +62,7 @@ impl RunTimes {
         let run = move || {
             loop {
                 match measure(&programs) {
-                    Ok(sample) => *shared.lock().unwrap_or_else(PoisonError::into_inner) = sample,
+                    Ok(sample) => *lock(&shared) = sample,
                     Err(error) => return debug!(%error, "the kernel does not tell the run time of programs"),
                 }
                 sleep(EVERY);
@@ -74,7 +74,7 @@ impl RunTimes {
 
     /// The last sample.
     pub fn last(&self) -> Sample {
-        *self.sample.lock().unwrap_or_else(PoisonError::into_inner)
+        *lock(&self.sample)
     }
 }
 

@@ -5,7 +5,7 @@ mod story;
 #[cfg(test)]
 mod tests;
 
-use std::{fs::File, io::BufReader, path::Path, process::ExitCode};
+use std::{path::Path, process::ExitCode};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use llamaprobe_api::{Document, Request};
@@ -82,10 +82,8 @@ fn of_document(document: Document) -> Vec<Served> {
 /// The requests that a journal tells, and when it ends.
 fn played(file: &Path) -> Result<(Vec<Served>, f64, &'static str)> {
     let name = file.display();
-    let open = File::open(file).with_context(|| format!("cannot open {name}"))?;
-    let journal = JournalReader::open(BufReader::new(open)).with_context(|| format!("cannot play {name}"))?;
     let mut all = Vec::new();
-    let played = play(journal, |record, epoch| {
+    let played = play(JournalReader::of_file(file)?, |record, epoch| {
         if record.request.is_inference() {
             let shown = ShownRequest::finished(record, |user| user.unwrap_or(NONE).to_owned());
             all.push(Served {

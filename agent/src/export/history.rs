@@ -5,7 +5,7 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
     time::Duration,
 };
 
@@ -17,7 +17,10 @@ use llamaprobe_common::{
 };
 
 use super::metrics::token_parts;
-use crate::session::{Labels, Server, Snapshot, tally::FIRST_TOKEN_NS};
+use crate::{
+    lock::lock,
+    session::{Labels, Server, Snapshot, tally::FIRST_TOKEN_NS},
+};
 
 /// The length of a step.
 pub const STEP: Duration = Duration::from_secs(5);
@@ -80,7 +83,7 @@ impl History {
     }
 
     fn kept(&self) -> MutexGuard<'_, Kept> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.kept)
     }
 }
 

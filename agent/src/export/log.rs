@@ -185,7 +185,7 @@ impl<'a> Line<'a> {
 }
 
 /// Turns the kernel's time into that of the wall; `epoch` is its 0 since the Unix epoch.
-pub(super) fn to_wall(epoch: Duration) -> impl Fn(u64) -> SystemTime {
+pub(crate) fn to_wall(epoch: Duration) -> impl Fn(u64) -> SystemTime {
     move |ns| SystemTime::UNIX_EPOCH + epoch + Duration::from_nanos(ns)
 }
 

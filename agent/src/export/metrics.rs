@@ -20,7 +20,7 @@ use llamaprobe_common::{
 use crate::{
     engines::PROVIDER,
     plan::catalog::Role,
-    recorder::REASONS,
+    recorder::Reason,
     session::{
         Server, Snapshot,
         exemplar::Exemplars,
@@ -744,7 +744,7 @@ fn recordings(all: &Snapshot, of: fn(&Recordings) -> &BTreeMap<&'static str, u64
         value: Value::Number(counts.get(reason).copied().unwrap_or(0) as f64),
     };
     let all = all.recordings.iter();
-    all.flat_map(|counts| REASONS.map(|reason| sample(of(counts), reason))).collect()
+    all.flat_map(|counts| Reason::ALL.map(|reason| sample(of(counts), reason.name()))).collect()
 }
 
 /// Counts of each signal that is on, some of them by reason.

@@ -181,7 +181,7 @@ impl<R: Read> Player<R> {
     }
 
     /// What is known at a moment, no earlier than what was played last; once the agent has ended, what was known by then.
-    pub fn snapshot(&mut self, ns: u64) -> Snapshot {
+    pub fn snapshot(&self, ns: u64) -> Snapshot {
         if let Some(end) = &self.end {
             return end.clone();
         }
@@ -189,25 +189,7 @@ impl<R: Read> Player<R> {
         let ns = ns.max(last_ns);
         let taken = (epoch + Duration::from_nanos(ns)).as_secs_f64();
         let own = Snapshot { taken, epoch, ..self.asked.as_deref().cloned().unwrap_or_default() };
-        self.ask(ns, own)
-    }
-
-    /// What is known after what was played last. Unlike [`Player::snapshot`] it asks for nothing: all goes on as if nobody
-    /// had looked.
-    pub fn known(&self) -> Snapshot {
-        let (ns, epoch) = self.last;
-        let taken = (epoch + Duration::from_nanos(ns)).as_secs_f64();
-        let own = Snapshot { taken, epoch, ..self.asked.as_deref().cloned().unwrap_or_default() };
         self.session.snapshot(self.moment(ns), &own)
-    }
-
-    fn ask(&mut self, ns: u64, own: Snapshot) -> Snapshot {
-        let effects = self.session.apply(self.moment(ns), &Input::Asked(Box::new(own)));
-        let snapshot = effects.into_iter().find_map(|effect| match effect {
-            Effect::Snapshot(snapshot) => Some(*snapshot),
-            _ => None,
-        });
-        snapshot.unwrap_or_default()
     }
 
     /// What came of it.
@@ -215,7 +197,7 @@ impl<R: Read> Player<R> {
         let (last_ns, _) = self.last;
         if self.asked.is_none() || self.played.error.is_some() {
             let own = self.asked.take().map(|own| *own).unwrap_or_default();
-            self.played.snapshot = self.ask(last_ns, own);
+            self.played.snapshot = self.session.snapshot(self.moment(last_ns), &own);
         }
         self.played.span = Duration::from_nanos(last_ns.saturating_sub(self.first.unwrap_or(last_ns)));
         self.played

@@ -1,10 +1,13 @@
 //! Reads a journal. What is damaged ends it, with the offset; what came before is good.
 
 use std::{
-    io::{self, Read},
+    fs::File,
+    io::{self, BufReader, Read},
+    path::Path,
     time::Duration,
 };
 
+use anyhow::Context as _;
 use serde::de::DeserializeOwned;
 use thiserror::Error;
 
@@ -59,6 +62,19 @@ pub struct JournalReader<R> {
     from: R,
     at: u64,
     header: Header,
+}
+
+impl JournalReader<BufReader<File>> {
+    /// Opens the journal of this name.
+    ///
+    /// # Errors
+    ///
+    /// When there is none, or it cannot be played.
+    pub fn of_file(path: &Path) -> anyhow::Result<Self> {
+        let name = path.display();
+        let file = File::open(path).with_context(|| format!("cannot open {name}"))?;
+        Self::open(BufReader::new(file)).with_context(|| format!("cannot play {name}"))
+    }
 }
 
 impl<R: Read> JournalReader<R> {

@@ -13,7 +13,7 @@ use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex,
         mpsc::{Receiver, SyncSender, TrySendError, sync_channel},
     },
     thread::{self, JoinHandle},
@@ -31,11 +31,12 @@ use self::{
 };
 pub use self::{
     store::Store,
-    when::{When, WhenError},
+    when::{Reason, When, WhenError},
 };
 use crate::{
     export::log::timestamp,
     journal::{Entry, Header, MARK, Stamped, frame},
+    lock::lock,
     session::{
         Input, Record,
         finished::Outcome,
@@ -73,34 +74,6 @@ impl RecorderOptions {
         self.directory.as_deref().map(|path| Store::open(path, self.most_bytes)).transpose()
     }
 }
-
-/// Why a recording is made.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reason {
-    /// Something of a request took too long, by name.
-    Breach(&'static str),
-    /// A server has requests and computes nothing.
-    Stall,
-    /// SIGUSR2.
-    Signal,
-    /// `POST /record`.
-    Asked,
-}
-
-impl Reason {
-    /// Its name, in metrics and file names.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Breach(measure) => measure,
-            Self::Stall => "stall",
-            Self::Signal => "signal",
-            Self::Asked => "asked",
-        }
-    }
-}
-
-/// Every name of a reason.
-pub const REASONS: [&str; 7] = ["queue", "ttft", "gap", "duration", "stall", "signal", "asked"];
 
 /// Why none is made.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -200,7 +173,7 @@ impl Recorder {
         if !request.is_inference() || request.outcome == Outcome::Interrupted {
             return None;
         }
-        let reason = Reason::Breach(self.when.breach(request)?);
+        let reason = self.when.breach(request)?;
         self.record(reason, epoch, None)
     }
 
@@ -225,8 +198,8 @@ impl Recorder {
     pub fn record(&mut self, reason: Reason, epoch: Duration, asked: Option<Asked>) -> Option<String> {
         let now = Instant::now();
         let (last, pause) = match reason {
-            Reason::Breach(_) | Reason::Stall => (&mut self.last[0], self.pause),
             Reason::Signal | Reason::Asked => (&mut self.last[1], ASKED_PAUSE),
+            _ => (&mut self.last[0], self.pause),
         };
         let refused = |asked: Option<Asked>, why| {
             // Whoever asked may have gone.
@@ -234,7 +207,7 @@ impl Recorder {
             None
         };
         if last.is_some_and(|last| now.duration_since(last) < pause) {
-            *locked(&self.counts).limited.entry(reason.name()).or_default() += 1;
+            *lock(&self.counts).limited.entry(reason.name()).or_default() += 1;
             return refused(asked, Refusal::Limited);
         }
         *last = Some(now);
@@ -252,7 +225,7 @@ impl Recorder {
         match jobs.try_send(job) {
             Ok(()) => Some(name),
             Err(TrySendError::Full(job) | TrySendError::Disconnected(job)) => {
-                *locked(&self.counts).lost.entry("queue_full").or_default() += 1;
+                *lock(&self.counts).lost.entry("queue_full").or_default() += 1;
                 refused(job.asked, Refusal::Unwritable("others wait for the disk".to_owned()))
             }
         }
@@ -260,13 +233,13 @@ impl Recorder {
 
     /// What was made so far, and what was not.
     pub fn recordings(&self) -> Recordings {
-        let counts = locked(&self.counts);
+        let counts = lock(&self.counts);
         Recordings { made: counts.made.clone(), limited: counts.limited.clone() }
     }
 
     /// The same as an output's.
     pub fn delivery(&self) -> Delivery {
-        let counts = locked(&self.counts);
+        let counts = lock(&self.counts);
         let lost = |reason| (reason, counts.lost.get(reason).copied().unwrap_or(0));
         Delivery {
             output: Output::Other("recordings".into()),
@@ -289,10 +262,6 @@ impl Recorder {
     }
 }
 
-fn locked(counts: &Mutex<Counts>) -> std::sync::MutexGuard<'_, Counts> {
-    counts.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 fn write(store: &Store, jobs: &Receiver<Job>, counts: &Mutex<Counts>) {
     while let Ok(Job { name, reason, head, held, asked }) = jobs.recv() {
         let pieces: Vec<&[u8]> = std::iter::once(head.as_slice()).chain(held.pieces()).collect();
@@ -300,12 +269,12 @@ fn write(store: &Store, jobs: &Receiver<Job>, counts: &Mutex<Counts>) {
         let written = store.write(&name, &pieces);
         match &written {
             Ok(()) => {
-                *locked(counts).made.entry(reason.name()).or_default() += 1;
+                *lock(counts).made.entry(reason.name()).or_default() += 1;
                 let bytes: usize = pieces.iter().map(|piece| piece.len()).sum();
                 info!(file = %file.display(), reason = reason.name(), bytes, "recorded");
             }
             Err(error) => {
-                *locked(counts).lost.entry("unwritable").or_default() += 1;
+                *lock(counts).lost.entry("unwritable").or_default() += 1;
                 warn!(file = %file.display(), %error, "a recording cannot be written");
             }
         }

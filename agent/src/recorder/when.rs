@@ -2,30 +2,34 @@
 
 use std::{str::FromStr, time::Duration};
 
+use llamaprobe_common::named;
+
 use crate::session::finished::Finished;
 
-/// Something that takes its time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Measure {
-    Queue,
-    FirstToken,
-    Gap,
-    Duration,
-    Stall,
+named! {
+    /// Why a recording is made. The name is the value of the `reason` label, and stands in the name of the file.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub enum Reason {
+        /// A request waited too long for a slot,
+        Queue = "queue",
+        /// or for its first token,
+        FirstToken = "ttft",
+        /// or between two of its tokens,
+        Gap = "gap",
+        /// or took too long in all.
+        Duration = "duration",
+        /// A server has requests and computes nothing.
+        Stall = "stall",
+        /// SIGUSR2.
+        Signal = "signal",
+        /// `POST /record`.
+        Asked = "asked",
+    }
 }
 
-impl Measure {
-    const ALL: [Self; 5] = [Self::Queue, Self::FirstToken, Self::Gap, Self::Duration, Self::Stall];
-
-    const fn name(self) -> &'static str {
-        match self {
-            Self::Queue => "queue",
-            Self::FirstToken => "ttft",
-            Self::Gap => "gap",
-            Self::Duration => "duration",
-            Self::Stall => "stall",
-        }
-    }
+impl Reason {
+    /// Those that a condition may name: what takes its time.
+    const MEASURED: [Self; 5] = [Self::Queue, Self::FirstToken, Self::Gap, Self::Duration, Self::Stall];
 
     fn of(self, request: &Finished) -> Option<u64> {
         match self {
@@ -33,15 +37,15 @@ impl Measure {
             Self::FirstToken => request.ttft_ns(),
             Self::Gap => request.worst_gap(),
             Self::Duration => Some(request.latency_ns()),
-            // Told of servers, not of requests.
-            Self::Stall => None,
+            // Told of servers, or by somebody.
+            Self::Stall | Self::Signal | Self::Asked => None,
         }
     }
 }
 
 /// What makes a recording: any of these that takes longer.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct When(Vec<(Measure, Duration)>);
+pub struct When(Vec<(Reason, Duration)>);
 
 /// Why that is none.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -60,7 +64,7 @@ pub enum WhenError {
 /// `5m`: what the alert `LlmStalled` looks back.
 impl Default for When {
     fn default() -> Self {
-        Self(vec![(Measure::Stall, Duration::from_secs(300))])
+        Self(vec![(Reason::Stall, Duration::from_secs(300))])
     }
 }
 
@@ -73,10 +77,10 @@ impl FromStr for When {
     }
 }
 
-fn term(text: &str) -> Result<(Measure, Duration), WhenError> {
+fn term(text: &str) -> Result<(Reason, Duration), WhenError> {
     let (name, limit) = text.split_once('>').ok_or_else(|| WhenError::Term(text.trim().to_owned()))?;
     let (name, limit) = (name.trim(), limit.trim());
-    let measure = Measure::ALL.into_iter().find(|measure| measure.name() == name);
+    let measure = Reason::MEASURED.into_iter().find(|measure| measure.name() == name);
     let measure = measure.ok_or_else(|| WhenError::Measure(name.to_owned()))?;
     let units = [("ms", 1e-3), ("s", 1.0), ("m", 60.0)];
     let number = units.into_iter().find_map(|(unit, seconds)| Some((limit.strip_suffix(unit)?, seconds)));
@@ -89,16 +93,16 @@ fn term(text: &str) -> Result<(Measure, Duration), WhenError> {
 
 impl When {
     /// What a request took too long for, if anything.
-    pub fn breach(&self, request: &Finished) -> Option<&'static str> {
-        let over = |(measure, limit): &&(Measure, Duration)| {
+    pub fn breach(&self, request: &Finished) -> Option<Reason> {
+        let over = |(measure, limit): &&(Reason, Duration)| {
             measure.of(request).is_some_and(|ns| u128::from(ns) > limit.as_nanos())
         };
-        self.0.iter().find(over).map(|(measure, _)| measure.name())
+        self.0.iter().find(over).map(|(measure, _)| *measure)
     }
 
     /// How long a server may have requests and compute nothing, if that is looked for.
     pub fn stall(&self) -> Option<Duration> {
-        self.0.iter().filter(|(measure, _)| *measure == Measure::Stall).map(|(_, limit)| *limit).min()
+        self.0.iter().filter(|(measure, _)| *measure == Reason::Stall).map(|(_, limit)| *limit).min()
     }
 }
 
@@ -121,7 +125,7 @@ mod tests {
             ("stall>1ms", None),
             ("queue>0ms", Some("queue")),
         ] {
-            assert_eq!(text.parse::<When>().unwrap().breach(&request), breach, "{text}");
+            assert_eq!(text.parse::<When>().unwrap().breach(&request).map(Reason::name), breach, "{text}");
         }
     }
 

@@ -8,11 +8,10 @@ mod tests;
 mod timeline;
 
 use std::{
-    fs::File,
-    io::{self, BufReader, BufWriter, Read, Write},
+    io::{BufWriter, Read},
     path::{Path, PathBuf},
     process::ExitCode,
-    time::{Duration, UNIX_EPOCH},
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result};
@@ -20,7 +19,10 @@ use anyhow::{Context as _, Result};
 use self::timeline::Timeline;
 use crate::{
     cli::{TraceArguments, TraceFormat},
-    export::{log::Line, snapshot::fetch::record},
+    export::{
+        log::{Line, to_wall},
+        snapshot::fetch::record,
+    },
     journal::{
         JournalReader,
         play::{Next, Played, Player},
@@ -40,11 +42,9 @@ pub fn run(arguments: &TraceArguments) -> Result<ExitCode> {
     }
     let file = source(arguments)?;
     let name = file.display();
-    let from = File::open(&file).with_context(|| format!("cannot open {name}"))?;
-    let journal = JournalReader::open(BufReader::new(from)).with_context(|| format!("cannot play {name}"))?;
-    let (timeline, epoch, played) = timeline(journal);
+    let (timeline, epoch, played) = timeline(JournalReader::of_file(&file)?);
     let output = arguments.output.as_deref().unwrap_or(Path::new("-"));
-    let mut to = open(output)?;
+    let mut to = BufWriter::new(crate::output::create(output)?);
     match arguments.format {
         TraceFormat::Perfetto => perfetto::write(&timeline, epoch, &mut to),
         TraceFormat::Ndjson => ndjson::write(&timeline, epoch, &mut to),
@@ -64,14 +64,6 @@ fn source(arguments: &TraceArguments) -> Result<PathBuf> {
         Some(file) => Ok(file.clone()),
         None => Ok(record(&arguments.agent.agent()?)?),
     }
-}
-
-fn open(path: &Path) -> Result<Box<dyn Write>> {
-    if path == Path::new("-") {
-        return Ok(Box::new(BufWriter::new(io::stdout())));
-    }
-    let file = File::create(path).with_context(|| format!("cannot write {}", path.display()))?;
-    Ok(Box::new(BufWriter::new(file)))
 }
 
 /// All of a journal, and the kernel's time 0 since the Unix epoch by its end.
@@ -95,8 +87,7 @@ fn timeline<R: Read>(journal: JournalReader<R>) -> (Timeline, Duration, Played) 
         };
         player.step(&mut |record, epoch| {
             if record.request.is_inference() {
-                let line = Line::new(record, |ns| UNIX_EPOCH + epoch + Duration::from_nanos(ns));
-                timeline.finished(record, &line);
+                timeline.finished(record, &Line::new(record, to_wall(epoch)));
             }
         });
         if known {

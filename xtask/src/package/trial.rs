@@ -51,7 +51,7 @@ fn debian(release: &Release, place: &Path) -> Result<()> {
     let script = workspace_root().join("xtask/src/package/trial.sh");
     let package = place.join(format!("llamaprobe_{}_amd64.deb", release.version));
     let mut trial = as_root("unshare", &["--mount", "sh"])?;
-    command::run(trial.arg(script).args([&folder, &package, &newer]))
+    command::run(trial.arg(script).args([&folder, &package, &newer, &workspace_root()]))
 }
 
 fn image(layout: &Path) -> Result<()> {

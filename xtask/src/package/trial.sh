@@ -1,8 +1,9 @@
 #!/bin/sh
 # Tries a package in a copy of this system's files that is thrown away. Runs as root in a mount namespace of its own:
-# `trial.sh FOLDER PACKAGE NEWER`, of which FOLDER is empty, and NEWER is the same package with a later version.
+# `trial.sh FOLDER PACKAGE NEWER CHECKOUT`, of which FOLDER is empty, NEWER is the same package with a later version, and
+# CHECKOUT is where this tree is, which is full of the name that is looked for.
 set -eu
-folder=$1 package=$2 newer=$3
+folder=$1 package=$2 newer=$3 checkout=$4
 
 mount --make-rprivate /
 mount -t tmpfs trial "$folder"
@@ -18,7 +19,7 @@ rm -rf "$root/run/systemd"
 say() { printf '  %s\n' "$1"; }
 fail() { printf '  FAILED: %s\n' "$1" >&2; exit 1; }
 inside() { chroot "$root" "$@"; }
-traces() { find "$root" -xdev -iname '*llamaprobe*' -not -path "$root/work/*" -not -path "$root/tmp/*" 2>/dev/null |
+traces() { find "$root" -xdev -iname '*llamaprobe*' -not -path "$root$checkout/*" -not -path "$root/tmp/*" 2>/dev/null |
     while read -r path; do [ -e "${path#"$root"}" ] || echo "${path#"$root"}"; done; }
 
 # An installation of this system's own would be taken for the package's.

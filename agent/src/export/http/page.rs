@@ -4,7 +4,7 @@
 //! They are plain HTML, CSS and modules of JavaScript, without a library: of those that draw graphs none comes as a crate,
 //! and what is committed or downloaded at build time is nobody else's.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::OnceLock};
 
 use http_body_util::Full;
 use hyper::{
@@ -60,7 +60,7 @@ const HEADERS: [(HeaderName, &str); 4] = [
     (CACHE_CONTROL, "no-cache"),
 ];
 
-/// The files, compressed once.
+/// The files, each compressed once.
 pub(super) struct Page {
     files: BTreeMap<&'static str, File>,
 }
@@ -68,15 +68,22 @@ pub(super) struct Page {
 struct File {
     content_type: &'static str,
     plain: &'static str,
-    gzip: Bytes,
+    /// Compressed when somebody wants it first: most agents are only scraped.
+    gzip: OnceLock<Bytes>,
     tag: String,
+}
+
+impl File {
+    fn gzip(&self) -> &Bytes {
+        self.gzip.get_or_init(|| gzip(self.plain.as_bytes()))
+    }
 }
 
 impl Page {
     pub(super) fn new() -> Self {
         let file = |(path, content_type, plain): (_, _, &'static str)| {
             let tag = format!("W/\"{:08x}\"", crc32fast::hash(plain.as_bytes()));
-            (path, File { content_type, plain, gzip: gzip(plain.as_bytes()), tag })
+            (path, File { content_type, plain, gzip: OnceLock::new(), tag })
         };
         Self { files: FILES.into_iter().map(file).collect() }
     }
@@ -90,7 +97,8 @@ impl Page {
         let mut response = if has_it {
             respond(StatusCode::NOT_MODIFIED, file.content_type, Bytes::new())
         } else if takes_gzip(asked) {
-            encoded(respond(StatusCode::OK, file.content_type, file.gzip.clone()), Encoding::Gzip)
+            let gzip = file.gzip().clone();
+            encoded(respond(StatusCode::OK, file.content_type, gzip), Encoding::Gzip)
         } else {
             let plain = Bytes::from_static(file.plain.as_bytes());
             encoded(respond(StatusCode::OK, file.content_type, plain), Encoding::Plain)

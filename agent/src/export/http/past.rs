@@ -1,11 +1,11 @@
 //! The document of `/history`: made once for each of its steps, and shared by all who ask for it.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use hyper::body::Bytes;
 
 use super::{Encoding, gzip};
-use crate::export::history::History;
+use crate::{export::history::History, lock::lock};
 
 /// Where it comes from, and what was made of it last.
 pub(super) struct Past {
@@ -26,7 +26,7 @@ impl Past {
 
     /// Its text, compressed for whoever takes that.
     pub(super) fn text(&self, takes_gzip: bool) -> (Bytes, Encoding) {
-        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut made = lock(&self.made);
         let until = self.history.until();
         let made = match &mut *made {
             Some(made) if made.until == until => made,

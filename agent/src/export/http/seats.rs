@@ -6,7 +6,7 @@ use std::{
     io,
     net::IpAddr,
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
     task::{Context, Poll},
     time::{Duration, Instant},
 };
@@ -16,6 +16,8 @@ use tokio::{
     net::TcpStream,
     task::AbortHandle,
 };
+
+use crate::lock::lock;
 
 /// What a connection waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,7 +60,7 @@ impl Progress {
 
     fn lock(&self) -> MutexGuard<'_, (Stage, Instant)> {
         // No code that can panic runs under the lock.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 
     /// A stage has begun.
@@ -163,7 +165,7 @@ impl Seats {
     }
 
     fn lock(&self) -> MutexGuard<'_, (u64, BTreeMap<u64, Seat>)> {
-        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.taken)
     }
 
     /// Gives a newcomer a seat; where there is none left somebody goes.

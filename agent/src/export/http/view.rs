@@ -5,7 +5,7 @@
 
 use std::{
     sync::{
-        Arc, OnceLock, PoisonError,
+        Arc, OnceLock,
         atomic::{AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
@@ -21,6 +21,7 @@ use tracing::{debug, error};
 use super::{Format, Question};
 use crate::{
     export::{compat::Dialect, openmetrics, prometheus, protobuf},
+    lock::lock,
     session::Snapshot,
 };
 
@@ -104,7 +105,7 @@ impl Views {
     pub(super) async fn fresh(self: Arc<Self>) -> Option<Arc<View>> {
         let came = Instant::now();
         if self.waiting.load(Ordering::Relaxed) >= CROWD {
-            let recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+            let recent = lock(&self.recent);
             if let Some((asked, view)) = recent.as_ref().filter(|(asked, _)| *asked + STALE > came) {
                 debug!(age = ?came.duration_since(*asked), "a crowd asks");
                 return Some(view.clone());
@@ -133,7 +134,7 @@ impl Views {
         }
         let asked = Instant::now();
         let view = timeout(PATIENCE, self.ask()).await.ok().flatten();
-        *self.recent.lock().unwrap_or_else(PoisonError::into_inner) = view.clone().map(|view| (asked, view));
+        *lock(&self.recent) = view.clone().map(|view| (asked, view));
         *last = Last { asked: Some(asked), view: view.clone() };
         view
     }

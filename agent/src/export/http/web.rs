@@ -21,6 +21,8 @@ use hyper::header::HeaderMap;
 use rustls::ServerConfig;
 use tracing::{error, info, warn};
 
+use crate::lock::lock;
+
 pub(super) use self::credentials::Verdict;
 use self::{
     credentials::{Checks, Credentials},
@@ -117,7 +119,7 @@ impl Web {
             files.extend(named);
             file.load()
         });
-        *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = (files, before);
+        *lock(&self.seen) = (files, before);
         let loaded = loaded.with_context(|| format!("in the web configuration file {}", path.display()))?;
         self.refuse_openness(&loaded)?;
         Ok(loaded)
@@ -152,7 +154,7 @@ impl Web {
     /// a thread that may wait for a file system.
     pub(super) fn follow(&self) {
         let changed = {
-            let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+            let seen = lock(&self.seen);
             marks(&seen.0) != seen.1
         };
         if changed {

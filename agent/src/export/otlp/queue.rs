@@ -6,7 +6,7 @@ mod tests;
 use std::{
     collections::VecDeque,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -17,6 +17,8 @@ use tokio::{
     sync::{Notify, watch},
     time::{Instant, sleep_until},
 };
+
+use crate::lock::lock;
 
 named! {
     /// Why something was not delivered.
@@ -106,7 +108,7 @@ impl<T> Queue<T> {
 
     fn lock(&self) -> MutexGuard<'_, Waiting<T>> {
         // No code that can panic runs under the lock.
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.waiting)
     }
 
     /// Adds an item of `weight` spans, points or records. Never waits: the oldest make room.

@@ -86,7 +86,7 @@ fn every_module_that_is_imported_is_served() {
 #[test]
 fn it_is_small() {
     let page = Page::new();
-    let all: usize = page.files.values().map(|file| file.gzip.len()).sum();
+    let all: usize = page.files.values().map(|file| file.gzip().len()).sum();
     println!("{all} bytes, compressed");
     assert!(all < 300_000 / 4, "{all} bytes, compressed");
 }

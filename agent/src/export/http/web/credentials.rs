@@ -7,7 +7,7 @@
 use std::{
     collections::{BTreeMap, HashSet, VecDeque},
     io,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -20,6 +20,8 @@ use ring::{
     rand::SystemRandom,
 };
 use tokio::{sync::oneshot, task::spawn_blocking, time::timeout};
+
+use crate::lock::lock;
 
 /// Passwords that wait to be checked.
 const WAITING: usize = 32;
@@ -202,11 +204,6 @@ impl Checks {
             let _ = check.answer.send(right);
         }
     }
-}
-
-/// No code that can panic runs under these locks.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A scheme, and what follows it.

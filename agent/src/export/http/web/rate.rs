@@ -1,9 +1,11 @@
 //! A bound of requests by time: a token bucket.
 
 use std::{
-    sync::{Mutex, PoisonError},
+    sync::Mutex,
     time::{Duration, Instant},
 };
+
+use crate::lock::lock;
 
 /// A bucket of `burst` tokens, with a new one every `interval`.
 pub(super) struct Limiter {
@@ -20,7 +22,7 @@ impl Limiter {
 
     /// Takes a token; returns whether there was one.
     pub(super) fn allows(&self, now: Instant) -> bool {
-        let mut full = self.full.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut full = lock(&self.full);
         let next = full.unwrap_or(now).max(now) + self.interval;
         let allowed = next - now <= self.interval.saturating_mul(self.burst);
         if allowed {
