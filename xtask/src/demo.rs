@@ -30,9 +30,9 @@ pub fn run(prepared: bool) -> Result<()> {
         eprintln!(
             "this takes {}",
             if installed {
-                "half a minute if the agent is built"
+                "a minute if the agent is built"
             } else {
-                "three to five minutes, most of them once"
+                "six minutes on two processors, most of them once"
             }
         );
         eprintln!("== set-up and build");
