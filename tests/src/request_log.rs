@@ -94,7 +94,7 @@ pub struct Line {
     pub slot: Option<i32>,
     /// Its first task.
     pub task: Option<i32>,
-    /// How it was joined to its slots, as README has it.
+    /// How it was joined to its slots, as docs/joins.md has it.
     pub join: String,
 }
 

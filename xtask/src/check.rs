@@ -17,6 +17,14 @@ const NOT_FOR_THE_HOST: &str = "llamaprobe-ebpf";
 /// A feature of the agent that is off by default, and tested all the same.
 const GRPC: &str = "otlp-grpc";
 
+/// Makes tests write what they compare with.
+pub const BLESS: &str = "LLAMAPROBE_BLESS";
+
+/// Writes the pages of docs that are made of the program's tables.
+pub fn write_docs() -> Result<()> {
+    run(cargo(&["test", "--quiet", "--package", "xtask", "docs::"])?.env(BLESS, "1"))
+}
+
 /// Checks the format, and that clippy has nothing to say.
 pub fn lint() -> Result<()> {
     run(&mut cargo(&["fmt", "--all", "--check"])?)?;

@@ -111,9 +111,9 @@ fn every_alert_says_what_to_do() {
 }
 
 #[test]
-fn the_questions_of_the_readme_have_their_answers() {
-    let readme = fs::read_to_string(workspace_root().join("README.md")).unwrap();
-    let rows = readme.split("| Question | Metric | Panel | Alert |\n").nth(1).unwrap().lines().skip(1);
+fn the_questions_have_their_answers() {
+    let page = fs::read_to_string(workspace_root().join("docs/prometheus.md")).unwrap();
+    let rows = page.split("| Question | Metric | Panel | Alert |\n").nth(1).unwrap().lines().skip(1);
     let rules = files("rules");
     let alerts: BTreeSet<_> = rules.iter().flat_map(|(_, text)| values(text, "alert")).collect();
     let panels = crate::dashboard::titles();

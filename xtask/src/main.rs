@@ -18,6 +18,8 @@ mod setup;
 
 #[cfg(test)]
 mod deploy;
+#[cfg(test)]
+mod docs;
 
 use std::process::ExitCode;
 
@@ -55,6 +57,8 @@ enum Task {
     Lint,
     /// Write the Grafana dashboard anew, after a change of its table of panels
     Dashboard,
+    /// Write the pages of docs anew that are made of the tables of metrics and options
+    Docs,
     /// Try every build, mode and place of the tables: is what the agent counts what the server counts?
     Compat(compat::Options),
     /// Give the parsers of what others write anything, for a while each
@@ -84,6 +88,7 @@ fn main() -> ExitCode {
         Task::Long => check::long(),
         Task::Lint => check::lint(),
         Task::Dashboard => dashboard::write(),
+        Task::Docs => check::write_docs(),
         Task::Compat(options) => compat::run(&options),
         Task::Fuzz(options) => fuzz::run(&options),
         Task::Harm(options) => harm::run(&options),

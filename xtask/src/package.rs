@@ -150,8 +150,10 @@ fn installed(program: &[u8], documents: &Path, bill: &parts::Parts) -> Result<Ve
             "usr/share/doc/llamaprobe/changelog.gz",
             archive::gzip(&text(root.join("CHANGELOG.md"))?)?,
         ),
-        Entry::file("usr/share/doc/llamaprobe/install.md", text(root.join("docs/install.md"))?),
     ];
+    for page in sorted(&root.join("docs"))?.into_iter().filter(|page| page.extension().is_some()) {
+        files.push(Entry::file(&format!("usr/share/doc/llamaprobe/{}", name(&page)?), text(page)?));
+    }
     for page in sorted(&documents.join("man"))? {
         let path = format!("usr/share/man/man1/{}.gz", name(&page)?);
         files.push(Entry::file(&path, archive::gzip(&fs::read(&page)?)?));

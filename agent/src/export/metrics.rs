@@ -76,6 +76,8 @@ pub struct Metric {
     pub help: &'static str,
     /// What it is.
     pub kind: Kind,
+    /// The labels of its samples; of one about a server (`llm_`) those beyond `server` and `model`.
+    pub labels: &'static [&'static str],
     /// Its samples.
     pub collect: fn(&Snapshot) -> Vec<Sample>,
     /// What OpenTelemetry calls it, where a convention does.
@@ -121,6 +123,10 @@ impl Metric {
         self.standard.as_ref().and_then(|standard| standard.collect).unwrap_or(self.collect)
     }
 
+    const fn by(self, labels: &'static [&'static str]) -> Self {
+        Self { labels, ..self }
+    }
+
     const fn known_as(self, name: &'static str, collect: Option<fn(&Snapshot) -> Vec<Sample>>) -> Self {
         Self { standard: Some(Standard { name, collect }), ..self }
     }
@@ -132,7 +138,7 @@ const fn metric(
     help: &'static str,
     collect: fn(&Snapshot) -> Vec<Sample>,
 ) -> Metric {
-    Metric { name, help, kind, collect, standard: None }
+    Metric { name, help, kind, labels: &[], collect, standard: None }
 }
 
 use Kind::{Counter, Gauge, Histogram as Buckets};
@@ -166,37 +172,43 @@ pub static METRICS: &[Metric] = &[
         "llm_stall_seconds_total",
         "Time lost by running requests while a thread was off its processor that computes their decode step, or works for the engine between two steps, by cause. Each moment counts once a server, to the first cause that holds.",
         stalls::lost,
-    ),
+    )
+    .by(&["cause"]),
     metric(
         Counter,
         "llm_tokens_total",
         "Tokens by user and type: prompt tokens computed, prompt tokens reused from the cache, tokens generated. Running requests count as they go; user `none`: no name is known.",
         usage::tokens,
-    ),
+    )
+    .by(&["user", "type"]),
     metric(
         Counter,
         "llm_token_seconds_total",
         "Gaps of tokens, by part: each from the token before of the same request, or from its arrival. The parts add up to the gaps; sampling is told apart where the server's tokens are seen.",
         usage::token_time,
-    ),
+    )
+    .by(&["part"]),
     metric(
         Counter,
         "llm_interference_seconds_total",
         "Time that requests of one user waited for prompts of another request, by its user; counted at the end of the request that waited.",
         usage::interference,
-    ),
+    )
+    .by(&["victim", "culprit"]),
     metric(
         Counter,
         "llm_engine_seconds_total",
         "Time of decode calls by user; each call is split by the tokens in it. Draft models do not count.",
         usage::engine_time,
-    ),
+    )
+    .by(&["user"]),
     metric(
         Counter,
         "llm_cost_dollars_total",
         "Cost by user: on the basis `tokens` from the price list, on the basis `host` from the share of the engine's time.",
         usage::cost,
-    ),
+    )
+    .by(&["user", "basis"]),
     metric(
         Counter,
         "llm_idle_cost_dollars_total",
@@ -208,7 +220,8 @@ pub static METRICS: &[Metric] = &[
         "llm_tokens_per_dollar",
         "Tokens of all types per dollar of cost over the last 5 minutes.",
         usage::tokens_per_dollar,
-    ),
+    )
+    .by(&["basis"]),
     metric(
         Gauge,
         "llm_tokens_per_second",
@@ -226,20 +239,23 @@ pub static METRICS: &[Metric] = &[
         "llm_cache_misses_total",
         "Requests with tokens whose prompt, or a part of it, was not found in the cache, by reason.",
         |all| usage::cache_misses(all, |(requests, _)| requests),
-    ),
+    )
+    .by(&["reason"]),
     metric(
         Counter,
         "llm_cache_missed_tokens_total",
         "Prompt tokens that such requests computed, what was new in them included, by reason.",
         |all| usage::cache_misses(all, |(_, tokens)| tokens),
-    ),
+    )
+    .by(&["reason"]),
     metric(Gauge, "llm_users", "Users that are told apart; the rest is counted as `other`.", usage::users),
     metric(
         Counter,
         "llm_draft_tokens_total",
         "Tokens that speculative decoding guessed, by outcome.",
         quality::draft_tokens,
-    ),
+    )
+    .by(&["outcome"]),
     metric(
         Gauge,
         "llm_context_size_tokens",
@@ -264,7 +280,8 @@ pub static METRICS: &[Metric] = &[
         "Positions that idle slots keep for the next request with the same beginning.",
         usage::resident,
     ),
-    metric(Gauge, "llm_slot_context_used_tokens", "Positions held by a slot.", usage::slot_context),
+    metric(Gauge, "llm_slot_context_used_tokens", "Positions held by a slot.", usage::slot_context)
+    .by(&["slot"]),
     metric(
         Gauge,
         "llm_slot_context_size_tokens",
@@ -312,7 +329,8 @@ pub static METRICS: &[Metric] = &[
         "llm_requests_total",
         "Finished HTTP requests by route, status code and reason of the end; 499 when the client went before an answer.",
         requests,
-    ),
+    )
+    .by(&["route", "code", "finish_reason"]),
     metric(
         Buckets,
         "llm_request_duration_seconds",
@@ -339,7 +357,8 @@ pub static METRICS: &[Metric] = &[
         "llm_request_phase_seconds",
         "Phases of inference requests: queue (arrival until the engine turns to the prompt), prefill (until the first token), decode (until the last).",
         phases,
-    ),
+    )
+    .by(&["phase"]),
     metric(
         Buckets,
         "llm_request_prompt_tokens",
@@ -367,7 +386,8 @@ pub static METRICS: &[Metric] = &[
         "llm_slot_age_seconds",
         "How long the request on a slot has had it; absent where none runs.",
         hangs::slots,
-    ),
+    )
+    .by(&["slot"]),
     metric(
         Gauge,
         "llm_untaken_request_age_seconds",
@@ -385,14 +405,16 @@ pub static METRICS: &[Metric] = &[
         "llm_model_info",
         "The served model, from the header of its file; the value is 1.",
         model_info,
-    ),
+    )
+    .by(&["architecture", "quantisation", "parameters", "context_train"]),
     metric(Gauge, "llamaprobe_build_info", "The agent's build; the value is 1.", |_| {
         let labels = vec![
             ("version", env!("CARGO_PKG_VERSION").to_owned()),
             ("arch", std::env::consts::ARCH.to_owned()),
         ];
         vec![Sample { labels, value: Value::Number(1.0) }]
-    }),
+    })
+    .by(&["version", "arch"]),
     metric(Gauge, "llamaprobe_targets", "Processes under observation.", |all| number(all.targets as f64)),
     metric(
         Gauge,
@@ -429,7 +451,8 @@ pub static METRICS: &[Metric] = &[
         "llamaprobe_probe_attached",
         "Whether a probe is attached for a server, and for roles that no probe serves 0 with the role's name.",
         attached,
-    ),
+    )
+    .by(&["server", "model", "probe"]),
     metric(
         Gauge,
         "llamaprobe_layout_info",
@@ -443,7 +466,8 @@ pub static METRICS: &[Metric] = &[
                 labels.map(|labels| (labels, Value::Number(1.0))).collect()
             })
         },
-    ),
+    )
+    .by(&["server", "model", "part", "layout"]),
     metric(
         Counter,
         "llamaprobe_probe_hits_total",
@@ -458,31 +482,36 @@ pub static METRICS: &[Metric] = &[
                     .collect()
             })
         },
-    ),
+    )
+    .by(&["server", "model", "probe"]),
     metric(
         Counter,
         "llamaprobe_lost_total",
         "Things measured but not delivered, by reason; `server` is empty for what belongs to none.",
         lost,
-    ),
+    )
+    .by(&["server", "model", "reason"]),
     metric(
         Counter,
         "llamaprobe_untold_stall_seconds_total",
         "Time that single threads were off their processors within decode steps and that is not in llm_stall_seconds_total, since each time was too short (`short`) or there were too many (`many`).",
         stalls::untold,
-    ),
+    )
+    .by(&["server", "model", "reason"]),
     metric(
         Counter,
         "llamaprobe_unattributed_tokens_total",
         "Tokens among those of llm_tokens_total of which it is not known whose they are: their batch could not be read to its end.",
         usage::unattributed,
-    ),
+    )
+    .by(&["server", "model", "type"]),
     metric(
         Counter,
         "llamaprobe_join_total",
         "Requests that ran on a slot by how they were joined to it; ambiguous ones were not, unmatched are slots, of partial ones prompt tokens may be missing.",
         joins,
-    ),
+    )
+    .by(&["server", "model", "method"]),
     metric(Gauge, "llamaprobe_map_entries", "Entries of the kernel's maps that grow with the work.", |all| {
         let rows = all.occupancy.iter();
         rows.map(|(map, n)| Sample {
@@ -490,7 +519,8 @@ pub static METRICS: &[Metric] = &[
             value: Value::Number(*n as f64),
         })
         .collect()
-    }),
+    })
+    .by(&["map"]),
     metric(
         Counter,
         "llamaprobe_requests_given_up_total",
@@ -521,7 +551,8 @@ pub static METRICS: &[Metric] = &[
                 server.live.iter().map(|live| (vec![], Value::Number(live.overhead))).collect()
             })
         },
-    ),
+    )
+    .by(&["server", "model"]),
     metric(
         Gauge,
         "llamaprobe_programs_cpu_ratio",
@@ -543,7 +574,8 @@ pub static METRICS: &[Metric] = &[
                 })
                 .collect()
         },
-    ),
+    )
+    .by(&["stepping"]),
     metric(
         Counter,
         "llamaprobe_traceparent_invalid_total",
@@ -555,43 +587,50 @@ pub static METRICS: &[Metric] = &[
                 if followed || invalid > 0 { vec![(vec![], Value::Number(invalid as f64))] } else { vec![] }
             })
         },
-    ),
+    )
+    .by(&["server", "model"]),
     metric(
         Counter,
         "llamaprobe_otlp_exported_total",
         "Spans, data points and log records that a collector has taken.",
         |all| signals(all, |of| vec![(None, of.exported)]),
-    ),
+    )
+    .by(&["signal"]),
     metric(
         Counter,
         "llamaprobe_otlp_dropped_total",
         "Spans, data points and log records that no collector got, by reason.",
         |all| signals(all, |of| of.lost.iter().map(|(reason, n)| (Some(&**reason), *n)).collect()),
-    ),
+    )
+    .by(&["signal", "reason"]),
     metric(
         Gauge,
         "llamaprobe_otlp_waiting",
         "Spans, data points and log records that wait or are on their way.",
         |all| signals(all, |of| vec![(None, of.waiting)]),
-    ),
+    )
+    .by(&["signal"]),
     metric(
         Counter,
         "llamaprobe_output_lost_total",
         "What an output was given and did not deliver, by output and reason; the request log and OTLP have metrics of their own.",
         other_outputs,
-    ),
+    )
+    .by(&["output", "reason"]),
     metric(
         Counter,
         "llamaprobe_recordings_total",
         "Recordings that were written, by what they were made for.",
         |all| recordings(all, |of| &of.made),
-    ),
+    )
+    .by(&["reason"]),
     metric(
         Counter,
         "llamaprobe_recordings_limited_total",
         "Recordings that were not made, since one had been made a moment before.",
         |all| recordings(all, |of| &of.limited),
-    ),
+    )
+    .by(&["reason"]),
     metric(Counter, "process_cpu_seconds_total", "CPU time the agent has used, seconds.", |all| {
         number(all.cpu.as_secs_f64())
     })

@@ -267,7 +267,7 @@ pub static GROUPS: &[Group] = &[
                 16,
                 "s",
                 "Token time each second, by part",
-                "Gaps of tokens, split into what the engine did meanwhile: 1 is one request that waits for its next token all of the time. Neighbour prefill: what a decode call took longer for prompts of others. The README's page on token time says more.",
+                "Gaps of tokens, split into what the engine did meanwhile: 1 is one request that waits for its next token all of the time. Neighbour prefill: what a decode call took longer for prompts of others. docs/token-time.md says more.",
                 Each(&[("sum by (part) (rate(llm_token_seconds_total{@server}[@rate]))", "{{part}}")]),
             ),
             panel(
@@ -291,7 +291,7 @@ pub static GROUPS: &[Group] = &[
                 16,
                 "s",
                 "Lost each second, by cause",
-                "Time in which a thread was off its processor that computes a decode step, or works between two: 1 is all of the time. Runnable: others have the processors. Throttled: the CPU quota. Page fault: weights come from the disk. The README's page on stalls says more.",
+                "Time in which a thread was off its processor that computes a decode step, or works between two: 1 is all of the time. Runnable: others have the processors. Throttled: the CPU quota. Page fault: weights come from the disk. docs/stalls.md says more.",
                 Each(&[("sum by (cause) (rate(llm_stall_seconds_total{@server}[@rate]))", "{{cause}}")]),
             ),
             panel(
