@@ -23,6 +23,7 @@ pub mod export;
 pub mod agent;
 pub mod cli;
 pub mod doctor;
+mod duration;
 pub mod explain;
 pub mod journal;
 pub mod judge;

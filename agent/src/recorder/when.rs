@@ -4,7 +4,7 @@ use std::{str::FromStr, time::Duration};
 
 use llamaprobe_common::named;
 
-use crate::session::finished::Finished;
+use crate::{duration::duration, session::finished::Finished};
 
 named! {
     /// Why a recording is made. The name is the value of the `reason` label, and stands in the name of the file.
@@ -82,12 +82,7 @@ fn term(text: &str) -> Result<(Reason, Duration), WhenError> {
     let (name, limit) = (name.trim(), limit.trim());
     let measure = Reason::MEASURED.into_iter().find(|measure| measure.name() == name);
     let measure = measure.ok_or_else(|| WhenError::Measure(name.to_owned()))?;
-    let units = [("ms", 1e-3), ("s", 1.0), ("m", 60.0)];
-    let number = units.into_iter().find_map(|(unit, seconds)| Some((limit.strip_suffix(unit)?, seconds)));
-    let limit = number
-        .and_then(|(number, seconds)| Some(number.trim().parse::<f64>().ok()? * seconds))
-        .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
-        .ok_or_else(|| WhenError::Time(limit.to_owned()))?;
+    let limit = duration(limit).ok_or_else(|| WhenError::Time(limit.to_owned()))?;
     Ok((measure, limit))
 }
 

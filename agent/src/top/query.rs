@@ -4,6 +4,8 @@ use std::str::FromStr;
 
 use llamaprobe_api::Request;
 
+use crate::duration::duration;
+
 /// The terms of a filter; none shows all.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Query(Vec<Term>);
@@ -106,11 +108,8 @@ fn term(text: &str) -> Result<Term, QueryError> {
 /// A number; of a time, in milliseconds, which is also the unit of one without any.
 fn figure(field: FigureField, text: &str) -> Option<f64> {
     let is_time = matches!(field, FigureField::Latency | FigureField::FirstToken | FigureField::Gap);
-    let units = [("ms", 1.0), ("s", 1e3), ("m", 6e4)];
-    let unit =
-        units.into_iter().filter(|_| is_time).find_map(|(unit, ms)| Some((text.strip_suffix(unit)?, ms)));
-    let (number, factor) = unit.unwrap_or((text, 1.0));
-    number.parse::<f64>().ok().filter(|number| number.is_finite()).map(|number| number * factor)
+    let time = duration(text).filter(|_| is_time).map(|time| time.as_secs_f64() * 1e3);
+    time.or_else(|| text.parse().ok().filter(|number: &f64| number.is_finite()))
 }
 
 impl Query {
