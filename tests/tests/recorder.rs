@@ -143,9 +143,10 @@ fn a_hundred_breaches_leave_a_hundred_recordings() -> Result<()> {
     let Some(assets) = privileged() else { return Ok(()) };
     let (server, scratch, directory) = staged(&assets)?;
     let log = RequestLog::new()?;
-    // Of the tiny model no request of 12 tokens takes so long, and each of 3,000.
+    // Of the tiny model no request of 12 tokens takes so long, and each of 1,000. All of them have to stay.
     let condition = ["--record-when", "duration>200ms", "--record-pause", "0"];
-    let agent = recording(&server, &directory, &[&log.arguments()?[..], &condition].concat())?;
+    let bounds = ["--record-memory", "2", "--record-megabytes", "400"];
+    let agent = recording(&server, &directory, &[&log.arguments()?[..], &condition, &bounds].concat())?;
     // What is to be in each of them.
     let begin = Instant::now();
     while begin.elapsed() < Duration::from_secs(11) {
@@ -154,7 +155,7 @@ fn a_hundred_breaches_leave_a_hundred_recordings() -> Result<()> {
     }
     let mut late = Vec::new();
     for number in 1..=100 {
-        run(server.address(), &[completion(3_000)], 1)?;
+        run(server.address(), &[completion(1_000)], 1)?;
         let answered = Instant::now();
         wait_for("a recording", PATIENCE, || (files(&directory).ok()?.0.len() >= number).then_some(()))?;
         late.push(answered.elapsed());
