@@ -5,14 +5,14 @@
 use std::{
     io,
     process::{Command, Stdio},
-    thread::sleep,
+    thread::{self, sleep},
     time::{Duration, Instant},
 };
 
 use rustix::process::getppid;
 use tracing::debug;
 
-use crate::bpf::bequeath_links;
+use crate::bpf::{bequeath_links, inherited_links};
 
 /// The command that the heir runs.
 pub const COMMAND: &str = "outlive";
@@ -47,4 +47,7 @@ pub fn outlive(parent: u32) {
     while lives() && start.elapsed() < PATIENCE {
         sleep(Duration::from_millis(2));
     }
+    // The kernel waits a while for each; at once they wait for the same.
+    let closing = inherited_links().unwrap_or_default().into_iter().map(|link| thread::spawn(|| drop(link)));
+    closing.collect::<Vec<_>>().into_iter().for_each(|closing| drop(closing.join()));
 }

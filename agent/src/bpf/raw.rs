@@ -4,7 +4,7 @@
 
 use std::{
     fs,
-    os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
 };
 
 use aya::Pod;
@@ -64,17 +64,33 @@ pub fn value<T: Pod>(entry: &[u8]) -> Option<T> {
 /// When the descriptors cannot be listed.
 pub fn bequeath_links() -> std::io::Result<usize> {
     let mut links = 0;
-    for entry in fs::read_dir("/proc/self/fd")?.flatten() {
-        // As fs/anon_inodes.c and kernel/bpf/syscall.c name it.
-        let is_link = fs::read_link(entry.path()).is_ok_and(|it| it.as_os_str() == "anon_inode:bpf_link");
-        let number = entry.file_name().to_str().and_then(|number| number.parse::<RawFd>().ok());
-        let Some(number) = number.filter(|_| is_link) else { continue };
+    for number in open_links()? {
         // SAFETY: only a flag of the descriptor is set; if it was closed meanwhile, or became another, the worst is that a
         // child inherits one too many.
         let link = unsafe { BorrowedFd::borrow_raw(number) };
         links += usize::from(io::fcntl_setfd(link, FdFlags::empty()).is_ok());
     }
     Ok(links)
+}
+
+/// The links that this process was given by the one that started it. To be called once, by who has opened none.
+///
+/// # Errors
+///
+/// When the descriptors cannot be listed.
+pub fn inherited_links() -> std::io::Result<Vec<OwnedFd>> {
+    // SAFETY: nothing in this process knows of them.
+    Ok(open_links()?.into_iter().map(|link| unsafe { OwnedFd::from_raw_fd(link) }).collect())
+}
+
+/// The descriptors of this process that keep programs attached.
+fn open_links() -> std::io::Result<Vec<RawFd>> {
+    let entries = fs::read_dir("/proc/self/fd")?.flatten();
+    // As fs/anon_inodes.c and kernel/bpf/syscall.c name it.
+    let links = entries.filter(|entry| {
+        fs::read_link(entry.path()).is_ok_and(|it| it.as_os_str() == "anon_inode:bpf_link")
+    });
+    Ok(links.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect())
 }
 
 /// From now on what is large goes back to the system as soon as it is not needed. glibc learns from each large piece that
