@@ -4,6 +4,7 @@ mod bench;
 mod check;
 mod command;
 mod compat;
+mod coverage;
 mod dashboard;
 mod demo;
 mod drift;
@@ -61,6 +62,8 @@ enum Task {
     Docs,
     /// Try every build, mode and place of the tables: is what the agent counts what the server counts?
     Compat(compat::Options),
+    /// Say which lines the tests run
+    Coverage(coverage::Options),
     /// Give the parsers of what others write anything, for a while each
     Fuzz(fuzz::Options),
     /// Do to the agent and to the server what could harm the server, under load: does any answer change?
@@ -90,6 +93,7 @@ fn main() -> ExitCode {
         Task::Dashboard => dashboard::write(),
         Task::Docs => check::write_docs(),
         Task::Compat(options) => compat::run(&options),
+        Task::Coverage(options) => coverage::run_tests(&options),
         Task::Fuzz(options) => fuzz::run(&options),
         Task::Harm(options) => harm::run(&options),
         Task::Drift(options) => drift::run(&options),

@@ -27,6 +27,9 @@ const BPF_LINKER_PROFILE: [(&str, &str); 3] = [
     ("CARGO_PROFILE_RELEASE_DEBUG", "0"),
     ("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16"),
 ];
+/// What reads the compiler's counters of lines, and its part of the toolchain.
+const COVERAGE: &str = "0.9.1";
+const COVERAGE_COMPONENT: (&str, &str) = ("llvm-tools", "lib/rustlib/x86_64-unknown-linux-gnu/bin/llvm-cov");
 /// Parts of the toolchain, and where each is in it. The first builds the agent; the others are for lints.
 const RUST_COMPONENTS: [(&str, &str); 3] = [
     ("rust-src", "lib/rustlib/src/rust/library/core"),
@@ -94,6 +97,17 @@ pub fn for_demo<T: Send>(build: impl FnOnce() -> Result<T> + Send) -> Result<T> 
 pub fn for_build() -> Result<()> {
     rust_components(&RUST_COMPONENTS[..1])?;
     bpf_linker()
+}
+
+/// Installs what says which lines the tests run.
+pub fn for_coverage() -> Result<()> {
+    for_build()?;
+    rust_components(&[COVERAGE_COMPONENT])?;
+    let program = tools().join("bin/cargo-llvm-cov");
+    step(&format!("cargo-llvm-cov {COVERAGE}"), &program, || {
+        let mut install = cargo(&["install", "cargo-llvm-cov", "--version", COVERAGE, "--locked", "--root"])?;
+        retry(2, || command::run(install.arg(tools())))
+    })
 }
 
 /// Does both at once: one is a matter of the processor, the other of the network.
