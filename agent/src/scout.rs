@@ -6,7 +6,6 @@
 //! It ends with the agent, whose end of the socket is closed then.
 
 mod asked;
-mod wire;
 
 use std::{
     collections::HashSet,
@@ -24,17 +23,22 @@ use rustix::{
 };
 use serde::{Deserialize, Serialize};
 
+pub(crate) use self::asked::spawn;
 pub use self::asked::{NoAnswer, Scout};
-use self::wire::{receive, send};
-use crate::discovery::{
-    Look, Scanner, Wanted,
-    budget::thread_time,
-    image::ImageId,
-    process::{Listener, ProcessId, ProcessRoot},
+use crate::{
+    discovery::{
+        Look, Scanner, Wanted,
+        budget::thread_time,
+        image::ImageId,
+        process::{Listener, ProcessId, ProcessRoot},
+    },
+    wire::{self, receive, send},
 };
 
 /// The name of the command that the agent starts its scouts by.
 pub const COMMAND: &str = "scout";
+/// Bytes of a question.
+const MOST_QUESTION: usize = 1 << 20;
 /// Memory that a scout may take for itself; what needs more is no process worth looking at.
 const MOST_MEMORY: u64 = 192 << 20;
 
@@ -86,7 +90,7 @@ pub fn serve() -> Result<()> {
     let mut scout = Serving { scanner, sent: HashSet::new() };
     // What it took to start is charged to the first look.
     let mut until = Duration::ZERO;
-    while let Some((question, _)) = receive(&socket).context("no question")? {
+    while let Some((question, _)) = receive(&socket, MOST_QUESTION).context("no question")? {
         let (seen, files) = scout.answer(question);
         let faults = scout.scanner.take_faults().into_iter().collect();
         let now = thread_time();

@@ -1,10 +1,14 @@
-//! Loading: the embedded object, its programs, the probes on process life.
+//! Loading: the embedded object, its programs, the probes on process life; and the maps, for whoever is handed them.
 
-use std::error::Error;
+use std::{
+    collections::BTreeMap,
+    error::Error,
+    os::fd::{AsFd as _, OwnedFd},
+};
 
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{Array, HashMap, MapData, MapError, PerCpuArray, ProgramArray, RingBuf},
+    maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, ProgramArray, RingBuf},
     programs::{ProgramError, RawTracePoint, TracePoint, UProbe, trace_point::TracePointLink},
 };
 use llamaprobe_common::{
@@ -124,8 +128,6 @@ pub struct Rings {
     pub stalls: RingBuf<MapData>,
     /// What holds process events back.
     pub told: Told,
-    /// What the programs say, where that is wanted.
-    pub lines: Option<LineReader>,
 }
 
 /// Who was told of and has not been looked at since: nothing more is told of those.
@@ -139,7 +141,7 @@ impl Told {
     }
 }
 
-/// The maps of the loaded programs.
+/// The maps of the loaded programs, as whoever reads and writes them has them.
 pub struct Maps {
     pub(super) targets: HashMap<MapData, u32, TargetConfig>,
     pub(super) stats: PerCpuArray<MapData, TargetStats>,
@@ -157,14 +159,10 @@ pub struct Maps {
     pub(super) layouts: HashMap<MapData, LayoutKey, LayoutState>,
     pub(super) steps: Array<MapData, Step>,
     pub(super) scheduled: HashMap<MapData, u32, Thread>,
-    _only: HashMap<MapData, u32, u8>,
-    /// Maps the programs read only; held so that they are not closed.
-    _blank: (Array<MapData, Context>, Array<MapData, Talk>, Array<MapData, u32>),
-    late_loads: bool,
 }
 
-/// The loaded programs and what is attached with them. Apart from the maps, because attaching and detaching take their
-/// time: whoever does it is not who reads.
+/// The loaded programs and what is attached with them. Apart from the maps: attaching and detaching take their time and
+/// all rights, and whoever does it is not who reads.
 pub struct Attacher {
     pub(super) ebpf: Ebpf,
     pub(super) attachments: Attachments,
@@ -174,18 +172,22 @@ pub struct Attacher {
     pub(super) switches: Option<SwitchLink>,
     /// Why the switches of threads cannot be followed, until that is said.
     pub(super) undescribed: Option<SwitchError>,
+    late_loads: bool,
     /// Keeps the programs of the tail calls alive.
     _follow: Vec<ProgramArray<MapData>>,
 }
 
-impl Maps {
-    /// Loads everything and starts to watch process life. Returns what attaches, and the ring buffers of process and
-    /// request events, beside. Of other processes than `only` nothing is told, unless it is empty.
+/// A map of the programs, for whoever reads it.
+pub type Handle = (String, OwnedFd);
+
+impl Attacher {
+    /// Loads everything and starts to watch process life. Of other processes than `only` nothing is told, unless it is
+    /// empty. Returns what says the lines of the programs beside, where such are wanted.
     ///
     /// # Errors
     ///
     /// When the kernel refuses a program or a map: no rights, Linux older than 5.15, lockdown.
-    pub fn load(only: &[u32], lines: Lines) -> Result<(Self, Attacher, Rings), LoadError> {
+    pub fn load(only: &[u32], lines: Lines) -> Result<(Self, Option<LineReader>), LoadError> {
         raw::keep_no_large_memory();
         // No program needs relocation against kernel types, so the kernel's BTF (megabytes) is not read.
         let level = lines.level();
@@ -214,65 +216,106 @@ impl Maps {
             vec![fill(&mut ebpf, "FOLLOW", &FOLLOW)?, fill(&mut ebpf, "SHOW", &[("lp_show", None)])?];
 
         // Before anything is told: who is not meant never fills a ring.
-        let mut meant: HashMap<MapData, u32, u8> = take(&mut ebpf, "ONLY")?;
+        let mut meant: HashMap<_, u32, u8> = borrow(&mut ebpf, "ONLY")?;
         for pid in only.first().map(|_| &0).into_iter().chain(only) {
             meant.insert(pid, 1, 0).map_err(|source| LoadError::map("fill", "ONLY", source))?;
         }
+        switches::fill_classes(&mut borrow(&mut ebpf, "CALL_CLASSES")?)?;
         watch(&mut ebpf, "lp_exec", "sched_process_exec")?;
         watch(&mut ebpf, "lp_exit", "sched_process_exit")?;
         let late_loads = watch_calls(&mut ebpf)?;
         let lines = if level > 0 { Some(lines.reader(&mut ebpf)?) } else { None };
-        let rings = Rings {
-            lines,
-            processes: take(&mut ebpf, "EVENTS")?,
-            requests: take(&mut ebpf, "REQUEST_EVENTS")?,
-            payload: take(&mut ebpf, "PAYLOAD")?,
-            stalls: take(&mut ebpf, "STALLS")?,
-            told: Told(take(&mut ebpf, "TOLD")?),
-        };
-        let mut classes = take(&mut ebpf, "CALL_CLASSES")?;
-        switches::fill_classes(&mut classes)?;
-        let maps = Self {
-            targets: take(&mut ebpf, "TARGETS")?,
-            stats: take(&mut ebpf, "STATS")?,
-            sequences: take(&mut ebpf, "SEQUENCES")?,
-            contexts: take(&mut ebpf, "CONTEXTS")?,
-            layouts: take(&mut ebpf, "LAYOUTS")?,
-            memories: take(&mut ebpf, "MEMORIES")?,
-            notes: take(&mut ebpf, "NOTES")?,
-            clocks: take(&mut ebpf, "CLOCKS")?,
-            connections: take(&mut ebpf, "CONNECTIONS")?,
-            talks: take(&mut ebpf, "TALKS")?,
-            peers: take(&mut ebpf, "PEERS")?,
-            threads: take(&mut ebpf, "THREADS")?,
-            tasks: take(&mut ebpf, "TASKS")?,
-            calls: take(&mut ebpf, "CALLS")?,
-            steps: take(&mut ebpf, "STEPS")?,
-            scheduled: take(&mut ebpf, "SCHEDULED")?,
-            _only: meant,
-            _blank: (take(&mut ebpf, "BLANK_CONTEXT")?, take(&mut ebpf, "BLANK_TALK")?, classes),
-            late_loads,
-        };
-        let mut attacher = Attacher {
+        let mut attacher = Self {
             attachments: Attachments::default(),
             sockets: SocketLinks::new(),
             sessions: None,
             offspring: None,
             switches: None,
             undescribed,
+            late_loads,
             _follow: follow,
             ebpf,
         };
         attacher.load_sockets()?;
         // Of the object and of what the kernel says of its types.
         raw::give_memory_back();
-        Ok((maps, attacher, rings))
+        Ok((attacher, lines))
+    }
+
+    /// The maps, for whoever reads and writes them: see [`Maps::of`].
+    ///
+    /// # Errors
+    ///
+    /// When there is no room for one more descriptor.
+    pub fn handles(&self) -> std::io::Result<Vec<Handle>> {
+        let data = self.ebpf.maps().filter_map(|(name, map)| Some((name, data(map)?)));
+        // What the compiler made of constants nobody reads.
+        let named = data.filter(|(name, _)| !name.starts_with('.'));
+        named.map(|(name, data)| Ok((name.to_owned(), data.fd().as_fd().try_clone_to_owned()?))).collect()
     }
 
     /// Whether libraries loaded late announce themselves; otherwise only the slow rescan finds them.
     pub const fn sees_late_loads(&self) -> bool {
         self.late_loads
     }
+}
+
+/// What is behind a map of the kinds that the agent reads.
+const fn data(map: &Map) -> Option<&MapData> {
+    match map {
+        Map::Array(data) | Map::HashMap(data) | Map::LruHashMap(data) | Map::PerCpuArray(data) | Map::RingBuf(data) => {
+            Some(data)
+        }
+        _ => None,
+    }
+}
+
+impl Maps {
+    /// Makes them of the handles of the loaded programs, with the ring buffers beside.
+    ///
+    /// # Errors
+    ///
+    /// When one is missing or of another kind, or must not be used.
+    pub fn of(handles: Vec<Handle>) -> Result<(Self, Rings), LoadError> {
+        let mut handles: BTreeMap<String, OwnedFd> = handles.into_iter().collect();
+        let all = &mut handles;
+        let rings = Rings {
+            processes: open(all, "EVENTS")?,
+            requests: open(all, "REQUEST_EVENTS")?,
+            payload: open(all, "PAYLOAD")?,
+            stalls: open(all, "STALLS")?,
+            told: Told(open(all, "TOLD")?),
+        };
+        let maps = Self {
+            targets: open(all, "TARGETS")?,
+            stats: open(all, "STATS")?,
+            sequences: open(all, "SEQUENCES")?,
+            contexts: open(all, "CONTEXTS")?,
+            layouts: open(all, "LAYOUTS")?,
+            memories: open(all, "MEMORIES")?,
+            notes: open(all, "NOTES")?,
+            clocks: open(all, "CLOCKS")?,
+            connections: open(all, "CONNECTIONS")?,
+            talks: open(all, "TALKS")?,
+            peers: open(all, "PEERS")?,
+            threads: open(all, "THREADS")?,
+            tasks: open(all, "TASKS")?,
+            calls: open(all, "CALLS")?,
+            steps: open(all, "STEPS")?,
+            scheduled: open(all, "SCHEDULED")?,
+        };
+        Ok((maps, rings))
+    }
+}
+
+/// Opens a map under its type.
+fn open<T: TryFrom<Map, Error = MapError>>(
+    handles: &mut BTreeMap<String, OwnedFd>,
+    name: &'static str,
+) -> Result<T, LoadError> {
+    let handle = handles.remove(name).ok_or_else(|| LoadError::Absent(format!("map {name}")))?;
+    let map = MapData::from_fd(handle).and_then(Map::from_map_data).and_then(T::try_from);
+    map.map_err(|source| LoadError::map("open", name, source))
 }
 
 /// Puts the programs of tail calls where others look for them; in place of one that this kernel refuses the other of its
@@ -299,8 +342,17 @@ fn fill(
     Ok(array)
 }
 
+/// A map of the object under its type.
+fn borrow<'a, T: TryFrom<&'a mut Map, Error = MapError>>(
+    ebpf: &'a mut Ebpf,
+    name: &'static str,
+) -> Result<T, LoadError> {
+    let map = ebpf.map_mut(name).ok_or_else(|| LoadError::Absent(format!("map {name}")))?;
+    T::try_from(map).map_err(|source| LoadError::map("open", name, source))
+}
+
 /// Takes a map out of the object under its type.
-fn take<T: TryFrom<aya::maps::Map, Error = MapError>>(
+fn take<T: TryFrom<Map, Error = MapError>>(
     ebpf: &mut Ebpf,
     name: &'static str,
 ) -> Result<T, LoadError> {

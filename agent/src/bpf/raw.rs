@@ -1,17 +1,11 @@
 //! The one file of the agent with `unsafe`: functions made of chosen instructions, the call that gives the process a
-//! mount namespace of its own, the registration of a ring buffer, the reading of its entries, the descriptors that a
-//! child inherits, and memory that is given back.
+//! mount namespace of its own, the registration of a ring buffer, the reading of its entries, signals that are not heard,
+//! and memory that is given back.
 
-use std::{
-    fs,
-    os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
-};
+use std::os::fd::{AsFd, AsRawFd};
 
 use aya::Pod;
-use rustix::{
-    io::{self, FdFlags},
-    thread::UnshareFlags,
-};
+use rustix::{io, process::Signal, thread::UnshareFlags};
 use tokio::io::unix::AsyncFd;
 
 /// Begins with an instruction that the kernel emulates.
@@ -57,24 +51,16 @@ pub fn value<T: Pod>(entry: &[u8]) -> Option<T> {
     Some(unsafe { entry.as_ptr().cast::<T>().read_unaligned() })
 }
 
-/// Lets a program that is started from here inherit all that keeps probes attached. Returns how many links that are.
-///
-/// # Errors
-///
-/// When the descriptors cannot be listed.
-pub fn bequeath_links() -> std::io::Result<usize> {
-    let mut links = 0;
-    for entry in fs::read_dir("/proc/self/fd")?.flatten() {
-        // As fs/anon_inodes.c and kernel/bpf/syscall.c name it.
-        let is_link = fs::read_link(entry.path()).is_ok_and(|it| it.as_os_str() == "anon_inode:bpf_link");
-        let number = entry.file_name().to_str().and_then(|number| number.parse::<RawFd>().ok());
-        let Some(number) = number.filter(|_| is_link) else { continue };
-        // SAFETY: only a flag of the descriptor is set; if it was closed meanwhile, or became another, the worst is that a
-        // child inherits one too many.
-        let link = unsafe { BorrowedFd::borrow_raw(number) };
-        links += usize::from(io::fcntl_setfd(link, FdFlags::empty()).is_ok());
+/// From now on no signal by which people and service managers end a program ends this one, nor what it starts.
+pub fn ignore_ends() {
+    unsafe extern "C" {
+        fn signal(number: i32, handler: usize) -> usize;
     }
-    Ok(links)
+    const IGNORE: usize = 1;
+    for ends in [Signal::TERM, Signal::INT, Signal::HUP, Signal::QUIT] {
+        // SAFETY: no handler is set that could run (signal(2): SIG_IGN is 1).
+        let _ = unsafe { signal(ends.as_raw(), IGNORE) };
+    }
 }
 
 /// From now on what is large goes back to the system as soon as it is not needed. glibc learns from each large piece that

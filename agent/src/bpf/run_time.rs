@@ -6,7 +6,6 @@
 use std::{
     collections::BTreeMap,
     io,
-    sync::{Arc, Mutex},
     thread::{self, sleep},
     time::{Duration, Instant},
 };
@@ -15,10 +14,11 @@ use aya::{
     programs::loaded_programs,
     sys::{Stats, enable_stats},
 };
+use serde::{Deserialize, Serialize};
 use tracing::debug;
 
 use super::Attacher;
-use crate::{lock::lock, plan::catalog::Program};
+use crate::plan::catalog::Program;
 
 /// How long the kernel keeps run times.
 const WINDOW: Duration = Duration::from_secs(1);
@@ -26,7 +26,7 @@ const WINDOW: Duration = Duration::from_secs(1);
 const EVERY: Duration = Duration::from_secs(30);
 
 /// What is known of the programs' cost.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Sample {
     /// Nanoseconds of one run of each program, by its number; 0 for one that has not run in a window yet.
     pub bodies: [u32; Program::COUNT],
@@ -41,41 +41,27 @@ struct Ran {
     runs: u64,
 }
 
-/// The thread that samples.
-pub struct RunTimes {
-    sample: Arc<Mutex<Sample>>,
-}
-
-impl RunTimes {
-    /// Starts the thread for the programs that an [`Attacher`] has loaded.
-    ///
-    /// # Errors
-    ///
-    /// When no thread can be started.
-    pub fn start(attacher: &Attacher) -> io::Result<Self> {
-        let info = |(name, program): (&str, &aya::programs::Program)| {
-            Some((program.info().ok()?.id(), name.to_owned()))
-        };
-        let programs: BTreeMap<u32, String> = attacher.ebpf.programs().filter_map(info).collect();
-        let sample = Arc::new(Mutex::new(Sample::default()));
-        let shared = sample.clone();
-        let run = move || {
-            loop {
-                match measure(&programs) {
-                    Ok(sample) => *lock(&shared) = sample,
-                    Err(error) => return debug!(%error, "the kernel does not tell the run time of programs"),
-                }
-                sleep(EVERY);
+/// Starts a thread that samples the programs that an [`Attacher`] has loaded, and tells each sample.
+///
+/// # Errors
+///
+/// When no thread can be started.
+pub fn start(attacher: &Attacher, tell: impl Fn(Sample) + Send + 'static) -> io::Result<()> {
+    let info = |(name, program): (&str, &aya::programs::Program)| {
+        Some((program.info().ok()?.id(), name.to_owned()))
+    };
+    let programs: BTreeMap<u32, String> = attacher.ebpf.programs().filter_map(info).collect();
+    let run = move || {
+        loop {
+            match measure(&programs) {
+                Ok(sample) => tell(sample),
+                Err(error) => return debug!(%error, "the kernel does not tell the run time of programs"),
             }
-        };
-        thread::Builder::new().name("run times".into()).spawn(run)?;
-        Ok(Self { sample })
-    }
-
-    /// The last sample.
-    pub fn last(&self) -> Sample {
-        *lock(&self.sample)
-    }
+            sleep(EVERY);
+        }
+    };
+    thread::Builder::new().name("run times".into()).spawn(run)?;
+    Ok(())
 }
 
 fn measure(programs: &BTreeMap<u32, String>) -> io::Result<Sample> {

@@ -13,10 +13,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{COMMAND, Question, Reply, Seen, receive, send, unpack};
-use crate::discovery::{
-    Look,
-    image::{Image, ImageId},
+use super::{COMMAND, Question, Reply, Seen, unpack};
+use crate::{
+    discovery::{
+        Look,
+        image::{Image, ImageId},
+    },
+    wire::{receive, send},
 };
 
 /// How long an answer may take. What a scout may spend takes less on an idle machine.
@@ -36,12 +39,38 @@ pub enum NoAnswer {
     Ended(std::io::Error),
 }
 
+/// Bytes of one answer.
+const MOST: usize = 64 << 20;
+
 /// A process that looks.
 pub struct Scout {
-    child: Child,
+    pid: u32,
     socket: OwnedFd,
     /// Images that it sent.
     known: HashMap<ImageId, Arc<Image>>,
+    /// Ends it.
+    end: Box<dyn FnOnce() + Send>,
+}
+
+/// Starts a process that looks, with the rights of this one. Returns the socket by which it is asked beside.
+///
+/// # Errors
+///
+/// When there is no room for one more process.
+pub(crate) fn spawn() -> std::io::Result<(Child, OwnedFd)> {
+    let (ours, theirs) = UnixStream::pair()?;
+    ours.set_read_timeout(Some(PATIENCE))?;
+    ours.set_write_timeout(Some(PATIENCE))?;
+    let child = Command::new("/proc/self/exe")
+        .arg(COMMAND)
+        .stdin(OwnedFd::from(theirs))
+        .stdout(Stdio::null())
+        // Who reads what the agent says waits for nobody else to close it.
+        .stderr(Stdio::null())
+        // A signal from the terminal is for the agent, which lets it end.
+        .process_group(0)
+        .spawn()?;
+    Ok((child, ours.into()))
 }
 
 impl Scout {
@@ -51,24 +80,19 @@ impl Scout {
     ///
     /// When there is no room for one more process.
     pub fn start() -> std::io::Result<Self> {
-        let (ours, theirs) = UnixStream::pair()?;
-        ours.set_read_timeout(Some(PATIENCE))?;
-        ours.set_write_timeout(Some(PATIENCE))?;
-        let child = Command::new("/proc/self/exe")
-            .arg(COMMAND)
-            .stdin(OwnedFd::from(theirs))
-            .stdout(Stdio::null())
-            // Who reads what the agent says waits for nobody else to close it.
-            .stderr(Stdio::null())
-            // A signal from the terminal is for the agent, which lets it end.
-            .process_group(0)
-            .spawn()?;
-        Ok(Self { child, socket: ours.into(), known: HashMap::new() })
+        let (mut child, socket) = spawn()?;
+        // It has ended already, where it cannot be killed.
+        Ok(Self::over(child.id(), socket, move || drop(child.kill())))
+    }
+
+    /// One that another process has started; `end` has it ended.
+    pub(crate) fn over(pid: u32, socket: OwnedFd, end: impl FnOnce() + Send + 'static) -> Self {
+        Self { pid, socket, known: HashMap::new(), end: Box::new(end) }
     }
 
     /// Its process id.
-    pub fn pid(&self) -> u32 {
-        self.child.id()
+    pub const fn pid(&self) -> u32 {
+        self.pid
     }
 
     /// Asks, and waits for the answer.
@@ -80,7 +104,7 @@ impl Scout {
         let start = Instant::now();
         send(&self.socket, question, &[]).map_err(NoAnswer::Ended)?;
         loop {
-            match receive::<Reply>(&self.socket) {
+            match receive::<Reply>(&self.socket, MOST) {
                 Ok(Some((mut reply, files))) => {
                     if let Seen::Process(look) = &mut reply.seen {
                         unpack(look, files);
@@ -119,21 +143,19 @@ impl Scout {
 
     /// Whether it has something to compute, and waits for a processor at most.
     fn runs(&self) -> bool {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap_or_default();
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid)).unwrap_or_default();
         stat.rsplit_once(") ").is_some_and(|(_, fields)| fields.starts_with('R'))
     }
 
     /// On which file system it is, as in `maps`; `None` when it reads no file that is mapped.
     pub fn device(&self) -> Option<Box<str>> {
-        let name = fs::read_to_string(format!("/proc/{}/comm", self.pid())).ok()?;
+        let name = fs::read_to_string(format!("/proc/{}/comm", self.pid)).ok()?;
         let name = name.trim();
         name.contains(':').then(|| name.into())
     }
 
     /// Gives it up. It ends when what it waits for lets it.
-    pub fn abandon(mut self) -> Child {
-        // It has ended already.
-        let _ = self.child.kill();
-        self.child
+    pub fn abandon(self) {
+        (self.end)();
     }
 }
