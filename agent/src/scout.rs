@@ -26,6 +26,7 @@ use serde::{Deserialize, Serialize};
 pub(crate) use self::asked::spawn;
 pub use self::asked::{NoAnswer, Scout};
 use crate::{
+    confine::confine_scout,
     discovery::{
         Look, Scanner, Wanted,
         budget::thread_time,
@@ -86,6 +87,7 @@ pub fn serve() -> Result<()> {
     let _ = std::fs::write("/proc/self/oom_score_adj", "1000");
     let most = Some(MOST_MEMORY);
     let _ = setrlimit(Resource::Data, Rlimit { current: most, maximum: most });
+    confine_scout()?;
     let scanner = Scanner::new(Path::new("/proc"), Wanted::ENGINES).announcing();
     let mut scout = Serving { scanner, sent: HashSet::new() };
     // What it took to start is charged to the first look.

@@ -47,14 +47,36 @@ pub(super) fn give_up(uses: &Uses) -> Result<Kept> {
         need(CapabilitySet::DAC_READ_SEARCH, "CAP_DAC_READ_SEARCH", why);
     }
     set_capabilities(None, held)?;
+    keep_only(keep)?;
+    Ok(kept)
+}
+
+/// What a scout needs: to look into processes of others, and at files that only their owner may read, to read what a server
+/// only names with the rights of its user, and to reach libraries that were replaced.
+pub(super) fn of_scout() -> Result<()> {
+    let held = capabilities(None)?.permitted;
+    let keep = CapabilitySet::SYS_PTRACE
+        | CapabilitySet::DAC_READ_SEARCH
+        | CapabilitySet::SETUID
+        | CapabilitySet::SETGID
+        | CapabilitySet::CHECKPOINT_RESTORE;
+    // Where the last is not had, this one stands for it.
+    let instead = if held.contains(CapabilitySet::CHECKPOINT_RESTORE) {
+        CapabilitySet::empty()
+    } else {
+        CapabilitySet::SYS_ADMIN
+    };
+    keep_only((keep | instead) & held)
+}
+
+fn keep_only(keep: CapabilitySet) -> Result<()> {
     for capability in CapabilitySet::all().iter().filter(|it| !keep.contains(*it)) {
         // It takes CAP_SETPCAP. Without it nothing is gained: no program can be started any more.
         let _ = remove_capability_from_bounding_set(capability);
     }
     clear_ambient_capability_set()?;
     let last = CapabilitySets { effective: keep, permitted: keep, inheritable: CapabilitySet::empty() };
-    set_capabilities(None, last)?;
-    Ok(kept)
+    set_capabilities(None, last)
 }
 
 /// Whether a file, and its directory where it may be opened anew, can be used with the rights that are in effect.

@@ -51,7 +51,7 @@ pub(crate) fn confine(uses: &Uses) -> Result<()> {
     let kept = capabilities::give_up(uses).context("capabilities cannot be given up")?;
     set_no_new_privs(true).context("no_new_privs cannot be set")?;
     let reach = paths::restrict(uses).context("Landlock refuses its rules")?;
-    calls::restrict().context("system calls cannot be restricted")?;
+    calls::of_agent().context("system calls cannot be restricted")?;
     for (capability, why) in kept {
         warn!(capability, why, "one capability is kept");
     }
@@ -60,6 +60,18 @@ pub(crate) fn confine(uses: &Uses) -> Result<()> {
     }
     info!(landlock = ?reach, "rights are given up");
     Ok(())
+}
+
+/// Gives up what a scout does not use. To be called by its only thread.
+///
+/// # Errors
+///
+/// When the kernel takes nothing back.
+pub(crate) fn confine_scout() -> Result<()> {
+    capabilities::of_scout().context("capabilities cannot be given up")?;
+    set_no_new_privs(true).context("no_new_privs cannot be set")?;
+    // No Landlock: it would close the processes of others.
+    calls::of_scout().context("system calls cannot be restricted")
 }
 
 fn threads() -> Result<usize> {
