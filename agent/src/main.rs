@@ -14,7 +14,8 @@ use llamaprobe::{
     export::snapshot::{fetch::fetch, table::table},
     keeper,
     output::{self, Messages},
-    replay, scout,
+    replay,
+    scout::{self, parser},
     session::payload::head::KeyHash,
     survey, top, trace,
 };
@@ -23,14 +24,15 @@ use llamaprobe::{
 const LAST_WORDS: Duration = Duration::from_millis(100);
 
 fn main() -> ExitCode {
-    // Not commands for people: what the agent starts to attach, and to look at processes.
-    if let Some(command) = std::env::args_os().nth(1) {
-        if command == keeper::COMMAND {
-            return ended(keeper::serve().map(|()| ExitCode::SUCCESS));
-        }
-        if command == scout::COMMAND {
-            return ended(scout::serve().map(|()| ExitCode::SUCCESS));
-        }
+    // Not commands for people: what the agent starts to attach, to look at processes, and to read their files.
+    let serve = match std::env::args_os().nth(1) {
+        Some(command) if command == keeper::COMMAND => Some(keeper::serve as fn() -> Result<()>),
+        Some(command) if command == scout::COMMAND => Some(scout::serve as _),
+        Some(command) if command == parser::COMMAND => Some(parser::serve as _),
+        _ => None,
+    };
+    if let Some(serve) = serve {
+        return ended(serve().map(|()| ExitCode::SUCCESS));
     }
     let cli = Cli::parse();
     let done = match cli.command.unwrap_or_else(|| Command::Run(Box::new(cli.run))) {

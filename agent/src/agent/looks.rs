@@ -89,8 +89,8 @@ struct Board {
     avoid: HashMap<Box<str>, (Instant, u32)>,
     /// Since when each thread has been at one thing.
     busy: [Option<Instant>; WORKERS as usize],
-    /// The scouts that are there, by thread.
-    scouts: [Option<u32>; WORKERS as usize],
+    /// The scouts that are there, by thread, with their parsers.
+    scouts: [Option<[u32; 2]>; WORKERS as usize],
     told: Told,
     counts: LookCounts,
     /// When the first thread wakes up.
@@ -158,11 +158,11 @@ impl Looks {
         self.shared.1.notify_all();
     }
 
-    /// What looking has cost, and the scouts that are there.
+    /// What looking has cost, and the processes that do it.
     pub(super) fn counts(&self) -> (LookCounts, Vec<u32>) {
         let board = lock(&self.shared.0);
         let waiting = board.schedule.waiting(Instant::now());
-        (LookCounts { waiting, ..board.counts }, board.scouts.iter().flatten().copied().collect())
+        (LookCounts { waiting, ..board.counts }, board.scouts.iter().flatten().flatten().copied().collect())
     }
 }
 
@@ -294,7 +294,7 @@ impl Worker {
     fn start(&self) -> Option<Scout> {
         let scout = self.room.scout().inspect_err(|error| error!(%error, "no process to look with")).ok()?;
         let mut board = lock(&self.shared.0);
-        board.scouts[self.number as usize] = Some(scout.pid());
+        board.scouts[self.number as usize] = Some(scout.pids());
         Some(scout)
     }
 

@@ -69,7 +69,7 @@ pub(super) fn of_scout() -> Result<()> {
     keep_only((keep | instead) & held)
 }
 
-fn keep_only(keep: CapabilitySet) -> Result<()> {
+pub(super) fn keep_only(keep: CapabilitySet) -> Result<()> {
     for capability in CapabilitySet::all().iter().filter(|it| !keep.contains(*it)) {
         // It takes CAP_SETPCAP. Without it nothing is gained: no program can be started any more.
         let _ = remove_capability_from_bounding_set(capability);

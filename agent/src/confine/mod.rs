@@ -16,7 +16,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use rustix::thread::set_no_new_privs;
+use rustix::thread::{CapabilitySet, set_no_new_privs};
 use tracing::{info, warn};
 
 use self::paths::Reach;
@@ -72,6 +72,18 @@ pub(crate) fn confine_scout() -> Result<()> {
     set_no_new_privs(true).context("no_new_privs cannot be set")?;
     // No Landlock: it would close the processes of others.
     calls::of_scout().context("system calls cannot be restricted")
+}
+
+/// Gives up everything. To be called by the only thread of a parser.
+///
+/// # Errors
+///
+/// When the kernel takes nothing back.
+pub(crate) fn confine_parser() -> Result<()> {
+    capabilities::keep_only(CapabilitySet::empty()).context("capabilities cannot be given up")?;
+    set_no_new_privs(true).context("no_new_privs cannot be set")?;
+    paths::restrict_all().context("Landlock refuses its rules")?;
+    calls::of_parser().context("system calls cannot be restricted")
 }
 
 fn threads() -> Result<usize> {

@@ -55,6 +55,17 @@ pub(super) fn restrict(uses: &Uses) -> Result<Reach, RulesetError> {
     })
 }
 
+/// Lets this thread and those that it starts reach nothing.
+pub(super) fn restrict_all() -> Result<(), RulesetError> {
+    Ruleset::default()
+        .set_compatibility(CompatLevel::BestEffort)
+        .handle_access(AccessFs::from_all(ASKED))?
+        .handle_access(AccessNet::from_all(ASKED))?
+        .create()?
+        .restrict_self()
+        .map(drop)
+}
+
 /// Where files are, and where those are that they stand for: a new one takes the place of an old one there.
 fn places(files: &[PathBuf]) -> Vec<PathBuf> {
     let mut places = Vec::new();

@@ -36,7 +36,7 @@ const STARTING: Duration = Duration::from_secs(5);
 const CLOSING: Duration = Duration::from_secs(1);
 
 type Files = Vec<Arc<OwnedFd>>;
-type Started = io::Result<(u32, OwnedFd)>;
+type Started = io::Result<([u32; 2], OwnedFd)>;
 
 /// A keeper that was started, and has not been asked for anything.
 pub struct Keeper {
@@ -159,9 +159,9 @@ impl Room {
             waiting.push_back(started);
             self.order(Order::Scout);
         }
-        let (pid, socket) = wait.recv_timeout(STARTING).map_err(io::Error::other)??;
+        let (pids, socket) = wait.recv_timeout(STARTING).map_err(io::Error::other)??;
         let room = self.clone();
-        Ok(Scout::over(pid, socket, move || room.order(Order::EndScout(pid))))
+        Ok(Scout::over(pids, socket, move || room.order(Order::EndScout(pids[0]))))
     }
 
     /// Waits until the kernel has done what it is at, some 0.1 s, and lets nothing more begin: whoever ends all processes of
@@ -199,9 +199,9 @@ impl Hears {
     fn hear(&self, done: Done, mut files: Vec<OwnedFd>) {
         match done {
             Done::Said(text) => self.messages.pass_on(text),
-            Done::Scout(pid) => {
+            Done::Scout(pids) => {
                 let socket = files.pop().ok_or_else(|| io::ErrorKind::UnexpectedEof.into());
-                self.started(socket.map(|socket| (pid, socket)));
+                self.started(socket.map(|socket| (pids, socket)));
             }
             Done::NoScout(why) => self.started(Err(io::Error::other(why))),
             // Whoever waited may have gone; so may the loop.

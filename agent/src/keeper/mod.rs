@@ -113,8 +113,8 @@ pub(crate) enum Done {
     NotLoaded(String),
     /// A message for whoever started the agent.
     Said(String),
-    /// A scout with this process id; its socket comes beside.
-    Scout(u32),
+    /// A scout with this process id, and that of its parser; its socket comes beside.
+    Scout([u32; 2]),
     /// None can be started, and why.
     NoScout(String),
     /// What the programs cost.
@@ -222,7 +222,7 @@ fn attend(socket: &OwnedFd, way: &Way, room: &EngineRoom) -> Result<()> {
             // Once is enough.
             Order::Load { .. } => {}
             Order::Scout => match scouts.start() {
-                Ok((pid, socket)) => way.hand(&Done::Scout(pid), &[Arc::new(socket)]),
+                Ok((pids, socket)) => way.hand(&Done::Scout(pids), &[Arc::new(socket)]),
                 Err(error) => way.tell(&Done::NoScout(error.to_string())),
             },
             Order::EndScout(pid) => scouts.end(pid),
