@@ -7,10 +7,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use aya::programs::uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeLink, UProbeScope};
 use llamaprobe_common::probe::ProbeId;
 
-use super::{Attacher, LoadError, load::uprobe};
+use super::{
+    Attacher, LoadError,
+    uprobes::{self, Link},
+};
 use crate::{
     discovery::image::ImageId,
     plan::{Probe, catalog::Program},
@@ -24,7 +26,7 @@ type Site = (ImageId, u64, Program, Option<NonZeroU32>);
 
 /// What is attached at one site: at the entry and, where there is a program for it, at the return. Detaches when
 /// dropped, which the kernel takes its time for.
-pub type Links = Vec<UProbeLink>;
+pub type Links = Vec<Link>;
 
 /// One attached probe.
 struct Attached {
@@ -106,7 +108,7 @@ impl Attacher {
         probe: &Probe,
         path: &Path,
         only: Option<NonZeroU32>,
-    ) -> Result<Vec<UProbeLink>, LoadError> {
+    ) -> Result<Links, LoadError> {
         let end = match &probe.end {
             Some(end) => probe.program.at_end().map(|name| (name, probe.entry + end.offset)),
             None => probe.program.at_return().map(|name| (name, probe.offset())),
@@ -114,16 +116,10 @@ impl Attacher {
         std::iter::once((probe.program.name(), probe.offset()))
             .chain(end)
             .map(|(name, offset)| {
-                let program = uprobe(&mut self.ebpf, name)?;
-                let point = UProbeAttachPoint {
-                    location: UProbeAttachLocation::AbsoluteOffset(offset),
-                    cookie: Some(probe.cookie.raw()),
-                };
                 // For all processes: the programs tell by thread group id whom they serve, and a restarted server or a
                 // forked worker is covered at once.
-                let scope = only.map_or(UProbeScope::AllProcesses, UProbeScope::OneProcess);
-                let link = program.attach(point, path, scope).and_then(|id| program.take_link(id));
-                link.map_err(|source| LoadError::program("attach", name, source))
+                let site = uprobes::Site { offset, cookie: probe.cookie.raw(), only };
+                self.uprobes.attach(&mut self.ebpf, name, path, &site)
             })
             .collect()
     }
