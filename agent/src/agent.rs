@@ -55,7 +55,7 @@ use crate::{
     bpf::{self, Attacher, Maps, calibrate::Prices, events::RequestEvent, lines::Lines, run_time::RunTimes},
     cli::{Options, billing::BillingOptions},
     discovery::process::process_of,
-    doctor::{self, Check, NEEDED, Roots},
+    doctor::{self, Check, Roots},
     export::{
         history::{self, History},
         http::{self, Endpoint, Health, Questions, web::Web},
@@ -194,7 +194,7 @@ pub async fn run(mut options: Options, mut signals: Signals) -> Result<()> {
     let only = options.only.clone();
     let load = move || {
         let (maps, mut attacher, rings) = Maps::load(&only, Lines::wanted()).map_err(explain)?;
-        let prices = calibrate(&mut attacher);
+        let prices = calibrate(&mut attacher)?;
         Ok((maps, attacher, rings, prices))
     };
     let Some((maps, attacher, rings, prices)) = signals.or_end(load).await? else { return Ok(()) };
@@ -316,7 +316,10 @@ async fn loaded(reloading: &mut Option<JoinHandle<Result<Billing>>>) -> Option<R
     Some(loaded.context("reading them panicked").flatten())
 }
 
-fn calibrate(attacher: &mut Attacher) -> Option<Prices> {
+/// # Errors
+///
+/// When no probe may be attached, not even to the agent itself.
+fn calibrate(attacher: &mut Attacher) -> Result<Option<Prices>> {
     match attacher.calibrate() {
         Ok(Some(prices)) => {
             info!(
@@ -324,12 +327,13 @@ fn calibrate(attacher: &mut Attacher) -> Option<Prices> {
                 single_stepped_ns = prices.single_stepped_ns,
                 "price of a probe hit here"
             );
-            return Some(prices);
+            return Ok(Some(prices));
         }
         Ok(None) => warn!("the price of a probe hit could not be measured"),
+        Err(error) if error.is_permission() => return Err(explain(error)),
         Err(error) => warn!(%error, "the price of a probe hit could not be measured"),
     }
-    None
+    Ok(None)
 }
 
 /// The processes that were named; a thread stands for its process.
@@ -372,14 +376,19 @@ fn announce(scheme: &str, address: SocketAddr) {
 
 /// Adds to the kernel's refusals what `doctor` finds fatal here: the kernel's own words seldom say what to do.
 fn explain(error: bpf::LoadError) -> anyhow::Error {
-    let fatal = doctor::host(&Roots::default()).into_iter().filter(Check::is_fatal);
+    let roots = Roots::default();
+    let way = doctor::way(&roots);
+    let fatal = doctor::host(&roots, way).into_iter().filter(Check::is_fatal);
     let found: Vec<String> = fatal.map(|check| check.to_string()).collect();
     let denied = error.is_permission();
     let error = anyhow::Error::new(error);
     if !found.is_empty() {
         error.context(format!("it cannot work here: {}", found.join("; ")))
     } else if denied {
-        error.context(format!("the kernel refuses: {NEEDED}; `llamaprobe doctor` says what is missing"))
+        error.context(format!(
+            "the kernel refuses: {}; `llamaprobe doctor` says what is missing",
+            doctor::needed(way)
+        ))
     } else {
         error.context("`llamaprobe doctor` says what this host lacks")
     }

@@ -18,7 +18,7 @@ use super::{
 use crate::{
     bpf::{attach::AttachError, events, read::Reading},
     discovery::Target,
-    doctor::NEEDED,
+    doctor::{self, Roots},
     engines,
     judge::Judged,
     plan::{Joining, Plan, Verdict, catalog::Role},
@@ -339,7 +339,11 @@ impl Agent {
         let probed = plan.joining() != Joining::Answers;
         if probed && !plan.probes.iter().any(|probe| probe.role == Role::Batch) {
             let denied = failures.iter().any(|failure| failure.cause.is_permission());
-            let why = if denied { NEEDED } else { "its decode calls cannot be probed" };
+            let why = if denied {
+                doctor::needed(doctor::way(&Roots::default()))
+            } else {
+                "its decode calls cannot be probed"
+            };
             return self.refuse(pid, &target.comm, why);
         }
         self.unobservable.remove(&pid);

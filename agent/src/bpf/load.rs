@@ -185,13 +185,6 @@ pub struct Attacher {
     _follow: Vec<aya::maps::Map>,
 }
 
-impl Attacher {
-    /// How it attaches uprobes.
-    pub const fn way(&self) -> Way {
-        self.uprobes.way()
-    }
-}
-
 impl Maps {
     /// Loads everything and starts to watch process life. Returns what attaches, and the ring buffers of process and
     /// request events, beside. Of other processes than `only` nothing is told, unless it is empty.
@@ -201,7 +194,8 @@ impl Maps {
     /// When the kernel refuses a program or a map: no rights, Linux older than 5.15, lockdown.
     pub fn load(only: &[u32], lines: Lines) -> Result<(Self, Attacher, Rings), LoadError> {
         raw::keep_no_large_memory();
-        let way = Way::here();
+        // Who may not even try that is told so when the rest is refused, too.
+        let way = Way::here().unwrap_or(Way::PerfEvents);
         // Maps are bound to the kind of the programs that use them, so all is made anew.
         let (way, loaded) = match Self::load_for(way, only, lines) {
             Err(error) if way == Way::Links => {

@@ -20,5 +20,5 @@ pub mod tracefs;
 pub mod uprobes;
 
 pub use load::{Attacher, LoadError, Maps, Told};
-pub use multi::has_links;
 pub use raw::{bequeath_links, waitable};
+pub use uprobes::Way;

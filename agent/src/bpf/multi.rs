@@ -137,7 +137,7 @@ pub(super) fn data(map: &Map) -> Option<&MapData> {
 /// # Errors
 ///
 /// When it cannot be tried, for want of rights.
-pub fn has_links() -> io::Result<bool> {
+pub(super) fn has_links() -> io::Result<bool> {
     let instructions = copy_instructions(&RETURNS_0).expect("two whole instructions");
     let program = raw::load(&Loadable { name: "lp_links", license: c"GPL", instructions: &instructions }, &mut [])?;
     let site = LinkSite { path: c"/", offset: 0, cookie: 0, pid: 0, at_return: false };

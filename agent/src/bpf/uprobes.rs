@@ -3,7 +3,7 @@
 //! be of one kind.
 
 use std::{
-    env,
+    env, io,
     num::NonZeroU32,
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     path::Path,
@@ -16,7 +16,6 @@ use aya::{
         uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeLink, UProbeScope},
     },
 };
-use tracing::debug;
 
 use super::{LoadError, multi};
 
@@ -33,20 +32,14 @@ pub enum Way {
 }
 
 impl Way {
-    /// The one of this kernel.
-    pub fn here() -> Self {
-        if env::var_os(VARIABLE).is_some_and(|way| way == "perf-events") {
-            return Self::PerfEvents;
-        }
-        match multi::has_links() {
-            Ok(true) => Self::Links,
-            Ok(false) => Self::PerfEvents,
-            // Then nothing else can be loaded either, and that says why.
-            Err(error) => {
-                debug!(%error, "whether this kernel has links for uprobes cannot be tried");
-                Self::PerfEvents
-            }
-        }
+    /// The one of this kernel, found out by trying.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be tried, for want of rights.
+    pub fn here() -> io::Result<Self> {
+        let told = env::var_os(VARIABLE).is_some_and(|way| way == "perf-events");
+        Ok(if !told && multi::has_links()? { Self::Links } else { Self::PerfEvents })
     }
 }
 
@@ -90,13 +83,6 @@ impl Uprobes {
             Way::Links => Self::Links(multi::Programs::read(object, ebpf)?),
             Way::PerfEvents => Self::PerfEvents,
         })
-    }
-
-    pub(super) const fn way(&self) -> Way {
-        match self {
-            Self::Links(_) => Way::Links,
-            Self::PerfEvents => Way::PerfEvents,
-        }
     }
 
     /// Loads a program, unless that has been done.
