@@ -97,8 +97,7 @@ fn observes(assets: &Assets, start: impl Fn(&[&str]) -> Result<Agent>) -> Result
     assert_eq!(metrics.sum("llamaprobe_lost_total", &[]), 0.0);
     // It maps the same library, or calls functions of the same names: what is attached for one process is not another's.
     let hits = |server: &LlamaServer| {
-        metrics
-            .sum("llamaprobe_probe_hits_total", &[("server", &server.label()), ("probe", "ssl_read")])
+        metrics.sum("llamaprobe_probe_hits_total", &[("server", &server.label()), ("probe", "ssl_read")])
     };
     assert!(hits(&tls) > 0.0 && hits(&plain) == 0.0, "{} {}", hits(&tls), hits(&plain));
 

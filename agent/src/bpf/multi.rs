@@ -48,7 +48,8 @@ impl Programs {
         let maps: HashMap<&str, RawFd> =
             ebpf.maps().filter_map(|(name, map)| Some((name, data(map)?.fd().as_fd().as_raw_fd()))).collect();
         let known = std::mem::take(&mut object.maps);
-        let known = known.iter().filter_map(|(name, map)| Some((name.as_str(), *maps.get(name.as_str())?, map)));
+        let known =
+            known.iter().filter_map(|(name, map)| Some((name.as_str(), *maps.get(name.as_str())?, map)));
         let text: HashSet<usize> = object.functions.keys().map(|(section, _)| *section).collect();
         object.relocate_maps(known, &text).map_err(LoadError::object)?;
         object.relocate_calls(&text).map_err(LoadError::object)?;
@@ -63,8 +64,7 @@ impl Programs {
         let absent = || LoadError::Absent(format!("program {name}"));
         let program = self.object.programs.get(name).ok_or_else(absent)?;
         let function = self.object.functions.get(&program.function_key()).ok_or_else(absent)?;
-        let program =
-            Loadable { name, license: &program.license, instructions: &function.instructions };
+        let program = Loadable { name, license: &program.license, instructions: &function.instructions };
         let loaded = raw::load(&program, &mut []).map_err(|io_error| {
             let verifier_log = VerifierLog::new(refusal(&program));
             LoadError::program("load", name, ProgramError::LoadError { io_error, verifier_log })
@@ -90,12 +90,7 @@ impl Programs {
     }
 
     /// Attaches a program to an instruction of a file, for all processes or one.
-    pub(super) fn attach(
-        &self,
-        name: &str,
-        path: &Path,
-        site: &Site,
-    ) -> Result<OwnedFd, LoadError> {
+    pub(super) fn attach(&self, name: &str, path: &Path, site: &Site) -> Result<OwnedFd, LoadError> {
         let failed = |io_error| {
             let error = SyscallError { call: "bpf_link_create", io_error };
             LoadError::program("attach", name, error.into())
@@ -139,9 +134,11 @@ pub(super) fn data(map: &Map) -> Option<&MapData> {
 /// When it cannot be tried, for want of rights.
 pub(super) fn has_links() -> io::Result<bool> {
     let instructions = copy_instructions(&RETURNS_0).expect("two whole instructions");
-    let program = raw::load(&Loadable { name: "lp_links", license: c"GPL", instructions: &instructions }, &mut [])?;
+    let program =
+        raw::load(&Loadable { name: "lp_links", license: c"GPL", instructions: &instructions }, &mut [])?;
     let site = LinkSite { path: c"/", offset: 0, cookie: 0, pid: 0, at_return: false };
-    let answer = |site: &LinkSite<'_>| raw::link(program.as_fd(), site).err().and_then(|error| error.raw_os_error());
+    let answer =
+        |site: &LinkSite<'_>| raw::link(program.as_fd(), site).err().and_then(|error| error.raw_os_error());
     // A directory has no instructions, and there is no such process: which of both is found first tells the kernels apart.
     Ok(answer(&site) == Some(EBADF) && answer(&LinkSite { pid: -1, ..site }) == Some(EINVAL))
 }

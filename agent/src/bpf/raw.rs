@@ -190,11 +190,7 @@ pub(super) fn link(program: BorrowedFd<'_>, site: &LinkSite<'_>) -> std::io::Res
 /// # Errors
 ///
 /// What the kernel answers.
-pub(super) fn set_program(
-    array: BorrowedFd<'_>,
-    place: u32,
-    program: BorrowedFd<'_>,
-) -> std::io::Result<()> {
+pub(super) fn set_program(array: BorrowedFd<'_>, place: u32, program: BorrowedFd<'_>) -> std::io::Result<()> {
     let program = program.as_raw_fd();
     let mut attr = blank();
     // SAFETY: as in `load`.
@@ -239,7 +235,8 @@ fn size(of: usize) -> u32 {
 /// What `attr` points to must be as the command wants it.
 unsafe fn bpf(command: bpf_cmd, attr: &mut bpf_attr) -> std::io::Result<c_long> {
     // SAFETY: `attr` is as long as is said; the rest is the caller's word.
-    let done = unsafe { libc::syscall(libc::SYS_bpf, command as u32, ptr::from_mut(attr), size_of::<bpf_attr>()) };
+    let done =
+        unsafe { libc::syscall(libc::SYS_bpf, command as u32, ptr::from_mut(attr), size_of::<bpf_attr>()) };
     if done < 0 { Err(std::io::Error::last_os_error()) } else { Ok(done) }
 }
 

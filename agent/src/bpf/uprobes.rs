@@ -104,7 +104,8 @@ impl Uprobes {
         match self {
             Self::Links(programs) => programs.get(name),
             Self::PerfEvents => {
-                let program = ebpf.program(name).ok_or_else(|| LoadError::Absent(format!("program {name}")))?;
+                let program =
+                    ebpf.program(name).ok_or_else(|| LoadError::Absent(format!("program {name}")))?;
                 let program = program.fd().map_err(|source| LoadError::program("open", name, source))?;
                 Ok(program.as_fd())
             }

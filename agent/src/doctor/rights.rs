@@ -84,12 +84,12 @@ pub(super) fn capabilities(capabilities: &Capabilities, way: Way) -> Vec<Check> 
     let found = |verdict, found| Check::new(NAME, verdict, found);
     let mut checks = vec![match way {
         _ if capabilities.has(SYS_ADMIN) => found(Verdict::Ok, "probes can be loaded and attached"),
-        Way::Links if may_load => {
-            found(Verdict::Ok, "probes can be loaded and attached, for which this kernel wants no CAP_SYS_ADMIN")
-        }
-        Way::Links => {
-            found(Verdict::Fatal, "without CAP_BPF and CAP_PERFMON no probe can be attached").with_remedy(needed(way))
-        }
+        Way::Links if may_load => found(
+            Verdict::Ok,
+            "probes can be loaded and attached, for which this kernel wants no CAP_SYS_ADMIN",
+        ),
+        Way::Links => found(Verdict::Fatal, "without CAP_BPF and CAP_PERFMON no probe can be attached")
+            .with_remedy(needed(way)),
         // Linux 6.18 opens a perf event of a uprobe for CAP_SYS_ADMIN only (measured); the check was looser once.
         Way::PerfEvents if may_load => {
             found(Verdict::Degraded, "without CAP_SYS_ADMIN this kernel may refuse to attach probes")
