@@ -130,6 +130,8 @@ struct Agent {
     programs: Sample,
     /// Libraries loaded late announce themselves.
     late_loads: bool,
+    /// What attaching takes, for people.
+    needed: String,
     /// Where requests and figures go beside the endpoint.
     sinks: Sinks,
     billing: BillingOptions,
@@ -196,19 +198,17 @@ pub async fn run(mut options: Options, mut signals: Signals, messages: &Messages
     let Some(sinks) = signals.or_end(move || Sinks::open(&sinks)).await? else { return Ok(()) };
     let (only, log, messages) = (options.only.clone(), options.log.clone(), messages.clone());
     let load = move || {
-        let (loaded, room, done) = keeper.load(&only, &log, output::is_coloured(), messages)?;
-        let (maps, rings) = Maps::of(loaded.maps)?;
-        Ok((maps, rings, room, done, loaded.late_loads, loaded.prices))
+        let (mut loaded, room, done) = keeper.load(&only, &log, output::is_coloured(), messages)?;
+        let (maps, rings) = Maps::of(std::mem::take(&mut loaded.maps))?;
+        Ok((maps, rings, room, done, loaded))
     };
-    let Some((maps, rings, room, mut done, late_loads, prices)) = signals.or_end(load).await? else {
-        return Ok(());
-    };
+    let Some((maps, rings, room, mut done, first)) = signals.or_end(load).await? else { return Ok(()) };
     let (telling, mut looked) = mpsc::unbounded_channel();
     let looks = Looks::start(&telling, rings.told, doctor::kernel_version(&Roots::default()), &room)
         .context("cannot start a thread")?;
     let kernel = (maps, Stalls::new(rings.stalls));
     let mut agent = Agent::new(looks, room, kernel, sinks, opened, &options)?;
-    (agent.prices, agent.late_loads) = (prices, late_loads);
+    (agent.prices, agent.late_loads, agent.needed) = (first.prices, first.late_loads, first.needed);
 
     let (sender, mut questions) = mpsc::channel(QUESTIONS);
     let (recordings, mut asked) = mpsc::channel(QUESTIONS);
@@ -450,6 +450,7 @@ impl Agent {
             prices: None,
             programs: Sample::default(),
             late_loads: false,
+            needed: String::new(),
             attach_failures: 0,
             reload_failures: 0,
             follows_sockets: false,

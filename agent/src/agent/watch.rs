@@ -17,7 +17,6 @@ use super::{
 use crate::{
     bpf::{attach::Hook, events, read::Reading},
     discovery::Target,
-    doctor::NEEDED,
     engines,
     judge::Judged,
     keeper::{Attach, Done, Failure, Order},
@@ -346,8 +345,8 @@ impl Agent {
         let probed = plan.joining() != Joining::Answers;
         if probed && !plan.probes.iter().any(|probe| probe.role == Role::Batch) {
             let denied = failures.iter().any(|failure| failure.denied);
-            let why = if denied { NEEDED } else { "its decode calls cannot be probed" };
-            return self.refuse(pid, &target.comm, why);
+            let why = if denied { self.needed.clone() } else { "its decode calls cannot be probed".to_owned() };
+            return self.refuse(pid, &target.comm, &why);
         }
         self.unobservable.remove(&pid);
         self.observe(target, plan);

@@ -7,10 +7,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use aya::programs::uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeLink, UProbeScope};
 use serde::{Deserialize, Serialize};
 
-use super::{Attacher, LoadError, load::uprobe};
+use super::{
+    Attacher, LoadError,
+    uprobes::{self, Link},
+};
 use crate::{
     discovery::image::ImageId,
     plan::{Probe, catalog::Program},
@@ -24,7 +26,7 @@ type Site = (ImageId, u64, Program, Option<NonZeroU32>);
 
 /// What is attached at one site: at the entry and, where there is a program for it, at the return. Detaches when
 /// dropped, which the kernel takes its time for.
-pub type Links = Vec<UProbeLink>;
+pub type Links = Vec<Link>;
 
 /// One attached probe.
 struct Attached {
@@ -109,7 +111,7 @@ impl Attacher {
         hook: &Hook,
         path: &Path,
         only: Option<NonZeroU32>,
-    ) -> Result<Vec<UProbeLink>, LoadError> {
+    ) -> Result<Links, LoadError> {
         let end = match hook.end {
             Some(end) => hook.program.at_end().map(|name| (name, end)),
             None => hook.program.at_return().map(|name| (name, hook.offset)),
@@ -117,16 +119,10 @@ impl Attacher {
         std::iter::once((hook.program.name(), hook.offset))
             .chain(end)
             .map(|(name, offset)| {
-                let program = uprobe(&mut self.ebpf, name)?;
-                let point = UProbeAttachPoint {
-                    location: UProbeAttachLocation::AbsoluteOffset(offset),
-                    cookie: Some(hook.cookie),
-                };
                 // For all processes: the programs tell by thread group id whom they serve, and a restarted server or a
                 // forked worker is covered at once.
-                let scope = only.map_or(UProbeScope::AllProcesses, UProbeScope::OneProcess);
-                let link = program.attach(point, path, scope).and_then(|id| program.take_link(id));
-                link.map_err(|source| LoadError::program("attach", name, source))
+                let site = uprobes::Site { offset, cookie: hook.cookie, only };
+                self.uprobes.attach(&mut self.ebpf, name, path, &site)
             })
             .collect()
     }

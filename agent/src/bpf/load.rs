@@ -8,8 +8,9 @@ use std::{
 
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, ProgramArray, RingBuf},
-    programs::{ProgramError, RawTracePoint, TracePoint, UProbe, trace_point::TracePointLink},
+    maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, RingBuf},
+    programs::{ProgramError, RawTracePoint, TracePoint, trace_point::TracePointLink},
+    sys::SyscallError,
 };
 use llamaprobe_common::{
     batch::{Context, ContextKey},
@@ -27,9 +28,10 @@ use tracing::{debug, warn};
 use super::{
     attach::Attachments,
     lines::{self, LineReader, Lines},
-    raw,
+    multi, raw,
     sockets::SocketLinks,
     switches::{self, SwitchError, SwitchLink},
+    uprobes::{Uprobes, Way},
 };
 use crate::plan::catalog::Program;
 
@@ -94,6 +96,10 @@ fn sources<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dy
 impl LoadError {
     pub(super) fn program(what: &'static str, name: &str, source: ProgramError) -> Self {
         Self::Program { what, name: name.to_owned(), cause: Box::new(source) }
+    }
+
+    pub(super) fn object(source: impl Into<aya::EbpfError>) -> Self {
+        Self::Object { cause: Box::new(source.into()) }
     }
 
     pub(super) fn map(what: &'static str, name: &'static str, source: MapError) -> Self {
@@ -165,6 +171,7 @@ pub struct Maps {
 /// all rights, and whoever does it is not who reads.
 pub struct Attacher {
     pub(super) ebpf: Ebpf,
+    pub(super) uprobes: Uprobes,
     pub(super) attachments: Attachments,
     pub(super) sockets: SocketLinks,
     pub(super) sessions: Option<TracePointLink>,
@@ -174,7 +181,7 @@ pub struct Attacher {
     pub(super) undescribed: Option<SwitchError>,
     late_loads: bool,
     /// Keeps the programs of the tail calls alive.
-    _follow: Vec<ProgramArray<MapData>>,
+    _follow: Vec<Map>,
 }
 
 /// A map of the programs, for whoever reads it.
@@ -189,6 +196,23 @@ impl Attacher {
     /// When the kernel refuses a program or a map: no rights, Linux older than 5.15, lockdown.
     pub fn load(only: &[u32], lines: Lines) -> Result<(Self, Option<LineReader>), LoadError> {
         raw::keep_no_large_memory();
+        // Who may not even try that is told so when the rest is refused, too.
+        let way = Way::here().unwrap_or(Way::PerfEvents);
+        // Maps are bound to the kind of the programs that use them, so all is made anew.
+        let (way, loaded) = match Self::load_for(way, only, lines) {
+            Err(error) if way == Way::Links => {
+                debug!(%error, "this kernel has links for uprobes and refuses what is needed for them");
+                (Way::PerfEvents, Self::load_for(Way::PerfEvents, only, lines))
+            }
+            loaded => (way, loaded),
+        };
+        debug!(?way, "how uprobes are attached");
+        // Of the object and of what the kernel says of its types.
+        raw::give_memory_back();
+        loaded
+    }
+
+    fn load_for(way: Way, only: &[u32], lines: Lines) -> Result<(Self, Option<LineReader>), LoadError> {
         // No program needs relocation against kernel types, so the kernel's BTF (megabytes) is not read.
         let level = lines.level();
         let (kernel, undescribed) = match switches::kernel_layout() {
@@ -204,16 +228,19 @@ impl Attacher {
             // Nothing will be in it.
             loader.map_max_entries(lines::MAP, rustix::param::page_size() as u32);
         }
-        let mut ebpf = loader.load(OBJECT).map_err(|cause| LoadError::Object { cause: Box::new(cause) })?;
+        let mut ebpf = loader.load(OBJECT).map_err(LoadError::object)?;
+        let mut uprobes = Uprobes::new(way, OBJECT, &ebpf)?;
         let at_return = Program::ALL.into_iter().filter_map(Program::at_return);
         let at_end = Program::ALL.into_iter().filter_map(Program::at_end);
         let names = Program::ALL.into_iter().map(Program::name).chain(at_return).chain(at_end);
         for name in names.chain(["lp_show", "lp_calibration"]) {
-            let program = uprobe(&mut ebpf, name)?;
-            program.load().map_err(|source| LoadError::program("load", name, source))?;
+            uprobes.load(&mut ebpf, name)?;
         }
-        let follow =
-            vec![fill(&mut ebpf, "FOLLOW", &FOLLOW)?, fill(&mut ebpf, "SHOW", &[("lp_show", None)])?];
+        let follow = vec![
+            fill(&mut ebpf, &mut uprobes, "FOLLOW", &FOLLOW)?,
+            fill(&mut ebpf, &mut uprobes, "SHOW", &[("lp_show", None)])?,
+        ];
+        uprobes.settle();
 
         // Before anything is told: who is not meant never fills a ring.
         let mut meant: HashMap<_, u32, u8> = borrow(&mut ebpf, "ONLY")?;
@@ -234,11 +261,10 @@ impl Attacher {
             undescribed,
             late_loads,
             _follow: follow,
+            uprobes,
             ebpf,
         };
         attacher.load_sockets()?;
-        // Of the object and of what the kernel says of its types.
-        raw::give_memory_back();
         Ok((attacher, lines))
     }
 
@@ -248,7 +274,7 @@ impl Attacher {
     ///
     /// When there is no room for one more descriptor.
     pub fn handles(&self) -> std::io::Result<Vec<Handle>> {
-        let data = self.ebpf.maps().filter_map(|(name, map)| Some((name, data(map)?)));
+        let data = self.ebpf.maps().filter_map(|(name, map)| Some((name, multi::data(map)?)));
         // What the compiler made of constants nobody reads.
         let named = data.filter(|(name, _)| !name.starts_with('.'));
         named.map(|(name, data)| Ok((name.to_owned(), data.fd().as_fd().try_clone_to_owned()?))).collect()
@@ -257,16 +283,6 @@ impl Attacher {
     /// Whether libraries loaded late announce themselves; otherwise only the slow rescan finds them.
     pub const fn sees_late_loads(&self) -> bool {
         self.late_loads
-    }
-}
-
-/// What is behind a map of the kinds that the agent reads.
-const fn data(map: &Map) -> Option<&MapData> {
-    match map {
-        Map::Array(data) | Map::HashMap(data) | Map::LruHashMap(data) | Map::PerCpuArray(data) | Map::RingBuf(data) => {
-            Some(data)
-        }
-        _ => None,
     }
 }
 
@@ -322,22 +338,22 @@ fn open<T: TryFrom<Map, Error = MapError>>(
 /// pair.
 fn fill(
     ebpf: &mut Ebpf,
+    uprobes: &mut Uprobes,
     map: &'static str,
     programs: &[(&'static str, Option<&'static str>)],
-) -> Result<ProgramArray<MapData>, LoadError> {
-    let mut array: ProgramArray<MapData> = take(ebpf, map)?;
+) -> Result<Map, LoadError> {
+    let array = ebpf.take_map(map).ok_or_else(|| LoadError::Absent(format!("map {map}")))?;
+    let data = multi::data(&array).ok_or_else(|| LoadError::Absent(format!("array {map}")))?;
     for (place, &(mut name, instead)) in (0..).zip(programs) {
-        let loaded = uprobe(ebpf, name)?.fd().is_ok();
-        if !loaded && let (Err(error), Some(instead)) = (uprobe(ebpf, name)?.load(), instead) {
-            debug!(name, instead, error = chain(&error), "this kernel refuses a program");
-            name = instead;
+        if let (Err(error), Some(other)) = (uprobes.load(ebpf, name), instead) {
+            debug!(name, instead, %error, "this kernel refuses a program");
+            name = other;
         }
-        let program = uprobe(ebpf, name)?;
-        if program.fd().is_err() {
-            program.load().map_err(|source| LoadError::program("load", name, source))?;
-        }
-        let fd = program.fd().map_err(|source| LoadError::program("open", name, source))?;
-        array.set(place, fd, 0).map_err(|source| LoadError::map("fill", map, source))?;
+        uprobes.load(ebpf, name)?;
+        let set = raw::set_program(data.fd().as_fd(), place, uprobes.descriptor(ebpf, name)?);
+        set.map_err(|io_error| {
+            LoadError::map("fill", map, SyscallError { call: "bpf_map_update_elem", io_error }.into())
+        })?;
     }
     Ok(array)
 }
@@ -358,11 +374,6 @@ fn take<T: TryFrom<Map, Error = MapError>>(
 ) -> Result<T, LoadError> {
     let map = ebpf.take_map(name).ok_or_else(|| LoadError::Absent(format!("map {name}")))?;
     T::try_from(map).map_err(|source| LoadError::map("open", name, source))
-}
-
-pub(super) fn uprobe<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut UProbe, LoadError> {
-    let program = ebpf.program_mut(name).ok_or_else(|| LoadError::Absent(format!("program {name}")))?;
-    program.try_into().map_err(|source| LoadError::program("open", name, source))
 }
 
 /// Process life comes by raw tracepoints: they need no tracefs.

@@ -10,12 +10,15 @@ pub mod calibrate;
 pub mod events;
 pub mod lines;
 pub mod load;
+mod multi;
 mod raw;
 pub mod read;
 pub mod run_time;
 pub mod sockets;
 pub mod switches;
 pub mod tracefs;
+pub mod uprobes;
 
 pub use load::{Attacher, Handle, LoadError, Maps, Told};
 pub use raw::{ignore_ends, waitable};
+pub use uprobes::Way;

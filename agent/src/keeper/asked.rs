@@ -2,7 +2,7 @@
 
 use std::{
     collections::VecDeque,
-    io,
+    env, io,
     os::{
         fd::OwnedFd,
         unix::{net::UnixStream, process::CommandExt as _},
@@ -21,7 +21,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use super::{COMMAND, Done, Order};
 use crate::{
-    bpf::{Handle, calibrate::Prices},
+    bpf::{Handle, calibrate::Prices, uprobes::VARIABLE},
     lock::lock,
     output::Messages,
     scout::Scout,
@@ -52,6 +52,8 @@ pub(crate) struct Loaded {
     pub(crate) late_loads: bool,
     /// What a hit of a probe costs.
     pub(crate) prices: Option<Prices>,
+    /// What attaching takes, for people.
+    pub(crate) needed: String,
 }
 
 /// The way to a keeper that has loaded.
@@ -77,6 +79,7 @@ impl Keeper {
             .arg(COMMAND)
             // What is secret in it is not the keeper's.
             .env_clear()
+            .envs(env::var_os(VARIABLE).map(|way| (VARIABLE, way)))
             .current_dir("/")
             .stdin(OwnedFd::from(theirs))
             .stdout(Stdio::null())
@@ -108,8 +111,8 @@ impl Keeper {
             };
             match done {
                 Done::Said(text) => messages.pass_on(text),
-                Done::Loaded { maps, late_loads, prices } => {
-                    break Loaded { maps: maps.into_iter().zip(files).collect(), late_loads, prices };
+                Done::Loaded { maps, late_loads, prices, needed } => {
+                    break Loaded { maps: maps.into_iter().zip(files).collect(), late_loads, prices, needed };
                 }
                 // It has explained it.
                 Done::NotLoaded(why) => bail!(why),

@@ -35,7 +35,7 @@ use crate::{
         tracefs,
     },
     discovery::process::ProcessId,
-    doctor::{self, Check, NEEDED, Roots},
+    doctor::{self, Check, Roots},
     lock::lock,
     output, scout,
     wire::{receive, send},
@@ -108,6 +108,8 @@ pub(crate) enum Done {
         late_loads: bool,
         /// What a hit of a probe costs, as far as it could be measured.
         prices: Option<Prices>,
+        /// What attaching takes, for people.
+        needed: String,
     },
     /// They cannot be, and why.
     NotLoaded(String),
@@ -242,10 +244,11 @@ fn load(only: &[u32], way: &Way) -> Result<Attacher> {
             .spawn(move || runtime.block_on(lines.pass_on()))
             .context("cannot start a thread")?;
     }
-    let prices = calibrate(&mut attacher);
+    let prices = calibrate(&mut attacher)?;
     let handles = attacher.handles().context("no room for the descriptors of the maps")?;
     let (maps, files): (Vec<_>, Vec<_>) = handles.into_iter().map(|(name, map)| (name, Arc::new(map))).unzip();
-    way.hand(&Done::Loaded { maps, late_loads: attacher.sees_late_loads(), prices }, &files);
+    let needed = doctor::needed(doctor::way(&Roots::default())).to_owned();
+    way.hand(&Done::Loaded { maps, late_loads: attacher.sees_late_loads(), prices, needed }, &files);
     let of_samples = way.clone();
     if let Err(error) = run_time::start(&attacher, move |sample| of_samples.tell(&Done::Cost(sample))) {
         warn!(%error, "no thread for run times");
@@ -253,7 +256,10 @@ fn load(only: &[u32], way: &Way) -> Result<Attacher> {
     Ok(attacher)
 }
 
-fn calibrate(attacher: &mut Attacher) -> Option<Prices> {
+/// # Errors
+///
+/// When no probe may be attached, not even to the keeper itself.
+fn calibrate(attacher: &mut Attacher) -> Result<Option<Prices>> {
     match attacher.calibrate() {
         Ok(Some(prices)) => {
             info!(
@@ -261,24 +267,30 @@ fn calibrate(attacher: &mut Attacher) -> Option<Prices> {
                 single_stepped_ns = prices.single_stepped_ns,
                 "price of a probe hit here"
             );
-            return Some(prices);
+            return Ok(Some(prices));
         }
         Ok(None) => warn!("the price of a probe hit could not be measured"),
+        Err(error) if error.is_permission() => return Err(explain(error)),
         Err(error) => warn!(%error, "the price of a probe hit could not be measured"),
     }
-    None
+    Ok(None)
 }
 
 /// Adds to the kernel's refusals what `doctor` finds fatal here: the kernel's own words seldom say what to do.
 fn explain(error: LoadError) -> anyhow::Error {
-    let fatal = doctor::host(&Roots::default()).into_iter().filter(Check::is_fatal);
+    let roots = Roots::default();
+    let way = doctor::way(&roots);
+    let fatal = doctor::host(&roots, way).into_iter().filter(Check::is_fatal);
     let found: Vec<String> = fatal.map(|check| check.to_string()).collect();
     let denied = error.is_permission();
     let error = anyhow::Error::new(error);
     if !found.is_empty() {
         error.context(format!("it cannot work here: {}", found.join("; ")))
     } else if denied {
-        error.context(format!("the kernel refuses: {NEEDED}; `llamaprobe doctor` says what is missing"))
+        error.context(format!(
+            "the kernel refuses: {}; `llamaprobe doctor` says what is missing",
+            doctor::needed(way)
+        ))
     } else {
         error.context("`llamaprobe doctor` says what this host lacks")
     }
