@@ -367,15 +367,6 @@ fn borrow<'a, T: TryFrom<&'a mut Map, Error = MapError>>(
     T::try_from(map).map_err(|source| LoadError::map("open", name, source))
 }
 
-/// Takes a map out of the object under its type.
-fn take<T: TryFrom<Map, Error = MapError>>(
-    ebpf: &mut Ebpf,
-    name: &'static str,
-) -> Result<T, LoadError> {
-    let map = ebpf.take_map(name).ok_or_else(|| LoadError::Absent(format!("map {name}")))?;
-    T::try_from(map).map_err(|source| LoadError::map("open", name, source))
-}
-
 /// Process life comes by raw tracepoints: they need no tracefs.
 fn watch(ebpf: &mut Ebpf, name: &str, event: &str) -> Result<(), LoadError> {
     let program = ebpf.program_mut(name).ok_or_else(|| LoadError::Absent(format!("program {name}")))?;

@@ -59,10 +59,12 @@ const BASE: &[u32] = &[
 const FILES: &[u32] = &[
     calls::__NR_faccessat,
     calls::__NR_faccessat2,
+    calls::__NR_fstatfs,
     calls::__NR_getcwd,
     calls::__NR_getdents64,
     calls::__NR_newfstatat,
     calls::__NR_openat,
+    calls::__NR_openat2,
     calls::__NR_readlinkat,
     calls::__NR_statx,
     calls::__NR_uname,
