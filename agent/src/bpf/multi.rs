@@ -37,8 +37,15 @@ const EINVAL: i32 = 22;
 
 /// The programs of uprobes, by name.
 pub(super) struct Programs {
-    object: Object,
-    loaded: BTreeMap<String, OwnedFd>,
+    /// What they are loaded of, until all are.
+    object: Option<Box<Object>>,
+    loaded: BTreeMap<String, Loaded>,
+}
+
+struct Loaded {
+    program: OwnedFd,
+    /// It runs where a function returns, not where it begins.
+    at_return: bool,
 }
 
 impl Programs {
@@ -53,7 +60,7 @@ impl Programs {
         let text: HashSet<usize> = object.functions.keys().map(|(section, _)| *section).collect();
         object.relocate_maps(known, &text).map_err(LoadError::object)?;
         object.relocate_calls(&text).map_err(LoadError::object)?;
-        Ok(Self { object, loaded: BTreeMap::new() })
+        Ok(Self { object: Some(Box::new(object)), loaded: BTreeMap::new() })
     }
 
     /// Loads a program, unless that has been done.
@@ -62,31 +69,36 @@ impl Programs {
             return Ok(());
         }
         let absent = || LoadError::Absent(format!("program {name}"));
-        let program = self.object.programs.get(name).ok_or_else(absent)?;
-        let function = self.object.functions.get(&program.function_key()).ok_or_else(absent)?;
+        let object = self.object.as_ref().ok_or_else(absent)?;
+        let program = object.programs.get(name).ok_or_else(absent)?;
+        let at_return = matches!(program.section, ProgramSection::URetProbe { .. });
+        let function = object.functions.get(&program.function_key()).ok_or_else(absent)?;
         let program = Loadable { name, license: &program.license, instructions: &function.instructions };
-        let loaded = raw::load(&program, &mut []).map_err(|io_error| {
+        let program = raw::load(&program, &mut []).map_err(|io_error| {
             let verifier_log = VerifierLog::new(refusal(&program));
             LoadError::program("load", name, ProgramError::LoadError { io_error, verifier_log })
         })?;
-        self.loaded.insert(name.to_owned(), loaded);
+        self.loaded.insert(name.to_owned(), Loaded { program, at_return });
         Ok(())
+    }
+
+    fn loaded(&self, name: &str) -> Result<&Loaded, LoadError> {
+        self.loaded.get(name).ok_or_else(|| LoadError::program("open", name, ProgramError::NotLoaded))
     }
 
     /// A loaded program.
     pub(super) fn get(&self, name: &str) -> Result<BorrowedFd<'_>, LoadError> {
-        let loaded = self.loaded.get(name).map(OwnedFd::as_fd);
-        loaded.ok_or_else(|| LoadError::program("open", name, ProgramError::NotLoaded))
+        Ok(self.loaded(name)?.program.as_fd())
     }
 
     /// All that are loaded.
     pub(super) fn all(&self) -> impl Iterator<Item = (&str, BorrowedFd<'_>)> {
-        self.loaded.iter().map(|(name, program)| (name.as_str(), program.as_fd()))
+        self.loaded.iter().map(|(name, loaded)| (name.as_str(), loaded.program.as_fd()))
     }
 
-    /// What is needed no more when all are loaded: the object.
+    /// All are loaded: the object goes.
     pub(super) fn settle(&mut self) {
-        self.object.functions.clear();
+        self.object = None;
     }
 
     /// Attaches a program to an instruction of a file, for all processes or one.
@@ -97,10 +109,10 @@ impl Programs {
         };
         let path = CString::new(path.as_os_str().as_bytes()).map_err(|error| failed(error.into()))?;
         let pid = site.only.map_or(0, |pid| pid.get().cast_signed());
-        let section = self.object.programs.get(name).map(|program| &program.section);
-        let at_return = matches!(section, Some(ProgramSection::URetProbe { .. }));
-        let site = LinkSite { path: &path, offset: site.offset, cookie: site.cookie, pid, at_return };
-        raw::link(self.get(name)?, &site).map_err(failed)
+        let Loaded { program, at_return } = self.loaded(name)?;
+        let (offset, cookie, at_return) = (site.offset, site.cookie, *at_return);
+        let site = LinkSite { path: &path, offset, cookie, pid, at_return };
+        raw::link(program.as_fd(), &site).map_err(failed)
     }
 }
 

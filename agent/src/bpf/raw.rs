@@ -131,8 +131,17 @@ pub(super) fn load(program: &Loadable<'_>, log: &mut [u8]) -> std::io::Result<Ow
         load.log_buf = log.as_mut_ptr() as u64;
         load.log_size = size(log.len());
     }
-    // SAFETY: instructions, licence and log outlive the call, and each is as long as it says.
-    unsafe { descriptor(bpf_cmd::BPF_PROG_LOAD, &mut attr) }
+    let mut tries = 0;
+    loop {
+        // SAFETY: instructions, licence and log outlive the call, and each is as long as it says.
+        let loaded = unsafe { descriptor(bpf_cmd::BPF_PROG_LOAD, &mut attr) };
+        tries += 1;
+        // A signal makes the verifier give up; libbpf asks again as often.
+        let again = loaded.as_ref().is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock);
+        if !again || tries == 5 {
+            return loaded;
+        }
+    }
 }
 
 /// Where a link attaches.
