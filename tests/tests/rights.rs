@@ -80,7 +80,8 @@ fn observes(assets: &Assets, start: impl Fn(&[&str]) -> Result<Agent>) -> Result
     let agent = start(&[&log.arguments()?[..], &only].concat())?;
     agent.wait_observed(&plain)?;
     agent.wait_observed(&tls)?;
-    let found = (capabilities(agent.pid())?, links(agent.pid())?);
+    let keeper = agent.keeper()?;
+    let found = (capabilities(keeper)?, links(keeper)?);
 
     assert_counted(&agent, &plain)?;
     let body = |stream| json!({"prompt": "a b c", "n_predict": 7, "ignore_eos": true, "stream": stream});

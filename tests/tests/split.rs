@@ -1,7 +1,6 @@
 //! Which process of the agent has which rights, while a server is measured; and that a server which starts when they have been
 //! given up is measured like any other.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::thread;
 use std::time::Duration;
@@ -10,6 +9,7 @@ use anyhow::{Context as _, Result};
 use llamaprobe_tests::agent::Agent;
 use llamaprobe_tests::assets::Build;
 use llamaprobe_tests::comparison::Moment;
+use llamaprobe_tests::process::children;
 use llamaprobe_tests::server::LlamaServer;
 use llamaprobe_tests::skip::privileged;
 use llamaprobe_tests::traffic::{finishing, run_checked};
@@ -71,34 +71,12 @@ fn rights(pid: u32) -> Result<Vec<Rights>> {
     status.map(|status| Rights::of(&status)).collect()
 }
 
-/// The children of a process, by name.
-fn children(pid: u32) -> Result<BTreeMap<u32, String>> {
-    let mut children = BTreeMap::new();
-    for entry in fs::read_dir("/proc")?.flatten() {
-        let Ok(stat) = fs::read_to_string(entry.path().join("stat")) else { continue };
-        let (Some((head, tail)), Ok(child)) = (stat.rsplit_once(") "), entry.file_name().into_string().unwrap_or_default().parse())
-        else {
-            continue;
-        };
-        if tail.split(' ').nth(1).and_then(|parent| parent.parse().ok()) == Some(pid) {
-            children.insert(child, head.split_once('(').map_or("", |(_, name)| name).to_owned());
-        }
-    }
-    Ok(children)
-}
-
-fn keeper(agent: &Agent) -> Result<u32> {
-    let children = children(agent.pid())?;
-    let keeper = children.iter().find(|(_, name)| *name == "keeper").map(|(pid, _)| *pid);
-    keeper.with_context(|| format!("the agent has no keeper, but {children:?}"))
-}
-
 #[test]
 fn only_the_keeper_has_rights() -> Result<()> {
     let Some(assets) = privileged() else { return Ok(()) };
     let server = LlamaServer::start(Build::Process, &assets.tiny(), &SERVER)?;
     let agent = Agent::observing(&server)?;
-    let keeper = keeper(&agent)?;
+    let keeper = agent.keeper()?;
     let address = server.address();
     let before = Moment::now(&agent, &server)?;
     let clients = thread::spawn(move || run_checked(address, &finishing(48), 8));
@@ -152,7 +130,7 @@ fn without_its_keeper_the_agent_ends() -> Result<()> {
         return Ok(());
     }
     let mut agent = Agent::start(&[])?;
-    let keeper = i32::try_from(keeper(&agent)?)?;
+    let keeper = i32::try_from(agent.keeper()?)?;
     let keeper = Pid::from_raw(keeper).context("a process id")?;
     // Whoever ends the agent's processes in any order does not make it leave probes behind.
     kill_process(keeper, Signal::TERM)?;
