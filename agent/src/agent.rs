@@ -311,7 +311,9 @@ pub async fn run(mut options: Options, mut signals: Signals, messages: &Messages
     agent.end_all(requests.get_mut(), payload.get_mut());
     match failed {
         None => Ok(()),
-        Some(how) => bail!("the keeper, which attaches, has ended ({how}): nothing is observed any more; start anew"),
+        Some(how) => {
+            bail!("the keeper, which attaches, has ended ({how}): nothing is observed any more; start anew")
+        }
     }
 }
 
@@ -515,7 +517,11 @@ impl Agent {
         Snapshot {
             cpu: cpu_time() + looks.cpu + cpu_time_of(self.room.pid),
             resident_bytes: resident_bytes("self")
-                + scouts.iter().chain([&self.room.pid]).map(|pid| resident_bytes(&pid.to_string())).sum::<u64>(),
+                + scouts
+                    .iter()
+                    .chain([&self.room.pid])
+                    .map(|pid| resident_bytes(&pid.to_string()))
+                    .sum::<u64>(),
             started: (epoch + self.started).as_secs_f64(),
             taken: (epoch + Duration::from_nanos(monotonic_ns())).as_secs_f64(),
             epoch,

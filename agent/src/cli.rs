@@ -15,7 +15,6 @@ use serde::Deserialize;
 
 use self::billing::{BillingOptions, DEFAULT_USERS, Secret};
 use crate::{
-    
     export::{
         compat::Dialect,
         http::web::WebOptions,

@@ -6,9 +6,7 @@ use anyhow::{Context as _, Result};
 use clap::Parser as _;
 use llamaprobe::{
     agent::{self, Signals},
-    cli::{
-        Cli, Command, KeyHashArguments, ReportArguments, RunArguments, SnapshotArguments, billing,
-    },
+    cli::{Cli, Command, KeyHashArguments, ReportArguments, RunArguments, SnapshotArguments, billing},
     doctor::Roots,
     explain,
     export::snapshot::{fetch::fetch, table::table},

@@ -77,7 +77,8 @@ pub fn speak(
     ansi: bool,
     writer: impl for<'a> MakeWriter<'a> + Send + Sync + 'static,
 ) -> Result<()> {
-    let filter = EnvFilter::try_new(filter).with_context(|| format!("--log does not understand {filter:?}"))?;
+    let filter =
+        EnvFilter::try_new(filter).with_context(|| format!("--log does not understand {filter:?}"))?;
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(writer)

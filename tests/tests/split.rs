@@ -21,6 +21,7 @@ const SERVER: [&str; 6] = ["-np", "4", "-c", "16384", "-t", "1"];
 
 /// Numbers of capabilities in linux/capability.h.
 const SYS_ADMIN: u64 = 1 << 21;
+const PERFMON: u64 = 1 << 38;
 const BPF: u64 = 1 << 39;
 /// What a scout may have: to read with the rights of its server's user, to look into processes and at files of others.
 const OF_SCOUTS: u64 = 1 << 2 | 1 << 6 | 1 << 7 | 1 << 19 | 1 << 40;
@@ -83,11 +84,15 @@ fn only_the_keeper_has_rights() -> Result<()> {
 
     for thread in rights(agent.pid())? {
         println!("agent {thread:x?}");
-        assert!(thread.has_only(if maps_are_open() { 0 } else { BPF | SYS_ADMIN }) && thread.is_confined(), "{thread:x?}");
+        assert!(
+            thread.has_only(if maps_are_open() { 0 } else { BPF | SYS_ADMIN }) && thread.is_confined(),
+            "{thread:x?}"
+        );
     }
     for thread in rights(keeper)? {
         println!("keeper {thread:x?}");
         assert!(thread.effective & (BPF | SYS_ADMIN) != 0, "{thread:x?}");
+        assert!(thread.has_only(OF_SCOUTS | BPF | PERFMON | SYS_ADMIN), "{thread:x?}");
     }
     // They come and go as there is something to look at.
     let helpers = wait_for("a scout with its parser", PATIENCE, || {

@@ -219,7 +219,9 @@ mod tests {
         let failure = |place: &u64| Failure { place: *place as usize, cause: String::new(), denied: false };
         let failed: Vec<_> = failed.iter().map(failure).collect();
         assert!(
-            process.attached(1, &failed).is_some_and(|(attached, old)| attached.number == 1 && old.is_empty())
+            process
+                .attached(1, &failed)
+                .is_some_and(|(attached, old)| attached.number == 1 && old.is_empty())
         );
         process
     }

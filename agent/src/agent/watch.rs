@@ -345,7 +345,8 @@ impl Agent {
         let probed = plan.joining() != Joining::Answers;
         if probed && !plan.probes.iter().any(|probe| probe.role == Role::Batch) {
             let denied = failures.iter().any(|failure| failure.denied);
-            let why = if denied { self.needed.clone() } else { "its decode calls cannot be probed".to_owned() };
+            let why =
+                if denied { self.needed.clone() } else { "its decode calls cannot be probed".to_owned() };
             return self.refuse(pid, &target.comm, &why);
         }
         self.unobservable.remove(&pid);

@@ -106,12 +106,7 @@ impl Attacher {
     }
 
     /// Entry and return are attached together or not at all.
-    fn attach_one(
-        &mut self,
-        hook: &Hook,
-        path: &Path,
-        only: Option<NonZeroU32>,
-    ) -> Result<Links, LoadError> {
+    fn attach_one(&mut self, hook: &Hook, path: &Path, only: Option<NonZeroU32>) -> Result<Links, LoadError> {
         let end = match hook.end {
             Some(end) => hook.program.at_end().map(|name| (name, end)),
             None => hook.program.at_return().map(|name| (name, hook.offset)),

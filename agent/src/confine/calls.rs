@@ -229,3 +229,20 @@ fn compiled(rules: Rules, otherwise: SeccompAction, matching: SeccompAction) -> 
     let arch = std::env::consts::ARCH.try_into()?;
     Ok(SeccompFilter::new(rules, otherwise, matching, arch)?.try_into()?)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_hostile_is_used() {
+        for lists in
+            [&[BASE, FILES, OLDER_FILES, SERVES, OLDER_SERVES][..], &[BASE, FILES, OLDER_FILES, BECOMES]]
+        {
+            let used = all(lists);
+            assert!(HOSTILE.iter().all(|call| !used.contains_key(&i64::from(*call))));
+        }
+        let rules = commands(&MAPS).unwrap();
+        assert!(rules.len() == MAPS.len() && !MAPS.contains(&PROG_LOAD));
+    }
+}

@@ -53,30 +53,47 @@ pub(super) fn give_up(uses: &Uses) -> Result<Kept> {
 
 /// What a scout needs: to look into processes of others, and at files that only their owner may read, to read what a server
 /// only names with the rights of its user, and to reach libraries that were replaced.
+const LOOKS: CapabilitySet = CapabilitySet::SYS_PTRACE
+    .union(CapabilitySet::DAC_READ_SEARCH)
+    .union(CapabilitySet::SETUID)
+    .union(CapabilitySet::SETGID)
+    .union(CapabilitySet::CHECKPOINT_RESTORE);
+/// What loading and attaching takes; the last on kernels before 6.6, and for the run time of programs.
+const ATTACHES: CapabilitySet =
+    CapabilitySet::BPF.union(CapabilitySet::PERFMON).union(CapabilitySet::SYS_ADMIN);
+
+/// Leaves a scout what it needs.
 pub(super) fn of_scout() -> Result<()> {
     let held = capabilities(None)?.permitted;
-    let keep = CapabilitySet::SYS_PTRACE
-        | CapabilitySet::DAC_READ_SEARCH
-        | CapabilitySet::SETUID
-        | CapabilitySet::SETGID
-        | CapabilitySet::CHECKPOINT_RESTORE;
-    // Where the last is not had, this one stands for it.
-    let instead = if held.contains(CapabilitySet::CHECKPOINT_RESTORE) {
-        CapabilitySet::empty()
-    } else {
-        CapabilitySet::SYS_ADMIN
-    };
-    keep_only((keep | instead) & held)
+    // Where the one is not had that reaches libraries, this one stands for it.
+    let has = held.contains(CapabilitySet::CHECKPOINT_RESTORE);
+    let instead = if has { CapabilitySet::empty() } else { CapabilitySet::SYS_ADMIN };
+    keep_only((LOOKS | instead) & held)
 }
 
+/// Leaves the keeper what it and its scouts need. What is inherited stays: those may get their rights by it.
+pub(super) fn of_keeper() -> Result<()> {
+    let held = capabilities(None)?;
+    let keep = (LOOKS | ATTACHES) & held.permitted;
+    unbind_but(keep);
+    let last = CapabilitySets { effective: keep, permitted: keep, inheritable: held.inheritable & keep };
+    set_capabilities(None, last)
+}
+
+/// Leaves these, and no way to any other.
 pub(super) fn keep_only(keep: CapabilitySet) -> Result<()> {
-    for capability in CapabilitySet::all().iter().filter(|it| !keep.contains(*it)) {
-        // It takes CAP_SETPCAP. Without it nothing is gained: no program can be started any more.
-        let _ = remove_capability_from_bounding_set(capability);
-    }
+    unbind_but(keep);
     clear_ambient_capability_set()?;
     let last = CapabilitySets { effective: keep, permitted: keep, inheritable: CapabilitySet::empty() };
     set_capabilities(None, last)
+}
+
+/// Lets no program that is started have others than these.
+fn unbind_but(keep: CapabilitySet) {
+    for capability in CapabilitySet::all().iter().filter(|it| !keep.contains(*it)) {
+        // It takes CAP_SETPCAP. Without it no right is gained that is not held.
+        let _ = remove_capability_from_bounding_set(capability);
+    }
 }
 
 /// Whether a file, and its directory where it may be opened anew, can be used with the rights that are in effect.

@@ -16,7 +16,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use rustix::thread::{CapabilitySet, set_no_new_privs};
+use rustix::{
+    process::geteuid,
+    thread::{CapabilitySet, set_no_new_privs},
+};
 use tracing::{info, warn};
 
 use self::paths::Reach;
@@ -51,14 +54,30 @@ pub(crate) fn confine(uses: &Uses) -> Result<()> {
     let kept = capabilities::give_up(uses).context("capabilities cannot be given up")?;
     set_no_new_privs(true).context("no_new_privs cannot be set")?;
     let reach = paths::restrict(uses).context("Landlock refuses its rules")?;
-    calls::of_agent().context("system calls cannot be restricted")?;
+    if let Err(error) = calls::of_agent() {
+        warn!(%error, "this kernel, or who started the agent, refuses seccomp: system calls are not restricted");
+    }
     for (capability, why) in kept {
         warn!(capability, why, "one capability is kept");
     }
     if reach == Reach::All {
-        warn!("this kernel has no Landlock: what the agent may read and write is bounded by the owners of files alone");
+        warn!("no Landlock here: what the agent may read and write is bounded by the owners of files alone");
     }
     info!(landlock = ?reach, "rights are given up");
+    Ok(())
+}
+
+/// Gives up what the keeper and its scouts do not use. To be called by its only thread.
+///
+/// # Errors
+///
+/// When the kernel takes nothing back.
+pub(crate) fn confine_keeper() -> Result<()> {
+    capabilities::of_keeper().context("capabilities cannot be given up")?;
+    // Rights that stand in the file of the program would not come to the scouts then.
+    if geteuid().is_root() {
+        set_no_new_privs(true).context("no_new_privs cannot be set")?;
+    }
     Ok(())
 }
 
@@ -70,8 +89,9 @@ pub(crate) fn confine(uses: &Uses) -> Result<()> {
 pub(crate) fn confine_scout() -> Result<()> {
     capabilities::of_scout().context("capabilities cannot be given up")?;
     set_no_new_privs(true).context("no_new_privs cannot be set")?;
-    // No Landlock: it would close the processes of others.
-    calls::of_scout().context("system calls cannot be restricted")
+    // No Landlock: it would close the processes of others. Where there is no seccomp the agent has said so.
+    let _ = calls::of_scout();
+    Ok(())
 }
 
 /// Gives up everything. To be called by the only thread of a parser.
@@ -83,7 +103,8 @@ pub(crate) fn confine_parser() -> Result<()> {
     capabilities::keep_only(CapabilitySet::empty()).context("capabilities cannot be given up")?;
     set_no_new_privs(true).context("no_new_privs cannot be set")?;
     paths::restrict_all().context("Landlock refuses its rules")?;
-    calls::of_parser().context("system calls cannot be restricted")
+    let _ = calls::of_parser();
+    Ok(())
 }
 
 fn threads() -> Result<usize> {

@@ -81,3 +81,27 @@ fn places(files: &[PathBuf]) -> Vec<PathBuf> {
     }
     places
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::unix::fs::symlink};
+
+    use super::*;
+
+    #[test]
+    fn a_new_file_takes_the_place_of_an_old_one() {
+        let scratch = tempfile::tempdir().unwrap();
+        let scratch = scratch.path().canonicalize().unwrap();
+        let (live, archive) = (scratch.join("live"), scratch.join("archive"));
+        fs::create_dir(&live).unwrap();
+        fs::create_dir(&archive).unwrap();
+        fs::write(archive.join("key1.pem"), "").unwrap();
+        symlink("../archive/key1.pem", live.join("key.pem")).unwrap();
+        let certificate = [live.join("key.pem")];
+        assert_eq!(places(&certificate), [live, archive], "renewed, it points to another file there");
+        let missing = scratch.join("log");
+        assert_eq!(places(&[missing]), [scratch], "it is made there");
+        assert_eq!(places(&["bare".into()]), [Path::new(".")]);
+        assert!(places(&["/dev/null".into()]).iter().all(|place| place == Path::new("/dev/null")));
+    }
+}

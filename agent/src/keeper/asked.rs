@@ -195,7 +195,8 @@ impl Hears {
                 Err(_) => break,
             }
         }
-        let how = self.keeper.child.wait().map_or_else(|error| error.to_string(), |status| status.to_string());
+        let how =
+            self.keeper.child.wait().map_or_else(|error| error.to_string(), |status| status.to_string());
         let _ = self.telling.send(Done::Ended(how));
     }
 

@@ -34,6 +34,7 @@ use crate::{
         run_time::{self, Sample},
         tracefs,
     },
+    confine::confine_keeper,
     discovery::process::ProcessId,
     doctor::{self, Check, Roots},
     lock::lock,
@@ -197,6 +198,7 @@ pub fn serve() -> Result<()> {
     if let Err(error) = tracefs {
         warn!(%error, "tracefs is not mounted and cannot be: `mount -t tracefs nodev /sys/kernel/tracing` helps");
     }
+    confine_keeper()?;
     scout::raise_files();
     let attacher = match load(&only, &way) {
         Ok(attacher) => attacher,
@@ -238,7 +240,8 @@ fn attend(socket: &OwnedFd, way: &Way, room: &EngineRoom) -> Result<()> {
 fn load(only: &[u32], way: &Way) -> Result<Attacher> {
     let (mut attacher, lines) = Attacher::load(only, Lines::wanted()).map_err(explain)?;
     if let Some(lines) = lines {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().context("no runtime")?;
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_io().build().context("no runtime")?;
         thread::Builder::new()
             .name("lines".to_owned())
             .spawn(move || runtime.block_on(lines.pass_on()))
@@ -246,7 +249,8 @@ fn load(only: &[u32], way: &Way) -> Result<Attacher> {
     }
     let prices = calibrate(&mut attacher)?;
     let handles = attacher.handles().context("no room for the descriptors of the maps")?;
-    let (maps, files): (Vec<_>, Vec<_>) = handles.into_iter().map(|(name, map)| (name, Arc::new(map))).unzip();
+    let (maps, files): (Vec<_>, Vec<_>) =
+        handles.into_iter().map(|(name, map)| (name, Arc::new(map))).unzip();
     let needed = doctor::needed(doctor::way(&Roots::default())).to_owned();
     way.hand(&Done::Loaded { maps, late_loads: attacher.sees_late_loads(), prices, needed }, &files);
     let of_samples = way.clone();

@@ -40,6 +40,8 @@ impl Scouts {
     fn reap(&mut self) {
         let lives = |child: &mut Child| child.try_wait().is_ok_and(|ended| ended.is_none());
         // Both are asked: who has ended and is not asked stays in the table of processes.
-        self.0.retain(|_, children| children.iter_mut().filter_map(|child| lives(child).then_some(())).count() > 0);
+        self.0.retain(|_, children| {
+            children.iter_mut().filter_map(|child| lives(child).then_some(())).count() > 0
+        });
     }
 }

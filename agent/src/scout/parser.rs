@@ -91,7 +91,12 @@ pub fn serve() -> Result<()> {
     Ok(())
 }
 
-fn answer<T: Serialize>(socket: &OwnedFd, parsed: Parsed<T>, budget: &Budget, cost: Duration) -> io::Result<()> {
+fn answer<T: Serialize>(
+    socket: &OwnedFd,
+    parsed: Parsed<T>,
+    budget: &Budget,
+    cost: Duration,
+) -> io::Result<()> {
     send(socket, &Answer { parsed, left: budget.left(), spent: budget.is_spent(), cost }, &[])
 }
 
