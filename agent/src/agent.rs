@@ -1,20 +1,18 @@
 //! Wiring: one task owns all state; events, ticks and questions come to it, and so does what was seen and done on the
-//! threads that look at processes and attach probes. Whatever can take its time is theirs; no branch of the loop waits,
-//! and none goes before another.
+//! threads that look at processes, and by the keeper, which attaches probes. Whatever can take its time is theirs; no branch of
+//! the loop waits, and none goes before another.
 //!
 //! Order of shutdown: the endpoint first (no half-read answers, and its address is free), then the counts are read, then
-//! the targets are forgotten (programs that still fire find no target), then what is known is told, then a child takes
-//! the links over (the kernel detaches when it ends), then maps and programs go.
+//! the targets are forgotten (programs that still fire find no target), then what is known is told, then the keeper lets
+//! nothing be under way, and detaches when it notices the agent's end.
 
 mod collect;
 mod door;
 mod ending;
-pub mod heir;
 mod looks;
 mod own;
 pub(crate) mod process;
 mod recording;
-mod room;
 mod seating;
 mod seats;
 mod service;
@@ -44,18 +42,18 @@ use tracing::{error, info, warn};
 pub use self::signals::Signals;
 use self::{
     looks::Looks,
-    own::{Clock, cpu_time, monotonic_ns, resident_bytes, secret},
+    own::{Clock, cpu_time, cpu_time_of, monotonic_ns, resident_bytes, secret},
     process::Process,
-    room::Room,
     service::Service,
     signals::Order,
     stalls::Stalls,
 };
 use crate::{
-    bpf::{self, Attacher, Maps, calibrate::Prices, events::RequestEvent, lines::Lines, run_time::RunTimes},
+    bpf::{self, Maps, calibrate::Prices, events::RequestEvent, run_time::Sample},
     cli::{Options, billing::BillingOptions},
+    confine::{self, Uses},
     discovery::process::process_of,
-    doctor::{self, Check, NEEDED, Roots},
+    doctor::{self, Roots},
     export::{
         history::{self, History},
         http::{self, Endpoint, Health, Questions, web::Web},
@@ -63,9 +61,9 @@ use crate::{
         sink::Sinks,
     },
     journal::{Header, JournalWriter, Reading},
-    output,
+    keeper::{Done, Keeper, Room},
+    output::{self, Messages},
     recorder::{Recorder, Store},
-    scout,
     session::{
         Billing, Input, Session, Snapshot, payload::head::HeadOptions, reader::Reader, tracer::Tracer,
     },
@@ -128,8 +126,12 @@ struct Agent {
     /// Processes that are llama.cpp and cannot be observed, with the reason that was logged.
     unobservable: BTreeMap<u32, String>,
     prices: Option<Prices>,
-    /// Absent where no thread could be started for it.
-    run_times: Option<RunTimes>,
+    /// What the programs cost, as the keeper measures.
+    programs: Sample,
+    /// Libraries loaded late announce themselves.
+    late_loads: bool,
+    /// What attaching takes, for people.
+    needed: String,
     /// Where requests and figures go beside the endpoint.
     sinks: Sinks,
     billing: BillingOptions,
@@ -163,7 +165,6 @@ struct Agent {
 
 /// What is opened before anything is loaded: a mistake in it is a mistake of whoever starts the agent.
 struct Opened {
-    sinks: Sinks,
     billing: Billing,
     /// The file of the journal, where one is written.
     journal: Option<File>,
@@ -176,41 +177,38 @@ struct Opened {
 /// # Errors
 ///
 /// When the endpoint cannot be opened, a named process does not exist, or the kernel refuses the programs.
-pub async fn run(mut options: Options, mut signals: Signals) -> Result<()> {
+pub async fn run(mut options: Options, mut signals: Signals, messages: &Messages) -> Result<()> {
     options.only = named(&options.only)?;
     // Before anything is loaded: an address in use is the commonest mistake.
     let listener = http::listen(options.listen).await?;
     let address = listener.local_addr().context("the endpoint has no address")?;
-    let (sinks, billing) = (options.sinks.clone(), options.billing.clone());
-    let (journal, recorder) = (options.journal.clone(), options.recorder.clone());
+    let (billing, journal, recorder) =
+        (options.billing.clone(), options.journal.clone(), options.recorder.clone());
     let web = options.web.clone();
     let files = move || {
         let (journal, store) = (journal.create()?, recorder.open()?);
         let web = Web::open(&web, address)?;
-        Ok((web, Opened { sinks: Sinks::open(&sinks)?, billing: billing.load()?, journal, store }))
+        Ok((web, Opened { billing: billing.load()?, journal, store }))
     };
     let Some((web, opened)) = signals.or_end(files).await? else { return Ok(()) };
-    scout::raise_files();
-    let only = options.only.clone();
+    let keeper = Keeper::start().context("the keeper cannot be started")?;
+    confine::confine(&uses(&options, &web))?;
+    messages.start().context("no thread for messages")?;
+    let sinks = options.sinks.clone();
+    let Some(sinks) = signals.or_end(move || Sinks::open(&sinks)).await? else { return Ok(()) };
+    let (only, log, messages) = (options.only.clone(), options.log.clone(), messages.clone());
     let load = move || {
-        let (maps, mut attacher, rings) = Maps::load(&only, Lines::wanted()).map_err(explain)?;
-        let prices = calibrate(&mut attacher);
-        Ok((maps, attacher, rings, prices))
+        let (mut loaded, room, done) = keeper.load(&only, &log, output::is_coloured(), messages)?;
+        let (maps, rings) = Maps::of(std::mem::take(&mut loaded.maps))?;
+        Ok((maps, rings, room, done, loaded))
     };
-    let Some((maps, attacher, rings, prices)) = signals.or_end(load).await? else { return Ok(()) };
-    if let Some(lines) = rings.lines {
-        tokio::spawn(lines.pass_on());
-    }
+    let Some((maps, rings, room, mut done, first)) = signals.or_end(load).await? else { return Ok(()) };
     let (telling, mut looked) = mpsc::unbounded_channel();
-    let looks = Looks::start(&telling, rings.told, doctor::kernel_version(&Roots::default()))
+    let looks = Looks::start(&telling, rings.told, doctor::kernel_version(&Roots::default()), &room)
         .context("cannot start a thread")?;
-    let run_times =
-        RunTimes::start(&attacher).inspect_err(|error| warn!(%error, "no thread for run times")).ok();
-    let (telling, mut done) = mpsc::unbounded_channel();
-    let room = Room::open(attacher, telling).context("cannot start a thread")?;
     let kernel = (maps, Stalls::new(rings.stalls));
-    let mut agent = Agent::new(looks, room, kernel, opened, &options)?;
-    (agent.prices, agent.run_times) = (prices, run_times);
+    let mut agent = Agent::new(looks, room, kernel, sinks, opened, &options)?;
+    (agent.prices, agent.late_loads, agent.needed) = (first.prices, first.late_loads, first.needed);
 
     let (sender, mut questions) = mpsc::channel(QUESTIONS);
     let (recordings, mut asked) = mpsc::channel(QUESTIONS);
@@ -229,6 +227,7 @@ pub async fn run(mut options: Options, mut signals: Signals) -> Result<()> {
     let mut gathering: Option<Instant> = None;
     let mut once_more: Option<Instant> = None;
     let mut reloading: Option<JoinHandle<Result<Billing>>> = None;
+    let mut failed: Option<String> = None;
     loop {
         tokio::select! {
             order = signals.next() => match order {
@@ -282,7 +281,10 @@ pub async fn run(mut options: Options, mut signals: Signals) -> Result<()> {
                 gathering = None;
             }
             Some(looked) = looked.recv() => agent.looked(looked),
-            Some(done) = done.recv() => agent.done(done),
+            Some(done) = done.recv() => match done {
+                Done::Ended(how) => break failed = Some(how),
+                done => agent.done(done),
+            },
             _ = rescan.tick() => agent.rescan(),
             _ = tick.tick() => {
                 let now = Instant::now();
@@ -307,29 +309,32 @@ pub async fn run(mut options: Options, mut signals: Signals) -> Result<()> {
     service.stopping();
     endpoint.close();
     agent.end_all(requests.get_mut(), payload.get_mut());
-    Ok(())
+    match failed {
+        None => Ok(()),
+        Some(how) => {
+            bail!("the keeper, which attaches, has ended ({how}): nothing is observed any more; start anew")
+        }
+    }
+}
+
+/// What is used after the start.
+fn uses(options: &Options, web: &Web) -> Uses {
+    let billing = &options.billing;
+    let named = [&billing.aliases, &billing.prices, &billing.refusals];
+    let log = options.sinks.log.file.iter().filter(|_| options.sinks.log.is_on());
+    let tls = options.sinks.otlp.destinations.iter().flat_map(|destination| destination.tls.files());
+    Uses {
+        read: named.into_iter().flatten().cloned().chain(web.files()).chain(tls.cloned()).collect(),
+        written: log.chain(&options.sinks.records).cloned().collect(),
+        filled: options.recorder.directory.iter().cloned().collect(),
+        connects: options.sinks.otlp.is_on(),
+    }
 }
 
 /// What a file of names and prices holds by now; never, when none is read.
 async fn loaded(reloading: &mut Option<JoinHandle<Result<Billing>>>) -> Option<Result<Billing>> {
     let loaded = reloading.as_mut()?.await;
     Some(loaded.context("reading them panicked").flatten())
-}
-
-fn calibrate(attacher: &mut Attacher) -> Option<Prices> {
-    match attacher.calibrate() {
-        Ok(Some(prices)) => {
-            info!(
-                emulated_ns = prices.emulated_ns,
-                single_stepped_ns = prices.single_stepped_ns,
-                "price of a probe hit here"
-            );
-            return Some(prices);
-        }
-        Ok(None) => warn!("the price of a probe hit could not be measured"),
-        Err(error) => warn!(%error, "the price of a probe hit could not be measured"),
-    }
-    None
 }
 
 /// The processes that were named; a thread stands for its process.
@@ -370,21 +375,6 @@ fn announce(scheme: &str, address: SocketAddr) {
     }
 }
 
-/// Adds to the kernel's refusals what `doctor` finds fatal here: the kernel's own words seldom say what to do.
-fn explain(error: bpf::LoadError) -> anyhow::Error {
-    let fatal = doctor::host(&Roots::default()).into_iter().filter(Check::is_fatal);
-    let found: Vec<String> = fatal.map(|check| check.to_string()).collect();
-    let denied = error.is_permission();
-    let error = anyhow::Error::new(error);
-    if !found.is_empty() {
-        error.context(format!("it cannot work here: {}", found.join("; ")))
-    } else if denied {
-        error.context(format!("the kernel refuses: {NEEDED}; `llamaprobe doctor` says what is missing"))
-    } else {
-        error.context("`llamaprobe doctor` says what this host lacks")
-    }
-}
-
 /// Takes what is in a ring buffer, up to a number of entries; returns whether that was all.
 fn drain(ring: &mut RingBuf<MapData>, mut each: impl FnMut(&[u8])) -> bool {
     for _ in 0..MOST_EVENTS {
@@ -399,7 +389,8 @@ impl Agent {
         looks: Looks,
         room: Room,
         (maps, stalls): (Maps, Stalls),
-        Opened { sinks, billing, journal, store }: Opened,
+        sinks: Sinks,
+        Opened { billing, journal, store }: Opened,
         options: &Options,
     ) -> Result<Self> {
         let key = match &options.secret {
@@ -459,7 +450,9 @@ impl Agent {
             first: None,
             unobservable: BTreeMap::new(),
             prices: None,
-            run_times: None,
+            programs: Sample::default(),
+            late_loads: false,
+            needed: String::new(),
             attach_failures: 0,
             reload_failures: 0,
             follows_sockets: false,
@@ -503,7 +496,7 @@ impl Agent {
         let recorder = self.recorder.as_ref().map(Recorder::delivery);
         let own = Snapshot {
             own: self.maps.own_stats().unwrap_or_default(),
-            programs_cpu: self.run_times.as_ref().and_then(|times| times.last().cpu_ratio),
+            programs_cpu: self.programs.cpu_ratio,
             targets: self.seats().len(),
             unobservable: self.unobservable.len(),
             waiting: self.processes.values().filter(|it| it.live.is_none() && it.attaching.is_none()).count(),
@@ -522,9 +515,13 @@ impl Agent {
         let epoch = self.clock.epoch();
         let (looks, scouts) = self.looks.counts();
         Snapshot {
-            cpu: cpu_time() + looks.cpu,
+            cpu: cpu_time() + looks.cpu + cpu_time_of(self.room.pid),
             resident_bytes: resident_bytes("self")
-                + scouts.iter().map(|pid| resident_bytes(&pid.to_string())).sum::<u64>(),
+                + scouts
+                    .iter()
+                    .chain([&self.room.pid])
+                    .map(|pid| resident_bytes(&pid.to_string()))
+                    .sum::<u64>(),
             started: (epoch + self.started).as_secs_f64(),
             taken: (epoch + Duration::from_nanos(monotonic_ns())).as_secs_f64(),
             epoch,

@@ -15,7 +15,6 @@ use serde::Deserialize;
 
 use self::billing::{BillingOptions, DEFAULT_USERS, Secret};
 use crate::{
-    agent::heir,
     export::{
         compat::Dialect,
         http::web::WebOptions,
@@ -93,12 +92,6 @@ pub enum Command {
     Trace(TraceArguments),
     /// Print the hash that stands for an API key, which is read from standard input: for the file of aliases
     KeyHash(KeyHashArguments),
-    /// Hold what an ending agent leaves until it has ended; it starts this itself
-    #[command(name = heir::COMMAND, hide = true)]
-    Outlive {
-        /// The agent
-        parent: u32,
-    },
 }
 
 /// The options of `key-hash`.

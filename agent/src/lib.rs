@@ -22,11 +22,13 @@ pub mod export;
 
 pub mod agent;
 pub mod cli;
+mod confine;
 pub mod doctor;
 mod duration;
 pub mod explain;
 pub mod journal;
 pub mod judge;
+pub mod keeper;
 mod lock;
 pub mod output;
 pub mod recorder;
@@ -35,6 +37,7 @@ pub mod scout;
 pub mod survey;
 pub mod top;
 pub mod trace;
+mod wire;
 
 #[cfg(test)]
 mod fuzz;

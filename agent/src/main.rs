@@ -1,33 +1,36 @@
 //! `llamaprobe`: parse, build, run, exit code.
 
-use std::{io::IsTerminal as _, process::ExitCode, time::Duration};
+use std::{process::ExitCode, time::Duration};
 
 use anyhow::{Context as _, Result};
 use clap::Parser as _;
 use llamaprobe::{
-    agent::{self, Signals, heir},
-    bpf::tracefs,
-    cli::{
-        Cli, Command, KeyHashArguments, Options, ReportArguments, RunArguments, SnapshotArguments, billing,
-    },
+    agent::{self, Signals},
+    cli::{Cli, Command, KeyHashArguments, ReportArguments, RunArguments, SnapshotArguments, billing},
     doctor::Roots,
     explain,
     export::snapshot::{fetch::fetch, table::table},
+    keeper,
     output::{self, Messages},
-    replay, scout,
+    replay,
+    scout::{self, parser},
     session::payload::head::KeyHash,
     survey, top, trace,
 };
-use tracing::warn;
-use tracing_subscriber::EnvFilter;
 
 /// How long the last messages may take.
 const LAST_WORDS: Duration = Duration::from_millis(100);
 
 fn main() -> ExitCode {
-    // Not a command for people: what the agent starts to look at processes.
-    if std::env::args_os().nth(1).is_some_and(|command| command == scout::COMMAND) {
-        return ended(scout::serve().map(|()| ExitCode::SUCCESS));
+    // Not commands for people: what the agent starts to attach, to look at processes, and to read their files.
+    let serve = match std::env::args_os().nth(1) {
+        Some(command) if command == keeper::COMMAND => Some(keeper::serve as fn() -> Result<()>),
+        Some(command) if command == scout::COMMAND => Some(scout::serve as _),
+        Some(command) if command == parser::COMMAND => Some(parser::serve as _),
+        _ => None,
+    };
+    if let Some(serve) = serve {
+        return ended(serve().map(|()| ExitCode::SUCCESS));
     }
     let cli = Cli::parse();
     let done = match cli.command.unwrap_or_else(|| Command::Run(Box::new(cli.run))) {
@@ -48,10 +51,6 @@ fn main() -> ExitCode {
         Command::Replay(arguments) => replay::run(&arguments),
         Command::Trace(arguments) => trace::run(&arguments),
         Command::KeyHash(arguments) => key_hash(&arguments),
-        Command::Outlive { parent } => {
-            heir::outlive(parent);
-            Ok(ExitCode::SUCCESS)
-        }
     };
     ended(done)
 }
@@ -69,34 +68,18 @@ fn ended(done: Result<ExitCode>) -> ExitCode {
 fn run(arguments: RunArguments) -> Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("no runtime")?;
     let mut signals = runtime.block_on(async { Signals::new() }).context("cannot handle signals")?;
-    // Before there is another thread: the mount stays private to this process.
-    let tracefs = tracefs::ensure();
-    let messages = Messages::start().context("no thread for messages")?;
+    let messages = Messages::new().context("no way to standard error")?;
     let done = runtime.block_on(async {
         let Some(options) = signals.or_end(|| arguments.resolve()).await? else { return Ok(()) };
-        speak(&options, messages.clone())?;
-        if let Err(error) = tracefs {
-            warn!(%error, "tracefs is not mounted and cannot be: `mount -t tracefs nodev /sys/kernel/tracing` helps");
-        }
-        agent::run(options, signals).await
+        output::speak(&options.log, output::is_coloured(), messages.clone())?;
+        agent::run(options, signals, &messages).await
     });
     // What waits for a file system that hangs ends with the process.
     runtime.shutdown_background();
+    // What was said before it was to be started.
+    messages.start().context("no thread for messages")?;
     messages.flush(LAST_WORDS);
     done.map(|()| ExitCode::SUCCESS)
-}
-
-fn speak(options: &Options, messages: Messages) -> Result<()> {
-    let filter = EnvFilter::try_new(&options.log)
-        .with_context(|| format!("--log does not understand {:?}", options.log))?;
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(messages)
-        // It would print of what cannot be printed, and panic.
-        .log_internal_errors(false)
-        .with_ansi(std::io::stderr().is_terminal())
-        .init();
-    Ok(())
 }
 
 fn snapshot(arguments: &SnapshotArguments) -> Result<ExitCode> {

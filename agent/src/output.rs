@@ -3,11 +3,11 @@
 
 use std::{
     fs::File,
-    io::{self, BufWriter, Write},
+    io::{self, BufWriter, IsTerminal as _, Write},
     os::fd::AsFd,
     path::Path,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicU64, Ordering},
         mpsc::{Receiver, SyncSender, sync_channel},
     },
@@ -16,7 +16,9 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::{EnvFilter, fmt::MakeWriter};
+
+use crate::lock::lock;
 
 /// Messages that may wait for standard error; of more the newest are lost, and their number is said.
 const QUEUE: usize = 1024;
@@ -65,6 +67,33 @@ fn own(stream: impl AsFd) -> io::Result<File> {
     Ok(stream.as_fd().try_clone_to_owned()?.into())
 }
 
+/// Has what the program logs written by `writer`, as much as `filter` lets through.
+///
+/// # Errors
+///
+/// When the filter is none.
+pub fn speak(
+    filter: &str,
+    ansi: bool,
+    writer: impl for<'a> MakeWriter<'a> + Send + Sync + 'static,
+) -> Result<()> {
+    let filter =
+        EnvFilter::try_new(filter).with_context(|| format!("--log does not understand {filter:?}"))?;
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(writer)
+        // It would print of what cannot be printed, and panic.
+        .log_internal_errors(false)
+        .with_ansi(ansi)
+        .init();
+    Ok(())
+}
+
+/// Whether messages are for a terminal.
+pub fn is_coloured() -> bool {
+    io::stderr().is_terminal()
+}
+
 fn within(mut file: File, text: String) -> io::Result<()> {
     let (sender, done) = sync_channel(1);
     thread::Builder::new().spawn(move || {
@@ -73,11 +102,13 @@ fn within(mut file: File, text: String) -> io::Result<()> {
     done.recv_timeout(PATIENCE).unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 
-/// Standard error for the log of the program. A thread of its own writes.
+/// Standard error for the log of the program. A thread of its own writes, once it is started.
 #[derive(Clone)]
 pub struct Messages {
     sender: SyncSender<Vec<u8>>,
     counts: Arc<Counts>,
+    /// What the thread is to do.
+    write: Arc<Mutex<Option<Box<dyn FnOnce() + Send>>>>,
 }
 
 /// Messages so far.
@@ -92,23 +123,47 @@ struct Counts {
 }
 
 impl Messages {
-    /// Starts the thread.
+    /// Takes messages, and writes none yet.
+    ///
+    /// # Errors
+    ///
+    /// When standard error cannot be had.
+    pub fn new() -> io::Result<Self> {
+        Ok(Self::over(own(io::stderr())?))
+    }
+
+    fn over(output: impl Write + Send + 'static) -> Self {
+        let (sender, receiver) = sync_channel(QUEUE);
+        let counts = Arc::new(Counts::default());
+        let shared = counts.clone();
+        let run: Box<dyn FnOnce() + Send> = Box::new(move || write(&receiver, output, &shared));
+        Self { sender, counts, write: Arc::new(Mutex::new(Some(run))) }
+    }
+
+    /// Starts the thread, unless it runs.
     ///
     /// # Errors
     ///
     /// When none can be started.
-    pub fn start() -> io::Result<Self> {
-        Self::over(own(io::stderr())?)
+    pub fn start(&self) -> io::Result<()> {
+        if let Some(write) = lock(&self.write).take() {
+            thread::Builder::new().name("messages".to_owned()).spawn(write)?;
+        }
+        Ok(())
     }
 
-    fn over(output: impl Write + Send + 'static) -> io::Result<Self> {
-        let (sender, receiver) = sync_channel(QUEUE);
-        let counts = Arc::new(Counts::default());
-        let shared = counts.clone();
-        thread::Builder::new()
-            .name("messages".to_owned())
-            .spawn(move || write(&receiver, output, &shared))?;
-        Ok(Self { sender, counts })
+    /// Passes on what another process of the agent says.
+    pub(crate) fn pass_on(&self, text: String) {
+        self.take(text.into_bytes());
+    }
+
+    /// Takes a whole message. Never waits.
+    fn take(&self, message: Vec<u8>) {
+        self.counts.taken.fetch_add(1, Ordering::Release);
+        if self.sender.try_send(message).is_err() {
+            self.counts.taken.fetch_sub(1, Ordering::Release);
+            self.counts.lost.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
     /// Waits until everything is written, but not for longer than `limit`.
@@ -136,11 +191,7 @@ fn write(receiver: &Receiver<Vec<u8>>, mut output: impl Write, counts: &Counts) 
 impl Write for Messages {
     /// Takes a whole message. Never waits, never fails.
     fn write(&mut self, message: &[u8]) -> io::Result<usize> {
-        self.counts.taken.fetch_add(1, Ordering::Release);
-        if self.sender.try_send(message.to_vec()).is_err() {
-            self.counts.taken.fetch_sub(1, Ordering::Release);
-            self.counts.lost.fetch_add(1, Ordering::Relaxed);
-        }
+        self.take(message.to_vec());
         Ok(message.len())
     }
 
@@ -166,7 +217,8 @@ mod tests {
     #[test]
     fn a_reader_that_stops_costs_messages_and_no_time() {
         let (near, mut far) = UnixStream::pair().unwrap();
-        let mut messages = Messages::over(near).unwrap();
+        let mut messages = Messages::over(near);
+        messages.start().unwrap();
         let start = Instant::now();
         let text = [b'x'; 1000];
         // More than the socket and the queue hold.
@@ -199,7 +251,8 @@ mod tests {
         let full = File::options().write(true).open("/dev/full").unwrap();
         let (closed, far) = UnixStream::pair().unwrap();
         drop(far);
-        for mut messages in [Messages::over(full).unwrap(), Messages::over(closed).unwrap()] {
+        for mut messages in [Messages::over(full), Messages::over(closed)] {
+            messages.start().unwrap();
             for _ in 0..3 {
                 messages.write_all(b"a message\n").unwrap();
                 messages.flush(Duration::from_secs(5));

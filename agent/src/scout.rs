@@ -2,11 +2,14 @@
 //! are, costs a scout and not the agent. A read that hangs cannot be broken off, a process that hangs in one cannot be
 //! killed, and would not let the agent end.
 //!
+//! It opens files and reads what the kernel says of processes; what is in files of strangers is read by the [`parser`], which
+//! has no rights at all.
+//!
 //! It reads questions from its standard input, a socket, and writes [`Reply`]s there, each with the files that it opened.
 //! It ends with the agent, whose end of the socket is closed then.
 
 mod asked;
-mod wire;
+pub mod parser;
 
 use std::{
     collections::HashSet,
@@ -17,24 +20,31 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use rustix::{
     process::{Resource, Rlimit, getrlimit, setrlimit},
     thread::set_name,
 };
 use serde::{Deserialize, Serialize};
 
+pub(crate) use self::asked::spawn;
 pub use self::asked::{NoAnswer, Scout};
-use self::wire::{receive, send};
-use crate::discovery::{
-    Look, Scanner, Wanted,
-    budget::thread_time,
-    image::ImageId,
-    process::{Listener, ProcessId, ProcessRoot},
+use self::parser::Apart;
+use crate::{
+    confine::confine_scout,
+    discovery::{
+        Look, Scanner, Wanted,
+        budget::thread_time,
+        image::ImageId,
+        process::{Listener, ProcessId, ProcessRoot},
+    },
+    wire::{self, receive, send},
 };
 
 /// The name of the command that the agent starts its scouts by.
 pub const COMMAND: &str = "scout";
+/// Bytes of a question.
+const MOST_QUESTION: usize = 1 << 20;
 /// Memory that a scout may take for itself; what needs more is no process worth looking at.
 const MOST_MEMORY: u64 = 192 << 20;
 
@@ -71,30 +81,39 @@ pub enum Seen {
     Connections(Vec<(i32, Option<SocketAddr>)>),
 }
 
-/// Answers questions until nobody asks any more.
+/// Answers questions until nobody asks any more. On the other end of its standard output there is its parser.
 ///
 /// # Errors
 ///
-/// When its standard input is no socket, or what comes is no question.
+/// When its standard input is no socket, what comes is no question, or the parser does not answer.
 pub fn serve() -> Result<()> {
     let socket = std::io::stdin().as_fd().try_clone_to_owned()?;
-    // Under want of memory a scout goes first; a limit that cannot be set is not there.
-    let _ = std::fs::write("/proc/self/oom_score_adj", "1000");
-    let most = Some(MOST_MEMORY);
-    let _ = setrlimit(Resource::Data, Rlimit { current: most, maximum: most });
-    let scanner = Scanner::new(Path::new("/proc"), Wanted::ENGINES).announcing();
+    let (parser, used) = Apart::new(std::io::stdout().as_fd().try_clone_to_owned()?);
+    bound_memory();
+    confine_scout()?;
+    let scanner = Scanner::new(Path::new("/proc"), Wanted::ENGINES).announcing().parsing_by(parser);
     let mut scout = Serving { scanner, sent: HashSet::new() };
     // What it took to start is charged to the first look.
     let mut until = Duration::ZERO;
-    while let Some((question, _)) = receive(&socket).context("no question")? {
+    while let Some((question, _)) = receive(&socket, MOST_QUESTION).context("no question")? {
         let (seen, files) = scout.answer(question);
+        // What it was handed was too much for it.
+        ensure!(!used.is_gone.get(), "the parser has ended");
         let faults = scout.scanner.take_faults().into_iter().collect();
         let now = thread_time();
-        let cost = now.saturating_sub(std::mem::replace(&mut until, now));
+        let cost = now.saturating_sub(std::mem::replace(&mut until, now)) + used.cost.take();
         send(&socket, &Reply { seen, faults, cost }, &files)?;
         let _ = set_name(c"scout");
     }
     Ok(())
+}
+
+/// Under want of memory this process goes first, and it takes no more than it may.
+fn bound_memory() {
+    // A limit that cannot be set is not there.
+    let _ = std::fs::write("/proc/self/oom_score_adj", "1000");
+    let most = Some(MOST_MEMORY);
+    let _ = setrlimit(Resource::Data, Rlimit { current: most, maximum: most });
 }
 
 struct Serving {

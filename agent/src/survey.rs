@@ -37,7 +37,7 @@ pub fn processes(roots: &Roots, only: &[u32]) -> Report {
             Err(_) => {
                 avoid.extend(asked.device());
                 // It is left to itself: it ends when it can.
-                drop(asked.abandon());
+                asked.abandon();
                 report.unfinished += 1;
                 continue;
             }
@@ -67,7 +67,7 @@ fn actions(verdict: &plan::Verdict) -> Vec<&'static str> {
 /// What `doctor` says: the host, our rights, and each llama.cpp process; with `rates` whether its model has a price.
 #[must_use]
 pub fn health(roots: &Roots, only: &[u32], rates: Option<&Rates>) -> doctor::Report {
-    let mut checks = doctor::host(roots);
+    let mut checks = doctor::host(roots, doctor::way(roots));
     checks.extend(files(&roots.proc, only));
     for process in processes(roots, only).processes {
         checks.push(symbols(&process));

@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::assets::target_directory;
 use crate::exposition::Exposition;
-use crate::process::{Log, Process, tied};
+use crate::process::{Log, Process, children, tied};
 use crate::scratch::Scratch;
 use crate::server::LlamaServer;
 use crate::{http, wait_for};
@@ -85,6 +85,13 @@ impl Agent {
     /// The agent's process id.
     pub fn pid(&self) -> u32 {
         self.process.pid()
+    }
+
+    /// The process id of its keeper, which loads and attaches.
+    pub fn keeper(&self) -> Result<u32> {
+        let children = children(self.pid())?;
+        let keeper = children.iter().find(|(_, name)| *name == "keeper").map(|(pid, _)| *pid);
+        keeper.with_context(|| format!("the agent has no keeper, but {children:?}"))
     }
 
     /// Where the agent serves its metrics.

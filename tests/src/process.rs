@@ -1,6 +1,8 @@
 //! A child process that does not outlive its owner.
 
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -84,6 +86,23 @@ pub fn tied(program: impl AsRef<OsStr>) -> Command {
     command
 }
 
+/// The children of a process, by their names.
+pub fn children(pid: u32) -> Result<BTreeMap<u32, String>> {
+    let mut children = BTreeMap::new();
+    for entry in fs::read_dir("/proc")?.flatten() {
+        let child = entry.file_name().to_str().and_then(|name| name.parse().ok());
+        // One may have ended meanwhile.
+        let stat = fs::read_to_string(entry.path().join("stat")).ok();
+        let Some((child, stat)) = child.zip(stat) else { continue };
+        let Some((head, fields)) = stat.rsplit_once(") ") else { continue };
+        let parent = fields.split(' ').nth(1).and_then(|parent| parent.parse().ok());
+        if parent == Some(pid) {
+            children.insert(child, head.split_once('(').map_or("", |(_, name)| name).to_owned());
+        }
+    }
+    Ok(children)
+}
+
 /// A log file of a child: removed in the end, but kept when a test fails.
 #[derive(Debug)]
 pub struct Log {
@@ -100,13 +119,13 @@ impl Log {
     }
 
     /// The file, for writing.
-    pub fn create(&self) -> Result<std::fs::File> {
-        std::fs::File::create(&self.path).with_context(|| format!("cannot write {}", self.path.display()))
+    pub fn create(&self) -> Result<fs::File> {
+        fs::File::create(&self.path).with_context(|| format!("cannot write {}", self.path.display()))
     }
 
     /// The whole log.
     pub fn text(&self) -> String {
-        String::from_utf8_lossy(&std::fs::read(&self.path).unwrap_or_default()).into_owned()
+        String::from_utf8_lossy(&fs::read(&self.path).unwrap_or_default()).into_owned()
     }
 
     /// The last lines of the log.
@@ -122,7 +141,7 @@ impl Drop for Log {
         if std::thread::panicking() {
             eprintln!("the log is {}", self.path.display());
         } else {
-            let _ = std::fs::remove_file(&self.path);
+            let _ = fs::remove_file(&self.path);
         }
     }
 }

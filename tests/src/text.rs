@@ -10,8 +10,9 @@ use anyhow::{Context as _, Result};
 
 use crate::wait_for;
 
-/// How long the kernel may take to forget the probes of an agent that has ended: some 0.1 s for each.
-const GONE: Duration = Duration::from_secs(10);
+/// How long the kernel may take to forget the probes of an agent that has ended: where they are perf events up to 0.2 s for
+/// each.
+const GONE: Duration = Duration::from_secs(30);
 
 /// How much is compared at once.
 const PAGE: usize = 4096;

@@ -145,6 +145,7 @@ fn installed(program: &[u8], documents: &Path, bill: &parts::Parts) -> Result<Ve
             "lib/systemd/system/llamaprobe.service",
             text(root.join("deploy/systemd/llamaprobe.service"))?,
         ),
+        Entry::file("usr/share/llamaprobe/sys-admin.conf", text(root.join("deploy/systemd/sys-admin.conf"))?),
         Entry::file("usr/share/doc/llamaprobe/copyright", bill.copyright()?.into_bytes()),
         Entry::file(
             "usr/share/doc/llamaprobe/changelog.gz",

@@ -94,8 +94,8 @@ impl Agent {
     /// used is never charged to nobody.
     pub(super) fn collect(&mut self, requests: &mut RingBuf<MapData>, payload: &mut RingBuf<MapData>) {
         let now = Instant::now();
-        if let (Some(prices), Some(times)) = (&mut self.prices, &self.run_times) {
-            prices.bodies = times.last().bodies;
+        if let Some(prices) = &mut self.prices {
+            prices.bodies = self.programs.bodies;
         }
         if let Some(prices) = self.prices {
             self.apply(Input::Prices(prices));

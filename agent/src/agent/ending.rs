@@ -3,9 +3,9 @@
 use std::time::{Duration, Instant};
 
 use aya::maps::{MapData, RingBuf};
-use tracing::{info, warn};
+use tracing::info;
 
-use super::{Agent, heir};
+use super::Agent;
 use crate::session::Input;
 
 /// How long the outputs may take together: whoever ends the agent waits no longer than a second.
@@ -33,9 +33,6 @@ impl Agent {
             recorder.close(deadline);
         }
         self.room.close();
-        if let Err(error) = heir::appoint() {
-            warn!(%error, "no child can be started: the kernel detaches, and this process ends when it has");
-        }
         info!(under_way = self.told - told, "ended");
     }
 }

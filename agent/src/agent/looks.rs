@@ -11,7 +11,6 @@ use std::{
     collections::{HashMap, VecDeque},
     net::SocketAddr,
     path::PathBuf,
-    process::Child,
     sync::{Arc, Condvar, Mutex},
     thread,
     time::{Duration, Instant},
@@ -27,6 +26,7 @@ use crate::{
     discovery::process::{Listener, ProcessId},
     doctor::KernelVersion,
     judge::{Judged, judge},
+    keeper::Room,
     lock::lock,
     scout::{NoAnswer, Question, Reply, Scout, Seen},
 };
@@ -43,8 +43,6 @@ const IDLE: Duration = Duration::from_secs(20);
 const PUT_OFF: Duration = Duration::from_millis(50);
 /// When a scout is tried to be had again.
 const NO_SCOUT: Duration = Duration::from_secs(1);
-/// Scouts that were given up and have not ended; beyond them there are no new ones.
-const MOST_HUNG: usize = 16;
 /// How long a file system on which a scout stopped is left alone at first.
 const AVOID: Duration = Duration::from_secs(30);
 
@@ -89,23 +87,14 @@ struct Board {
     errands: VecDeque<Errand>,
     /// File systems that are left alone until then, and how often they were.
     avoid: HashMap<Box<str>, (Instant, u32)>,
-    /// Scouts that were given up and have not ended.
-    hung: Vec<Child>,
     /// Since when each thread has been at one thing.
     busy: [Option<Instant>; WORKERS as usize],
-    /// The scouts that are there, by thread.
-    scouts: [Option<u32>; WORKERS as usize],
+    /// The scouts that are there, by thread, with their parsers.
+    scouts: [Option<[u32; 2]>; WORKERS as usize],
     told: Told,
     counts: LookCounts,
     /// When the first thread wakes up.
     wakes: Option<Instant>,
-}
-
-impl Board {
-    /// Scouts that were given up and have ended by now.
-    fn reap(&mut self) {
-        self.hung.retain_mut(|child| child.try_wait().is_ok_and(|ended| ended.is_none()));
-    }
 }
 
 /// What there is to do, shared with the threads.
@@ -123,12 +112,12 @@ impl Looks {
         telling: &UnboundedSender<Looked>,
         told: Told,
         release: Option<KernelVersion>,
+        room: &Room,
     ) -> std::io::Result<Self> {
         let board = Board {
             schedule: Schedule::new(Instant::now()),
             errands: VecDeque::new(),
             avoid: HashMap::new(),
-            hung: Vec::new(),
             busy: Default::default(),
             scouts: Default::default(),
             told,
@@ -137,8 +126,8 @@ impl Looks {
         };
         let shared: Shared = Arc::new((Mutex::new(board), Condvar::new()));
         for number in 0..WORKERS {
-            let worker =
-                Worker { number, shared: shared.clone(), telling: telling.clone(), release, scout: None };
+            let (shared, telling, room) = (shared.clone(), telling.clone(), room.clone());
+            let worker = Worker { number, shared, telling, release, room, scout: None };
             thread::Builder::new().name(format!("looks {number}")).spawn(move || worker.run())?;
         }
         Ok(Self { shared })
@@ -169,11 +158,11 @@ impl Looks {
         self.shared.1.notify_all();
     }
 
-    /// What looking has cost, and the scouts that are there.
+    /// What looking has cost, and the processes that do it.
     pub(super) fn counts(&self) -> (LookCounts, Vec<u32>) {
         let board = lock(&self.shared.0);
         let waiting = board.schedule.waiting(Instant::now());
-        (LookCounts { waiting, ..board.counts }, board.scouts.iter().flatten().copied().collect())
+        (LookCounts { waiting, ..board.counts }, board.scouts.iter().flatten().flatten().copied().collect())
     }
 }
 
@@ -182,6 +171,8 @@ struct Worker {
     shared: Shared,
     telling: UnboundedSender<Looked>,
     release: Option<KernelVersion>,
+    /// Starts scouts.
+    room: Room,
     scout: Option<Scout>,
 }
 
@@ -286,7 +277,7 @@ impl Worker {
             Ok(reply) => {
                 board.counts.cpu += reply.cost;
                 if scout.is_full() {
-                    board.hung.push(scout.abandon());
+                    scout.abandon();
                 } else {
                     self.scout = Some(scout);
                 }
@@ -294,20 +285,16 @@ impl Worker {
             }
             Err(why) => {
                 let device = scout.device();
-                board.hung.push(scout.abandon());
+                scout.abandon();
                 Some(Err((why, device)))
             }
         }
     }
 
     fn start(&self) -> Option<Scout> {
+        let scout = self.room.scout().inspect_err(|error| error!(%error, "no process to look with")).ok()?;
         let mut board = lock(&self.shared.0);
-        board.reap();
-        if board.hung.len() >= MOST_HUNG {
-            return None;
-        }
-        let scout = Scout::start().inspect_err(|error| error!(%error, "no process to look with")).ok()?;
-        board.scouts[self.number as usize] = Some(scout.pid());
+        board.scouts[self.number as usize] = Some(scout.pids());
         Some(scout)
     }
 
@@ -324,7 +311,7 @@ impl Worker {
                 && let Some(scout) = self.scout.take()
             {
                 board.scouts[self.number as usize] = None;
-                board.hung.push(scout.abandon());
+                scout.abandon();
             }
             if board.busy[..self.number as usize].iter().all(|since| since.is_some_and(|at| at + lag <= now))
             {

@@ -10,6 +10,7 @@ use llamaprobe_common::{layout::ExtLayout, target::TargetConfig};
 use super::seats::Seat;
 use crate::{
     discovery::{Target, image::ImageId, process::ProcessId},
+    keeper::Failure,
     plan::{Plan, catalog::Role},
 };
 
@@ -120,16 +121,17 @@ impl Process {
         self.attaching = Some(Box::new(Attaching { number, target, plan }));
     }
 
-    /// An order was carried out, but for these places. Returns what was attached and the orders that it replaces; `None`
+    /// An order was carried out, but for these of its probes. Returns what was attached and the orders that it replaces; `None`
     /// when it is not the one that is waited for.
     pub(super) fn attached(
         &mut self,
         number: u64,
-        failed: BTreeSet<Place>,
+        failures: &[Failure],
     ) -> Option<(Box<Attaching>, Vec<u64>)> {
         let attached = self.attaching.take_if(|it| it.number == number)?;
         self.tls = has_tls(&attached.plan);
-        self.failed = failed;
+        let failed = failures.iter().filter_map(|failure| attached.plan.probes.get(failure.place));
+        self.failed = failed.map(|probe| (probe.image.id, probe.offset())).collect();
         Some((attached, std::mem::replace(&mut self.orders, vec![number])))
     }
 
@@ -212,13 +214,14 @@ mod tests {
     /// A process for which a plan was attached by order 1, but for these offsets.
     fn attached(roles: &[Role], failed: &[u64], now: Instant) -> Process {
         let mut process = Process::new(&target(), now);
-        let wanted = plan(roles);
-        let image = wanted.probes[0].image.id;
-        process.attach(now, 1, target(), wanted);
-        assert!(process.attached(2, BTreeSet::new()).is_none(), "another order");
-        let failed = failed.iter().map(|offset| (image, *offset)).collect();
+        process.attach(now, 1, target(), plan(roles));
+        assert!(process.attached(2, &[]).is_none(), "another order");
+        let failure = |place: &u64| Failure { place: *place as usize, cause: String::new(), denied: false };
+        let failed: Vec<_> = failed.iter().map(failure).collect();
         assert!(
-            process.attached(1, failed).is_some_and(|(attached, old)| attached.number == 1 && old.is_empty())
+            process
+                .attached(1, &failed)
+                .is_some_and(|(attached, old)| attached.number == 1 && old.is_empty())
         );
         process
     }
@@ -239,7 +242,7 @@ mod tests {
         let mut process = attached(&[Role::Batch], &[], now);
         process.attach(now, 2, target(), plan(&[Role::Batch, Role::Token]));
         assert_eq!(reconcile(&plan(&[Role::Batch]), Some(&process), now), [Action::LookSoon]);
-        let (_, old) = process.attached(2, BTreeSet::new()).unwrap();
+        let (_, old) = process.attached(2, &[]).unwrap();
         assert_eq!((old, process.orders.as_slice()), (vec![1], &[2][..]), "it replaces the one before");
     }
 

@@ -10,7 +10,6 @@ use tracing::{error, info};
 
 use super::{
     Agent,
-    room::Order,
     seats::{Asked, Claim, Seat, ask},
 };
 use crate::{
@@ -20,6 +19,7 @@ use crate::{
         process::{Listener, ProcessId},
     },
     export::sink::Process,
+    keeper::Order,
     plan::{Plan, catalog::Role},
     session::{Input, observed::Observed},
 };

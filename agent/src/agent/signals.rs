@@ -1,12 +1,12 @@
 //! The signals that the agent knows. They are taken up before anything else is done, so that it can be ended at any moment.
 
-use std::io;
+use std::{io, thread};
 
 use anyhow::{Context as _, Result};
 use rustix::process::Signal as Number;
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
-    task::spawn_blocking,
+    sync::oneshot,
 };
 
 /// SIGTERM, SIGINT, SIGHUP and SIGUSR2.
@@ -62,8 +62,12 @@ impl Signals {
         &mut self,
         work: impl FnOnce() -> Result<T> + Send + 'static,
     ) -> Result<Option<T>> {
+        let (sender, done) = oneshot::channel();
+        // None of a pool, which would stay, with the rights that this thread has now.
+        let run = move || drop(sender.send(work()));
+        thread::Builder::new().name("start".to_owned()).spawn(run).context("no thread")?;
         tokio::select! {
-            done = spawn_blocking(work) => done.context("a part of the start panicked")?.map(Some),
+            done = done => done.context("a part of the start panicked")?.map(Some),
             _ = self.end() => Ok(None),
         }
     }

@@ -12,15 +12,14 @@ use super::{
     Agent, Switches,
     looks::{Looked, Rank},
     process::{Action, Process, reconcile},
-    room::{Attach, Done, Order},
     seats::Claim,
 };
 use crate::{
-    bpf::{attach::AttachError, events, read::Reading},
+    bpf::{attach::Hook, events, read::Reading},
     discovery::Target,
-    doctor::NEEDED,
     engines,
     judge::Judged,
+    keeper::{Attach, Done, Failure, Order},
     plan::{Joining, Plan, Verdict, catalog::Role},
 };
 
@@ -120,7 +119,7 @@ impl Agent {
             && self.processes.values().all(|process| process.attaching.is_none())
         {
             self.health.set_ready();
-            info!(targets = self.seats().len(), late_loads = self.maps.sees_late_loads(), "ready");
+            info!(targets = self.seats().len(), late_loads = self.late_loads, "ready");
         }
     }
 
@@ -278,30 +277,30 @@ impl Agent {
     /// Has the probes of a plan attached for a process.
     fn attach(&mut self, now: Instant, mut target: Target, plan: Plan) {
         let pid = target.pid;
-        let files = target.images.iter().filter_map(|it| Some((it.image.id, it.file.clone()?))).collect();
+        let files = target.images.iter().filter_map(|it| Some((it.image.id, it.file.clone()?)));
+        let (images, files) = files.unzip();
         target.close();
         self.orders += 1;
         let attach = Attach {
             number: self.orders,
             id: target.id(),
-            probes: plan.probes.clone(),
-            files,
+            hooks: plan.probes.iter().map(Hook::from).collect(),
+            images,
             urgent: self.claim(&target) > Claim::Idle,
         };
         let process = self.processes.entry(pid).or_insert_with(|| Process::new(&target, now));
         process.attach(now, self.orders, target, plan);
         // Sockets first: a request whose beginning was not seen is not told.
         self.follow_sockets();
-        self.room.order(Order::Attach(Box::new(attach)));
+        self.room.order_with(Order::Attach(attach), files);
     }
 
     /// Something was done in the engine room.
     pub(super) fn done(&mut self, done: Done) {
         match done {
             Done::Attached(number, id, failures) => {
-                let failed = failures.iter().map(|it| (it.image, it.offset)).collect();
                 let process = self.processes.get_mut(&id.pid);
-                match process.and_then(|process| process.attached(number, failed)) {
+                match process.and_then(|process| process.attached(number, &failures)) {
                     Some((attached, old)) => {
                         // What the new order attaches is kept; the rest of the old ones has no user any more.
                         old.into_iter().for_each(|order| self.room.order(Order::Replace(order)));
@@ -326,21 +325,29 @@ impl Agent {
             Done::NoSessions(error) => {
                 warn!(%error, "requests over TLS on connections that were open before are not followed");
             }
+            Done::Cost(programs) => self.programs = programs,
+            // Those are heard before they come here.
+            Done::Loaded { .. } | Done::NotLoaded(_) | Done::Said(_) | Done::Scout(_) => {}
+            Done::NoScout(_) | Done::Closed | Done::Ended(_) => {}
         }
     }
 
-    fn attached(&mut self, target: Target, mut plan: Plan, failures: &[AttachError]) {
+    fn attached(&mut self, target: Target, mut plan: Plan, failures: &[Failure]) {
         let pid = target.pid;
         self.attach_failures += failures.len() as u64;
-        for failure in failures {
-            error!(pid, %failure, "a probe cannot be attached");
+        for Failure { place, cause, .. } in failures {
+            let Some(probe) = plan.probes.get(*place) else { continue };
+            let (name, file, offset) = (probe.probe.name(), probe.image.path.display(), probe.offset());
+            let failure = format!("{name} at {file}+{offset:#x} ({}): {cause}", probe.symbol);
+            error!(pid, failure, "a probe cannot be attached");
         }
         self.without_failed(pid, &mut plan);
         let probed = plan.joining() != Joining::Answers;
         if probed && !plan.probes.iter().any(|probe| probe.role == Role::Batch) {
-            let denied = failures.iter().any(|failure| failure.cause.is_permission());
-            let why = if denied { NEEDED } else { "its decode calls cannot be probed" };
-            return self.refuse(pid, &target.comm, why);
+            let denied = failures.iter().any(|failure| failure.denied);
+            let why =
+                if denied { self.needed.clone() } else { "its decode calls cannot be probed".to_owned() };
+            return self.refuse(pid, &target.comm, &why);
         }
         self.unobservable.remove(&pid);
         self.observe(target, plan);

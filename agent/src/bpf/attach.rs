@@ -7,10 +7,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use aya::programs::uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeLink, UProbeScope};
-use llamaprobe_common::probe::ProbeId;
+use serde::{Deserialize, Serialize};
 
-use super::{Attacher, LoadError, load::uprobe};
+use super::{
+    Attacher, LoadError,
+    uprobes::{self, Link},
+};
 use crate::{
     discovery::image::ImageId,
     plan::{Probe, catalog::Program},
@@ -24,7 +26,7 @@ type Site = (ImageId, u64, Program, Option<NonZeroU32>);
 
 /// What is attached at one site: at the entry and, where there is a program for it, at the return. Detaches when
 /// dropped, which the kernel takes its time for.
-pub type Links = Vec<UProbeLink>;
+pub type Links = Vec<Link>;
 
 /// One attached probe.
 struct Attached {
@@ -41,39 +43,49 @@ pub struct Attachments {
     sites: HashMap<Site, Attached>,
 }
 
-/// A probe that could not be attached.
-#[derive(Debug, thiserror::Error)]
-#[error("{} at {}+{offset:#x} ({symbol}): {cause}", probe.name(), path.display())]
-pub struct AttachError {
-    /// Which.
-    pub probe: ProbeId,
+/// A probe, as it is ordered.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Hook {
     /// The file.
     pub image: ImageId,
-    /// What it is called.
-    pub path: PathBuf,
-    /// The function.
-    pub symbol: String,
-    /// Offset in the file, bytes.
+    /// Offset of the probed instruction in the file, bytes.
     pub offset: u64,
-    /// Why.
-    pub cause: Box<LoadError>,
+    /// That of the instruction at the end, for a program that has one for it.
+    pub end: Option<u64>,
+    /// The program that runs.
+    pub program: Program,
+    /// What it is told.
+    pub cookie: u64,
+}
+
+impl From<&Probe> for Hook {
+    fn from(probe: &Probe) -> Self {
+        Self {
+            image: probe.image.id,
+            offset: probe.offset(),
+            end: probe.end.as_ref().map(|end| probe.entry + end.offset),
+            program: probe.program,
+            cookie: probe.cookie.raw(),
+        }
+    }
 }
 
 impl Attacher {
     /// Attaches the probes of a process. Sites that are probed already only gain a user.
     ///
-    /// `order` is what [`Attacher::release`] will name. `file` gives a path that leads to an image. All that can be attached is; what cannot be is returned.
+    /// `order` is what [`Attacher::release`] will name. `file` gives a path that leads to an image. All that can be attached
+    /// is; what cannot be is returned, by its place among the probes.
     pub fn attach(
         &mut self,
         order: u64,
         pid: u32,
-        probes: &[Probe],
+        hooks: &[Hook],
         file: impl Fn(ImageId) -> Option<PathBuf>,
-    ) -> Vec<AttachError> {
+    ) -> Vec<(usize, LoadError)> {
         let mut failed = Vec::new();
-        for probe in probes {
-            let only = NonZeroU32::new(pid).filter(|_| probe.program.is_for_one_process());
-            let site = (probe.image.id, probe.offset(), probe.program, only);
+        for (place, hook) in hooks.iter().enumerate() {
+            let only = NonZeroU32::new(pid).filter(|_| hook.program.is_for_one_process());
+            let site = (hook.image, hook.offset, hook.program, only);
             if let Some(attached) = self.attachments.sites.get_mut(&site) {
                 attached.idle = None;
                 if !attached.users.contains(&order) {
@@ -81,49 +93,31 @@ impl Attacher {
                 }
                 continue;
             }
-            let path = file(probe.image.id).unwrap_or_else(|| probe.image.path.clone());
-            match self.attach_one(probe, &path, only) {
+            let file = file(hook.image).ok_or_else(|| LoadError::Absent(format!("file {:?}", hook.image)));
+            match file.and_then(|path| self.attach_one(hook, &path, only)) {
                 Ok(links) => {
                     let attached = Attached { users: vec![order], idle: None, links };
                     self.attachments.sites.insert(site, attached);
                 }
-                Err(cause) => failed.push(AttachError {
-                    probe: probe.probe,
-                    image: probe.image.id,
-                    path: probe.image.path.clone(),
-                    symbol: probe.symbol.clone(),
-                    offset: probe.offset(),
-                    cause: Box::new(cause),
-                }),
+                Err(cause) => failed.push((place, cause)),
             }
         }
         failed
     }
 
     /// Entry and return are attached together or not at all.
-    fn attach_one(
-        &mut self,
-        probe: &Probe,
-        path: &Path,
-        only: Option<NonZeroU32>,
-    ) -> Result<Vec<UProbeLink>, LoadError> {
-        let end = match &probe.end {
-            Some(end) => probe.program.at_end().map(|name| (name, probe.entry + end.offset)),
-            None => probe.program.at_return().map(|name| (name, probe.offset())),
+    fn attach_one(&mut self, hook: &Hook, path: &Path, only: Option<NonZeroU32>) -> Result<Links, LoadError> {
+        let end = match hook.end {
+            Some(end) => hook.program.at_end().map(|name| (name, end)),
+            None => hook.program.at_return().map(|name| (name, hook.offset)),
         };
-        std::iter::once((probe.program.name(), probe.offset()))
+        std::iter::once((hook.program.name(), hook.offset))
             .chain(end)
             .map(|(name, offset)| {
-                let program = uprobe(&mut self.ebpf, name)?;
-                let point = UProbeAttachPoint {
-                    location: UProbeAttachLocation::AbsoluteOffset(offset),
-                    cookie: Some(probe.cookie.raw()),
-                };
                 // For all processes: the programs tell by thread group id whom they serve, and a restarted server or a
                 // forked worker is covered at once.
-                let scope = only.map_or(UProbeScope::AllProcesses, UProbeScope::OneProcess);
-                let link = program.attach(point, path, scope).and_then(|id| program.take_link(id));
-                link.map_err(|source| LoadError::program("attach", name, source))
+                let site = uprobes::Site { offset, cookie: hook.cookie, only };
+                self.uprobes.attach(&mut self.ebpf, name, path, &site)
             })
             .collect()
     }

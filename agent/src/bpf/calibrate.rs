@@ -2,17 +2,17 @@
 
 use std::{
     hint::black_box,
+    num::NonZeroU32,
     path::Path,
     time::{Duration, Instant},
 };
 
-use aya::programs::uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeScope};
 use serde::{Deserialize, Serialize};
 
 use super::{
     Attacher, LoadError,
-    load::uprobe,
     raw::{emulated, single_stepped},
+    uprobes::Site,
 };
 use crate::{
     discovery::process::ProcessRoot,
@@ -44,11 +44,11 @@ impl Prices {
 }
 
 impl Attacher {
-    /// Measures both prices. `None` when the agent's own file cannot be found or probed: then estimates serve.
+    /// Measures both prices. `None` when the agent's own file cannot be found: then estimates serve.
     ///
     /// # Errors
     ///
-    /// When the object lacks the program.
+    /// When the agent's own file cannot be probed. If that is for want of rights, no other can be either.
     pub fn calibrate(&mut self) -> Result<Option<Prices>, LoadError> {
         let emulated_ns = self.price(emulated)?;
         let single_stepped_ns = self.price(single_stepped)?;
@@ -62,15 +62,12 @@ impl Attacher {
     fn price(&mut self, function: extern "C" fn()) -> Result<Option<u32>, LoadError> {
         let Some(offset) = file_offset(function as usize as u64) else { return Ok(None) };
         let bare = time(function);
-        let program = uprobe(&mut self.ebpf, "lp_calibration")?;
-        let location = UProbeAttachLocation::AbsoluteOffset(offset);
-        let point = UProbeAttachPoint { location, cookie: Some(0) };
-        let Ok(link) = program.attach(point, "/proc/self/exe", UProbeScope::CallingProcess) else {
-            return Ok(None);
-        };
+        let only = NonZeroU32::new(std::process::id());
+        let site = Site { offset, cookie: 0, only };
+        let path = Path::new("/proc/self/exe");
+        let link = self.uprobes.attach(&mut self.ebpf, "lp_calibration", path, &site)?;
         let probed = time(function);
-        let detached = program.detach(link);
-        detached.map_err(|source| LoadError::program("detach", "lp_calibration", source))?;
+        drop(link);
         let one = probed.saturating_sub(bare) / CALLS;
         Ok(Some(u32::try_from(one.as_nanos()).unwrap_or(u32::MAX)))
     }

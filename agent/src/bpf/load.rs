@@ -1,11 +1,16 @@
-//! Loading: the embedded object, its programs, the probes on process life.
+//! Loading: the embedded object, its programs, the probes on process life; and the maps, for whoever is handed them.
 
-use std::error::Error;
+use std::{
+    collections::BTreeMap,
+    error::Error,
+    os::fd::{AsFd as _, OwnedFd},
+};
 
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{Array, HashMap, MapData, MapError, PerCpuArray, ProgramArray, RingBuf},
-    programs::{ProgramError, RawTracePoint, TracePoint, UProbe, trace_point::TracePointLink},
+    maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, RingBuf},
+    programs::{ProgramError, RawTracePoint, TracePoint, trace_point::TracePointLink},
+    sys::SyscallError,
 };
 use llamaprobe_common::{
     batch::{Context, ContextKey},
@@ -23,9 +28,10 @@ use tracing::{debug, warn};
 use super::{
     attach::Attachments,
     lines::{self, LineReader, Lines},
-    raw,
+    multi, raw,
     sockets::SocketLinks,
     switches::{self, SwitchError, SwitchLink},
+    uprobes::{Uprobes, Way},
 };
 use crate::plan::catalog::Program;
 
@@ -92,6 +98,10 @@ impl LoadError {
         Self::Program { what, name: name.to_owned(), cause: Box::new(source) }
     }
 
+    pub(super) fn object(source: impl Into<aya::EbpfError>) -> Self {
+        Self::Object { cause: Box::new(source.into()) }
+    }
+
     pub(super) fn map(what: &'static str, name: &'static str, source: MapError) -> Self {
         Self::Map { what, name, cause: Box::new(source) }
     }
@@ -124,8 +134,6 @@ pub struct Rings {
     pub stalls: RingBuf<MapData>,
     /// What holds process events back.
     pub told: Told,
-    /// What the programs say, where that is wanted.
-    pub lines: Option<LineReader>,
 }
 
 /// Who was told of and has not been looked at since: nothing more is told of those.
@@ -139,7 +147,7 @@ impl Told {
     }
 }
 
-/// The maps of the loaded programs.
+/// The maps of the loaded programs, as whoever reads and writes them has them.
 pub struct Maps {
     pub(super) targets: HashMap<MapData, u32, TargetConfig>,
     pub(super) stats: PerCpuArray<MapData, TargetStats>,
@@ -157,16 +165,13 @@ pub struct Maps {
     pub(super) layouts: HashMap<MapData, LayoutKey, LayoutState>,
     pub(super) steps: Array<MapData, Step>,
     pub(super) scheduled: HashMap<MapData, u32, Thread>,
-    _only: HashMap<MapData, u32, u8>,
-    /// Maps the programs read only; held so that they are not closed.
-    _blank: (Array<MapData, Context>, Array<MapData, Talk>, Array<MapData, u32>),
-    late_loads: bool,
 }
 
-/// The loaded programs and what is attached with them. Apart from the maps, because attaching and detaching take their
-/// time: whoever does it is not who reads.
+/// The loaded programs and what is attached with them. Apart from the maps: attaching and detaching take their time and
+/// all rights, and whoever does it is not who reads.
 pub struct Attacher {
     pub(super) ebpf: Ebpf,
+    pub(super) uprobes: Uprobes,
     pub(super) attachments: Attachments,
     pub(super) sockets: SocketLinks,
     pub(super) sessions: Option<TracePointLink>,
@@ -174,19 +179,40 @@ pub struct Attacher {
     pub(super) switches: Option<SwitchLink>,
     /// Why the switches of threads cannot be followed, until that is said.
     pub(super) undescribed: Option<SwitchError>,
+    late_loads: bool,
     /// Keeps the programs of the tail calls alive.
-    _follow: Vec<ProgramArray<MapData>>,
+    _follow: Vec<Map>,
 }
 
-impl Maps {
-    /// Loads everything and starts to watch process life. Returns what attaches, and the ring buffers of process and
-    /// request events, beside. Of other processes than `only` nothing is told, unless it is empty.
+/// A map of the programs, for whoever reads it.
+pub type Handle = (String, OwnedFd);
+
+impl Attacher {
+    /// Loads everything and starts to watch process life. Of other processes than `only` nothing is told, unless it is
+    /// empty. Returns what says the lines of the programs beside, where such are wanted.
     ///
     /// # Errors
     ///
     /// When the kernel refuses a program or a map: no rights, Linux older than 5.15, lockdown.
-    pub fn load(only: &[u32], lines: Lines) -> Result<(Self, Attacher, Rings), LoadError> {
+    pub fn load(only: &[u32], lines: Lines) -> Result<(Self, Option<LineReader>), LoadError> {
         raw::keep_no_large_memory();
+        // Who may not even try that is told so when the rest is refused, too.
+        let way = Way::here().unwrap_or(Way::PerfEvents);
+        // Maps are bound to the kind of the programs that use them, so all is made anew.
+        let (way, loaded) = match Self::load_for(way, only, lines) {
+            Err(error) if way == Way::Links => {
+                debug!(%error, "this kernel has links for uprobes and refuses what is needed for them");
+                (Way::PerfEvents, Self::load_for(Way::PerfEvents, only, lines))
+            }
+            loaded => (way, loaded),
+        };
+        debug!(?way, "how uprobes are attached");
+        // Of the object and of what the kernel says of its types.
+        raw::give_memory_back();
+        loaded
+    }
+
+    fn load_for(way: Way, only: &[u32], lines: Lines) -> Result<(Self, Option<LineReader>), LoadError> {
         // No program needs relocation against kernel types, so the kernel's BTF (megabytes) is not read.
         let level = lines.level();
         let (kernel, undescribed) = match switches::kernel_layout() {
@@ -202,71 +228,56 @@ impl Maps {
             // Nothing will be in it.
             loader.map_max_entries(lines::MAP, rustix::param::page_size() as u32);
         }
-        let mut ebpf = loader.load(OBJECT).map_err(|cause| LoadError::Object { cause: Box::new(cause) })?;
+        let mut ebpf = loader.load(OBJECT).map_err(LoadError::object)?;
+        let mut uprobes = Uprobes::new(way, OBJECT, &ebpf)?;
         let at_return = Program::ALL.into_iter().filter_map(Program::at_return);
         let at_end = Program::ALL.into_iter().filter_map(Program::at_end);
         let names = Program::ALL.into_iter().map(Program::name).chain(at_return).chain(at_end);
         for name in names.chain(["lp_show", "lp_calibration"]) {
-            let program = uprobe(&mut ebpf, name)?;
-            program.load().map_err(|source| LoadError::program("load", name, source))?;
+            uprobes.load(&mut ebpf, name)?;
         }
-        let follow =
-            vec![fill(&mut ebpf, "FOLLOW", &FOLLOW)?, fill(&mut ebpf, "SHOW", &[("lp_show", None)])?];
+        let follow = vec![
+            fill(&mut ebpf, &mut uprobes, "FOLLOW", &FOLLOW)?,
+            fill(&mut ebpf, &mut uprobes, "SHOW", &[("lp_show", None)])?,
+        ];
+        uprobes.settle();
 
         // Before anything is told: who is not meant never fills a ring.
-        let mut meant: HashMap<MapData, u32, u8> = take(&mut ebpf, "ONLY")?;
+        let mut meant: HashMap<_, u32, u8> = borrow(&mut ebpf, "ONLY")?;
         for pid in only.first().map(|_| &0).into_iter().chain(only) {
             meant.insert(pid, 1, 0).map_err(|source| LoadError::map("fill", "ONLY", source))?;
         }
+        switches::fill_classes(&mut borrow(&mut ebpf, "CALL_CLASSES")?)?;
         watch(&mut ebpf, "lp_exec", "sched_process_exec")?;
         watch(&mut ebpf, "lp_exit", "sched_process_exit")?;
         let late_loads = watch_calls(&mut ebpf)?;
         let lines = if level > 0 { Some(lines.reader(&mut ebpf)?) } else { None };
-        let rings = Rings {
-            lines,
-            processes: take(&mut ebpf, "EVENTS")?,
-            requests: take(&mut ebpf, "REQUEST_EVENTS")?,
-            payload: take(&mut ebpf, "PAYLOAD")?,
-            stalls: take(&mut ebpf, "STALLS")?,
-            told: Told(take(&mut ebpf, "TOLD")?),
-        };
-        let mut classes = take(&mut ebpf, "CALL_CLASSES")?;
-        switches::fill_classes(&mut classes)?;
-        let maps = Self {
-            targets: take(&mut ebpf, "TARGETS")?,
-            stats: take(&mut ebpf, "STATS")?,
-            sequences: take(&mut ebpf, "SEQUENCES")?,
-            contexts: take(&mut ebpf, "CONTEXTS")?,
-            layouts: take(&mut ebpf, "LAYOUTS")?,
-            memories: take(&mut ebpf, "MEMORIES")?,
-            notes: take(&mut ebpf, "NOTES")?,
-            clocks: take(&mut ebpf, "CLOCKS")?,
-            connections: take(&mut ebpf, "CONNECTIONS")?,
-            talks: take(&mut ebpf, "TALKS")?,
-            peers: take(&mut ebpf, "PEERS")?,
-            threads: take(&mut ebpf, "THREADS")?,
-            tasks: take(&mut ebpf, "TASKS")?,
-            calls: take(&mut ebpf, "CALLS")?,
-            steps: take(&mut ebpf, "STEPS")?,
-            scheduled: take(&mut ebpf, "SCHEDULED")?,
-            _only: meant,
-            _blank: (take(&mut ebpf, "BLANK_CONTEXT")?, take(&mut ebpf, "BLANK_TALK")?, classes),
-            late_loads,
-        };
-        let mut attacher = Attacher {
+        let mut attacher = Self {
             attachments: Attachments::default(),
             sockets: SocketLinks::new(),
             sessions: None,
             offspring: None,
             switches: None,
             undescribed,
+            late_loads,
             _follow: follow,
+            uprobes,
             ebpf,
         };
         attacher.load_sockets()?;
-        // Of the object and of what the kernel says of its types.
-        raw::give_memory_back();
-        Ok((maps, attacher, rings))
+        Ok((attacher, lines))
+    }
+
+    /// The maps, for whoever reads and writes them: see [`Maps::of`].
+    ///
+    /// # Errors
+    ///
+    /// When there is no room for one more descriptor.
+    pub fn handles(&self) -> std::io::Result<Vec<Handle>> {
+        let data = self.ebpf.maps().filter_map(|(name, map)| Some((name, multi::data(map)?)));
+        // What the compiler made of constants nobody reads.
+        let named = data.filter(|(name, _)| !name.starts_with('.'));
+        named.map(|(name, data)| Ok((name.to_owned(), data.fd().as_fd().try_clone_to_owned()?))).collect()
     }
 
     /// Whether libraries loaded late announce themselves; otherwise only the slow rescan finds them.
@@ -275,42 +286,85 @@ impl Maps {
     }
 }
 
+impl Maps {
+    /// Makes them of the handles of the loaded programs, with the ring buffers beside.
+    ///
+    /// # Errors
+    ///
+    /// When one is missing or of another kind, or must not be used.
+    pub fn of(handles: Vec<Handle>) -> Result<(Self, Rings), LoadError> {
+        let mut handles: BTreeMap<String, OwnedFd> = handles.into_iter().collect();
+        let all = &mut handles;
+        let rings = Rings {
+            processes: open(all, "EVENTS")?,
+            requests: open(all, "REQUEST_EVENTS")?,
+            payload: open(all, "PAYLOAD")?,
+            stalls: open(all, "STALLS")?,
+            told: Told(open(all, "TOLD")?),
+        };
+        let maps = Self {
+            targets: open(all, "TARGETS")?,
+            stats: open(all, "STATS")?,
+            sequences: open(all, "SEQUENCES")?,
+            contexts: open(all, "CONTEXTS")?,
+            layouts: open(all, "LAYOUTS")?,
+            memories: open(all, "MEMORIES")?,
+            notes: open(all, "NOTES")?,
+            clocks: open(all, "CLOCKS")?,
+            connections: open(all, "CONNECTIONS")?,
+            talks: open(all, "TALKS")?,
+            peers: open(all, "PEERS")?,
+            threads: open(all, "THREADS")?,
+            tasks: open(all, "TASKS")?,
+            calls: open(all, "CALLS")?,
+            steps: open(all, "STEPS")?,
+            scheduled: open(all, "SCHEDULED")?,
+        };
+        Ok((maps, rings))
+    }
+}
+
+/// Opens a map under its type.
+fn open<T: TryFrom<Map, Error = MapError>>(
+    handles: &mut BTreeMap<String, OwnedFd>,
+    name: &'static str,
+) -> Result<T, LoadError> {
+    let handle = handles.remove(name).ok_or_else(|| LoadError::Absent(format!("map {name}")))?;
+    let map = MapData::from_fd(handle).and_then(Map::from_map_data).and_then(T::try_from);
+    map.map_err(|source| LoadError::map("open", name, source))
+}
+
 /// Puts the programs of tail calls where others look for them; in place of one that this kernel refuses the other of its
 /// pair.
 fn fill(
     ebpf: &mut Ebpf,
+    uprobes: &mut Uprobes,
     map: &'static str,
     programs: &[(&'static str, Option<&'static str>)],
-) -> Result<ProgramArray<MapData>, LoadError> {
-    let mut array: ProgramArray<MapData> = take(ebpf, map)?;
+) -> Result<Map, LoadError> {
+    let array = ebpf.take_map(map).ok_or_else(|| LoadError::Absent(format!("map {map}")))?;
+    let data = multi::data(&array).ok_or_else(|| LoadError::Absent(format!("array {map}")))?;
     for (place, &(mut name, instead)) in (0..).zip(programs) {
-        let loaded = uprobe(ebpf, name)?.fd().is_ok();
-        if !loaded && let (Err(error), Some(instead)) = (uprobe(ebpf, name)?.load(), instead) {
-            debug!(name, instead, error = chain(&error), "this kernel refuses a program");
-            name = instead;
+        if let (Err(error), Some(other)) = (uprobes.load(ebpf, name), instead) {
+            debug!(name, instead, %error, "this kernel refuses a program");
+            name = other;
         }
-        let program = uprobe(ebpf, name)?;
-        if program.fd().is_err() {
-            program.load().map_err(|source| LoadError::program("load", name, source))?;
-        }
-        let fd = program.fd().map_err(|source| LoadError::program("open", name, source))?;
-        array.set(place, fd, 0).map_err(|source| LoadError::map("fill", map, source))?;
+        uprobes.load(ebpf, name)?;
+        let set = raw::set_program(data.fd().as_fd(), place, uprobes.descriptor(ebpf, name)?);
+        set.map_err(|io_error| {
+            LoadError::map("fill", map, SyscallError { call: "bpf_map_update_elem", io_error }.into())
+        })?;
     }
     Ok(array)
 }
 
-/// Takes a map out of the object under its type.
-fn take<T: TryFrom<aya::maps::Map, Error = MapError>>(
-    ebpf: &mut Ebpf,
+/// A map of the object under its type.
+fn borrow<'a, T: TryFrom<&'a mut Map, Error = MapError>>(
+    ebpf: &'a mut Ebpf,
     name: &'static str,
 ) -> Result<T, LoadError> {
-    let map = ebpf.take_map(name).ok_or_else(|| LoadError::Absent(format!("map {name}")))?;
+    let map = ebpf.map_mut(name).ok_or_else(|| LoadError::Absent(format!("map {name}")))?;
     T::try_from(map).map_err(|source| LoadError::map("open", name, source))
-}
-
-pub(super) fn uprobe<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut UProbe, LoadError> {
-    let program = ebpf.program_mut(name).ok_or_else(|| LoadError::Absent(format!("program {name}")))?;
-    program.try_into().map_err(|source| LoadError::program("open", name, source))
 }
 
 /// Process life comes by raw tracepoints: they need no tracefs.

@@ -1,8 +1,8 @@
 //! Loads the kernel programs, attaches them to planned sites, reads what they count. In: plans. Out: process events
 //! and aggregates.
 //!
-//! Links are owned here: dropping [`Attacher`] detaches everything, and so does the end of the agent in any way, since
-//! the kernel closes the descriptors.
+//! Two processes use it: the keeper loads and attaches, the agent reads. Links are owned here: dropping [`Attacher`] detaches
+//! everything, and so does the end of the keeper in any way, since the kernel closes the descriptors.
 
 pub mod attach;
 pub mod btf;
@@ -10,12 +10,15 @@ pub mod calibrate;
 pub mod events;
 pub mod lines;
 pub mod load;
+mod multi;
 mod raw;
 pub mod read;
 pub mod run_time;
 pub mod sockets;
 pub mod switches;
 pub mod tracefs;
+pub mod uprobes;
 
-pub use load::{Attacher, LoadError, Maps, Told};
-pub use raw::{bequeath_links, inherited_links, waitable};
+pub use load::{Attacher, Handle, LoadError, Maps, Told};
+pub use raw::{ignore_ends, waitable};
+pub use uprobes::Way;

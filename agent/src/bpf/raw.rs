@@ -1,17 +1,16 @@
 //! The one file of the agent with `unsafe`: functions made of chosen instructions, the call that gives the process a
-//! mount namespace of its own, the registration of a ring buffer, the reading of its entries, the descriptors that a
-//! child inherits, and memory that is given back.
+//! mount namespace of its own, the registration of a ring buffer, the reading of its entries, signals that are not heard,
+//! memory that is given back, and the calls of bpf(2) that aya does not make.
 
 use std::{
-    fs,
-    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
+    ffi::{CStr, c_long},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
+    ptr,
 };
 
 use aya::Pod;
-use rustix::{
-    io::{self, FdFlags},
-    thread::UnshareFlags,
-};
+use aya_obj::generated::{bpf_attach_type, bpf_attr, bpf_cmd, bpf_insn, bpf_prog_info, bpf_prog_type};
+use rustix::{io, process::Signal, thread::UnshareFlags};
 use tokio::io::unix::AsyncFd;
 
 /// Begins with an instruction that the kernel emulates.
@@ -57,40 +56,16 @@ pub fn value<T: Pod>(entry: &[u8]) -> Option<T> {
     Some(unsafe { entry.as_ptr().cast::<T>().read_unaligned() })
 }
 
-/// Lets a program that is started from here inherit all that keeps probes attached. Returns how many links that are.
-///
-/// # Errors
-///
-/// When the descriptors cannot be listed.
-pub fn bequeath_links() -> std::io::Result<usize> {
-    let mut links = 0;
-    for number in open_links()? {
-        // SAFETY: only a flag of the descriptor is set; if it was closed meanwhile, or became another, the worst is that a
-        // child inherits one too many.
-        let link = unsafe { BorrowedFd::borrow_raw(number) };
-        links += usize::from(io::fcntl_setfd(link, FdFlags::empty()).is_ok());
+/// From now on no signal by which people and service managers end a program ends this one, nor what it starts.
+pub fn ignore_ends() {
+    unsafe extern "C" {
+        fn signal(number: i32, handler: usize) -> usize;
     }
-    Ok(links)
-}
-
-/// The links that this process was given by the one that started it. To be called once, by who has opened none.
-///
-/// # Errors
-///
-/// When the descriptors cannot be listed.
-pub fn inherited_links() -> std::io::Result<Vec<OwnedFd>> {
-    // SAFETY: nothing in this process knows of them.
-    Ok(open_links()?.into_iter().map(|link| unsafe { OwnedFd::from_raw_fd(link) }).collect())
-}
-
-/// The descriptors of this process that keep programs attached.
-fn open_links() -> std::io::Result<Vec<RawFd>> {
-    let entries = fs::read_dir("/proc/self/fd")?.flatten();
-    // As fs/anon_inodes.c and kernel/bpf/syscall.c name it.
-    let links = entries.filter(|entry| {
-        fs::read_link(entry.path()).is_ok_and(|it| it.as_os_str() == "anon_inode:bpf_link")
-    });
-    Ok(links.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect())
+    const IGNORE: usize = 1;
+    for ends in [Signal::TERM, Signal::INT, Signal::HUP, Signal::QUIT] {
+        // SAFETY: no handler is set that could run (signal(2): SIG_IGN is 1).
+        let _ = unsafe { signal(ends.as_raw(), IGNORE) };
+    }
 }
 
 /// From now on what is large goes back to the system as soon as it is not needed. glibc learns from each large piece that
@@ -121,4 +96,154 @@ pub(super) fn give_memory_back() {
         // SAFETY: it takes a number, may be called at any time by any thread (malloc_trim(3)), and touches nothing in use.
         let _ = unsafe { malloc_trim(0) };
     }
+}
+
+/// A program for links of type `uprobe_multi`.
+pub(super) struct Loadable<'a> {
+    /// What the kernel shows of its name: the first 15 bytes.
+    pub(super) name: &'a str,
+    /// Its licence, which decides about the helpers it may call.
+    pub(super) license: &'a CStr,
+    /// What it does.
+    pub(super) instructions: &'a [bpf_insn],
+}
+
+/// Loads a program. What the verifier says is written to `log`, with its NUL; it says nothing where that is empty.
+///
+/// # Errors
+///
+/// What the kernel answers.
+pub(super) fn load(program: &Loadable<'_>, log: &mut [u8]) -> std::io::Result<OwnedFd> {
+    let mut attr = blank();
+    // SAFETY: of a union that is all zero every member is valid.
+    let load = unsafe { &mut attr.__bindgen_anon_3 };
+    load.prog_type = bpf_prog_type::BPF_PROG_TYPE_KPROBE as u32;
+    load.expected_attach_type = bpf_attach_type::BPF_TRACE_UPROBE_MULTI as u32;
+    load.insns = program.instructions.as_ptr() as u64;
+    load.insn_cnt = size(program.instructions.len());
+    load.license = program.license.as_ptr() as u64;
+    let shown = load.prog_name.len() - 1;
+    for (to, from) in load.prog_name[..shown].iter_mut().zip(program.name.bytes()) {
+        *to = from.cast_signed();
+    }
+    if !log.is_empty() {
+        load.log_level = 1;
+        load.log_buf = log.as_mut_ptr() as u64;
+        load.log_size = size(log.len());
+    }
+    let mut tries = 0;
+    loop {
+        // SAFETY: instructions, licence and log outlive the call, and each is as long as it says.
+        let loaded = unsafe { descriptor(bpf_cmd::BPF_PROG_LOAD, &mut attr) };
+        tries += 1;
+        // A signal makes the verifier give up; libbpf asks again as often.
+        let again = loaded.as_ref().is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock);
+        if !again || tries == 5 {
+            return loaded;
+        }
+    }
+}
+
+/// Where a link attaches.
+pub(super) struct LinkSite<'a> {
+    /// A path to the file.
+    pub(super) path: &'a CStr,
+    /// Offset in it, bytes.
+    pub(super) offset: u64,
+    /// What the program is told of the site.
+    pub(super) cookie: u64,
+    /// For this process alone; for all, if 0. Negative for none, which the kernel refuses.
+    pub(super) pid: i32,
+    /// Where the function returns, not where it begins.
+    pub(super) at_return: bool,
+}
+
+/// Attaches a program by a link of type `uprobe_multi`, which detaches when it is closed.
+///
+/// # Errors
+///
+/// What the kernel answers.
+pub(super) fn link(program: BorrowedFd<'_>, site: &LinkSite<'_>) -> std::io::Result<OwnedFd> {
+    const AT_RETURN: u32 = aya_obj::generated::BPF_F_UPROBE_MULTI_RETURN;
+    let mut attr = blank();
+    // SAFETY: as in `load`.
+    let create = unsafe { &mut attr.link_create };
+    create.__bindgen_anon_1.prog_fd = program.as_raw_fd().cast_unsigned();
+    create.attach_type = bpf_attach_type::BPF_TRACE_UPROBE_MULTI as u32;
+    // SAFETY: as in `load`.
+    let sites = unsafe { &mut create.__bindgen_anon_3.uprobe_multi };
+    sites.path = site.path.as_ptr() as u64;
+    sites.offsets = ptr::from_ref(&site.offset) as u64;
+    sites.cookies = ptr::from_ref(&site.cookie) as u64;
+    sites.cnt = 1;
+    sites.flags = if site.at_return { AT_RETURN } else { 0 };
+    sites.pid = site.pid.cast_unsigned();
+    // SAFETY: the path ends with a NUL, offset and cookie are one number each, and all outlive the call.
+    unsafe { descriptor(bpf_cmd::BPF_LINK_CREATE, &mut attr) }
+}
+
+/// Puts a program into an array of programs.
+///
+/// # Errors
+///
+/// What the kernel answers.
+pub(super) fn set_program(array: BorrowedFd<'_>, place: u32, program: BorrowedFd<'_>) -> std::io::Result<()> {
+    let program = program.as_raw_fd();
+    let mut attr = blank();
+    // SAFETY: as in `load`.
+    let update = unsafe { &mut attr.__bindgen_anon_2 };
+    update.map_fd = array.as_raw_fd().cast_unsigned();
+    update.key = ptr::from_ref(&place) as u64;
+    update.__bindgen_anon_1.value = ptr::from_ref(&program) as u64;
+    // SAFETY: keys and values of such an array are of four bytes, and both outlive the call.
+    unsafe { bpf(bpf_cmd::BPF_MAP_UPDATE_ELEM, &mut attr) }.map(drop)
+}
+
+/// Nanoseconds that a program has run for and number of its runs, as far as the kernel kept them.
+///
+/// # Errors
+///
+/// What the kernel answers.
+pub(super) fn ran(program: BorrowedFd<'_>) -> std::io::Result<(u64, u64)> {
+    // SAFETY: it holds numbers only, of which zero is one.
+    let mut info: bpf_prog_info = unsafe { std::mem::zeroed() };
+    let mut attr = blank();
+    // SAFETY: as in `load`.
+    let query = unsafe { &mut attr.info };
+    query.bpf_fd = program.as_raw_fd().cast_unsigned();
+    query.info = ptr::from_mut(&mut info) as u64;
+    query.info_len = size(size_of::<bpf_prog_info>());
+    // SAFETY: the kernel writes no more than that, and asks for nothing where the lengths in it are zero.
+    unsafe { bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attr) }?;
+    Ok((info.run_time_ns, info.run_cnt))
+}
+
+fn blank() -> bpf_attr {
+    // SAFETY: it holds numbers only.
+    unsafe { std::mem::zeroed() }
+}
+
+fn size(of: usize) -> u32 {
+    of.try_into().expect("programs, logs and structures are far below 4 GB")
+}
+
+/// # Safety
+///
+/// What `attr` points to must be as the command wants it.
+unsafe fn bpf(command: bpf_cmd, attr: &mut bpf_attr) -> std::io::Result<c_long> {
+    // SAFETY: `attr` is as long as is said; the rest is the caller's word.
+    let done =
+        unsafe { libc::syscall(libc::SYS_bpf, command as u32, ptr::from_mut(attr), size_of::<bpf_attr>()) };
+    if done < 0 { Err(std::io::Error::last_os_error()) } else { Ok(done) }
+}
+
+/// # Safety
+///
+/// As [`bpf`], and the command must be one that returns a new descriptor.
+unsafe fn descriptor(command: bpf_cmd, attr: &mut bpf_attr) -> std::io::Result<OwnedFd> {
+    // SAFETY: the caller's word.
+    let done = unsafe { bpf(command, attr) }?;
+    let number = RawFd::try_from(done).expect("a descriptor is an int");
+    // SAFETY: it is new, and nobody else's.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }

@@ -1,32 +1,33 @@
 //! What the kernel programs themselves cost. The kernel keeps the run time of programs while it is asked to, which costs
 //! every program on the host some 40 ns a run: it is asked for a second of every half minute.
 //!
-//! Out: [`Sample`]. Nothing where the rights for it lack.
+//! Out: [`Sample`]. To ask the kernel takes CAP_SYS_ADMIN; without it there is nothing unless an administrator has asked for good, by
+//! `sysctl kernel.bpf_stats_enabled=1`.
 
 use std::{
     collections::BTreeMap,
-    io,
-    sync::{Arc, Mutex},
+    fs, io,
+    os::fd::{AsFd as _, OwnedFd},
     thread::{self, sleep},
     time::{Duration, Instant},
 };
 
-use aya::{
-    programs::loaded_programs,
-    sys::{Stats, enable_stats},
-};
+use aya::sys::{Stats, enable_stats};
+use serde::{Deserialize, Serialize};
 use tracing::debug;
 
-use super::Attacher;
-use crate::{lock::lock, plan::catalog::Program};
+use super::{Attacher, raw};
+use crate::plan::catalog::Program;
 
+/// Says whether the kernel keeps run times for good.
+const KEPT: &str = "/proc/sys/kernel/bpf_stats_enabled";
 /// How long the kernel keeps run times.
 const WINDOW: Duration = Duration::from_secs(1);
 /// From one such window to the next.
 const EVERY: Duration = Duration::from_secs(30);
 
 /// What is known of the programs' cost.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Sample {
     /// Nanoseconds of one run of each program, by its number; 0 for one that has not run in a window yet.
     pub bodies: [u32; Program::COUNT],
@@ -41,61 +42,54 @@ struct Ran {
     runs: u64,
 }
 
-/// The thread that samples.
-pub struct RunTimes {
-    sample: Arc<Mutex<Sample>>,
-}
-
-impl RunTimes {
-    /// Starts the thread for the programs that an [`Attacher`] has loaded.
-    ///
-    /// # Errors
-    ///
-    /// When no thread can be started.
-    pub fn start(attacher: &Attacher) -> io::Result<Self> {
-        let info = |(name, program): (&str, &aya::programs::Program)| {
-            Some((program.info().ok()?.id(), name.to_owned()))
-        };
-        let programs: BTreeMap<u32, String> = attacher.ebpf.programs().filter_map(info).collect();
-        let sample = Arc::new(Mutex::new(Sample::default()));
-        let shared = sample.clone();
-        let run = move || {
-            loop {
-                match measure(&programs) {
-                    Ok(sample) => *lock(&shared) = sample,
-                    Err(error) => return debug!(%error, "the kernel does not tell the run time of programs"),
-                }
-                sleep(EVERY);
+/// Starts a thread that samples the programs that an [`Attacher`] has loaded, and tells each sample.
+///
+/// # Errors
+///
+/// When no thread can be started, or no descriptor is left.
+pub fn start(attacher: &Attacher, tell: impl Fn(Sample) + Send + 'static) -> io::Result<()> {
+    let others = attacher.ebpf.programs();
+    let others = others.filter_map(|(name, program)| Some((name, program.fd().ok()?.as_fd())));
+    let all = others.chain(attacher.uprobes.own());
+    let programs = all.map(|(name, program)| Ok((name.to_owned(), program.try_clone_to_owned()?)));
+    let programs = programs.collect::<io::Result<Programs>>()?;
+    let run = move || {
+        loop {
+            match measure(&programs) {
+                Ok(sample) => tell(sample),
+                Err(error) => return debug!(%error, "the kernel does not tell the run time of programs"),
             }
-        };
-        thread::Builder::new().name("run times".into()).spawn(run)?;
-        Ok(Self { sample })
-    }
-
-    /// The last sample.
-    pub fn last(&self) -> Sample {
-        *lock(&self.sample)
-    }
+            sleep(EVERY);
+        }
+    };
+    thread::Builder::new().name("run times".into()).spawn(run)?;
+    Ok(())
 }
 
-fn measure(programs: &BTreeMap<u32, String>) -> io::Result<Sample> {
-    let kept = enable_stats(Stats::RunTime).map_err(|error| error.io_error)?;
-    let (start, before) = (Instant::now(), read(programs));
+/// The loaded programs, by name.
+type Programs = BTreeMap<String, OwnedFd>;
+
+fn measure(programs: &Programs) -> io::Result<Sample> {
+    let kept = match enable_stats(Stats::RunTime) {
+        Ok(kept) => Some(kept),
+        Err(_) if fs::read_to_string(KEPT).is_ok_and(|kept| kept.trim() == "1") => None,
+        Err(error) => return Err(error.io_error),
+    };
+    let (start, before) = (Instant::now(), read(programs)?);
     sleep(WINDOW);
-    let (elapsed, after) = (start.elapsed(), read(programs));
+    let (elapsed, after) = (start.elapsed(), read(programs)?);
     drop(kept);
     let time = |ran: &BTreeMap<&str, Ran>| ran.values().map(|ran| ran.time).sum::<Duration>();
     let busy = time(&after).saturating_sub(time(&before));
     Ok(Sample { bodies: bodies(&after), cpu_ratio: Some(busy.as_secs_f64() / elapsed.as_secs_f64()) })
 }
 
-fn read(programs: &BTreeMap<u32, String>) -> BTreeMap<&str, Ran> {
-    let loaded = loaded_programs().flatten();
-    let own = loaded.filter_map(|info| {
-        let name = programs.get(&info.id())?.as_str();
-        Some((name, Ran { time: info.run_time(), runs: info.run_count() }))
+fn read(programs: &Programs) -> io::Result<BTreeMap<&str, Ran>> {
+    let read = programs.iter().map(|(name, program)| {
+        let (nanoseconds, runs) = raw::ran(program.as_fd())?;
+        Ok((name.as_str(), Ran { time: Duration::from_nanos(nanoseconds), runs }))
     });
-    own.collect()
+    read.collect()
 }
 
 /// What one run of each takes; what runs at the end of the same function belongs to it.

@@ -90,7 +90,7 @@ fn class(call: u32) -> u32 {
 }
 
 /// Tells the programs what system calls wait for.
-pub(super) fn fill_classes(map: &mut Array<MapData, u32>) -> Result<(), LoadError> {
+pub(super) fn fill_classes(map: &mut Array<&mut MapData, u32>) -> Result<(), LoadError> {
     for call in 0..CALLS {
         map.set(call, class(call), 0).map_err(|source| LoadError::map("fill", "CALL_CLASSES", source))?;
     }

@@ -14,7 +14,7 @@ const PIECE: u64 = 64;
 pub struct Budget {
     bytes: Cell<u64>,
     /// Processor time of this thread, not time by the wall: a busy machine makes no process dearer.
-    until: Duration,
+    until: Cell<Duration>,
     unclocked: Cell<u64>,
     spent: Cell<bool>,
 }
@@ -36,7 +36,7 @@ impl Budget {
     pub fn new(bytes: u64, cpu: Duration) -> Self {
         Self {
             bytes: Cell::new(bytes),
-            until: thread_time() + cpu,
+            until: Cell::new(thread_time() + cpu),
             unclocked: Cell::new(0),
             spent: Cell::new(false),
         }
@@ -54,7 +54,7 @@ impl Budget {
         self.unclocked.set(unclocked);
         if unclocked >= STRIDE {
             self.unclocked.set(0);
-            self.spent.set(self.spent.get() || thread_time() > self.until);
+            self.spent.set(self.spent.get() || thread_time() > self.until.get());
         }
         self.spent.set(self.spent.get() || left.is_none());
         if self.spent.get() { Err(Spent) } else { Ok(()) }
@@ -63,6 +63,18 @@ impl Budget {
     /// Bytes that are left.
     pub fn left(&self) -> u64 {
         self.bytes.get()
+    }
+
+    /// Processor time that is left.
+    pub fn time_left(&self) -> Duration {
+        self.until.get().saturating_sub(thread_time())
+    }
+
+    /// Takes out what another process has spent for this one, which left so many bytes.
+    pub fn charge(&self, left: u64, spent: bool, time: Duration) {
+        self.bytes.set(self.bytes.get().min(left));
+        self.until.set(self.until.get().saturating_sub(time));
+        self.spent.set(self.spent.get() || spent);
     }
 
     /// Whether something was left out.
@@ -92,6 +104,11 @@ mod tests {
         );
         let pieces = Budget::new(PIECE * 10, Duration::from_secs(60));
         assert_eq!((0..100).filter(|_| pieces.spend(0).is_ok()).count(), 10);
+        let shared = Budget::new(1000, Duration::from_secs(60));
+        shared.charge(400, false, Duration::from_secs(50));
+        assert_eq!((shared.left(), shared.time_left() > Duration::from_secs(10)), (400, false));
+        shared.charge(2000, true, Duration::ZERO);
+        assert_eq!((shared.left(), shared.spend(1)), (400, Err(Spent)), "nobody gives anything back");
         let short = Budget::new(u64::MAX, Duration::ZERO);
         let work = (0..10_000_u64).find(|at| short.spend(STRIDE).is_err() || *at > 100);
         assert!(work.is_some_and(|at| at <= 100) && short.is_spent());

@@ -7,6 +7,7 @@ pub mod budget;
 mod cache;
 pub mod image;
 pub mod model;
+pub mod parse;
 pub mod process;
 mod told;
 
@@ -25,14 +26,14 @@ use std::{
 
 use budget::Budget;
 use cache::Cache;
-use image::{Image, ImageError, ImageId};
-use model::{Model, ModelError};
+use image::{Image, ImageId};
+use model::Model;
+use parse::{Here, Parse, Parsed};
 use process::{Listener, Place, ProcessId, ProcessRoot};
 use rustix::thread::set_name;
 use serde::{Deserialize, Serialize};
 pub use told::Told;
 use told::{is_hash, name_of_file};
-use tracing::debug;
 
 use crate::engines::{self, Serving};
 
@@ -154,6 +155,8 @@ impl Wanted {
 pub struct Scanner {
     proc: PathBuf,
     wanted: Wanted,
+    /// Reads what is in files.
+    parser: Box<dyn Parse>,
     /// `None` for a file that cannot be read as an image; said once.
     images: Cache<Image>,
     /// `None` for a file that is no model.
@@ -179,6 +182,7 @@ impl Scanner {
         Self {
             proc: proc.to_path_buf(),
             wanted,
+            parser: Box::new(Here(wanted)),
             images: Cache::new(cache::MOST),
             models: Cache::new(cache::MOST),
             faults: BTreeMap::new(),
@@ -190,6 +194,12 @@ impl Scanner {
     /// Says by the name of its thread on which file system it is, so that whoever waits for it can tell which one hangs.
     pub fn announcing(self) -> Self {
         Self { announced: Some(String::new()), ..self }
+    }
+
+    /// Has what is in files read by another.
+    #[must_use]
+    pub fn parsing_by(self, parser: impl Parse + 'static) -> Self {
+        Self { parser: Box::new(parser), ..self }
     }
 
     fn announce(&mut self, what: &str) {
@@ -309,22 +319,12 @@ impl Scanner {
         if let Some(known) = self.images.get(&id) {
             return known;
         }
-        let left = budget.left();
-        let file = file.try_clone().ok()?;
-        let read = image::read(file, named, &self.wanted.symbol, &self.wanted.strings, budget);
-        let image = match read {
-            Ok(image) => Some(Arc::new(image)),
-            // Gone since, or no descriptor left: not a fact about the file.
-            Err(ImageError::Io { .. }) => return None,
-            // It was the last one for now, or it is the one that costs so much: that one is not read again.
-            Err(ImageError::Costly { .. }) if left < Budget::A_LOT => return None,
-            // Another architecture, or no ELF at all: plenty of programs map such files.
-            Err(error @ ImageError::Foreign { .. }) => {
-                debug!(%error, "not an image");
-                None
-            }
-            Err(error) => {
-                self.faults.insert(named.to_path_buf(), error.to_string());
+        let image = match self.parser.image(file.try_clone().ok()?, named, budget) {
+            Parsed::Facts(image) => Some(Arc::new(image)),
+            Parsed::Again => return None,
+            Parsed::Nothing => None,
+            Parsed::Fault(fault) => {
+                self.faults.insert(named.to_path_buf(), fault);
                 None
             }
         };
@@ -375,17 +375,14 @@ impl Scanner {
         if let Some(known) = self.models.get(&id) {
             return known;
         }
-        let model = if model::is_gguf(&file) {
-            match model::read(file, named, budget) {
-                Ok(model) => Some(Arc::new(model)),
-                Err(ModelError::Io { .. }) => return None,
-                Err(error) => {
-                    self.faults.insert(named.to_path_buf(), error.to_string());
-                    None
-                }
+        let model = match self.parser.model(file, named, budget) {
+            Parsed::Facts(model) => Some(Arc::new(model)),
+            Parsed::Again => return None,
+            Parsed::Nothing => None,
+            Parsed::Fault(fault) => {
+                self.faults.insert(named.to_path_buf(), fault);
+                None
             }
-        } else {
-            None
         };
         self.models.insert(id, model.clone(), |_| true);
         model

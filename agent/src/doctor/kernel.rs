@@ -2,7 +2,7 @@
 
 use llamaprobe_common::stall::Cause;
 
-use crate::bpf::{btf, switches};
+use crate::bpf::{Way, btf, switches};
 
 use super::{Check, KernelVersion, Roots, Verdict, kernel_version, rights, unreadable};
 use rights::Capabilities;
@@ -54,7 +54,7 @@ pub(super) fn bpf_syscall(roots: &Roots) -> Check {
     }
 }
 
-/// Uprobes are opened through a perf event source of their own; no kprobe is needed.
+/// Where uprobes are attached by perf events they have a source of their own; no kprobe is needed.
 pub(super) fn uprobes(roots: &Roots) -> Check {
     const NAME: &str = "uprobes";
     let path = roots.sys.join(UPROBE_TYPE);
@@ -77,6 +77,20 @@ pub(super) fn uprobes(roots: &Roots) -> Check {
             )
         }
         Err(error) => Check::new(NAME, Verdict::Degraded, unreadable(&path, &error)),
+    }
+}
+
+/// How uprobes are attached, and what that means.
+pub(super) fn uprobe_links(way: Way) -> Check {
+    const NAME: &str = "uprobe links";
+    match way {
+        Way::Links => Check::new(NAME, Verdict::Ok, "probes are attached by links of type uprobe_multi"),
+        Way::PerfEvents => Check::new(
+            NAME,
+            Verdict::Note,
+            "this kernel has none that serve: probes are attached by perf events, for which kernels want CAP_SYS_ADMIN",
+        )
+        .with_remedy("Linux 6.6 or newer"),
     }
 }
 

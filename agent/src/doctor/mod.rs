@@ -1,7 +1,8 @@
 //! Whether the agent can work on this machine, and why not.
 //!
 //! In: `/proc` and `/sys`, or directories that stand for them. Out: a [`Report`] of [`Check`]s, each with what was
-//! found and what to do about it. Nothing is changed, loaded or printed, and a file that cannot be read is a
+//! found and what to do about it. Nothing is changed or printed, nothing but a program
+//! of two instructions is loaded, to see what the kernel takes, and a file that cannot be read is a
 //! finding like any other.
 
 mod kernel;
@@ -12,10 +13,10 @@ mod version;
 
 pub use machine::virtual_machine;
 pub use report::{Check, Report, Verdict};
-pub use rights::NEEDED;
+pub use rights::needed;
 pub use version::KernelVersion;
 
-use crate::session::cost::Rates;
+use crate::{bpf::Way, session::cost::Rates};
 use std::{
     fs, io,
     path::{Path, PathBuf},
@@ -46,24 +47,35 @@ impl Roots {
     }
 }
 
-/// Checks the machine and this process's rights on it.
+/// How uprobes are attached here; where that cannot be tried, as kernels of this version do.
 #[must_use]
-pub fn host(roots: &Roots) -> Vec<Check> {
+pub fn way(roots: &Roots) -> Way {
+    Way::here().unwrap_or_else(|_| match kernel_version(roots) {
+        Some(version) if version >= KernelVersion::LINKS => Way::Links,
+        _ => Way::PerfEvents,
+    })
+}
+
+/// Checks the machine, which attaches uprobes in a certain [`way`], and this process's rights on it.
+#[must_use]
+pub fn host(roots: &Roots, way: Way) -> Vec<Check> {
     let capabilities = rights::Capabilities::read(roots);
     let mut checks = vec![
         kernel::version(roots),
         kernel::bpf_syscall(roots),
         kernel::uprobes(roots),
+        kernel::uprobe_links(way),
         kernel::lockdown(roots),
         kernel::tracefs(roots, &capabilities),
         kernel::btf(roots),
         rights::user_namespace(roots),
     ];
-    checks.extend(rights::capabilities(&capabilities));
+    checks.extend(rights::capabilities(&capabilities, way));
     checks.extend([
         rights::perf_event_paranoid(roots, &capabilities),
         rights::unprivileged_bpf_disabled(roots),
         rights::memlock(roots),
+        rights::run_times(roots, &capabilities),
         rights::pid_namespace(roots),
         machine::hypervisor(roots),
     ]);

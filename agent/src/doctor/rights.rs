@@ -1,6 +1,7 @@
 //! What this process may do.
 
 use super::{Check, KernelVersion, Roots, Verdict, kernel_version, unreadable};
+use crate::bpf::Way;
 use std::{ffi::OsString, fs};
 
 /// Number of CAP_SYS_ADMIN in linux/capability.h, as are the other numbers here.
@@ -14,10 +15,24 @@ const CHECKPOINT_RESTORE: u8 = 40;
 
 pub(super) const UNPRIVILEGED_BPF: &str = "sys/kernel/unprivileged_bpf_disabled";
 const PARANOID: &str = "sys/kernel/perf_event_paranoid";
+const STATS: &str = "sys/kernel/bpf_stats_enabled";
 const AS_ROOT: &str = "run as root or with sudo";
-/// What the agent needs, for every place that says so.
-pub const NEEDED: &str =
-    "run as root (sudo llamaprobe), or with CAP_SYS_ADMIN, CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH";
+
+/// What the agent needs where uprobes are attached in this way, for every place that says so.
+#[must_use]
+pub const fn needed(way: Way) -> &'static str {
+    match way {
+        Way::Links => {
+            "run as root (sudo llamaprobe), or with CAP_BPF, CAP_PERFMON, CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH"
+        }
+        Way::PerfEvents => {
+            "run as root (sudo llamaprobe), or with CAP_SYS_ADMIN, CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH. The service gets \
+             CAP_SYS_ADMIN by `sudo install -D -m 644 /usr/share/llamaprobe/sys-admin.conf \
+             /etc/systemd/system/llamaprobe.service.d/sys-admin.conf && sudo systemctl daemon-reload && sudo systemctl \
+             restart llamaprobe`"
+        }
+    }
+}
 
 /// Inode numbers of the first namespaces, PROC_PID_INIT_INO and PROC_USER_INIT_INO in linux/proc_ns.h.
 const INITIAL_PID: &str = "pid:[4026531836]";
@@ -60,19 +75,29 @@ const WANTED: [(&str, &[u8], &str); 3] = [
     ),
 ];
 
-pub(super) fn capabilities(capabilities: &Capabilities) -> Vec<Check> {
+pub(super) fn capabilities(capabilities: &Capabilities, way: Way) -> Vec<Check> {
     const NAME: &str = "capabilities";
     if let Err(reason) = &capabilities.0 {
         return vec![Check::new(NAME, Verdict::Degraded, format!("unknown: {reason}")).with_remedy(AS_ROOT)];
     }
-    let mut checks = vec![if capabilities.has(SYS_ADMIN) {
-        Check::new(NAME, Verdict::Ok, "probes can be loaded and attached")
-    } else if capabilities.has(BPF) && capabilities.has(PERFMON) {
-        // Linux 6.18 opens a uprobe event for CAP_SYS_ADMIN only (measured); the check was looser once.
-        Check::new(NAME, Verdict::Degraded, "without CAP_SYS_ADMIN this kernel may refuse to attach probes")
-            .with_remedy(NEEDED)
-    } else {
-        Check::new(NAME, Verdict::Fatal, "without CAP_SYS_ADMIN no probe can be attached").with_remedy(NEEDED)
+    let may_load = capabilities.has(BPF) && capabilities.has(PERFMON);
+    let found = |verdict, found| Check::new(NAME, verdict, found);
+    let mut checks = vec![match way {
+        _ if capabilities.has(SYS_ADMIN) => found(Verdict::Ok, "probes can be loaded and attached"),
+        Way::Links if may_load => found(
+            Verdict::Ok,
+            "probes can be loaded and attached, for which this kernel wants no CAP_SYS_ADMIN",
+        ),
+        Way::Links => found(Verdict::Fatal, "without CAP_BPF and CAP_PERFMON no probe can be attached")
+            .with_remedy(needed(way)),
+        // Linux 6.18 opens a perf event of a uprobe for CAP_SYS_ADMIN only (measured); the check was looser once.
+        Way::PerfEvents if may_load => {
+            found(Verdict::Degraded, "without CAP_SYS_ADMIN this kernel may refuse to attach probes")
+                .with_remedy(needed(way))
+        }
+        Way::PerfEvents => {
+            found(Verdict::Fatal, "without CAP_SYS_ADMIN no probe can be attached").with_remedy(needed(way))
+        }
     }];
     checks.extend(WANTED.iter().map(|&(name, granting, loss)| {
         if granting.iter().any(|&number| capabilities.has(number)) {
@@ -83,6 +108,21 @@ pub(super) fn capabilities(capabilities: &Capabilities) -> Vec<Check> {
         }
     }));
     checks
+}
+
+/// The kernel keeps the run time of programs for CAP_SYS_ADMIN, or for all when it is told to.
+pub(super) fn run_times(roots: &Roots, capabilities: &Capabilities) -> Check {
+    const NAME: &str = "run times";
+    if capabilities.has(SYS_ADMIN) || sysctl(roots, STATS).is_ok_and(|kept| kept == 1) {
+        return Check::new(NAME, Verdict::Ok, "what the kernel programs take can be measured");
+    }
+    Check::new(
+        NAME,
+        Verdict::Note,
+        "not told without CAP_SYS_ADMIN: llamaprobe_programs_cpu_ratio is absent, and llamaprobe_overhead_ratio counts what \
+         reaching a probe takes, without what its program does",
+    )
+    .with_remedy("sysctl kernel.bpf_stats_enabled=1, which costs each BPF program of the host some 40 ns a run")
 }
 
 /// In a user namespace every capability may be shown, yet the kernel asks for those of the initial one.

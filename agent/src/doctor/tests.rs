@@ -11,13 +11,14 @@ const ALL: &str = "000001ffffffffff";
 struct Machine {
     _directory: TempDir,
     roots: Roots,
+    way: Way,
 }
 
 impl Machine {
     fn healthy() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let roots = Roots { proc: directory.path().join("proc"), sys: directory.path().join("sys") };
-        let machine = Self { _directory: directory, roots };
+        let machine = Self { _directory: directory, roots, way: Way::Links };
         machine.proc("sys/kernel/osrelease", "6.18.44-fc-v657\n");
         machine.proc("sys/kernel/unprivileged_bpf_disabled", "2\n");
         machine.proc("sys/kernel/perf_event_paranoid", "2\n");
@@ -76,7 +77,7 @@ impl Machine {
     }
 
     fn check(&self, name: &str) -> Check {
-        let mut checks = host(&self.roots);
+        let mut checks = host(&self.roots, self.way);
         let place = checks.iter().position(|check| check.name == name);
         checks.swap_remove(place.unwrap_or_else(|| panic!("no check named {name}")))
     }
@@ -105,7 +106,7 @@ fn make_unreadable(path: &Path) {
 #[test]
 fn a_healthy_machine_passes_every_check() {
     let machine = Machine::healthy();
-    let report = Report { checks: host(&machine.roots) };
+    let report = Report { checks: host(&machine.roots, Way::Links) };
     assert_eq!((report.verdict(), report.exit_code()), (Verdict::Ok, 0), "{report}");
     assert!(report.checks.iter().all(|check| check.remedy.is_none()));
 }
@@ -114,14 +115,14 @@ fn a_healthy_machine_passes_every_check() {
 fn an_empty_root_is_an_unpleasant_report_and_no_panic() {
     let directory = tempfile::tempdir().unwrap();
     let roots = Roots { proc: directory.path().join("none"), sys: directory.path().join("none") };
-    let report = Report { checks: host(&roots) };
+    let report = Report { checks: host(&roots, Way::PerfEvents) };
     assert_eq!(report.exit_code(), 2, "{report}");
     assert!(!report.checks.iter().any(|check| check.found.is_empty()));
 }
 
 #[test]
 fn this_machine_can_be_examined() {
-    assert!(host(&Roots::default()).len() >= 13);
+    assert!(host(&Roots::default(), way(&Roots::default())).len() >= 15);
 }
 
 #[test]
@@ -207,21 +208,43 @@ fn btf() {
 
 #[test]
 fn capabilities() {
-    let machine = Machine::healthy();
+    let mut machine = Machine::healthy();
     machine.without(&[38, 39]);
     machine.expect("capabilities", Verdict::Ok, "attached");
     machine.without(&[21]);
-    machine.expect("capabilities", Verdict::Degraded, "may refuse to attach");
+    machine.expect("capabilities", Verdict::Ok, "no CAP_SYS_ADMIN");
     machine.without(&[21, 39]);
-    machine.expect("capabilities", Verdict::Fatal, "without CAP_SYS_ADMIN");
+    machine.expect("capabilities", Verdict::Fatal, "without CAP_BPF and CAP_PERFMON");
     machine.without(&[21, 38]);
+    machine.expect("capabilities", Verdict::Fatal, "with CAP_BPF, CAP_PERFMON, CAP_SYS_PTRACE");
+    machine.way = Way::PerfEvents;
     machine.expect("capabilities", Verdict::Fatal, "without CAP_SYS_ADMIN");
+    machine.without(&[21]);
+    machine.expect("capabilities", Verdict::Degraded, "may refuse to attach");
+    machine.expect("capabilities", Verdict::Degraded, "/usr/share/llamaprobe/sys-admin.conf");
     machine.capabilities("0000000000000000");
     machine.expect("capabilities", Verdict::Fatal, "CAP_SYS_PTRACE");
     machine.capabilities("all of them");
     machine.expect("capabilities", Verdict::Degraded, "no CapEff");
     machine.lacks_proc("self/status");
     machine.expect("capabilities", Verdict::Degraded, "cannot read");
+}
+
+#[test]
+fn uprobe_links() {
+    let mut machine = Machine::healthy();
+    machine.expect("uprobe links", Verdict::Ok, "uprobe_multi");
+    machine.way = Way::PerfEvents;
+    machine.expect("uprobe links", Verdict::Note, "perf events");
+}
+
+#[test]
+fn run_times() {
+    let machine = Machine::healthy();
+    machine.without(&[21]);
+    machine.expect("run times", Verdict::Note, "llamaprobe_programs_cpu_ratio");
+    machine.proc("sys/kernel/bpf_stats_enabled", "1\n");
+    machine.expect("run times", Verdict::Ok, "can be measured");
 }
 
 #[test]

@@ -18,6 +18,9 @@ impl KernelVersion {
     /// The oldest kernel the agent supports: attach cookies of uprobes came with it.
     pub const FLOOR: Self = Self { major: 5, minor: 15, patch: 0 };
 
+    /// The first series with links for uprobes that serve, where a kernel cannot be asked.
+    pub const LINKS: Self = Self { major: 6, minor: 6, patch: 0 };
+
     /// Reads a release as `uname -r` prints it, such as `6.18.44-fc-v657`.
     #[must_use]
     pub fn parse(release: &str) -> Option<Self> {

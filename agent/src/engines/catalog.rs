@@ -104,7 +104,7 @@ impl Name {
 
 named! {
     /// A kernel program, by the name of its function in the object.
-    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
     pub enum Program {
         /// Where a decode call is entered.
         Batch = "lp_batch",

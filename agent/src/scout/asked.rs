@@ -13,10 +13,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{COMMAND, Question, Reply, Seen, receive, send, unpack};
-use crate::discovery::{
-    Look,
-    image::{Image, ImageId},
+use super::{COMMAND, Question, Reply, Seen, parser, unpack};
+use crate::{
+    discovery::{
+        Look,
+        image::{Image, ImageId},
+    },
+    wire::{receive, send},
 };
 
 /// How long an answer may take. What a scout may spend takes less on an idle machine.
@@ -36,12 +39,45 @@ pub enum NoAnswer {
     Ended(std::io::Error),
 }
 
+/// Bytes of one answer.
+const MOST: usize = 64 << 20;
+
 /// A process that looks.
 pub struct Scout {
-    child: Child,
+    /// Its process id, and that of its parser.
+    pids: [u32; 2],
     socket: OwnedFd,
     /// Images that it sent.
     known: HashMap<ImageId, Arc<Image>>,
+    /// Ends both.
+    end: Box<dyn FnOnce() + Send>,
+}
+
+/// Starts a process that looks, with the rights of this one, and its parser. Returns the socket by which it is asked beside.
+///
+/// # Errors
+///
+/// When there is no room for two more processes.
+pub(crate) fn spawn() -> std::io::Result<([Child; 2], OwnedFd)> {
+    let (ours, theirs) = UnixStream::pair()?;
+    ours.set_read_timeout(Some(PATIENCE))?;
+    ours.set_write_timeout(Some(PATIENCE))?;
+    let (opens, parses) = UnixStream::pair()?;
+    let start = |command: &str, input: UnixStream, output: Stdio| {
+        Command::new("/proc/self/exe")
+            .arg(command)
+            .stdin(OwnedFd::from(input))
+            .stdout(output)
+            // Who reads what the agent says waits for nobody else to close it.
+            .stderr(Stdio::null())
+            // A signal from the terminal is for the agent, which lets it end.
+            .process_group(0)
+            .spawn()
+    };
+    // Where the second cannot be started the first ends by its closed socket.
+    let parser = start(parser::COMMAND, parses, Stdio::null())?;
+    let scout = start(COMMAND, theirs, OwnedFd::from(opens).into())?;
+    Ok(([scout, parser], ours.into()))
 }
 
 impl Scout {
@@ -49,26 +85,22 @@ impl Scout {
     ///
     /// # Errors
     ///
-    /// When there is no room for one more process.
+    /// When there is no room for two more processes.
     pub fn start() -> std::io::Result<Self> {
-        let (ours, theirs) = UnixStream::pair()?;
-        ours.set_read_timeout(Some(PATIENCE))?;
-        ours.set_write_timeout(Some(PATIENCE))?;
-        let child = Command::new("/proc/self/exe")
-            .arg(COMMAND)
-            .stdin(OwnedFd::from(theirs))
-            .stdout(Stdio::null())
-            // Who reads what the agent says waits for nobody else to close it.
-            .stderr(Stdio::null())
-            // A signal from the terminal is for the agent, which lets it end.
-            .process_group(0)
-            .spawn()?;
-        Ok(Self { child, socket: ours.into(), known: HashMap::new() })
+        let (mut children, socket) = spawn()?;
+        let pids = children.each_ref().map(Child::id);
+        // It has ended already, where it cannot be killed.
+        Ok(Self::over(pids, socket, move || children.iter_mut().for_each(|child| drop(child.kill()))))
     }
 
-    /// Its process id.
-    pub fn pid(&self) -> u32 {
-        self.child.id()
+    /// One that another process has started, with its parser; `end` has both ended.
+    pub(crate) fn over(pids: [u32; 2], socket: OwnedFd, end: impl FnOnce() + Send + 'static) -> Self {
+        Self { pids, socket, known: HashMap::new(), end: Box::new(end) }
+    }
+
+    /// Its process id, and that of its parser.
+    pub const fn pids(&self) -> [u32; 2] {
+        self.pids
     }
 
     /// Asks, and waits for the answer.
@@ -80,7 +112,7 @@ impl Scout {
         let start = Instant::now();
         send(&self.socket, question, &[]).map_err(NoAnswer::Ended)?;
         loop {
-            match receive::<Reply>(&self.socket) {
+            match receive::<Reply>(&self.socket, MOST) {
                 Ok(Some((mut reply, files))) => {
                     if let Seen::Process(look) = &mut reply.seen {
                         unpack(look, files);
@@ -119,21 +151,22 @@ impl Scout {
 
     /// Whether it has something to compute, and waits for a processor at most.
     fn runs(&self) -> bool {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap_or_default();
-        stat.rsplit_once(") ").is_some_and(|(_, fields)| fields.starts_with('R'))
+        let runs = |pid: &u32| {
+            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            stat.rsplit_once(") ").is_some_and(|(_, fields)| fields.starts_with('R'))
+        };
+        self.pids.iter().any(runs)
     }
 
     /// On which file system it is, as in `maps`; `None` when it reads no file that is mapped.
     pub fn device(&self) -> Option<Box<str>> {
-        let name = fs::read_to_string(format!("/proc/{}/comm", self.pid())).ok()?;
+        let name = fs::read_to_string(format!("/proc/{}/comm", self.pids[0])).ok()?;
         let name = name.trim();
         name.contains(':').then(|| name.into())
     }
 
     /// Gives it up. It ends when what it waits for lets it.
-    pub fn abandon(mut self) -> Child {
-        // It has ended already.
-        let _ = self.child.kill();
-        self.child
+    pub fn abandon(self) {
+        (self.end)();
     }
 }

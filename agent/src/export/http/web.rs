@@ -104,6 +104,11 @@ impl Web {
         Ok(web)
     }
 
+    /// The files that were read.
+    pub fn files(&self) -> Vec<PathBuf> {
+        lock(&self.seen).0.clone()
+    }
+
     fn load(&self) -> Result<Loaded> {
         let Some(path) = &self.file else {
             let loaded = Loaded::default();

@@ -75,6 +75,13 @@ pub struct Destination {
     pub delay: Duration,
 }
 
+impl Tls {
+    /// The files.
+    pub fn files(&self) -> impl Iterator<Item = &PathBuf> {
+        [&self.certificate, &self.client_certificate, &self.client_key].into_iter().flatten()
+    }
+}
+
 /// Validated options.
 #[derive(Clone, Debug)]
 pub struct Options {

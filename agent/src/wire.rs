@@ -1,4 +1,4 @@
-//! Messages over a socket: a length, a JSON document, and descriptors beside.
+//! Messages between the processes of the agent, over a socket: a length, a JSON document, and descriptors beside.
 
 use std::{
     fs::File,
@@ -14,17 +14,15 @@ use rustix::net::{
 };
 use serde::{Serialize, de::DeserializeOwned};
 
-/// Descriptors that go with one message.
-pub(super) const MOST_FILES: usize = 64;
-/// Bytes of one message.
-const MOST: usize = 64 << 20;
+/// Descriptors that go with one message: the files of a process, or all maps.
+pub(crate) const MOST_FILES: usize = 64;
 
 /// Sends a message with descriptors.
 ///
 /// # Errors
 ///
 /// When the socket is closed, or nothing can be sent within its time.
-pub(super) fn send(socket: &OwnedFd, message: &impl Serialize, files: &[Arc<OwnedFd>]) -> io::Result<()> {
+pub(crate) fn send(socket: &OwnedFd, message: &impl Serialize, files: &[Arc<OwnedFd>]) -> io::Result<()> {
     let text = serde_json::to_vec(message)?;
     let length = u32::try_from(text.len()).map_err(io::Error::other)?.to_ne_bytes();
     let files: Vec<_> = files.iter().take(MOST_FILES).map(|file| file.as_fd()).collect();
@@ -38,12 +36,15 @@ pub(super) fn send(socket: &OwnedFd, message: &impl Serialize, files: &[Arc<Owne
     File::from(socket.try_clone()?).write_all(&text)
 }
 
-/// Receives a message with its descriptors; `None` when the other side has closed the socket.
+/// Receives a message of up to `most` bytes with its descriptors; `None` when the other side has closed the socket.
 ///
 /// # Errors
 ///
 /// When nothing comes within the socket's time, or what comes is no such message.
-pub(super) fn receive<T: DeserializeOwned>(socket: &OwnedFd) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
+pub(crate) fn receive<T: DeserializeOwned>(
+    socket: &OwnedFd,
+    most: usize,
+) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
     let mut length = [0; 4];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_FILES))];
     let mut beside = RecvAncillaryBuffer::new(&mut space);
@@ -59,7 +60,7 @@ pub(super) fn receive<T: DeserializeOwned>(socket: &OwnedFd) -> io::Result<Optio
         }
     }
     let length = u32::from_ne_bytes(length) as usize;
-    if received.bytes != 4 || length > MOST {
+    if received.bytes != 4 || length > most {
         return Err(io::ErrorKind::InvalidData.into());
     }
     let mut text = vec![0; length];
@@ -87,25 +88,25 @@ mod tests {
         send(&one, &("first", 7), &[Arc::new(file.into())]).unwrap();
         send(&one, &("second", 8), &[]).unwrap();
         drop(one);
-        let ((text, n), files): ((String, i32), _) = receive(&other).unwrap().unwrap();
+        let ((text, n), files): ((String, i32), _) = receive(&other, 100).unwrap().unwrap();
         assert_eq!((&*text, n, files.len()), ("first", 7, 1));
         let read = std::fs::read(crate::discovery::process::descriptor(&files[0])).unwrap();
         assert_eq!(read, b"told");
-        let ((text, _), files): ((String, i32), _) = receive(&other).unwrap().unwrap();
+        let ((text, _), files): ((String, i32), _) = receive(&other, 100).unwrap().unwrap();
         assert_eq!((&*text, files.len()), ("second", 0));
-        assert!(receive::<String>(&other).unwrap().is_none(), "closed");
+        assert!(receive::<String>(&other, 100).unwrap().is_none(), "closed");
     }
 
     #[test]
     fn what_is_no_message_is_an_error() {
         let (mut one, other) = UnixStream::pair().unwrap();
         let other = OwnedFd::from(other);
-        one.write_all(&u32::MAX.to_ne_bytes()).unwrap();
-        assert_eq!(receive::<String>(&other).unwrap_err().kind(), io::ErrorKind::InvalidData);
+        one.write_all(&101_u32.to_ne_bytes()).unwrap();
+        assert_eq!(receive::<String>(&other, 100).unwrap_err().kind(), io::ErrorKind::InvalidData);
         one.write_all(b"\x02\0\0\0{]").unwrap();
-        assert!(receive::<String>(&other).is_err());
+        assert!(receive::<String>(&other, 100).is_err());
         one.write_all(b"\x09\0\0\0cut").unwrap();
         drop(one);
-        assert_eq!(receive::<String>(&other).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+        assert_eq!(receive::<String>(&other, 100).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
     }
 }
