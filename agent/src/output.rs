@@ -102,13 +102,16 @@ fn within(mut file: File, text: String) -> io::Result<()> {
     done.recv_timeout(PATIENCE).unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 
+/// What a thread does.
+type Run = Box<dyn FnOnce() + Send>;
+
 /// Standard error for the log of the program. A thread of its own writes, once it is started.
 #[derive(Clone)]
 pub struct Messages {
     sender: SyncSender<Vec<u8>>,
     counts: Arc<Counts>,
     /// What the thread is to do.
-    write: Arc<Mutex<Option<Box<dyn FnOnce() + Send>>>>,
+    write: Arc<Mutex<Option<Run>>>,
 }
 
 /// Messages so far.
@@ -136,7 +139,7 @@ impl Messages {
         let (sender, receiver) = sync_channel(QUEUE);
         let counts = Arc::new(Counts::default());
         let shared = counts.clone();
-        let run: Box<dyn FnOnce() + Send> = Box::new(move || write(&receiver, output, &shared));
+        let run: Run = Box::new(move || write(&receiver, output, &shared));
         Self { sender, counts, write: Arc::new(Mutex::new(Some(run))) }
     }
 

@@ -70,10 +70,11 @@ impl Budget {
         self.until.get().saturating_sub(thread_time())
     }
 
-    /// Takes out what another process has spent for this one, which left so many bytes.
-    pub fn charge(&self, left: u64, spent: bool, time: Duration) {
+    /// Takes out what another process has spent for this one, which left so many bytes; to ask it has cost `asking` here, which
+    /// is nobody's fault.
+    pub fn charge(&self, left: u64, spent: bool, time: Duration, asking: Duration) {
         self.bytes.set(self.bytes.get().min(left));
-        self.until.set(self.until.get().saturating_sub(time));
+        self.until.set((self.until.get() + asking).saturating_sub(time));
         self.spent.set(self.spent.get() || spent);
     }
 
@@ -105,9 +106,9 @@ mod tests {
         let pieces = Budget::new(PIECE * 10, Duration::from_secs(60));
         assert_eq!((0..100).filter(|_| pieces.spend(0).is_ok()).count(), 10);
         let shared = Budget::new(1000, Duration::from_secs(60));
-        shared.charge(400, false, Duration::from_secs(50));
-        assert_eq!((shared.left(), shared.time_left() > Duration::from_secs(10)), (400, false));
-        shared.charge(2000, true, Duration::ZERO);
+        shared.charge(400, false, Duration::from_secs(60), Duration::from_secs(10));
+        assert_eq!((shared.left(), shared.time_left() > Duration::from_secs(11)), (400, false));
+        shared.charge(2000, true, Duration::ZERO, Duration::ZERO);
         assert_eq!((shared.left(), shared.spend(1)), (400, Err(Spent)), "nobody gives anything back");
         let short = Budget::new(u64::MAX, Duration::ZERO);
         let work = (0..10_000_u64).find(|at| short.spend(STRIDE).is_err() || *at > 100);

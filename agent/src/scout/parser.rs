@@ -56,7 +56,9 @@ struct Answer<T> {
     left: u64,
     /// Something was left out.
     spent: bool,
-    /// Processor time that it took.
+    /// Processor time that reading took.
+    work: Duration,
+    /// That, and all else since the last answer, or the start.
     cost: Duration,
 }
 
@@ -72,20 +74,23 @@ pub fn serve() -> Result<()> {
     bound_memory();
     confine_parser()?;
     let here = Here(Wanted::ENGINES);
-    // What it took to start is charged to the first file.
+    // What it took to start is counted with the first file, and held against none.
     let mut until = Duration::ZERO;
     while let Some((given, mut files)) = receive::<Given>(&socket, MOST_QUESTION).context("no file")? {
         let Some(file) = files.pop().map(File::from) else { continue };
         let budget = Budget::new(given.bytes, given.time);
         let named = Path::new(&given.named);
-        let mut cost = || {
+        let begin = thread_time();
+        let mut costs = || {
             let now = thread_time();
-            now.saturating_sub(std::mem::replace(&mut until, now))
+            (now.saturating_sub(begin), now.saturating_sub(std::mem::replace(&mut until, now)))
         };
         if given.model {
-            answer(&socket, here.model(file, named, &budget), &budget, cost())?;
+            let parsed = here.model(file, named, &budget);
+            answer(&socket, parsed, &budget, costs())?;
         } else {
-            answer(&socket, here.image(file, named, &budget), &budget, cost())?;
+            let parsed = here.image(file, named, &budget);
+            answer(&socket, parsed, &budget, costs())?;
         }
     }
     Ok(())
@@ -95,9 +100,9 @@ fn answer<T: Serialize>(
     socket: &OwnedFd,
     parsed: Parsed<T>,
     budget: &Budget,
-    cost: Duration,
+    (work, cost): (Duration, Duration),
 ) -> io::Result<()> {
-    send(socket, &Answer { parsed, left: budget.left(), spent: budget.is_spent(), cost }, &[])
+    send(socket, &Answer { parsed, left: budget.left(), spent: budget.is_spent(), work, cost }, &[])
 }
 
 /// A parser, as its scout has it.
@@ -127,10 +132,11 @@ impl Apart {
         let named = named.to_string_lossy().into_owned();
         let (bytes, time) = (budget.left(), budget.time_left());
         let given = Given { model, named, bytes, time };
+        let begin = thread_time();
         let asked = send(&self.socket, &given, &[Arc::new(file.into())]);
         match asked.and_then(|()| receive::<Answer<T>>(&self.socket, MOST)) {
-            Ok(Some((Answer { parsed, left, spent, cost }, _))) => {
-                budget.charge(left, spent, cost);
+            Ok(Some((Answer { parsed, left, spent, work, cost }, _))) => {
+                budget.charge(left, spent, work, thread_time().saturating_sub(begin));
                 self.used.cost.update(|before| before + cost);
                 parsed
             }
