@@ -18,4 +18,4 @@ pub mod switches;
 pub mod tracefs;
 
 pub use load::{Attacher, LoadError, Maps, Told};
-pub use raw::{bequeath_links, waitable};
+pub use raw::{bequeath_links, page_cache, waitable};

@@ -1,6 +1,6 @@
 //! The one file of the agent with `unsafe`: functions made of chosen instructions, the call that gives the process a
 //! mount namespace of its own, the registration of a ring buffer, the reading of its entries, the descriptors that a
-//! child inherits, and memory that is given back.
+//! child inherits, memory that is given back, and what the page cache holds of a file.
 
 use std::{
     fs,
@@ -105,4 +105,37 @@ pub(super) fn give_memory_back() {
         // SAFETY: it takes a number, may be called at any time by any thread (malloc_trim(3)), and touches nothing in use.
         let _ = unsafe { malloc_trim(0) };
     }
+}
+
+/// Pages of a range of a file.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub struct PageCache {
+    /// In memory.
+    pub cached: u64,
+    /// In memory, and not written yet.
+    pub dirty: u64,
+    /// In memory, and being written.
+    pub writeback: u64,
+    /// Put out for want of memory, as far as the kernel remembers.
+    pub evicted: u64,
+    /// Of these, the ones that memory would have sufficed for, had it been a little larger.
+    pub recently_evicted: u64,
+}
+
+/// What is in memory of `length` bytes of a file: cachestat(2), Linux 6.5. It takes longer the more is in memory.
+///
+/// # Errors
+///
+/// `ENOSYS` before that, `EPERM` for a file that the caller could not write, `EOPNOTSUPP` on hugetlbfs.
+pub fn page_cache(file: BorrowedFd<'_>, offset: u64, length: u64) -> std::io::Result<PageCache> {
+    /// On every architecture.
+    const CACHESTAT: std::ffi::c_long = 451;
+    unsafe extern "C" {
+        fn syscall(number: std::ffi::c_long, ...) -> std::ffi::c_long;
+    }
+    let (range, mut pages) = ([offset, length], PageCache::default());
+    // SAFETY: the call reads two numbers and writes five, which is what these pointers lead to; both live on.
+    let failed = unsafe { syscall(CACHESTAT, file.as_raw_fd(), range.as_ptr(), &raw mut pages, 0_u32) };
+    if failed == 0 { Ok(pages) } else { Err(std::io::Error::last_os_error()) }
 }
