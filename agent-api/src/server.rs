@@ -88,10 +88,45 @@ pub struct Live {
     pub missing: Vec<String>,
     /// Its model, when it was read.
     pub model: Option<Model>,
+    /// Time since its last decode call was entered, seconds; absent before one was.
+    #[serde(default)]
+    pub last_decode_age_seconds: Option<f64>,
+    /// Time that the oldest inference request waits that was read and got no task, seconds, 0 without one; absent where
+    /// tasks are not seen.
+    #[serde(default)]
+    pub untaken_request_age_seconds: Option<f64>,
+    /// From the start of its process to its first decode call, seconds; absent where that was not seen.
+    #[serde(default)]
+    pub load_seconds: Option<f64>,
+    /// What it computes on: a backend, `cpu`, or `unknown`.
+    #[serde(default)]
+    pub backend: String,
+    /// The backends other than the CPU that it is built for, with commas between.
+    #[serde(default)]
+    pub built_for: String,
+    /// Processor time of its threads, seconds.
+    #[serde(default)]
+    pub cpu_seconds: f64,
+    /// What of its mapped model is in memory; absent where none is mapped or the kernel does not say.
+    #[serde(default)]
+    pub weights: Option<Weights>,
+}
+
+/// What of the mapped parts of model files is in memory, bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Weights {
+    /// Mapped.
+    pub mapped: u64,
+    /// Of these, in memory.
+    pub resident: u64,
+    /// Of these, put out for want of memory and not read again so far.
+    pub evicted: u64,
+    /// Of the latter, lately.
+    pub recently_evicted: u64,
 }
 
 /// A slot and what it holds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct SlotContext {
     /// Its number.
     pub slot: i32,
@@ -99,6 +134,9 @@ pub struct SlotContext {
     pub busy: bool,
     /// What it holds, tokens.
     pub context_used: u64,
+    /// How long its request has had it, seconds; absent without one, or where that was not seen to begin.
+    #[serde(default)]
+    pub age_seconds: Option<f64>,
 }
 
 /// A model, as its file describes it.

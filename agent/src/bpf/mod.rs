@@ -20,5 +20,5 @@ pub mod tracefs;
 pub mod uprobes;
 
 pub use load::{Attacher, Handle, LoadError, Maps, Told};
-pub use raw::{ignore_ends, waitable};
+pub use raw::{ignore_ends, page_cache, waitable};
 pub use uprobes::Way;

@@ -1,6 +1,6 @@
 //! The one file of the agent with `unsafe`: functions made of chosen instructions, the call that gives the process a
 //! mount namespace of its own, the registration of a ring buffer, the reading of its entries, signals that are not heard,
-//! memory that is given back, and the calls of bpf(2) that aya does not make.
+//! memory that is given back, what the page cache holds of a file, and the calls of bpf(2) that aya does not make.
 
 use std::{
     ffi::{CStr, c_long},
@@ -246,4 +246,34 @@ unsafe fn descriptor(command: bpf_cmd, attr: &mut bpf_attr) -> std::io::Result<O
     let number = RawFd::try_from(done).expect("a descriptor is an int");
     // SAFETY: it is new, and nobody else's.
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// Pages of a range of a file.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub struct PageCache {
+    /// In memory.
+    pub cached: u64,
+    /// In memory, and not written yet.
+    pub dirty: u64,
+    /// In memory, and being written.
+    pub writeback: u64,
+    /// Put out for want of memory, as far as the kernel remembers.
+    pub evicted: u64,
+    /// Of these, the ones that memory would have sufficed for, had it been a little larger.
+    pub recently_evicted: u64,
+}
+
+/// What is in memory of `length` bytes of a file: cachestat(2), Linux 6.5. It takes longer the more is in memory.
+///
+/// # Errors
+///
+/// `ENOSYS` before that, `EPERM` for a file that the caller could not write, `EOPNOTSUPP` on hugetlbfs.
+pub fn page_cache(file: BorrowedFd<'_>, offset: u64, length: u64) -> std::io::Result<PageCache> {
+    /// On every architecture.
+    const CACHESTAT: c_long = 451;
+    let (range, mut pages) = ([offset, length], PageCache::default());
+    // SAFETY: the call reads two numbers and writes five, which is what these pointers lead to; both live on.
+    let failed = unsafe { libc::syscall(CACHESTAT, file.as_raw_fd(), range.as_ptr(), &raw mut pages, 0_u32) };
+    if failed == 0 { Ok(pages) } else { Err(std::io::Error::last_os_error()) }
 }

@@ -119,6 +119,9 @@ const SERVES: &[u32] = &[
     calls::__NR_waitid,
 ];
 
+/// Asks what is in memory of a model.
+const MODELS: &[u32] = &[calls::__NR_cachestat];
+
 /// Takes the rights of the user on whom it looks.
 const BECOMES: &[u32] = &[
     calls::__NR_getgroups,
@@ -193,7 +196,7 @@ pub(super) fn of_agent() -> Result<(), Error> {
 
 /// Leaves a scout what it makes.
 pub(super) fn of_scout() -> Result<(), Error> {
-    restrict(&[BASE, FILES, OLDER_FILES, BECOMES], &[])
+    restrict(&[BASE, FILES, OLDER_FILES, BECOMES, MODELS], &[])
 }
 
 /// Leaves a parser what it makes: what it reads is open.
@@ -237,7 +240,7 @@ mod tests {
     #[test]
     fn nothing_hostile_is_used() {
         for lists in
-            [&[BASE, FILES, OLDER_FILES, SERVES, OLDER_SERVES][..], &[BASE, FILES, OLDER_FILES, BECOMES]]
+            [&[BASE, FILES, OLDER_FILES, SERVES, OLDER_SERVES][..], &[BASE, FILES, OLDER_FILES, BECOMES, MODELS]]
         {
             let used = all(lists);
             assert!(HOSTILE.iter().all(|call| !used.contains_key(&i64::from(*call))));

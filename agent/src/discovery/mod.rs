@@ -9,6 +9,7 @@ pub mod image;
 pub mod model;
 pub mod parse;
 pub mod process;
+pub mod resources;
 mod told;
 
 use std::{
@@ -30,6 +31,7 @@ use image::{Image, ImageId};
 use model::Model;
 use parse::{Here, Parse, Parsed};
 use process::{Listener, Place, ProcessId, ProcessRoot};
+use resources::{Resources, Weights};
 use rustix::thread::set_name;
 use serde::{Deserialize, Serialize};
 pub use told::Told;
@@ -72,6 +74,8 @@ pub struct Target {
     pub owner: u32,
     /// The server that routes requests to it: one without a model starts one server for each model as its children.
     pub router: Option<u32>,
+    /// What it has of its machine.
+    pub resources: Resources,
 }
 
 impl Target {
@@ -283,7 +287,7 @@ impl Scanner {
         let told = Told::read(&process.command_line().unwrap_or_default(), |name| environment.get(name));
         let mut listeners = process.listeners().unwrap_or_default();
         listeners.sort();
-        let model = self.model(&process, &mappings, &told, &budget);
+        let (model, weights) = self.model(&process, &mappings, &told, &budget);
         if opaque && !called_so && model.is_none() {
             return Look::Nothing(true);
         }
@@ -292,8 +296,21 @@ impl Scanner {
         let owner = process.owner().unwrap_or_default();
         let routed = Serving::all().any(|serving| environment.get(serving.routed_by).is_some());
         let router = routed.then(|| process.parent().ok()).flatten();
-        let target =
-            Target { pid, start_time, comm, images, listeners, model, told, place, seccomp, owner, router };
+        let resources = Resources::read(&process, &mappings, weights);
+        let target = Target {
+            pid,
+            start_time,
+            comm,
+            images,
+            listeners,
+            model,
+            told,
+            place,
+            seccomp,
+            owner,
+            router,
+            resources,
+        };
         if opaque { Look::Opaque(Box::new(target)) } else { Look::Found(Box::new(target)) }
     }
 
@@ -333,25 +350,41 @@ impl Scanner {
     }
 
     /// The model a process serves: of the model files it maps the one it names, else the largest that is no adapter
-    /// or projector and only guesses for no other; where nothing is mapped (`--no-mmap`), the file it names.
+    /// or projector and only guesses for no other; where nothing is mapped (`--no-mmap`), the file it names. And what is in
+    /// memory of all that it maps.
     fn model(
         &mut self,
         process: &ProcessRoot,
         mappings: &[process::Mapping],
         told: &Told,
         budget: &Budget,
-    ) -> Option<Arc<Model>> {
-        let mut mapped: Vec<Arc<Model>> = Vec::new();
+    ) -> (Option<Arc<Model>>, Option<Weights>) {
+        let (mut mapped, mut weights) = (Vec::<Arc<Model>>::new(), None);
+        let every = resources::every(mappings);
         for mapping in mappings.iter().filter(|mapping| !mapping.executable) {
             if budget.spend(OPENING).is_err() {
                 break;
             }
             self.announce(&mapping.device);
             if let Ok(file) = process.file(mapping) {
+                if model::is_gguf(&file) {
+                    Weights::add(&mut weights, Weights::read(&file, mapping, every));
+                }
                 mapped.extend(self.model_file(file, &mapping.path, budget));
             }
         }
         self.announce(LOOK);
+        (self.served(process, mapped, told, budget), weights)
+    }
+
+    /// The model that a process serves, of those that it maps and the one that it names.
+    fn served(
+        &mut self,
+        process: &ProcessRoot,
+        mut mapped: Vec<Arc<Model>>,
+        told: &Told,
+        budget: &Budget,
+    ) -> Option<Arc<Model>> {
         if mapped.len() > 1 {
             mapped.sort_by_key(|model| std::cmp::Reverse(model.file_bytes));
             let is_whole = |model: &Arc<Model>| model.kind.as_deref().is_none_or(|kind| kind == "model");

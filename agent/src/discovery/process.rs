@@ -12,7 +12,7 @@ mod user;
 mod tests;
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     ffi::OsStr,
     fs::{File, OpenOptions},
     hash::{DefaultHasher, Hash as _, Hasher as _},
@@ -26,11 +26,14 @@ use std::{
         },
     },
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use rustix::{
     fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2},
     io::Errno,
+    param::clock_ticks_per_second,
+    time::{ClockId, clock_gettime},
 };
 
 pub use self::{
@@ -258,6 +261,21 @@ impl ProcessRoot {
         self.stat(22 - 3)?.parse().map_err(|_| self.invalid("stat"))
     }
 
+    /// The processor time of all its threads, those included that have ended.
+    pub fn cpu_time(&self) -> io::Result<Duration> {
+        let ticks = |field| self.stat(field)?.parse::<u64>().map_err(|_| self.invalid("stat"));
+        // Fields 14 and 15: in its own code, and in the kernel.
+        Ok(of_ticks(ticks(14 - 3)? + ticks(15 - 3)?))
+    }
+
+    /// When the process started, `CLOCK_MONOTONIC` nanoseconds, to a tick; off by the time that the machine slept since.
+    pub fn started_ns(&self) -> io::Result<u64> {
+        let now = |clock| Duration::try_from(clock_gettime(clock)).unwrap_or_default();
+        let age = now(ClockId::Boottime).saturating_sub(of_ticks(self.start_time()?));
+        let started = now(ClockId::Monotonic).saturating_sub(age);
+        Ok(u64::try_from(started.as_nanos()).unwrap_or(u64::MAX))
+    }
+
     /// The process that started this one, or has taken its place.
     pub fn parent(&self) -> io::Result<u32> {
         self.stat(4 - 3)?.parse().map_err(|_| self.invalid("stat"))
@@ -343,17 +361,34 @@ impl ProcessRoot {
 
     /// The open sockets: inode and descriptor.
     fn sockets(&self) -> io::Result<HashMap<u64, i32>> {
-        let directory = self.directory.join("fd");
         let mut sockets = HashMap::new();
-        for entry in std::fs::read_dir(&directory).map_err(self.failed("fd"))? {
+        self.descriptors(|fd, link| {
+            let inode = link.strip_prefix("socket:[").and_then(|link| link.strip_suffix(']'));
+            sockets.extend(inode.and_then(|inode| inode.parse::<u64>().ok()).zip(fd));
+        })?;
+        Ok(sockets)
+    }
+
+    /// The device files that the process has open, each once.
+    pub fn devices(&self) -> io::Result<Vec<String>> {
+        let mut devices = BTreeSet::new();
+        self.descriptors(|_, link| {
+            if link.starts_with("/dev/") {
+                devices.insert(link.to_owned());
+            }
+        })?;
+        Ok(devices.into_iter().collect())
+    }
+
+    /// Descriptor by descriptor, with what it leads to.
+    fn descriptors(&self, mut each: impl FnMut(Option<i32>, &str)) -> io::Result<()> {
+        for entry in std::fs::read_dir(self.directory.join("fd")).map_err(self.failed("fd"))? {
             // A descriptor that is closed meanwhile is nobody's loss.
             let entry = entry.map_err(self.failed("fd"))?;
-            let fd = entry.file_name().to_str().and_then(|fd| fd.parse::<i32>().ok());
-            let link = std::fs::read_link(entry.path()).unwrap_or_default();
-            let inode = link.to_str().and_then(|link| link.strip_prefix("socket:[")?.strip_suffix(']'));
-            sockets.extend(inode.and_then(|inode| inode.parse::<u64>().ok()).zip(fd));
+            let fd = entry.file_name().to_str().and_then(|fd| fd.parse().ok());
+            each(fd, std::fs::read_link(entry.path()).unwrap_or_default().to_str().unwrap_or_default());
         }
-        Ok(sockets)
+        Ok(())
     }
 
     /// A field of `stat`, counted from the state. The name before it may hold spaces and parentheses.
@@ -400,6 +435,11 @@ impl ProcessRoot {
             io::Error::new(kind, format!("cannot read {}: {error}", path.display()))
         }
     }
+}
+
+/// Clock ticks as time.
+fn of_ticks(ticks: u64) -> Duration {
+    Duration::from_secs_f64(ticks as f64 / clock_ticks_per_second() as f64)
 }
 
 fn lossy(bytes: &[u8]) -> String {

@@ -4,6 +4,7 @@
 //! Everything here is data. The stages read it: discovery whom to look at, the plan what to hook, the session what a path
 //! means, the exporters what the engine is called. A new engine is a folder and a line in [`ENGINES`].
 
+pub mod backend;
 pub mod build;
 pub mod catalog;
 pub mod layout;

@@ -3,6 +3,7 @@
 //! A metric whose probe is not attached, or has not fired, has no sample: absent is honest, zero would be a lie.
 
 mod hangs;
+mod models;
 mod quality;
 mod stalls;
 mod usage;
@@ -403,10 +404,41 @@ pub static METRICS: &[Metric] = &[
     metric(
         Gauge,
         "llm_model_info",
-        "The served model, from the header of its file; the value is 1.",
+        "The served model, from the header of its file, and what computes it: the backend whose device the server holds open, cpu without one, and the backends other than the CPU that it is built for (built_for); the value is 1.",
         model_info,
     )
-    .by(&["architecture", "quantisation", "parameters", "context_train"]),
+    .by(&["architecture", "quantisation", "parameters", "context_train", "backend", "built_for"]),
+    metric(
+        Gauge,
+        "llm_model_load_seconds",
+        "From the start of the server's process to its first decode call, by which it warms up; absent where the agent came later, or the server does not warm up.",
+        models::load,
+    ),
+    metric(
+        Gauge,
+        "llm_model_mapped_bytes",
+        "Bytes of model files that the server has mapped: what was moved to a device is mapped no more. As of the last look, every half minute.",
+        models::mapped,
+    ),
+    metric(
+        Gauge,
+        "llm_model_resident_ratio",
+        "Share of the mapped bytes of model files that is in memory; the rest is read from disk when it is needed. Absent with --no-mmap, and before Linux 6.5.",
+        models::resident,
+    ),
+    metric(
+        Gauge,
+        "llm_model_evicted_bytes",
+        "Mapped bytes of model files that the kernel put out of memory and that were not read again, as far as it remembers; recent: so lately that reading them again means that memory is short.",
+        models::evicted,
+    )
+    .by(&["recency"]),
+    metric(
+        Counter,
+        "llm_cpu_seconds_total",
+        "Processor time of all threads of the server since its start, seconds. As of the last look, every half minute.",
+        models::cpu,
+    ),
     metric(Gauge, "llamaprobe_build_info", "The agent's build; the value is 1.", |_| {
         let labels = vec![
             ("version", env!("CARGO_PKG_VERSION").to_owned()),
@@ -834,14 +866,16 @@ fn context(all: &Snapshot, value: fn(u64, u64) -> f64) -> Vec<Sample> {
 
 fn model_info(all: &Snapshot) -> Vec<Sample> {
     per_server(all, |server| {
-        let models = server.live.iter().filter_map(|live| live.model.as_ref());
+        let models = server.live.iter().filter_map(|live| Some((live, live.model.as_ref()?)));
         models
-            .map(|model| {
+            .map(|(live, model)| {
                 let labels = vec![
                     ("architecture", model.architecture.clone()),
                     ("quantisation", model.quantisation.clone()),
                     ("parameters", model.parameters.to_string()),
                     ("context_train", model.context_train.map_or(String::new(), |n| n.to_string())),
+                    ("backend", live.resources.backend.clone()),
+                    ("built_for", live.resources.built_for.clone()),
                 ];
                 (labels, Value::Number(1.0))
             })

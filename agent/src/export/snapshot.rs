@@ -117,12 +117,33 @@ fn live(live: &Live) -> api::Live {
         context_used: live.context_used,
         slot_size: live.seat_size,
         slot_context: slots
-            .map(|it| api::SlotContext { slot: it.slot, busy: it.busy, context_used: it.context_used })
+            .map(|it| api::SlotContext {
+                slot: it.slot,
+                busy: it.busy,
+                context_used: it.context_used,
+                age_seconds: it.age_ns.map(seconds),
+            })
             .collect(),
         overhead_ratio: live.overhead,
         missing: live.missing.iter().map(|role| role.name().to_owned()).collect(),
         model: live.model.as_deref().map(model),
+        last_decode_age_seconds: live.decoded_ago_ns.map(seconds),
+        untaken_request_age_seconds: live.untaken_ns.map(seconds),
+        load_seconds: live.load_ns.map(seconds),
+        backend: live.resources.backend.clone(),
+        built_for: live.resources.built_for.clone(),
+        cpu_seconds: live.resources.cpu.as_secs_f64(),
+        weights: live.resources.weights.map(|it| api::Weights {
+            mapped: it.mapped,
+            resident: it.resident,
+            evicted: it.evicted,
+            recently_evicted: it.recently_evicted,
+        }),
     }
+}
+
+fn seconds(ns: u64) -> f64 {
+    ns as f64 / 1e9
 }
 
 fn model(model: &Model) -> api::Model {

@@ -15,7 +15,10 @@ use super::{
 };
 use crate::{
     bpf::{calibrate::Prices, read::Untold},
-    discovery::model::Model,
+    discovery::{
+        model::Model,
+        resources::{Resources, Weights},
+    },
     engines::Route,
     plan::catalog::Role,
     session::{
@@ -162,6 +165,19 @@ fn busy() -> Server {
             in_flight: 3,
             queue_depth: 2,
             model: Some(Arc::new(model)),
+            load_ns: Some(3_250_000_000),
+            resources: Resources {
+                backend: "cpu".to_owned(),
+                built_for: "vulkan".to_owned(),
+                cpu: Duration::from_millis(12_500),
+                started_ns: 1,
+                weights: Some(Weights {
+                    mapped: 4_000_000,
+                    resident: 3_000_000,
+                    evicted: 900_000,
+                    recently_evicted: 100_000,
+                }),
+            },
             probes: served.map(|(_, probe)| probe).to_vec(),
             layouts: vec![("batch", "llama_batch".to_owned()), ("context", "unknown".to_owned())],
             missing: vec![Role::SlotEnd],
@@ -362,6 +378,12 @@ fn what_is_not_live_has_no_sample() {
             "llm_queue_depth",
             "llm_slots",
             "llm_model_info",
+            "llm_model_load_seconds",
+            "llm_model_mapped_bytes",
+            "llm_model_resident_ratio",
+            "llm_model_evicted_bytes",
+            "llm_model_evicted_bytes",
+            "llm_cpu_seconds_total",
         ],
         "attached, but nothing has fired"
     );

@@ -97,7 +97,7 @@ impl Session {
         let now = at.now;
         let records = match input {
             Input::Begin(observed) => {
-                self.begin(now, (**observed).clone());
+                self.begin(at, (**observed).clone());
                 Vec::new()
             }
             Input::Refresh(observed) => self.refresh(now, (**observed).clone()),

@@ -125,6 +125,8 @@ pub(super) fn live(watched: &Watched, requests: &Requests, now_ns: u64) -> Live 
         in_flight: own_requests(requests.in_flight(watched.observed.target.pid)) as u64,
         queue_depth: (own_requests(requests.queued(watched.observed.target.pid)) + watched.unread) as u64,
         model: watched.observed.target.model.clone(),
+        load_ns: watched.load.took_ns(),
+        resources: watched.observed.target.resources.clone(),
         probes,
         layouts: layouts(watched),
         missing: watched.observed.missing.clone(),

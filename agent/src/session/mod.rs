@@ -16,6 +16,7 @@ mod input;
 mod join;
 mod ledger;
 mod live;
+mod load;
 pub mod observed;
 mod overhead;
 pub mod parts;
@@ -70,6 +71,7 @@ use self::{
     finished::Finished,
     ledger::Ledger,
     live::{live, recent},
+    load::Load,
     observed::{Hook, Observed},
     overhead::{Overhead, spent},
     places::Places,
@@ -108,6 +110,8 @@ struct Watched {
     /// A slot has started: it is a server.
     started: bool,
     overhead: Overhead,
+    /// How long it took to load its model.
+    load: Load,
     /// Connections that wait for a thread, in and behind `accept`.
     unread: usize,
     /// Requests that ended before the labels were known.
@@ -236,6 +240,8 @@ impl Session {
         for watched in self.watched.values_mut() {
             watched.lost = Lost::default();
             watched.unbooked.clear();
+            // Which of its decode calls was the first is not in the recording.
+            watched.load = Load::Unseen;
         }
     }
 
@@ -374,8 +380,10 @@ impl Session {
     }
 
     /// A process is observed from now on.
-    fn begin(&mut self, now: Instant, observed: Observed) {
-        let pid = observed.target.pid;
+    fn begin(&mut self, at: Moment, observed: Observed) {
+        let (now, pid) = (at.now, observed.target.pid);
+        let resources = &observed.target.resources;
+        let load = Load::of(resources.started_ns, at.ns, resources.weights.is_some());
         self.requests.serve(pid, observed.joining, &observed.target);
         let watched = Watched {
             observed,
@@ -389,6 +397,7 @@ impl Session {
             layouts: Vec::new(),
             started: false,
             overhead: Overhead::default(),
+            load,
             unread: 0,
             unbooked: Vec::new(),
             stalls: Stalls::default(),
@@ -465,6 +474,8 @@ impl Session {
         watched.contexts.clone_from(&reading.contexts);
         watched.layouts.clone_from(&reading.layouts);
         watched.started |= reading.is_server;
+        let entered_ns = watched.newest_context().map_or(0, |(_, context)| context.entered_ns);
+        watched.load.note(entered_ns, watched.started);
         watched.untold = reading.untold;
         if let Some(prices) = self.prices {
             watched.overhead.update(now, spent(&watched.observed, &reading.stats, prices));

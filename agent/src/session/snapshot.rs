@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::{shown::ShownRequest, stalls::Lost, tally::Tally, usage::Usage};
 use crate::{
     bpf::{calibrate::Prices, read::Untold},
-    discovery::model::Model,
+    discovery::{model::Model, resources::Resources},
     plan::catalog::Role,
 };
 
@@ -118,6 +118,10 @@ pub struct Live {
     pub queue_depth: u64,
     /// Its model.
     pub model: Option<Arc<Model>>,
+    /// How long it took to load that, from its start to its first decode call, nanoseconds; `None` where that was not seen.
+    pub load_ns: Option<u64>,
+    /// What it has of its machine, as of the last look at it.
+    pub resources: Resources,
     /// Probes attached for it.
     pub probes: Vec<ProbeId>,
     /// Where batches and contexts are read: part and layout, `unknown` where that is not known.

@@ -27,6 +27,7 @@ use crate::{
     discovery::{
         Target, Told,
         process::{Listener, Place},
+        resources::Resources,
     },
     plan::{Joining, catalog::Role, site::Stepping},
 };
@@ -57,6 +58,7 @@ pub(crate) fn process(pid: u32) -> Target {
         seccomp: 0,
         owner: 0,
         router: None,
+        resources: Resources::default(),
     }
 }
 

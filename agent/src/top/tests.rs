@@ -42,8 +42,8 @@ fn document(taken_at: f64, generated: u64) -> Document {
         context_used: 1024,
         slot_size: 2048,
         slot_context: vec![
-            SlotContext { slot: 0, busy: true, context_used: 1024 },
-            SlotContext { slot: 1, busy: false, context_used: 0 },
+            SlotContext { slot: 0, busy: true, context_used: 1024, ..SlotContext::default() },
+            SlotContext { slot: 1, busy: false, context_used: 0, ..SlotContext::default() },
         ],
         ..Live::default()
     };

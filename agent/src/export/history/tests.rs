@@ -2,6 +2,7 @@ use llamaprobe_common::{histogram::bucket, probe::ProbeId, target::TargetStats};
 
 use super::*;
 use crate::{
+    discovery::resources::Resources,
     plan::catalog::Role,
     session::{Live, tally::Tally},
 };
@@ -25,6 +26,8 @@ fn live() -> Live {
         in_flight: 5,
         queue_depth: 3,
         model: None,
+        load_ns: None,
+        resources: Resources::default(),
         probes: Vec::new(),
         layouts: Vec::new(),
         missing: Vec::new(),
