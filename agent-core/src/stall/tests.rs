@@ -78,7 +78,11 @@ fn only_what_lies_within_the_step_counts() {
     assert_eq!(stall.from_ns, 100 * MS);
     let over = Step { entered_ns: 0, passed_ns: 40 * MS, ..STEP };
     leave(&mut thread, &STEP, 135 * MS, Cause::Runnable as u32, 0);
-    assert_eq!(arrive(&mut thread, &over, false, 150 * MS, || 0, 0), None, "the step was over before it came");
+    assert_eq!(
+        arrive(&mut thread, &over, false, 150 * MS, || 0, 0),
+        None,
+        "the step was over before it came"
+    );
 }
 
 #[test]

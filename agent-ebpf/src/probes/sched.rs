@@ -2,11 +2,7 @@
 //! attached while a process is observed, since it runs at every switch of the machine: a switch between others costs two
 //! look-ups.
 
-use aya_ebpf::{
-    helpers::bpf_get_current_pid_tgid,
-    macros::btf_tracepoint,
-    programs::BtfTracePointContext,
-};
+use aya_ebpf::{helpers::bpf_get_current_pid_tgid, macros::btf_tracepoint, programs::BtfTracePointContext};
 use llamaprobe_common::{
     stall::{IDLE, MOST_STALLS, ON_CPU, SHORT_NS, StallEvent, Step, Thread},
     target::TargetConfig,
