@@ -45,13 +45,19 @@ impl Leaving {
         !self.preempted && self.state & DEAD != 0
     }
 
+    /// Whether it could have gone on.
+    #[inline(always)]
+    pub const fn is_ready(&self) -> bool {
+        self.preempted || self.state == 0
+    }
+
     /// Why it goes: a [`Cause`] by number, or [`IDLE`]. `class` tells what a system call waits for.
     #[inline(always)]
     pub fn why(&self, class: impl FnOnce(u32) -> u32) -> u32 {
         if self.state & STOPPED_OR_TRACED != 0 {
             return Cause::Stopped as u32;
         }
-        if self.preempted || self.state == 0 {
+        if self.is_ready() {
             return if self.throttled { Cause::Throttled as u32 } else { Cause::Runnable as u32 };
         }
         let frozen = self.flags & FLAG_FROZEN != 0 || self.jobctl & JOB_FREEZES != 0;
@@ -131,7 +137,8 @@ fn advance(thread: &mut Thread, step: &Step, now_ns: u64) -> u64 {
     passed
 }
 
-/// A thread leaves its processor. `throttled_ns` is how long its queue has been throttled so far.
+/// A thread leaves its processor. `throttled_ns` is how long its queue has been throttled so far, which only matters to one
+/// that would have gone on.
 #[inline(always)]
 pub fn leave(thread: &mut Thread, step: &Step, now_ns: u64, why: u32, throttled_ns: u64) {
     advance(thread, step, now_ns);
@@ -151,8 +158,8 @@ pub struct Stall {
     pub cause: u32,
 }
 
-/// A thread has a processor again. `waited_ns` is how long it was ready for one, `throttled_ns` how long its queue has been
-/// throttled so far. Returns what that was for the step under way, which began before it came. Between steps only the thread
+/// A thread has a processor again. `waited_ns` tells how long it was ready for one, `throttled_ns` is how long its queue has
+/// been throttled so far, as in [`leave`]. Returns what that was for the step under way, which began before it came. Between steps only the thread
 /// of the engine is needed: the others wait for the next one.
 #[inline(always)]
 pub fn arrive(
@@ -160,7 +167,7 @@ pub fn arrive(
     step: &Step,
     is_decoder: bool,
     now_ns: u64,
-    waited_ns: u64,
+    waited_ns: impl FnOnce() -> u64,
     throttled_ns: u64,
 ) -> Option<Stall> {
     let (left_ns, why) = (thread.at_ns, thread.why);
@@ -196,7 +203,7 @@ pub fn arrive(
     } else if why == Cause::Throttled as u32 {
         (why, now_ns)
     } else {
-        let ready = now_ns.saturating_sub(waited_ns);
+        let ready = now_ns.saturating_sub(waited_ns());
         (why, if ready > from_ns { ready } else { from_ns })
     };
     Some(Stall { from_ns, ready_ns, cause })

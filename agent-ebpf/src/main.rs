@@ -16,6 +16,7 @@ mod arguments;
 mod connections;
 mod contexts;
 mod diagnose;
+mod kernel;
 mod layouts;
 mod machine;
 mod maps;

@@ -52,7 +52,7 @@ fn the_state_in_which_a_thread_goes_tells_why() {
 fn off(why: u32, waited_ns: u64, throttled_ns: u64) -> Option<Stall> {
     let mut thread = seen(7, &STEP, 100 * MS);
     leave(&mut thread, &STEP, 110 * MS, why, 50);
-    arrive(&mut thread, &STEP, false, 115 * MS, waited_ns, 50 + throttled_ns)
+    arrive(&mut thread, &STEP, false, 115 * MS, || waited_ns, 50 + throttled_ns)
 }
 
 #[test]
@@ -74,11 +74,15 @@ fn what_a_step_lacks_is_a_stall_until_the_thread_is_ready() {
 fn only_what_lies_within_the_step_counts() {
     let mut thread = seen(7, &STEP, 90 * MS);
     leave(&mut thread, &STEP, 95 * MS, Cause::Stopped as u32, 0);
-    let stall = arrive(&mut thread, &STEP, false, 130 * MS, 0, 0).unwrap();
+    let stall = arrive(&mut thread, &STEP, false, 130 * MS, || 0, 0).unwrap();
     assert_eq!(stall.from_ns, 100 * MS);
     let over = Step { entered_ns: 0, passed_ns: 40 * MS, ..STEP };
     leave(&mut thread, &STEP, 135 * MS, Cause::Runnable as u32, 0);
-    assert_eq!(arrive(&mut thread, &over, false, 150 * MS, 0, 0), None, "the step was over before it came");
+    assert_eq!(
+        arrive(&mut thread, &over, false, 150 * MS, || 0, 0),
+        None,
+        "the step was over before it came"
+    );
 }
 
 #[test]
@@ -92,7 +96,7 @@ fn between_steps_only_the_thread_of_the_engine_is_needed() {
     ] {
         let mut thread = seen(7, &between, 141 * MS);
         leave(&mut thread, &between, 150 * MS, why, 0);
-        let stall = arrive(&mut thread, &between, is_decoder, 160 * MS, 0, 0);
+        let stall = arrive(&mut thread, &between, is_decoder, 160 * MS, || 0, 0);
         assert_eq!(stall.map(|stall| stall.from_ns), wanted, "{is_decoder} {why}");
     }
 }
@@ -108,7 +112,7 @@ fn a_lock_holds_back_who_decodes_while_nobody_computes() {
             // The others are through at 114.
             (step.running, step.idle_since_ns) = (running[1], 114 * MS);
         }
-        arrive(&mut thread, &step, is_decoder, 120 * MS, MS, 0)
+        arrive(&mut thread, &step, is_decoder, 120 * MS, || MS, 0)
     };
     let held = |from_ms| Some(Stall { from_ns: from_ms * MS, ready_ns: 119 * MS, cause: lock });
     assert_eq!(stall([0, 0], true), held(110));
@@ -125,10 +129,10 @@ fn a_thread_that_sleeps_through_steps_is_not_needed_but_for_the_one_that_decodes
         for _ in 0..50 {
             leave(&mut thread, &STEP, now + MS, IDLE, 0);
             now += 10 * MS;
-            assert_eq!(arrive(&mut thread, &STEP, is_decoder, now, 0, 0), None);
+            assert_eq!(arrive(&mut thread, &STEP, is_decoder, now, || 0, 0), None);
         }
         leave(&mut thread, &STEP, now + MS, Cause::Runnable as u32, 0);
-        let stall = arrive(&mut thread, &STEP, is_decoder, now + 2 * MS, 0, 0);
+        let stall = arrive(&mut thread, &STEP, is_decoder, now + 2 * MS, || 0, 0);
         assert_eq!(stall.is_some(), wanted, "{is_decoder}");
     }
 }
@@ -140,7 +144,7 @@ fn a_thread_that_is_kept_from_running_stays_needed_however_little_it_runs() {
     for _ in 0..500 {
         leave(&mut thread, &STEP, now + MS, Cause::Throttled as u32, 0);
         now += 100 * MS;
-        assert!(arrive(&mut thread, &STEP, false, now, 0, 0).is_some());
+        assert!(arrive(&mut thread, &STEP, false, now, || 0, 0).is_some());
     }
     assert!(thread.seen_ns <= MEMORY_NS);
 }

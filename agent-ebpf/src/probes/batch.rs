@@ -20,6 +20,9 @@ use crate::{
     target::Target,
 };
 
+/// Looks in the program that is attached: it does alone with a batch of one token, which is most of what a server with one
+/// stream decodes.
+const FIRST_LOOKS: usize = 2;
 /// Looks at tokens, and ends of runs, in one program that walks. A server's decode-only batch needs 2 a slot, a prompt
 /// of 400 tokens 19.
 const LOOKS: usize = 256;
@@ -46,8 +49,26 @@ fn lp_batch(probe: ProbeContext) -> u32 {
         let address = call.get(0)?;
         let mut maps = MAPS;
         let context = batch::enter(target, &Helpers, &mut maps, &mut Helpers, cookie, address, &source)?;
-        go_on(&probe, FOLLOW_WALK, target, context)
+        if !walk::<FIRST_LOOKS>(&Helpers, context, &source)? {
+            return go_on(&probe, FOLLOW_WALK, target, context);
+        }
+        if context.runs_len != 1 {
+            return go_on(&probe, FOLLOW_BATCH, target, context);
+        }
+        context.walk.closed = 1;
+        let closed = close(target, context, address, &source, 0);
+        finish(target, context);
+        closed
     })
+}
+
+/// What a batch holds is known.
+#[inline(always)]
+fn finish(target: &Target, context: &mut Context) {
+    walked(target, context);
+    if context.flags & Context::PENDING != 0 {
+        begin_step(target, context.entered_ns);
+    }
 }
 
 /// Continues `lp_batch`: finds the runs of the batch. Not attached anywhere.
@@ -128,10 +149,7 @@ fn follow_on<const RUNS: usize>(
         reload();
         let at = context.walk.closed;
         if at >= context.runs_len {
-            walked(target, context);
-            if context.flags & Context::PENDING != 0 {
-                begin_step(target, context.entered_ns);
-            }
+            finish(target, context);
             return Ok(());
         }
         context.walk.closed = at + 1;

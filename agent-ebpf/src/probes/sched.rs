@@ -2,73 +2,35 @@
 //! attached while a process is observed, since it runs at every switch of the machine: a switch between others costs two
 //! look-ups.
 
-use aya_ebpf::{
-    bindings::task_struct,
-    helpers::{bpf_get_current_pid_tgid, bpf_probe_read_kernel, generated::bpf_task_pt_regs},
-    macros::btf_tracepoint,
-    programs::BtfTracePointContext,
-};
+use aya_ebpf::{helpers::bpf_get_current_pid_tgid, macros::btf_tracepoint, programs::BtfTracePointContext};
 use llamaprobe_common::{
-    stall::{IDLE, KernelLayout, MOST_STALLS, NO_FIELD, ON_CPU, SHORT_NS, StallEvent, Step, Thread},
+    stall::{IDLE, MOST_STALLS, ON_CPU, SHORT_NS, StallEvent, Step, Thread},
     target::TargetConfig,
 };
-use llamaprobe_core::stall::{self, Leaving, Stall};
+use llamaprobe_core::stall::{self, Stall};
 
 use super::now;
 use crate::{
+    kernel::{self, Task},
     maps::{CALL_CLASSES, SCHEDULED, STALLS, STEPS, TARGETS},
     target::{Target, add},
     wake,
 };
 
-/// Where this kernel keeps what is read; the agent says it before the program is loaded.
-#[unsafe(no_mangle)]
-static KERNEL: KernelLayout = KernelLayout::NONE;
-
-/// An offset of [`KERNEL`]. To the verifier it is a number that it knows.
-macro_rules! offset {
-    ($field:ident) => {{
-        // SAFETY: a field of a static. Volatile, so that the compiler does not take what stands there for what will.
-        unsafe { (&raw const KERNEL.$field).read_volatile() }
-    }};
-}
-
-/// A thread, as the kernel has it.
-type Task = *const task_struct;
-
-/// A field of a thread that the kernel lets a program read like memory of its own.
-#[inline(always)]
-fn load(task: Task, offset: u32) -> u32 {
-    // SAFETY: the kernel refuses a program that could read what is no field of the thread.
-    unsafe { task.cast::<u8>().add(offset as usize).cast::<u32>().read_volatile() }
-}
-
-/// Any memory of the kernel; 0 where this kernel has no such field.
-#[inline(always)]
-fn read<T: Copy + Default>(base: u64, offset: u32) -> T {
-    if offset == NO_FIELD || base == 0 {
-        return T::default();
-    }
-    // SAFETY: the helper checks the address; any bytes are an integer.
-    unsafe { bpf_probe_read_kernel((base + u64::from(offset)) as *const T) }.unwrap_or_default()
-}
-
-#[inline(always)]
-fn bit(base: u64, offset: u32, mask: u32) -> bool {
-    u32::from(read::<u8>(base, offset)) & mask != 0
-}
-
 #[btf_tracepoint(function = "sched_switch")]
 fn lp_switch(call: BtfTracePointContext) -> i32 {
     let (prev, next) = (call.arg::<Task>(1), call.arg::<Task>(2));
-    if let Some(target) = observed(prev) {
-        let preempted = call.arg::<u64>(0) as u8 != 0;
-        let state =
-            if offset!(tells_state) != 0 { call.arg::<u64>(3) as u32 } else { load(prev, offset!(state)) };
-        goes(prev, target, preempted, state);
+    let (gone, come) = (observed(prev), observed(next));
+    if gone.is_none() && come.is_none() {
+        return 0;
     }
-    if let Some(target) = observed(next) {
-        comes(next, target);
+    let now = now();
+    if let Some(target) = gone {
+        let preempted = call.arg::<u64>(0) as u8 != 0;
+        goes(prev, target, now, preempted, kernel::state(prev, || call.arg(3)));
+    }
+    if let Some(target) = come {
+        comes(next, target, now);
     }
     0
 }
@@ -84,7 +46,7 @@ struct Observed {
 /// The process of a thread, if it is observed.
 #[inline(always)]
 fn observed(task: Task) -> Option<Observed> {
-    let tgid = load(task, offset!(tgid));
+    let tgid = kernel::tgid(task);
     if tgid == 0 {
         // The idle thread.
         return None;
@@ -95,21 +57,10 @@ fn observed(task: Task) -> Option<Observed> {
 }
 
 #[inline(always)]
-fn goes(task: Task, Observed { tgid, index, flags }: Observed, preempted: bool, state: u32) {
+fn goes(task: Task, Observed { tgid, index, flags }: Observed, now: u64, preempted: bool, state: u32) {
     let Some(step) = step(index) else { return };
-    let (address, now, tid) = (task as u64, now(), load(task, offset!(pid)));
-    let queue = read::<u64>(address, offset!(cfs_rq));
-    let throttled = read::<u32>(queue, offset!(throttle_count)) != 0;
-    let leaving = Leaving {
-        preempted,
-        state,
-        flags: read(address, offset!(flags)),
-        jobctl: read(address, offset!(jobctl)),
-        iowait: bit(address, offset!(iowait), offset!(iowait_mask)),
-        memstall: bit(address, offset!(memstall), offset!(memstall_mask)),
-        throttled: throttled || read::<u8>(address, offset!(throttled)) != 0,
-        call: running_call(task),
-    };
+    let tid = kernel::tid(task);
+    let leaving = kernel::leaving(task, preempted, state);
     let thread = thread(tid, tgid);
     if let Some(thread) = &thread
         && thread.counted != 0
@@ -126,7 +77,7 @@ fn goes(task: Task, Observed { tgid, index, flags }: Observed, preempted: bool, 
         Some(class) if serves => *class,
         _ => IDLE,
     });
-    let throttled_ns = read(queue, offset!(throttled_time));
+    let throttled_ns = kernel::throttled_ns(task, why);
     match thread {
         Some(thread) => {
             stall::leave(thread, &step, now, why, throttled_ns);
@@ -142,20 +93,13 @@ fn goes(task: Task, Observed { tgid, index, flags }: Observed, preempted: bool, 
 }
 
 #[inline(always)]
-fn comes(task: Task, Observed { tgid, index, .. }: Observed) {
-    let tid = load(task, offset!(pid));
-    let (Some(step), Some(thread)) = (step(index), thread(tid, tgid)) else { return };
-    if thread.why == ON_CPU {
-        return;
-    }
-    let (address, now) = (task as u64, now());
-    let queue = read::<u64>(address, offset!(cfs_rq));
-    let clock: u64 = read(read(queue, offset!(rq)), offset!(clock));
-    let queued: u64 = read(address, offset!(last_queued));
-    let waited_ns = if queued == 0 { 0 } else { clock.saturating_sub(queued) };
-    let throttled_ns = read(queue, offset!(throttled_time));
+fn comes(task: Task, Observed { tgid, index, .. }: Observed, now: u64) {
+    let tid = kernel::tid(task);
+    let Some(thread) = thread(tid, tgid).filter(|thread| thread.why != ON_CPU) else { return };
+    let Some(step) = step(index) else { return };
     let is_decoder = step.decoder == tid;
-    let stall = stall::arrive(thread, &step, is_decoder, now, waited_ns, throttled_ns);
+    let throttled_ns = kernel::throttled_ns(task, thread.why);
+    let stall = stall::arrive(thread, &step, is_decoder, now, || kernel::waited_ns(task), throttled_ns);
     if !is_decoder && stall::is_needed(thread) {
         thread.counted = 1;
         one_more(index, now);
@@ -190,14 +134,6 @@ fn one_less(index: u32, now: u64) {
             (*step).idle_since_ns = now;
         }
     }
-}
-
-/// The system call that a thread is in.
-#[inline(always)]
-fn running_call(task: Task) -> Option<u32> {
-    // SAFETY: the helper takes a thread and gives the address of its registers.
-    let registers = unsafe { bpf_task_pt_regs(task.cast_mut()) } as u64;
-    u32::try_from(read::<i32>(registers, offset!(call))).ok()
 }
 
 /// The step of a process as it is now.

@@ -19,6 +19,7 @@ use llamaprobe_core::{
 use super::now;
 use crate::{
     connections::{ConnectionMap, EndMap, LINKS, find},
+    kernel,
     machine::read,
     maps::{CALLS, PEERS, TARGETS},
     sequences,
@@ -194,47 +195,57 @@ fn lp_gone(change: TracePointContext) -> u32 {
     0
 }
 
+/// Notes a read where the kernel does not say, as it ends, with what it was called. The same for a write below.
 #[tracepoint(category = "syscalls", name = "sys_enter_recvfrom")]
 fn lp_recv(call: TracePointContext) -> u32 {
-    let Some(target) = server() else { return 0 };
-    let key = ConnectionKey { tgid: target.tgid, fd: argument(&call, 0) as i32 };
-    if argument(&call, 3) & MSG_PEEK != 0 || !is_plain(&mut ConnectionMap, key) {
+    note_transfer(&call, argument(&call, 3) & MSG_PEEK != 0)
+}
+
+#[tracepoint(category = "syscalls", name = "sys_enter_sendto")]
+fn lp_send(call: TracePointContext) -> u32 {
+    note_transfer(&call, false)
+}
+
+#[inline(always)]
+fn note_transfer(call: &TracePointContext, peeks: bool) -> u32 {
+    let Some(target) = server().filter(|_| !peeks) else { return 0 };
+    let key = ConnectionKey { tgid: target.tgid, fd: argument(call, 0) as i32 };
+    if !is_plain(&mut ConnectionMap, key) {
         return 0;
     }
-    count_loss(&target, note(Call { key, buffer: argument(&call, 1), session: 0 }))
+    count_loss(&target, note(Call { key, buffer: argument(call, 1), session: 0 }))
+}
+
+/// A read or write that ends: its connection, if it is one that carries HTTP as it is, the address of the bytes, their
+/// number. None where there are none.
+#[inline(always)]
+fn transferred(call: &TracePointContext, target: &Target, reads: bool) -> Option<(ConnectionKey, u64, u64)> {
+    let len = result(call);
+    if len <= 0 {
+        return None;
+    }
+    if !kernel::is_described() {
+        return taken().map(|Call { key, buffer, .. }| (key, buffer, len as u64));
+    }
+    let [fd, buffer, flags] = kernel::call_arguments();
+    let key = ConnectionKey { tgid: target.tgid, fd: fd as i32 };
+    let peeks = reads && flags & MSG_PEEK != 0;
+    (!peeks && is_plain(&mut ConnectionMap, key)).then_some((key, buffer, len as u64))
 }
 
 #[tracepoint(category = "syscalls", name = "sys_exit_recvfrom")]
 fn lp_received(call: TracePointContext) -> u32 {
     let Some(target) = server() else { return 0 };
-    let Some(Call { key, buffer, .. }) = taken() else { return 0 };
-    let len = result(&call);
-    if len <= 0 {
-        return 0;
-    }
+    let Some((key, buffer, len)) = transferred(&call, &target, true) else { return 0 };
     count_loss(&target, on_read(&target, &mut { LINKS }, key, (buffer, len as u32), now()))
-}
-
-#[tracepoint(category = "syscalls", name = "sys_enter_sendto")]
-fn lp_send(call: TracePointContext) -> u32 {
-    let Some(target) = server() else { return 0 };
-    let key = ConnectionKey { tgid: target.tgid, fd: argument(&call, 0) as i32 };
-    if !is_plain(&mut ConnectionMap, key) {
-        return 0;
-    }
-    count_loss(&target, note(Call { key, buffer: argument(&call, 1), session: 0 }))
 }
 
 /// What was written, and when, is known when the call returns: to a slow reader it may take long, and not all at once.
 #[tracepoint(category = "syscalls", name = "sys_exit_sendto")]
 fn lp_sent(call: TracePointContext) -> u32 {
     let Some(target) = server() else { return 0 };
-    let Some(Call { key, buffer, .. }) = taken() else { return 0 };
-    let len = result(&call);
-    if len <= 0 {
-        return 0;
-    }
-    count_loss(&target, on_write(&target, &mut { LINKS }, key, (buffer, len as u64), now()))
+    let Some((key, buffer, len)) = transferred(&call, &target, false) else { return 0 };
+    count_loss(&target, on_write(&target, &mut { LINKS }, key, (buffer, len), now()))
 }
 
 #[tracepoint(category = "syscalls", name = "sys_enter_shutdown")]

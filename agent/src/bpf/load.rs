@@ -19,7 +19,7 @@ use llamaprobe_common::{
     part::Clock,
     request::{Connection, ConnectionKey, Peer, RequestKey, Talk},
     sequence::{Sequence, SequenceKey},
-    stall::{KernelLayout, Step, Thread},
+    stall::{KernelLayout, NO_FIELD, Step, Thread},
     target::{Notes, TargetConfig, TargetStats},
     task::TaskKey,
 };
@@ -177,6 +177,8 @@ pub struct Attacher {
     pub(super) sessions: Option<TracePointLink>,
     pub(super) offspring: Option<TracePointLink>,
     pub(super) switches: Option<SwitchLink>,
+    /// Whether the kernel says where it keeps the arguments of a system call.
+    pub(super) described: bool,
     /// Why the switches of threads cannot be followed, until that is said.
     pub(super) undescribed: Option<SwitchError>,
     late_loads: bool,
@@ -258,6 +260,7 @@ impl Attacher {
             sessions: None,
             offspring: None,
             switches: None,
+            described: kernel.call != NO_FIELD,
             undescribed,
             late_loads,
             _follow: follow,

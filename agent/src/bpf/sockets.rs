@@ -20,6 +20,12 @@ use crate::engines::{Serving, serving::Call};
 /// What tells the descriptor of a TLS session.
 const SESSION_CALL: Call = Call::new("lp_tls_socket", "syscalls", "sys_enter_read");
 
+/// What notes the arguments of reads and writes, on a kernel that does not say where it keeps them.
+const NOTES: [Call; 2] = [
+    Call::new("lp_recv", "syscalls", "sys_enter_recvfrom"),
+    Call::new("lp_send", "syscalls", "sys_enter_sendto"),
+];
+
 /// What tells the threads that a server starts.
 const FORK: Call = Call::new("lp_fork", "sched", "sched_process_fork");
 
@@ -53,7 +59,7 @@ impl Attacher {
     /// Loads the programs of the system calls.
     pub(super) fn load_sockets(&mut self) -> Result<(), LoadError> {
         // A program may serve two calls.
-        let all = calls().into_iter().chain([SESSION_CALL, FORK]);
+        let all = calls().into_iter().chain(NOTES).chain([SESSION_CALL, FORK]);
         let names: BTreeSet<_> = all.map(|call| call.program).collect();
         for name in names {
             let program = self.tracepoint(name)?;
@@ -72,7 +78,8 @@ impl Attacher {
             self.sockets.clear();
         } else if self.sockets.is_empty() {
             let mut links = SocketLinks::new();
-            for call in calls() {
+            let notes = if self.described { &[][..] } else { &NOTES };
+            for call in calls().iter().chain(notes).copied() {
                 links.push(self.attach_call(call)?);
             }
             self.sockets = links;
