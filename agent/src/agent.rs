@@ -27,6 +27,7 @@ use std::{
     fs::File,
     io,
     net::SocketAddr,
+    path::Path,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -54,7 +55,7 @@ use self::{
 use crate::{
     bpf::{self, Attacher, Maps, calibrate::Prices, events::RequestEvent, lines::Lines, run_time::RunTimes},
     cli::{Options, billing::BillingOptions},
-    discovery::process::process_of,
+    discovery::process::{ProcessId, ProcessRoot, process_of},
     doctor::{self, Check, NEEDED, Roots},
     export::{
         history::{self, History},
@@ -62,12 +63,14 @@ use crate::{
         otlp::Signal,
         sink::Sinks,
     },
+    kubernetes::Workloads,
     journal::{Header, JournalWriter, Reading},
     output,
     recorder::{Recorder, Store},
     scout,
     session::{
-        Billing, Input, Session, Snapshot, payload::head::HeadOptions, reader::Reader, tracer::Tracer,
+        Billing, Input, Session, Snapshot, load::Load, payload::head::HeadOptions, reader::Reader,
+        tracer::Tracer,
     },
 };
 
@@ -117,6 +120,10 @@ struct Agent {
     /// Bytes of a request that came before the events before them.
     held: Option<RequestEvent>,
     only: Vec<u32>,
+    /// Of which pods they are.
+    workloads: Workloads,
+    /// Only servers in this network namespace are observed, where it is given.
+    network: Option<u64>,
     /// The processes that map llama.cpp.
     processes: BTreeMap<u32, Process>,
     /// Processes that ran a probed function without a seat.
@@ -169,6 +176,7 @@ struct Opened {
     journal: Option<File>,
     /// Where recordings go, where such are made.
     store: Option<Store>,
+    workloads: Workloads,
 }
 
 /// Observes until SIGTERM or SIGINT.
@@ -183,11 +191,12 @@ pub async fn run(mut options: Options, mut signals: Signals) -> Result<()> {
     let address = listener.local_addr().context("the endpoint has no address")?;
     let (sinks, billing) = (options.sinks.clone(), options.billing.clone());
     let (journal, recorder) = (options.journal.clone(), options.recorder.clone());
-    let web = options.web.clone();
+    let (web, kubernetes) = (options.web.clone(), options.kubernetes.clone());
     let files = move || {
         let (journal, store) = (journal.create()?, recorder.open()?);
         let web = Web::open(&web, address)?;
-        Ok((web, Opened { sinks: Sinks::open(&sinks)?, billing: billing.load()?, journal, store }))
+        let (sinks, billing) = (Sinks::open(&sinks)?, billing.load()?);
+        Ok((web, Opened { sinks, billing, journal, store, workloads: Workloads::start(&kubernetes)? }))
     };
     let Some((web, opened)) = signals.or_end(files).await? else { return Ok(()) };
     scout::raise_files();
@@ -213,9 +222,10 @@ pub async fn run(mut options: Options, mut signals: Signals) -> Result<()> {
     (agent.prices, agent.run_times) = (prices, run_times);
 
     let (sender, mut questions) = mpsc::channel(QUESTIONS);
+    let (loads, mut asked_loads) = mpsc::channel(QUESTIONS);
     let (recordings, mut asked) = mpsc::channel(QUESTIONS);
     let scheme = web.scheme();
-    let doors = Questions { snapshots: sender, recordings: Some(recordings) };
+    let doors = Questions { snapshots: sender, loads: Some(loads), recordings: Some(recordings) };
     let (health, history) = (agent.health.clone(), agent.history.clone());
     let endpoint = Endpoint::start(listener, doors, health, history, options.compat.clone(), web)
         .context("no thread for the endpoint")?;
@@ -252,6 +262,10 @@ pub async fn run(mut options: Options, mut signals: Signals) -> Result<()> {
                 agent.collect(requests.get_mut(), payload.get_mut());
                 // Whoever asked may have gone meanwhile.
                 let _ = question.send(agent.snapshot());
+            }
+            Some(question) = asked_loads.recv() => {
+                agent.drain_requests(requests.get_mut(), payload.get_mut());
+                let _ = question.send(agent.loads());
             }
             Some(asked) = asked.recv() => agent.record_asked(asked),
             ready = requests.readable_mut() => {
@@ -394,12 +408,24 @@ fn drain(ring: &mut RingBuf<MapData>, mut each: impl FnMut(&[u8])) -> bool {
     false
 }
 
+/// The network namespace of the agent, which the containers of a pod share.
+fn own_network() -> Result<u64> {
+    let network = ProcessRoot::new(Path::new("/proc"), std::process::id()).place().network;
+    ensure!(network != 0, "--sidecar: /proc/self/ns/net cannot be read; mount /proc");
+    Ok(network)
+}
+
+/// The processes that are observed.
+fn observed(processes: &BTreeMap<u32, Process>) -> impl Iterator<Item = ProcessId> {
+    processes.values().filter(|process| process.live.is_some()).map(|process| process.id)
+}
+
 impl Agent {
     fn new(
         looks: Looks,
         room: Room,
         (maps, stalls): (Maps, Stalls),
-        Opened { sinks, billing, journal, store }: Opened,
+        Opened { sinks, billing, journal, store, workloads }: Opened,
         options: &Options,
     ) -> Result<Self> {
         let key = match &options.secret {
@@ -416,7 +442,8 @@ impl Agent {
         let reader = Reader::new(reading.options.clone(), reading.phrases.clone());
         let origin = (now, monotonic_ns());
         let mut session = Session::new(now, billing.clone());
-        if !options.only.is_empty() {
+        let only_some = !options.only.is_empty() || options.sidecar;
+        if only_some {
             session = session.of_some();
         }
         let otlp = &options.sinks.otlp;
@@ -425,7 +452,7 @@ impl Agent {
         if let Some(tracer) = tracer.clone() {
             session = session.traced_by(tracer);
         }
-        let mut header = Header::new(origin.1, billing, !options.only.is_empty(), tracer);
+        let mut header = Header::new(origin.1, billing, only_some, tracer);
         // Never with the bytes of requests.
         let recorder = store.map(|store| Recorder::start(&options.recorder, store, &header)).transpose()?;
         if options.journal.payload {
@@ -453,6 +480,8 @@ impl Agent {
             clock: Clock::now(),
             payload: options.payload,
             trace_drafts: options.trace_drafts && traced,
+            workloads,
+            network: options.sidecar.then(own_network).transpose()?,
             processes: BTreeMap::new(),
             strangers: BTreeSet::new(),
             orders: 0,
@@ -477,6 +506,7 @@ impl Agent {
         self.health.turn();
         self.look_at_new_servers();
         self.apply(Input::Tick);
+        self.workloads.learn(observed(&self.processes));
         self.follow_sockets();
         self.follow_sessions();
         // Nothing else may happen that they would be looked at for, and their ring is not large.
@@ -514,7 +544,15 @@ impl Agent {
             recordings: self.recorder.as_ref().map(Recorder::recordings),
             ..self.own()
         };
-        self.ask(own)
+        let mut snapshot = self.ask(own);
+        self.workloads.learn(observed(&self.processes));
+        self.workloads.name(&mut snapshot);
+        snapshot
+    }
+
+    /// How much servers have to do at this moment: cheap, since it is asked for many times a second.
+    fn loads(&self) -> Vec<Load> {
+        self.session.loads(&self.maps.slots(), &self.maps.unread())
     }
 
     /// What the agent knows of itself without asking the kernel's maps.

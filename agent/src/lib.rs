@@ -26,6 +26,7 @@ pub mod doctor;
 pub mod explain;
 pub mod journal;
 pub mod judge;
+pub mod kubernetes;
 mod lock;
 pub mod output;
 pub mod recorder;

@@ -19,6 +19,7 @@ use llamaprobe_common::{
 
 use crate::{
     engines::PROVIDER,
+    kubernetes::Workload,
     plan::catalog::Role,
     recorder::Reason,
     session::{
@@ -260,6 +261,12 @@ pub static METRICS: &[Metric] = &[
     ),
     metric(
         Gauge,
+        "llm_context_active_ratio",
+        "Positions held by running requests as a share of the context's size; what idle slots keep for reuse does not count.",
+        usage::active_context,
+    ),
+    metric(
+        Gauge,
         "llm_context_resident_tokens",
         "Positions that idle slots keep for the next request with the same beginning.",
         usage::resident,
@@ -385,6 +392,12 @@ pub static METRICS: &[Metric] = &[
         "llm_model_info",
         "The served model, from the header of its file; the value is 1.",
         model_info,
+    ),
+    metric(
+        Gauge,
+        "llm_server_info",
+        "Of which pod and container a server is, where it is of one: names with --kubernetes, ids in any case; the value is 1.",
+        server_info,
     ),
     metric(Gauge, "llamaprobe_build_info", "The agent's build; the value is 1.", |_| {
         let labels = vec![
@@ -770,6 +783,8 @@ fn per_server(all: &Snapshot, rows: impl Fn(&Server) -> Vec<Row>) -> Vec<Sample>
         for (more, value) in rows(server) {
             let mut labels =
                 vec![("server", server.labels.server.clone()), ("model", server.labels.model.clone())];
+            let names = server.workload.iter().flat_map(Workload::labels);
+            labels.extend(names.map(|(name, value)| (name, value.to_owned())));
             labels.extend(more);
             samples.push(Sample { labels, value });
         }
@@ -805,6 +820,20 @@ fn model_info(all: &Snapshot) -> Vec<Sample> {
                     ("context_train", model.context_train.map_or(String::new(), |n| n.to_string())),
                 ];
                 (labels, Value::Number(1.0))
+            })
+            .collect()
+    })
+}
+
+fn server_info(all: &Snapshot) -> Vec<Sample> {
+    per_server(all, |server| {
+        let workloads = server.workload.iter();
+        workloads
+            .map(|workload| {
+                let ids =
+                    [("pod_uid", &workload.pod_uid), ("container_id", &workload.container_id)].into_iter();
+                let ids = ids.filter_map(|(name, id)| Some((name, id.clone()?)));
+                (ids.collect(), Value::Number(1.0))
             })
             .collect()
     })

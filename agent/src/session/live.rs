@@ -19,7 +19,7 @@ use crate::{
 const WARM_UP: u32 = 2;
 
 /// Whether a request runs on a slot. One whose launch failed took the slot and never left it.
-fn is_busy(sequence: &Sequence) -> bool {
+pub(super) fn is_busy(sequence: &Sequence) -> bool {
     let worked =
         sequence.flags & (Sequence::CACHE_COUNTED | Sequence::DECODING) != 0 || sequence.context != 0;
     sequence.flags & Sequence::ACTIVE != 0 && worked

@@ -16,6 +16,7 @@ mod input;
 mod join;
 mod ledger;
 mod live;
+pub mod load;
 pub mod observed;
 mod overhead;
 pub mod parts;
@@ -519,6 +520,8 @@ impl Session {
                     recent: recent(account, at.now),
                     requests,
                     live: watched.map(|watched| live(watched, &self.requests, at.ns)),
+                    // Who has the snapshot made knows it.
+                    workload: None,
                 }
             })
             .collect()

@@ -57,7 +57,8 @@ pub fn container(cgroup: &str) -> (Option<String>, Option<String>) {
     let pod = segments().find_map(|segment| {
         // `podUID`, `kubepods-burstable-podUID.slice` with `_` for `-`.
         let uid = segment.strip_suffix(".slice").unwrap_or(segment).rsplit_once("pod")?.1.replace('_', "-");
-        (uid.len() == 36 && uid.bytes().all(|byte| byte == b'-' || byte.is_ascii_hexdigit())).then_some(uid)
+        // That of a static pod is a hash without dashes.
+        ([32, 36].contains(&uid.len()) && uid.bytes().all(|byte| byte == b'-' || byte.is_ascii_hexdigit())).then_some(uid)
     });
     (container, pod)
 }
