@@ -236,8 +236,7 @@ impl Endpoint {
         let web = Arc::new(web);
         let documents = Arc::new(Documents::new(views.clone()));
         let (past, page) = (Arc::new(Past::new(history)), Arc::new(Page::new()));
-        let service =
-            Service { documents, loads, past, page, views, recordings, health, web: web.clone() };
+        let service = Service { documents, loads, past, page, views, recordings, health, web: web.clone() };
         let (closing, closed) = oneshot::channel::<()>();
         let run = move || {
             runtime.block_on(async {
@@ -466,7 +465,10 @@ impl Service {
     /// How much a server has to do, or all of them.
     async fn load(&self, server: Option<&str>) -> Response<Full<Bytes>> {
         let Some(loads) = &self.loads else {
-            return text(StatusCode::NOT_FOUND, "there is no load: nothing is observed, a journal is played\n");
+            return text(
+                StatusCode::NOT_FOUND,
+                "there is no load: nothing is observed, a journal is played\n",
+            );
         };
         // As a path has it, where the label holds what a path may not.
         let server = server.map(|server| server.replace("%5B", "[").replace("%5D", "]").replace("%23", "#"));

@@ -109,6 +109,7 @@ fn busy() -> Server {
     usage.charge(Some("ada"), charge, Some(TokenPrices { prompt: 1.0, cached: 0.5, generated: 2.0 }));
     usage.balance(Charge { tokens: stats.tokens, engine_ns: 2_000_000_000 }, None);
     Server {
+        workload: None,
         labels: Labels { server: "127.0.0.1:8080".to_owned(), model: "a \"tiny\" one".to_owned() },
         stats,
         served: BTreeSet::from(served),
@@ -184,6 +185,7 @@ fn ended() -> Server {
     let mut usage = Usage::new(9);
     usage.balance(Charge { tokens: stats.tokens, engine_ns: 0 }, None);
     Server {
+        workload: None,
         labels: Labels { server: "pid:9".to_owned(), model: String::new() },
         stats,
         served: BTreeSet::from([(Role::Batch, ProbeId::LlamaDecode), (Role::Token, ProbeId::Logits)]),

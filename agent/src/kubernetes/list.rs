@@ -80,8 +80,11 @@ impl Pods {
             for uid in hashes.chain([metadata.uid]).filter(|uid| !uid.is_empty()) {
                 all.pods.insert(uid, names.clone());
             }
-            let lists =
-                [status.container_statuses, status.init_container_statuses, status.ephemeral_container_statuses];
+            let lists = [
+                status.container_statuses,
+                status.init_container_statuses,
+                status.ephemeral_container_statuses,
+            ];
             for Container { name, id } in lists.into_iter().flatten() {
                 if let Some((_, id)) = id.split_once("://") {
                     all.containers.insert(id.to_owned(), Names { container: name, ..names.clone() });

@@ -22,8 +22,8 @@ use std::{
 use anyhow::{Context as _, Result};
 use tracing::{debug, info, warn};
 
-pub use self::list::{Names, Pods};
 use self::client::Client;
+pub use self::list::{Names, Pods};
 use crate::{
     discovery::process::{ProcessId, container},
     lock::lock,
@@ -78,7 +78,8 @@ impl Options {
         Ok(match self.source {
             None | Some(Source::Off) => None,
             Some(Source::Kubelet) => {
-                let base = given.map_or_else(|| Ok(format!("https://{}:10250", node()?)), Ok::<_, anyhow::Error>)?;
+                let base =
+                    given.map_or_else(|| Ok(format!("https://{}:10250", node()?)), Ok::<_, anyhow::Error>)?;
                 Some(format!("{base}/pods"))
             }
             Some(Source::Api) => {
@@ -191,7 +192,9 @@ impl Workloads {
             if let Some(names) = pods.names(workload.container_id.as_deref(), workload.pod_uid.as_deref()) {
                 workload.names = Some(names);
             }
-            if let Some(asking) = self.asking.as_ref().filter(|_| workload.names.is_none() && known.next <= now) {
+            if let Some(asking) =
+                self.asking.as_ref().filter(|_| workload.names.is_none() && known.next <= now)
+            {
                 // Full: it is asked already.
                 let _ = asking.try_send(());
                 known.next = now + PACE.saturating_mul(1 << known.asked.min(6)).min(PATIENCE);

@@ -22,17 +22,28 @@ fn list() -> Pods {
 #[test]
 fn ids_stand_in_the_cgroups_of_all_runtimes() {
     let both = [
-        format!("0::/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{FLAT}.slice/cri-containerd-{ID}.scope"),
+        format!(
+            "0::/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{FLAT}.slice/cri-containerd-{ID}.scope"
+        ),
         format!("0::/kubepods.slice/kubepods-pod{FLAT}.slice/crio-{ID}.scope"),
         format!("0::/kubepods.slice/kubepods-pod{FLAT}.slice/crio-{ID}.scope/container"),
         format!("0::/kubepods/besteffort/pod{UID}/{ID}"),
-        format!("12:cpu,cpuacct:/kubepods/burstable/pod{UID}/{ID}\n1:name=systemd:/kubepods/burstable/pod{UID}/{ID}"),
-        format!("11:memory:/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{FLAT}.slice/docker-{ID}.scope"),
+        format!(
+            "12:cpu,cpuacct:/kubepods/burstable/pod{UID}/{ID}\n1:name=systemd:/kubepods/burstable/pod{UID}/{ID}"
+        ),
+        format!(
+            "11:memory:/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{FLAT}.slice/docker-{ID}.scope"
+        ),
         // A container of containerd with the driver systemd and version 1: a path of the runtime's own.
-        format!("11:cpu:/system.slice/containerd.service/kubepods-burstable-pod{FLAT}.slice:cri-containerd:{ID}"),
+        format!(
+            "11:cpu:/system.slice/containerd.service/kubepods-burstable-pod{FLAT}.slice:cri-containerd:{ID}"
+        ),
         // kind and minikube: a node that is a container itself.
         format!("0::/docker/{}/kubelet/kubepods/besteffort/pod{UID}/{ID}", "ab".repeat(32)),
-        format!("0::/system.slice/docker-{}.scope/kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-besteffort.slice/kubelet-kubepods-besteffort-pod{FLAT}.slice/cri-containerd-{ID}.scope", "ab".repeat(32)),
+        format!(
+            "0::/system.slice/docker-{}.scope/kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-besteffort.slice/kubelet-kubepods-besteffort-pod{FLAT}.slice/cri-containerd-{ID}.scope",
+            "ab".repeat(32)
+        ),
         // Seen from within another pod: a namespace of cgroups of its own.
         format!("0::/../../kubepods-burstable-pod{FLAT}.slice/cri-containerd-{ID}.scope"),
         format!("0::/../../../besteffort/pod{UID}/{ID}"),
@@ -47,7 +58,9 @@ fn ids_stand_in_the_cgroups_of_all_runtimes() {
     let fixed = "00112233445566778899aabbccddeeff";
     let fixed_pod = Workload::read(&format!("0::/kubepods/burstable/pod{fixed}/{ID}")).unwrap();
     assert_eq!(fixed_pod.pod_uid.as_deref(), Some(fixed), "a static pod");
-    for none in ["", "0::/", "0::/user.slice/user-1000.slice/session-1.scope", "0::/system.slice/llama.service"] {
+    for none in
+        ["", "0::/", "0::/user.slice/user-1000.slice/session-1.scope", "0::/system.slice/llama.service"]
+    {
         assert_eq!(Workload::read(none), None, "{none}");
     }
     let podman = format!("0::/machine.slice/libpod-{ID}.scope/container");

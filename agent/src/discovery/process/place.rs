@@ -58,7 +58,8 @@ pub fn container(cgroup: &str) -> (Option<String>, Option<String>) {
         // `podUID`, `kubepods-burstable-podUID.slice` with `_` for `-`.
         let uid = segment.strip_suffix(".slice").unwrap_or(segment).rsplit_once("pod")?.1.replace('_', "-");
         // That of a static pod is a hash without dashes.
-        ([32, 36].contains(&uid.len()) && uid.bytes().all(|byte| byte == b'-' || byte.is_ascii_hexdigit())).then_some(uid)
+        ([32, 36].contains(&uid.len()) && uid.bytes().all(|byte| byte == b'-' || byte.is_ascii_hexdigit()))
+            .then_some(uid)
     });
     (container, pod)
 }
