@@ -113,13 +113,11 @@ fn a_picker_reads_what_the_server_says_itself() -> Result<()> {
     assert_eq!(load(&agent, &path)?, [0.0; 3], "before the first request it is ready for one");
 
     let requests: Vec<_> = (0..CLIENTS).map(|n| Request::exact(40, 700, n)).collect();
+    let seen = AtomicBool::new(false);
     std::thread::scope(|scope| -> Result<()> {
-        let seen = AtomicBool::new(false);
-        let seen = &seen;
-        let (address, requests) = (server.address(), &requests);
-        let clients = scope.spawn(move || {
+        let clients = scope.spawn(|| {
             while !seen.load(Ordering::Relaxed) {
-                run_checked(address, requests, CLIENTS)?;
+                run_checked(server.address(), &requests, CLIENTS)?;
             }
             Ok::<_, anyhow::Error>(())
         });
