@@ -106,8 +106,8 @@ fn load(agent: &Agent, path: &str) -> Result<[f64; 3]> {
 fn a_picker_reads_what_the_server_says_itself() -> Result<()> {
     let Some(assets) = privileged() else { return Ok(()) };
     let server = LlamaServer::start(Build::Process, &assets.tiny(), &["-np", "1", "-c", "4096", "-t", "1"])?;
-    // In the network namespace of the agent, as the containers of a pod are.
-    let agent = Agent::start(&["--sidecar"])?;
+    // In the network namespace of the agent, as the containers of a pod are; others may be here that are not in the pod.
+    let agent = Agent::start(&["--sidecar", "--pid", &server.pid().to_string()])?;
     agent.wait_observed(&server)?;
     let path = format!("/load/{}", server.label());
     assert_eq!(load(&agent, &path)?, [0.0; 3], "before the first request it is ready for one");
