@@ -435,7 +435,10 @@ pub static GROUPS: &[Group] = &[
                 "percentunit",
                 "Context used",
                 "Positions held as a share of the context, all slots together; idle slots keep theirs for reuse.",
-                Each(&[("max by (server, model) (llm_context_utilisation_ratio{@server})", SERVER)]),
+                Each(&[
+                    ("max by (server, model) (llm_context_utilisation_ratio{@server})", SERVER),
+                    ("max by (server, model) (llm_context_active_ratio{@server})", "{{server}} running"),
+                ]),
             ),
             panel(
                 Lines,
@@ -677,7 +680,7 @@ pub static GROUPS: &[Group] = &[
                 "short",
                 "Models",
                 "What each server serves, from the header of the model's file.",
-                Each(&[("llm_model_info{@server}", "")]),
+                Each(&[("llm_model_info{@server} or llm_server_info{@server}", "")]),
             ),
         ],
     },
