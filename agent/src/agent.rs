@@ -25,6 +25,7 @@ use std::{
     fs::File,
     io,
     net::SocketAddr,
+    path::Path,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -52,7 +53,7 @@ use crate::{
     bpf::{self, Maps, calibrate::Prices, events::RequestEvent, run_time::Sample},
     cli::{Options, billing::BillingOptions},
     confine::{self, Uses},
-    discovery::process::process_of,
+    discovery::process::{ProcessId, ProcessRoot, process_of},
     doctor::{self, Roots},
     export::{
         history::{self, History},
@@ -62,10 +63,12 @@ use crate::{
     },
     journal::{Header, JournalWriter, Reading},
     keeper::{Done, Keeper, Room},
+    kubernetes::Workloads,
     output::{self, Messages},
     recorder::{Recorder, Store},
     session::{
-        Billing, Input, Session, Snapshot, payload::head::HeadOptions, reader::Reader, tracer::Tracer,
+        Billing, Input, Session, Snapshot, load::Load, payload::head::HeadOptions, reader::Reader,
+        tracer::Tracer,
     },
 };
 
@@ -115,6 +118,10 @@ struct Agent {
     /// Bytes of a request that came before the events before them.
     held: Option<RequestEvent>,
     only: Vec<u32>,
+    /// Of which pods they are.
+    workloads: Workloads,
+    /// Only servers in this network namespace are observed, where it is given.
+    network: Option<u64>,
     /// The processes that map llama.cpp.
     processes: BTreeMap<u32, Process>,
     /// Processes that ran a probed function without a seat.
@@ -194,8 +201,9 @@ pub async fn run(mut options: Options, mut signals: Signals, messages: &Messages
     let keeper = Keeper::start().context("the keeper cannot be started")?;
     confine::confine(&uses(&options, &web))?;
     messages.start().context("no thread for messages")?;
-    let sinks = options.sinks.clone();
-    let Some(sinks) = signals.or_end(move || Sinks::open(&sinks)).await? else { return Ok(()) };
+    let (sinks, kubernetes) = (options.sinks.clone(), options.kubernetes.clone());
+    let outward = move || Ok((Sinks::open(&sinks)?, Workloads::start(&kubernetes)?));
+    let Some(outward) = signals.or_end(outward).await? else { return Ok(()) };
     let (only, log, messages) = (options.only.clone(), options.log.clone(), messages.clone());
     let load = move || {
         let (mut loaded, room, done) = keeper.load(&only, &log, output::is_coloured(), messages)?;
@@ -207,13 +215,14 @@ pub async fn run(mut options: Options, mut signals: Signals, messages: &Messages
     let looks = Looks::start(&telling, rings.told, doctor::kernel_version(&Roots::default()), &room)
         .context("cannot start a thread")?;
     let kernel = (maps, Stalls::new(rings.stalls));
-    let mut agent = Agent::new(looks, room, kernel, sinks, opened, &options)?;
+    let mut agent = Agent::new(looks, room, kernel, outward, opened, &options)?;
     (agent.prices, agent.late_loads, agent.needed) = (first.prices, first.late_loads, first.needed);
 
     let (sender, mut questions) = mpsc::channel(QUESTIONS);
+    let (loads, mut asked_loads) = mpsc::channel(QUESTIONS);
     let (recordings, mut asked) = mpsc::channel(QUESTIONS);
     let scheme = web.scheme();
-    let doors = Questions { snapshots: sender, recordings: Some(recordings) };
+    let doors = Questions { snapshots: sender, loads: Some(loads), recordings: Some(recordings) };
     let (health, history) = (agent.health.clone(), agent.history.clone());
     let endpoint = Endpoint::start(listener, doors, health, history, options.compat.clone(), web)
         .context("no thread for the endpoint")?;
@@ -251,6 +260,10 @@ pub async fn run(mut options: Options, mut signals: Signals, messages: &Messages
                 agent.collect(requests.get_mut(), payload.get_mut());
                 // Whoever asked may have gone meanwhile.
                 let _ = question.send(agent.snapshot());
+            }
+            Some(question) = asked_loads.recv() => {
+                agent.drain_requests(requests.get_mut(), payload.get_mut());
+                let _ = question.send(agent.loads());
             }
             Some(asked) = asked.recv() => agent.record_asked(asked),
             ready = requests.readable_mut() => {
@@ -324,10 +337,17 @@ fn uses(options: &Options, web: &Web) -> Uses {
     let log = options.sinks.log.file.iter().filter(|_| options.sinks.log.is_on());
     let tls = options.sinks.otlp.destinations.iter().flat_map(|destination| destination.tls.files());
     Uses {
-        read: named.into_iter().flatten().cloned().chain(web.files()).chain(tls.cloned()).collect(),
+        read: named
+            .into_iter()
+            .flatten()
+            .cloned()
+            .chain(web.files())
+            .chain(tls.cloned())
+            .chain(options.kubernetes.files())
+            .collect(),
         written: log.chain(&options.sinks.records).cloned().collect(),
         filled: options.recorder.directory.iter().cloned().collect(),
-        connects: options.sinks.otlp.is_on(),
+        connects: options.sinks.otlp.is_on() || options.kubernetes.is_on(),
     }
 }
 
@@ -384,12 +404,24 @@ fn drain(ring: &mut RingBuf<MapData>, mut each: impl FnMut(&[u8])) -> bool {
     false
 }
 
+/// The network namespace of the agent, which the containers of a pod share.
+fn own_network() -> Result<u64> {
+    let network = ProcessRoot::new(Path::new("/proc"), std::process::id()).place().network;
+    ensure!(network != 0, "--sidecar: /proc/self/ns/net cannot be read; mount /proc");
+    Ok(network)
+}
+
+/// The processes that are observed.
+fn observed(processes: &BTreeMap<u32, Process>) -> impl Iterator<Item = ProcessId> {
+    processes.values().filter(|process| process.live.is_some()).map(|process| process.id)
+}
+
 impl Agent {
     fn new(
         looks: Looks,
         room: Room,
         (maps, stalls): (Maps, Stalls),
-        sinks: Sinks,
+        (sinks, workloads): (Sinks, Workloads),
         Opened { billing, journal, store }: Opened,
         options: &Options,
     ) -> Result<Self> {
@@ -407,7 +439,8 @@ impl Agent {
         let reader = Reader::new(reading.options.clone(), reading.phrases.clone());
         let origin = (now, monotonic_ns());
         let mut session = Session::new(now, billing.clone());
-        if !options.only.is_empty() {
+        let only_some = !options.only.is_empty() || options.sidecar;
+        if only_some {
             session = session.of_some();
         }
         let otlp = &options.sinks.otlp;
@@ -416,7 +449,7 @@ impl Agent {
         if let Some(tracer) = tracer.clone() {
             session = session.traced_by(tracer);
         }
-        let mut header = Header::new(origin.1, billing, !options.only.is_empty(), tracer);
+        let mut header = Header::new(origin.1, billing, only_some, tracer);
         // Never with the bytes of requests.
         let recorder = store.map(|store| Recorder::start(&options.recorder, store, &header)).transpose()?;
         if options.journal.payload {
@@ -444,6 +477,8 @@ impl Agent {
             clock: Clock::now(),
             payload: options.payload,
             trace_drafts: options.trace_drafts && traced,
+            workloads,
+            network: options.sidecar.then(own_network).transpose()?,
             processes: BTreeMap::new(),
             strangers: BTreeSet::new(),
             orders: 0,
@@ -470,6 +505,7 @@ impl Agent {
         self.health.turn();
         self.look_at_new_servers();
         self.apply(Input::Tick);
+        self.workloads.learn(observed(&self.processes));
         self.follow_sockets();
         self.follow_sessions();
         // Nothing else may happen that they would be looked at for, and their ring is not large.
@@ -507,7 +543,15 @@ impl Agent {
             recordings: self.recorder.as_ref().map(Recorder::recordings),
             ..self.own()
         };
-        self.ask(own)
+        let mut snapshot = self.ask(own);
+        self.workloads.learn(observed(&self.processes));
+        self.workloads.name(&mut snapshot);
+        snapshot
+    }
+
+    /// How much servers have to do at this moment: cheap, since it is asked for many times a second.
+    fn loads(&self) -> Vec<Load> {
+        self.session.loads(&self.maps.slots(), &self.maps.unread())
     }
 
     /// What the agent knows of itself without asking the kernel's maps.

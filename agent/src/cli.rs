@@ -24,6 +24,7 @@ use crate::{
         snapshot::fetch,
     },
     journal::JournalOptions,
+    kubernetes,
     recorder::{RecorderOptions, When},
     session::{cost::Rates, identity::Source},
     top::{SORTS, TopOptions},
@@ -40,6 +41,9 @@ const DEFAULT_SOURCES: [Source; 3] = [Source::Header, Source::Body, Source::Key]
 
 /// Over the options of OTLP in the help.
 const OTLP_HEADING: &str = "OpenTelemetry";
+
+/// Over the options of Kubernetes in the help.
+const KUBERNETES_HEADING: &str = "Kubernetes";
 
 /// Where the metrics are served unless told otherwise: a port that OpenTelemetry registered for Prometheus exporters.
 const DEFAULT_LISTEN: &str = "127.0.0.1:9464";
@@ -275,6 +279,26 @@ pub struct RunArguments {
     /// Observe only this process; can be given several times
     #[arg(long, value_name = "PID")]
     pub pid: Vec<u32>,
+    /// Observe only servers in the agent's own network namespace: those of its pod, where it runs as a sidecar [default: off]
+    #[arg(long, env = "LLAMAPROBE_SIDECAR", value_enum, value_name = "SWITCH", num_args = 0..=1,
+          require_equals = true, default_missing_value = "on")]
+    pub sidecar: Option<Switch>,
+    /// Who is asked what the pods of servers are called, for the labels namespace, pod and container [default: off]
+    #[arg(long, env = "LLAMAPROBE_KUBERNETES", value_enum, value_name = "WHOM", help_heading = KUBERNETES_HEADING)]
+    pub kubernetes: Option<kubernetes::Source>,
+    /// Where it answers, such as https://10.0.0.1:10250; without, the API server of this pod's cluster, or the kubelet at
+    /// the name of the node
+    #[arg(long, env = "LLAMAPROBE_KUBERNETES_URL", value_name = "URL", help_heading = KUBERNETES_HEADING)]
+    pub kubernetes_url: Option<String>,
+    /// The authority of its certificate, PEM; that of the service account when absent
+    #[arg(long, env = "LLAMAPROBE_KUBERNETES_CA_FILE", value_name = "FILE", help_heading = KUBERNETES_HEADING)]
+    pub kubernetes_ca_file: Option<PathBuf>,
+    /// The token that it is shown, read anew each time; that of the service account when absent
+    #[arg(long, env = "LLAMAPROBE_KUBERNETES_TOKEN_FILE", value_name = "FILE", help_heading = KUBERNETES_HEADING)]
+    pub kubernetes_token_file: Option<PathBuf>,
+    /// The name of this node in Kubernetes
+    #[arg(long, env = "LLAMAPROBE_NODE_NAME", value_name = "NAME", help_heading = KUBERNETES_HEADING)]
+    pub node_name: Option<String>,
     /// Which finished requests to log, one JSON line each [default: off]
     #[arg(long, env = "LLAMAPROBE_LOG_REQUESTS", value_enum, value_name = "WHICH")]
     pub log_requests: Option<Logged>,
@@ -437,6 +461,10 @@ pub struct Options {
     pub web: WebOptions,
     /// Observe only these processes; all when empty.
     pub only: Vec<u32>,
+    /// Observe only servers in the agent's own network namespace.
+    pub sidecar: bool,
+    /// Who is asked for names of pods, and how.
+    pub kubernetes: kubernetes::Options,
     /// What to log.
     pub log: String,
     /// Where requests and figures go beside the endpoint.
@@ -521,6 +549,14 @@ impl RunArguments {
             listen: self.listen.or(file.listen).unwrap_or(default),
             web,
             only: if self.pid.is_empty() { file.pid } else { self.pid },
+            sidecar: self.sidecar.or(file.sidecar) == Some(Switch::On),
+            kubernetes: kubernetes::Options {
+                source: self.kubernetes.or(file.kubernetes),
+                url: self.kubernetes_url.or(file.kubernetes_url),
+                ca_file: self.kubernetes_ca_file.or(file.kubernetes_ca_file),
+                token_file: self.kubernetes_token_file.or(file.kubernetes_token_file),
+                node: self.node_name.or(file.node_name),
+            },
             log: self.log.or(file.log).unwrap_or_else(|| "info".to_owned()),
             sinks: SinkOptions {
                 log: LogOptions {

@@ -29,6 +29,7 @@ pub mod explain;
 pub mod journal;
 pub mod judge;
 pub mod keeper;
+pub mod kubernetes;
 mod lock;
 pub mod output;
 pub mod recorder;

@@ -13,6 +13,7 @@ import yaml
 KUBERNETES = "1.35"
 # What the chart can do beyond its defaults.
 FULL = {
+    "kubernetes": "api",
     "config": {"log_requests": "errors", "users": 20, "price_file": "/etc/llamaprobe/prices.toml"},
     "files": {"prices.toml": "[default]\nprompt = 0.1\ncached = 0.02\ngenerated = 0.4\n"},
     "env": [{"name": "OTEL_EXPORTER_OTLP_ENDPOINT", "value": "http://collector:4318"}],
@@ -23,15 +24,17 @@ FULL = {
     "podMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
 }
 # Values that the chart's schema must refuse.
-BAD = [{"port": 0}, {"prot": 9464}, {"config": {"listen": "127.0.0.1:1"}}, {"podMonitor": {"interval": "often"}}]
+BAD = [{"port": 0}, {"prot": 9464}, {"config": {"listen": "127.0.0.1:1"}}, {"podMonitor": {"interval": "often"}},
+       {"kubernetes": "yes"}]
 # Kinds that are not Kubernetes' own: their schemas come with their operators, and are not checked here.
 FOREIGN = {"PodMonitor", "ScaledObject"}
 
 
 def render(chart, values):
-    """The manifests as text, without those that are empty."""
+    """The manifests as text, one each, without those that are empty."""
     rendered = chart.render(values, name="llamaprobe", namespace="llamaprobe")
-    return [text.strip() for _, text in sorted(rendered.items()) if text.strip()]
+    manifests = [text for _, file in sorted(rendered.items()) for text in file.split("\n---\n")]
+    return [text.strip() for text in manifests if text.strip()]
 
 
 def configuration(text):
@@ -60,7 +63,10 @@ def main():
     with helm.Chart.load(str(folder / "llamaprobe")) as chart:
         plain, full = render(chart, {}), render(chart, FULL)
         assert checked("defaults", plain) == ["ConfigMap", "DaemonSet"], plain
-        assert checked("all values", full) == ["ConfigMap", "DaemonSet", "PodMonitor"], full
+        account = ["ServiceAccount", "ClusterRole", "ClusterRoleBinding"]
+        assert checked("all values", full) == [*account, "ConfigMap", "DaemonSet", "PodMonitor"], full
+        kubelet = render(chart, {"kubernetes": "kubelet"})
+        assert checked("kubelet", kubelet) == [*account, "ConfigMap", "DaemonSet"], kubelet
         config = tomllib.loads(next(filter(None, map(configuration, full))))
         assert config == FULL["config"] and isinstance(config["users"], int), config
         for values in BAD:

@@ -166,3 +166,49 @@ impl Drop for MemoryLimit {
         let _ = fs::remove_dir(&self.path);
     }
 }
+
+/// A group like that of a container of a pod, without limits; it goes with this value.
+#[derive(Debug)]
+pub struct PodGroup {
+    parent: PathBuf,
+    /// Its folders, the outermost first.
+    folders: Vec<PathBuf>,
+}
+
+impl PodGroup {
+    /// Makes the group at this path below the root of a hierarchy. `None` where groups cannot be made.
+    pub fn new(path: &str) -> Result<Option<Self>> {
+        for parent in ["/sys/fs/cgroup/memory", "/sys/fs/cgroup"].map(PathBuf::from) {
+            let mut group = Self { parent: parent.clone(), folders: Vec::new() };
+            let made = path.split('/').try_fold(parent, |folder, name| {
+                let folder = folder.join(name);
+                fs::create_dir(&folder)?;
+                group.folders.push(folder.clone());
+                Ok::<_, std::io::Error>(folder)
+            });
+            if made.is_ok_and(|innermost| innermost.join("cgroup.procs").is_file()) {
+                return Ok(Some(group));
+            }
+        }
+        Ok(None)
+    }
+
+    /// What starts a command within the group.
+    pub fn command(&self) -> [OsString; 4] {
+        let innermost = self.folders.last().unwrap_or(&self.parent);
+        let script = format!("echo $$ > {}/cgroup.procs && exec \"$@\"", innermost.display());
+        ["sh".into(), "-c".into(), script.into(), "sh".into()]
+    }
+}
+
+impl Drop for PodGroup {
+    fn drop(&mut self) {
+        for folder in self.folders.iter().rev() {
+            for pid in fs::read_to_string(folder.join("cgroup.procs")).unwrap_or_default().lines() {
+                // It may have ended.
+                let _ = fs::write(self.parent.join("cgroup.procs"), pid);
+            }
+            let _ = fs::remove_dir(folder);
+        }
+    }
+}

@@ -15,6 +15,7 @@ pub mod control_group;
 pub mod exposition;
 pub mod harm;
 pub mod http;
+pub mod kubelet;
 pub mod launch;
 pub mod otlp;
 pub mod process;

@@ -161,6 +161,11 @@ impl Agent {
     /// Brings what is attached in line with what a process is now.
     fn judged(&mut self, pid: u32, judged: Judged) {
         match judged {
+            Judged::Llama(target, _) | Judged::Opaque(target)
+                if self.network.is_some_and(|own| own != target.place.network) =>
+            {
+                self.end(pid);
+            }
             Judged::Llama(target, verdict) => {
                 if self.processes.get(&pid).is_some_and(|known| known.id != target.id()) {
                     self.end(pid);

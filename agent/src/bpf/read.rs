@@ -163,6 +163,19 @@ impl Maps {
         unread
     }
 
+    /// The slots of all servers as they are now, by process: a slot is a sequence without a context in its key.
+    pub fn slots(&self) -> BTreeMap<u32, Vec<Sequence>> {
+        // What is met again, since an entry went meanwhile, is the same slot.
+        let met = self.sequences.iter().flatten().filter(|(key, _)| key.context == 0);
+        let each: BTreeMap<(u32, i32), Sequence> =
+            met.map(|(key, state)| ((key.tgid, key.sequence), state)).collect();
+        let mut slots: BTreeMap<u32, Vec<Sequence>> = BTreeMap::new();
+        for ((pid, _), state) in each {
+            slots.entry(pid).or_default().push(state);
+        }
+        slots
+    }
+
     /// How many entries each map that grows with the work holds, by name.
     pub fn occupancy(&self) -> [(&'static str, usize); 9] {
         [

@@ -108,6 +108,8 @@ impl View {
         };
         let of = |label| label_of(sample, label).unwrap_or_default().to_owned();
         let mut labels = vec![("server", of("server")), (model, of("model"))];
+        let names = sample.labels.iter().filter(|(name, _)| ["namespace", "pod", "container"].contains(name));
+        labels.extend(names.cloned());
         if let (Take::AsLabel(name), Value::Number(value)) = (self.take, &sample.value) {
             labels.extend([("block_size", "1".to_owned()), (name, value.to_string())]);
         }

@@ -1,9 +1,10 @@
-//! The HTTP endpoint: a page for people at `/`, `/metrics`, `/snapshot`, `/history`, `/record`, `/healthz` and `/readyz`, and the
+//! The HTTP endpoint: a page for people at `/`, `/metrics`, `/load`, `/snapshot`, `/history`, `/record`, `/healthz` and `/readyz`, and the
 //! names of the last two in the Prometheus family. On a thread of its own: whoever connects, and whatever he does then, takes
 //! no time of the measurement.
 
 mod accept;
 mod documents;
+mod loads;
 mod page;
 mod past;
 mod record;
@@ -49,6 +50,7 @@ use tracing::{debug, warn};
 use self::{
     accept::Accept,
     documents::{Documents, Form},
+    loads::{Loads, Shown},
     page::Page,
     past::Past,
     seats::{Progress, Seats, Stage, Watched},
@@ -56,7 +58,10 @@ use self::{
     web::{Verdict, Web},
 };
 use super::{compat::Dialect, history::History, openmetrics, prometheus, protobuf};
-use crate::{recorder::Asked, session::Snapshot};
+use crate::{
+    recorder::Asked,
+    session::{Snapshot, load::Load},
+};
 
 /// Connections served at the same time; for one more somebody goes.
 const MAX_CONNECTIONS: usize = 128;
@@ -114,17 +119,22 @@ impl Format {
 /// A question to the task that owns the state: what it knows now.
 pub type Question = oneshot::Sender<Snapshot>;
 
+/// The same for how much servers have to do at this moment.
+pub type LoadQuestion = oneshot::Sender<Vec<Load>>;
+
 /// Where it takes the questions that it cannot answer itself.
 pub struct Questions {
     /// What is known.
     pub snapshots: mpsc::Sender<Question>,
+    /// How much servers have to do; none where nothing is observed.
+    pub loads: Option<mpsc::Sender<LoadQuestion>>,
     /// To make a recording; none where none can be made.
     pub recordings: Option<mpsc::Sender<Asked>>,
 }
 
 impl From<mpsc::Sender<Question>> for Questions {
     fn from(snapshots: mpsc::Sender<Question>) -> Self {
-        Self { snapshots, recordings: None }
+        Self { snapshots, loads: None, recordings: None }
     }
 }
 
@@ -220,12 +230,13 @@ impl Endpoint {
             let _within = runtime.enter();
             tokio::net::TcpListener::from_std(listener)?
         };
-        let Questions { snapshots, recordings } = questions.into();
+        let Questions { snapshots, loads, recordings } = questions.into();
+        let loads = loads.map(|questions| Arc::new(Loads::new(questions)));
         let views = Arc::new(Views::new(snapshots, dialects));
         let web = Arc::new(web);
         let documents = Arc::new(Documents::new(views.clone()));
         let (past, page) = (Arc::new(Past::new(history)), Arc::new(Page::new()));
-        let service = Service { documents, past, page, views, recordings, health, web: web.clone() };
+        let service = Service { documents, loads, past, page, views, recordings, health, web: web.clone() };
         let (closing, closed) = oneshot::channel::<()>();
         let run = move || {
             runtime.block_on(async {
@@ -259,6 +270,7 @@ impl Endpoint {
 struct Service {
     views: Arc<Views>,
     documents: Arc<Documents>,
+    loads: Option<Arc<Loads>>,
     past: Arc<Past>,
     page: Arc<Page>,
     recordings: Option<mpsc::Sender<Asked>>,
@@ -416,6 +428,10 @@ impl Service {
                     None => away(),
                 }
             }
+            path if path == "/load" || path.starts_with("/load/") => {
+                let server = path.strip_prefix("/load/").filter(|server| !server.is_empty());
+                self.load(server).await
+            }
             "/snapshot" => match Form::wanted(request.uri().query()) {
                 Some(form) => match self.documents.current().await {
                     Some(shown) => respond(StatusCode::OK, form.content_type(), shown.text(form)),
@@ -438,9 +454,31 @@ impl Service {
             path => self.page.file(path, request.headers()).unwrap_or_else(|| {
                 text(
                     StatusCode::NOT_FOUND,
-                    "not found: see /, /metrics, /snapshot, /history, /healthz, /readyz\n",
+                    "not found: see /, /metrics, /load, /snapshot, /history, /healthz, /readyz\n",
                 )
             }),
+        }
+    }
+}
+
+impl Service {
+    /// How much a server has to do, or all of them.
+    async fn load(&self, server: Option<&str>) -> Response<Full<Bytes>> {
+        let Some(loads) = &self.loads else {
+            return text(
+                StatusCode::NOT_FOUND,
+                "there is no load: nothing is observed, a journal is played\n",
+            );
+        };
+        // As a path has it, where the label holds what a path may not.
+        let server = server.map(|server| server.replace("%5B", "[").replace("%5D", "]").replace("%23", "#"));
+        match loads.shown(server.as_deref()).await {
+            Shown::Series(body) => respond(StatusCode::OK, prometheus::CONTENT_TYPE, body),
+            Shown::Unknown => text(
+                StatusCode::NOT_FOUND,
+                "no such server: /load/SERVER takes the label `server` of one of those that /load shows\n",
+            ),
+            Shown::Away => away(),
         }
     }
 }

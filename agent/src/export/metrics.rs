@@ -20,6 +20,7 @@ use llamaprobe_common::{
 
 use crate::{
     engines::PROVIDER,
+    kubernetes::Workload,
     plan::catalog::Role,
     recorder::Reason,
     session::{
@@ -277,6 +278,12 @@ pub static METRICS: &[Metric] = &[
     ),
     metric(
         Gauge,
+        "llm_context_active_ratio",
+        "Positions held by running requests as a share of the context's size; what idle slots keep for reuse does not count.",
+        usage::active_context,
+    ),
+    metric(
+        Gauge,
         "llm_context_resident_tokens",
         "Positions that idle slots keep for the next request with the same beginning.",
         usage::resident,
@@ -439,6 +446,13 @@ pub static METRICS: &[Metric] = &[
         "Processor time of all threads of the server since its start, seconds. As of the last look, every half minute.",
         models::cpu,
     ),
+    metric(
+        Gauge,
+        "llm_server_info",
+        "Of which pod and container a server is, where it is of one: names with --kubernetes, ids in any case; the value is 1.",
+        server_info,
+    )
+    .by(&["pod_uid", "container_id"]),
     metric(Gauge, "llamaprobe_build_info", "The agent's build; the value is 1.", |_| {
         let labels = vec![
             ("version", env!("CARGO_PKG_VERSION").to_owned()),
@@ -841,6 +855,8 @@ fn per_server(all: &Snapshot, rows: impl Fn(&Server) -> Vec<Row>) -> Vec<Sample>
         for (more, value) in rows(server) {
             let mut labels =
                 vec![("server", server.labels.server.clone()), ("model", server.labels.model.clone())];
+            let names = server.workload.iter().flat_map(Workload::labels);
+            labels.extend(names.map(|(name, value)| (name, value.to_owned())));
             labels.extend(more);
             samples.push(Sample { labels, value });
         }
@@ -878,6 +894,20 @@ fn model_info(all: &Snapshot) -> Vec<Sample> {
                     ("built_for", live.resources.built_for.clone()),
                 ];
                 (labels, Value::Number(1.0))
+            })
+            .collect()
+    })
+}
+
+fn server_info(all: &Snapshot) -> Vec<Sample> {
+    per_server(all, |server| {
+        let workloads = server.workload.iter();
+        workloads
+            .map(|workload| {
+                let ids =
+                    [("pod_uid", &workload.pod_uid), ("container_id", &workload.container_id)].into_iter();
+                let ids = ids.filter_map(|(name, id)| Some((name, id.clone()?)));
+                (ids.collect(), Value::Number(1.0))
             })
             .collect()
     })

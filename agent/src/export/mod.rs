@@ -4,6 +4,7 @@ pub mod compat;
 pub mod history;
 pub mod http;
 pub mod lines;
+pub mod load;
 pub mod log;
 pub mod metrics;
 pub mod openmetrics;
@@ -13,7 +14,7 @@ pub mod protobuf;
 pub mod records;
 pub mod sink;
 pub mod snapshot;
-mod tls;
+pub(crate) mod tls;
 
 #[cfg(test)]
 mod tests;

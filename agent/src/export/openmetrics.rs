@@ -97,7 +97,7 @@ fn canonical(bound: f64) -> String {
 }
 
 /// Labels, with the bound of a bucket.
-struct Labels<'a>(&'a [(&'static str, String)], Option<&'a str>);
+pub(super) struct Labels<'a>(pub(super) &'a [(&'static str, String)], pub(super) Option<&'a str>);
 
 impl fmt::Display for Labels<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

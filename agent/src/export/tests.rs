@@ -9,6 +9,7 @@ use llamaprobe_common::{
 };
 
 use super::{
+    compat::Dialect,
     metrics::{Kind, METRICS},
     prometheus::render,
     snapshot::document,
@@ -20,6 +21,7 @@ use crate::{
         resources::{Resources, Weights},
     },
     engines::Route,
+    kubernetes::{Names, Workload},
     plan::catalog::Role,
     session::{
         Labels, Live, Recent, Record, Seat, Server, Snapshot,
@@ -112,6 +114,11 @@ fn busy() -> Server {
     usage.charge(Some("ada"), charge, Some(TokenPrices { prompt: 1.0, cached: 0.5, generated: 2.0 }));
     usage.balance(Charge { tokens: stats.tokens, engine_ns: 2_000_000_000 }, None);
     Server {
+        workload: Some(Workload {
+            pod_uid: Some("0b0e".to_owned()),
+            container_id: Some("3f1c".to_owned()),
+            names: None,
+        }),
         labels: Labels { server: "127.0.0.1:8080".to_owned(), model: "a \"tiny\" one".to_owned() },
         stats,
         served: BTreeSet::from(served),
@@ -200,6 +207,7 @@ fn ended() -> Server {
     let mut usage = Usage::new(9);
     usage.balance(Charge { tokens: stats.tokens, engine_ns: 0 }, None);
     Server {
+        workload: None,
         labels: Labels { server: "pid:9".to_owned(), model: String::new() },
         stats,
         served: BTreeSet::from([(Role::Batch, ProbeId::LlamaDecode), (Role::Token, ProbeId::Logits)]),
@@ -344,6 +352,25 @@ fn buckets_are_cumulative_and_their_bounds_spelled_as_dashboards_match_them() {
 }
 
 #[test]
+fn all_series_of_a_server_in_a_pod_have_its_names_where_they_are_known() {
+    let mut server = busy();
+    let names = Names {
+        namespace: "inference".to_owned(),
+        pod: "llama-7d4b9".to_owned(),
+        container: "server".to_owned(),
+    };
+    if let Some(workload) = &mut server.workload {
+        workload.names = Some(names);
+    }
+    let text = String::from_utf8(render(&snapshot(vec![server]), &[Dialect::Vllm]).unwrap()).unwrap();
+    let own: Vec<_> = text.lines().filter(|line| line.contains("server=\"127.0.0.1:8080\"")).collect();
+    assert!(own.len() > 50 && own.iter().any(|line| line.starts_with("vllm:")), "{text}");
+    for line in own {
+        assert!(line.contains("namespace=\"inference\",pod=\"llama-7d4b9\",container=\"server\""), "{line}");
+    }
+}
+
+#[test]
 fn what_is_not_live_has_no_sample() {
     let samples_of_ended = samples(&snapshot(vec![ended()]));
     for name in [
@@ -384,6 +411,7 @@ fn what_is_not_live_has_no_sample() {
             "llm_model_evicted_bytes",
             "llm_model_evicted_bytes",
             "llm_cpu_seconds_total",
+            "llm_server_info",
         ],
         "attached, but nothing has fired"
     );

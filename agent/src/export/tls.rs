@@ -10,7 +10,7 @@ use rustls::{
 
 /// A client that trusts the authorities in a file, or those of this system, and shows a certificate where it has one
 /// with a key.
-pub(super) fn client(authorities: Option<&Path>, own: Option<(&Path, &Path)>) -> Result<ClientConfig> {
+pub(crate) fn client(authorities: Option<&Path>, own: Option<(&Path, &Path)>) -> Result<ClientConfig> {
     trusting(roots(authorities, "--ca-file")?, own)
 }
 

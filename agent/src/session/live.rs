@@ -19,7 +19,7 @@ use crate::{
 const WARM_UP: u32 = 2;
 
 /// Whether a request runs on a slot. One whose launch failed took the slot and never left it.
-fn is_busy(sequence: &Sequence) -> bool {
+pub(super) fn is_busy(sequence: &Sequence) -> bool {
     let worked =
         sequence.flags & (Sequence::CACHE_COUNTED | Sequence::DECODING) != 0 || sequence.context != 0;
     sequence.flags & Sequence::ACTIVE != 0 && worked
@@ -125,7 +125,7 @@ pub(super) fn live(watched: &Watched, requests: &Requests, now_ns: u64) -> Live 
         in_flight: own_requests(requests.in_flight(watched.observed.target.pid)) as u64,
         queue_depth: (own_requests(requests.queued(watched.observed.target.pid)) + watched.unread) as u64,
         model: watched.observed.target.model.clone(),
-        load_ns: watched.load.took_ns(),
+        load_ns: watched.loading.took_ns(),
         resources: watched.observed.target.resources.clone(),
         probes,
         layouts: layouts(watched),

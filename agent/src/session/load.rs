@@ -1,74 +1,55 @@
-//! How long a server took to load its model: from the start of its process to the decode call by which it warms up.
-//! In: when it started, and its contexts. Out: a duration, or nothing where that call cannot be told from others.
+//! How much a server has to do at this moment: what decides where the next request goes. In: what the session knows, and the
+//! sequences and connections as they are now. Changes nothing.
 
-use std::time::Duration;
+use std::collections::BTreeMap;
 
-/// What may have passed since the start of a process at the first look at it, so that its first decode call is seen:
-/// nothing of its model is mapped by then, either.
-const FROM_THE_START: Duration = Duration::from_secs(2);
+use llamaprobe_common::sequence::Sequence;
 
-/// The load of a model.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) enum Load {
-    /// The process was there before the agent looked, or its first decode call may have been one for a request.
-    #[default]
-    Unseen,
-    /// It loads since then, `CLOCK_MONOTONIC` nanoseconds.
-    Since(u64),
-    /// It took so long, nanoseconds.
-    Took(u64),
+use super::{Labels, Session, live::is_busy};
+use crate::plan::{Joining, catalog::Role};
+
+/// The load of a server. Nothing of it waits for the next reading of all maps.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Load {
+    /// The server.
+    pub labels: Labels,
+    /// Inference requests that wait for a slot, and connections that wait for a thread.
+    pub queued: u64,
+    /// Slots with a running request.
+    pub running: u64,
+    /// Its slots; `None` when it does not say how many.
+    pub slots: Option<u64>,
+    /// Positions that running requests hold, as a share of the context's size; 0 before the first decode call.
+    pub context: f64,
 }
 
-impl Load {
-    /// Of a process that is observed from now on, and maps some of its model or not.
-    pub(super) fn of(started_ns: u64, now_ns: u64, maps_model: bool) -> Self {
-        let early = now_ns.saturating_sub(started_ns) < FROM_THE_START.as_nanos() as u64;
-        if started_ns != 0 && early && !maps_model { Self::Since(started_ns) } else { Self::Unseen }
-    }
-
-    /// Its last decode call was entered then, 0 without one; and whether a slot has started by now.
-    pub(super) fn note(&mut self, entered_ns: u64, serves: bool) {
-        *self = match *self {
-            Self::Since(_) if serves => Self::Unseen,
-            Self::Since(started_ns) if entered_ns != 0 => Self::Took(entered_ns.saturating_sub(started_ns)),
-            other => other,
-        };
-    }
-
-    /// How long it took, nanoseconds.
-    pub(super) const fn took_ns(self) -> Option<u64> {
-        if let Self::Took(ns) = self { Some(ns) } else { None }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const S: u64 = 1_000_000_000;
-
-    #[test]
-    fn a_load_is_told_only_of_who_was_seen_to_start() {
-        let mut load = Load::of(100 * S, 100 * S + S / 10, false);
-        load.note(0, false);
-        assert_eq!(load.took_ns(), None, "it loads still");
-        load.note(107 * S, false);
-        load.note(300 * S, true);
-        assert_eq!(load.took_ns(), Some(7 * S), "later calls change nothing");
-
-        for mut unseen in
-            [Load::of(100 * S, 103 * S, false), Load::of(100 * S, 100 * S, true), Load::of(0, S, false)]
-        {
-            unseen.note(107 * S, false);
-            assert_eq!(unseen.took_ns(), None);
-        }
-    }
-
-    #[test]
-    fn the_first_call_of_who_does_not_warm_up_is_not_taken_for_a_load() {
-        let mut load = Load::of(100 * S, 100 * S, false);
-        load.note(500 * S, true);
-        load.note(501 * S, true);
-        assert_eq!(load.took_ns(), None);
+impl Session {
+    /// The load of the servers whose requests and slots are seen. `sequences` and `unread` are by process; a slot is a
+    /// sequence here.
+    pub fn loads(
+        &self,
+        sequences: &BTreeMap<u32, Vec<Sequence>>,
+        unread: &BTreeMap<u32, usize>,
+    ) -> Vec<Load> {
+        let seen = self.watched.iter().filter(|(_, watched)| {
+            let joined = matches!(watched.observed.joining, Joining::Exact | Joining::Inferred);
+            joined && watched.observed.has(Role::SlotStart) && !watched.is_router()
+        });
+        let load = seen.filter_map(|(pid, watched)| {
+            let own = sequences.get(pid).map_or(&[][..], Vec::as_slice);
+            let (address, size) =
+                watched.newest_context().map_or((0, 0), |(address, context)| (*address, context.n_ctx));
+            let running = || own.iter().filter(|sequence| is_busy(sequence));
+            let held = running().filter(|sequence| sequence.context == address);
+            let held: u64 = held.map(|sequence| u64::from(sequence.n_past)).sum();
+            Some(Load {
+                labels: watched.labels.clone()?,
+                queued: (self.requests.queued(*pid) + unread.get(pid).copied().unwrap_or(0)) as u64,
+                running: running().count() as u64,
+                slots: watched.observed.target.told.slots,
+                context: if size == 0 { 0.0 } else { held as f64 / f64::from(size) },
+            })
+        });
+        load.collect()
     }
 }

@@ -16,7 +16,8 @@ mod input;
 mod join;
 mod ledger;
 mod live;
-mod load;
+pub mod load;
+mod loading;
 pub mod observed;
 mod overhead;
 pub mod parts;
@@ -71,7 +72,7 @@ use self::{
     finished::Finished,
     ledger::Ledger,
     live::{live, recent},
-    load::Load,
+    loading::Loading,
     observed::{Hook, Observed},
     overhead::{Overhead, spent},
     places::Places,
@@ -111,7 +112,7 @@ struct Watched {
     started: bool,
     overhead: Overhead,
     /// How long it took to load its model.
-    load: Load,
+    loading: Loading,
     /// Connections that wait for a thread, in and behind `accept`.
     unread: usize,
     /// Requests that ended before the labels were known.
@@ -241,7 +242,7 @@ impl Session {
             watched.lost = Lost::default();
             watched.unbooked.clear();
             // Which of its decode calls was the first is not in the recording.
-            watched.load = Load::Unseen;
+            watched.loading = Loading::Unseen;
         }
     }
 
@@ -383,7 +384,7 @@ impl Session {
     fn begin(&mut self, at: Moment, observed: Observed) {
         let (now, pid) = (at.now, observed.target.pid);
         let resources = &observed.target.resources;
-        let load = Load::of(resources.started_ns, at.ns, resources.weights.is_some());
+        let loading = Loading::of(resources.started_ns, at.ns, resources.weights.is_some());
         self.requests.serve(pid, observed.joining, &observed.target);
         let watched = Watched {
             observed,
@@ -397,7 +398,7 @@ impl Session {
             layouts: Vec::new(),
             started: false,
             overhead: Overhead::default(),
-            load,
+            loading,
             unread: 0,
             unbooked: Vec::new(),
             stalls: Stalls::default(),
@@ -475,7 +476,7 @@ impl Session {
         watched.layouts.clone_from(&reading.layouts);
         watched.started |= reading.is_server;
         let entered_ns = watched.newest_context().map_or(0, |(_, context)| context.entered_ns);
-        watched.load.note(entered_ns, watched.started);
+        watched.loading.note(entered_ns, watched.started);
         watched.untold = reading.untold;
         if let Some(prices) = self.prices {
             watched.overhead.update(now, spent(&watched.observed, &reading.stats, prices));
@@ -530,6 +531,8 @@ impl Session {
                     recent: recent(account, at.now),
                     requests,
                     live: watched.map(|watched| live(watched, &self.requests, at.ns)),
+                    // Who has the snapshot made knows it.
+                    workload: None,
                 }
             })
             .collect()

@@ -14,6 +14,7 @@ use super::{shown::ShownRequest, stalls::Lost, tally::Tally, usage::Usage};
 use crate::{
     bpf::{calibrate::Prices, read::Untold},
     discovery::{model::Model, resources::Resources},
+    kubernetes::Workload,
     plan::catalog::Role,
 };
 
@@ -51,6 +52,8 @@ pub struct Server {
     pub requests: Vec<ShownRequest>,
     /// What is true only while its process lives.
     pub live: Option<Live>,
+    /// Of which pod and container it is, where it is of one.
+    pub workload: Option<Workload>,
 }
 
 impl Server {

@@ -435,7 +435,10 @@ pub static GROUPS: &[Group] = &[
                 "percentunit",
                 "Context used",
                 "Positions held as a share of the context, all slots together; idle slots keep theirs for reuse.",
-                Each(&[("max by (server, model) (llm_context_utilisation_ratio{@server})", SERVER)]),
+                Each(&[
+                    ("max by (server, model) (llm_context_utilisation_ratio{@server})", SERVER),
+                    ("max by (server, model) (llm_context_active_ratio{@server})", "{{server}} running"),
+                ]),
             ),
             panel(
                 Lines,

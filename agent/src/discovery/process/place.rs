@@ -55,9 +55,12 @@ pub fn container(cgroup: &str) -> (Option<String>, Option<String>) {
         (id.len() == 64 && id.bytes().all(|byte| byte.is_ascii_hexdigit())).then(|| id.to_owned())
     });
     let pod = segments().find_map(|segment| {
-        // `podUID`, `kubepods-burstable-podUID.slice` with `_` for `-`.
+        // `podUID`, `kubepods-burstable-podUID.slice` with `_` for `-`; `SLICE:RUNTIME:ID` where the runtime was given that.
+        let segment = segment.split_once(':').map_or(segment, |(slice, _)| slice);
         let uid = segment.strip_suffix(".slice").unwrap_or(segment).rsplit_once("pod")?.1.replace('_', "-");
-        (uid.len() == 36 && uid.bytes().all(|byte| byte == b'-' || byte.is_ascii_hexdigit())).then_some(uid)
+        // That of a static pod is a hash without dashes.
+        ([32, 36].contains(&uid.len()) && uid.bytes().all(|byte| byte == b'-' || byte.is_ascii_hexdigit()))
+            .then_some(uid)
     });
     (container, pod)
 }

@@ -121,13 +121,13 @@ pub static VIEWS: &[View] = &[
     vllm(
         Gauge,
         "vllm:kv_cache_usage_perc",
-        "llm_context_utilisation_ratio",
-        "Positions held as a share of the context, 1 for all. Approximate: idle slots keep theirs for reuse and count here, in vLLM they do not.",
+        "llm_context_active_ratio",
+        "Positions held by running requests as a share of the context, 1 for all.",
     ),
     vllm(
         Gauge,
         "vllm:gpu_cache_usage_perc",
-        "llm_context_utilisation_ratio",
+        "llm_context_active_ratio",
         "The same under its name in older versions.",
     ),
     vllm(

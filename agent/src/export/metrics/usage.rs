@@ -172,6 +172,20 @@ pub(super) fn resident(all: &Snapshot) -> Vec<Sample> {
     })
 }
 
+pub(super) fn active_context(all: &Snapshot) -> Vec<Sample> {
+    by_server(all, Role::Batch, |server| {
+        let known = server.live.iter().filter(|live| live.context_size > 0);
+        known
+            .map(|live| {
+                let idle: u64 =
+                    live.seats.iter().filter(|seat| !seat.busy).map(|seat| seat.context_used).sum();
+                let active = live.context_used.saturating_sub(idle);
+                (vec![], Value::Number(active as f64 / live.context_size as f64))
+            })
+            .collect()
+    })
+}
+
 pub(super) fn slot_context(all: &Snapshot) -> Vec<Sample> {
     by_server(all, Role::SlotStart, |server| {
         let seats = server.live.iter().flat_map(|live| &live.seats);

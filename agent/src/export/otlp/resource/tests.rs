@@ -20,7 +20,7 @@ fn containers_and_pods_are_read_from_the_cgroup_of_every_runtime() {
             ),
             (true, true),
         ),
-        (format!("0::/../kubepods-pod{flat}.slice:cri-containerd:{ID}\n"), (true, false)),
+        (format!("0::/../kubepods-pod{flat}.slice:cri-containerd:{ID}\n"), (true, true)),
     ] {
         let (container, pod) = container(&cgroup);
         let expected = (expected.0.then(|| ID.to_owned()), expected.1.then(|| UID.to_owned()));
