@@ -683,6 +683,14 @@ pub static GROUPS: &[Group] = &[
                 Each(&[("llm_model_info{@server}", "")]),
             ),
             panel(
+                Table,
+                24,
+                "short",
+                "Pods",
+                "Of which pod and container each server is; names where the agent is told to ask for them (--kubernetes).",
+                Each(&[("llm_server_info{@server}", "")]),
+            ),
+            panel(
                 Lines,
                 8,
                 "percentunit",
