@@ -239,9 +239,10 @@ mod tests {
 
     #[test]
     fn nothing_hostile_is_used() {
-        for lists in
-            [&[BASE, FILES, OLDER_FILES, SERVES, OLDER_SERVES][..], &[BASE, FILES, OLDER_FILES, BECOMES, MODELS]]
-        {
+        for lists in [
+            &[BASE, FILES, OLDER_FILES, SERVES, OLDER_SERVES][..],
+            &[BASE, FILES, OLDER_FILES, BECOMES, MODELS],
+        ] {
             let used = all(lists);
             assert!(HOSTILE.iter().all(|call| !used.contains_key(&i64::from(*call))));
         }

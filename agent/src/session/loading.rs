@@ -56,9 +56,11 @@ mod tests {
         load.note(300 * S, true);
         assert_eq!(load.took_ns(), Some(7 * S), "later calls change nothing");
 
-        for mut unseen in
-            [Loading::of(100 * S, 103 * S, false), Loading::of(100 * S, 100 * S, true), Loading::of(0, S, false)]
-        {
+        for mut unseen in [
+            Loading::of(100 * S, 103 * S, false),
+            Loading::of(100 * S, 100 * S, true),
+            Loading::of(0, S, false),
+        ] {
             unseen.note(107 * S, false);
             assert_eq!(unseen.took_ns(), None);
         }
