@@ -1,6 +1,7 @@
 //! The wall's clock is set while the agent runs: a step of NTP, a machine that slept.
 
-use std::fs;
+use std::fs::File;
+use std::io::Write as _;
 use std::process::Command;
 use std::time::{Duration, SystemTime};
 
@@ -20,23 +21,35 @@ const SERVER: [&str; 6] = ["-np", "2", "-c", "4096", "-t", "1"];
 const STEP: i64 = 3600;
 const NEAR: i64 = 60;
 
-/// Adds what the file says to the wall's clock of a process, as setting it would, but not for everybody.
+/// Adds what the file says to the wall's clock of a process, as setting it would, but not for everybody. The file is mapped
+/// at the start: later the agent may open none.
 const SHIM: &str = r#"
 #define _GNU_SOURCE
 #include <dlfcn.h>
-#include <stdio.h>
+#include <fcntl.h>
 #include <stdlib.h>
+#include <sys/mman.h>
 #include <time.h>
+static const char *step;
+__attribute__((constructor)) static void map_step(void) {
+  int file = open(getenv("STEP_FILE"), O_RDONLY);
+  if (file < 0) return;
+  void *mapped = mmap(NULL, 32, PROT_READ, MAP_SHARED, file, 0);
+  if (mapped != MAP_FAILED) step = mapped;
+}
 int clock_gettime(clockid_t id, struct timespec *t) {
   static int (*real)(clockid_t, struct timespec *);
   if (!real) real = (int (*)(clockid_t, struct timespec *))dlsym(RTLD_NEXT, "clock_gettime");
   int result = real(id, t);
-  FILE *file = id == CLOCK_REALTIME ? fopen(getenv("STEP_FILE"), "r") : NULL;
-  long seconds = 0;
-  if (file) { if (fscanf(file, "%ld", &seconds) == 1) t->tv_sec += seconds; fclose(file); }
+  if (id == CLOCK_REALTIME && step) t->tv_sec += strtol(step, NULL, 10);
   return result;
 }
 "#;
+
+/// Seconds as the file has them, whose length stays.
+fn padded(seconds: i64) -> String {
+    format!("{seconds:<31}\n")
+}
 
 fn now() -> Result<i64> {
     Ok(i64::try_from(SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_secs())?)
@@ -56,7 +69,7 @@ fn the_clock_is_followed_and_durations_hold() -> Result<()> {
     let server = LlamaServer::start(Build::Process, &assets.tiny(), &SERVER)?;
     let (taken, pid) = (Taken::new()?, server.pid().to_string());
     let receiver = taken.receiver(&assets, 0, &[])?;
-    let file = scratch.write("step", b"0")?;
+    let file = scratch.write("step", padded(0).as_bytes())?;
     let (shim, step) = (shim.display().to_string(), file.display().to_string());
     let variables = [&FAST[..], &[("LD_PRELOAD", &shim), ("STEP_FILE", &step)]].concat();
     let agent = Agent::start_with(&["--otlp-endpoint", &receiver.endpoint(), "--pid", &pid], &variables)?;
@@ -65,7 +78,7 @@ fn the_clock_is_followed_and_durations_hold() -> Result<()> {
         |agent: &Agent| anyhow::Ok(agent.scrape()?.value("process_start_time_seconds").unwrap_or(0.0) as i64);
     let begin = started(&agent)?;
     for set in [0, STEP, 0, -STEP] {
-        fs::write(&file, set.to_string())?;
+        File::options().write(true).open(&file)?.write_all(padded(set).as_bytes())?;
         let call = Call::post("/completion", &json!({"prompt": "a", "n_predict": 20, "ignore_eos": true}));
         let before = now()?;
         call.send(server.address(), &mut None)?;
