@@ -25,7 +25,7 @@ use std::{
     fs::File,
     io,
     net::SocketAddr,
-    path::Path,
+    path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -132,6 +132,8 @@ struct Agent {
     first: Option<BTreeSet<u32>>,
     /// Processes that are llama.cpp and cannot be observed, with the reason that was logged.
     unobservable: BTreeMap<u32, String>,
+    /// Files that processes map and that cannot be read, with the reason that was logged.
+    faults: BTreeMap<PathBuf, String>,
     prices: Option<Prices>,
     /// What the programs cost, as the keeper measures.
     programs: Sample,
@@ -484,6 +486,7 @@ impl Agent {
             orders: 0,
             first: None,
             unobservable: BTreeMap::new(),
+            faults: BTreeMap::new(),
             prices: None,
             programs: Sample::default(),
             late_loads: false,

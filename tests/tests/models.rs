@@ -73,11 +73,12 @@ fn a_server_is_told_by_what_it_maps_and_holds_and_how_long_it_loads() -> Result<
     let built = Command::new("cc").args(["-shared", "-fPIC", "-o"]).arg(&library).arg(&source).status()?;
     ensure!(built.success(), "{} does not build", source.display());
 
+    // A model that takes longer to load than the agent to find who loads it.
     let agent = Agent::start(&[])?;
     let start = Instant::now();
-    let plain = LlamaServer::start(Build::Process, &assets.tiny(), &SERVER)?;
+    let plain = LlamaServer::start(Build::Process, &assets.gemma(), &SERVER)?;
     let wrapper: [OsString; 2] = ["env".into(), format!("LD_PRELOAD={}", library.display()).into()];
-    let vulkan = Launch::new(Build::Process, &assets.tiny(), &SERVER)?.through(wrapper).start()?;
+    let vulkan = Launch::new(Build::Process, &assets.gemma(), &SERVER)?.through(wrapper).start()?;
     for (server, built_for) in [(&plain, ""), (&vulkan, "vulkan")] {
         let load = agent
             .wait_metrics("the load of a server", |metrics| of(metrics, "llm_model_load_seconds", server))?;

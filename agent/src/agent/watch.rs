@@ -31,6 +31,8 @@ const STARTS: &[Duration] = &[SETTLE, ms(200), ms(700), ms(4000)];
 const SERVER_STARTS: &[Duration] = &[ms(3), ms(10), ms(20), ms(50), ms(200), ms(700), ms(4000)];
 /// Processes that are known to map llama.cpp, whether or not there is a seat for each.
 const MOST_PROCESSES: usize = 1024;
+/// Files that could not be read and are remembered, so that each is said once.
+const MOST_FAULTS: usize = 1024;
 /// When what could not be finished is looked at again.
 const SOON: Duration = ms(200);
 /// Over how long the looks of a rescan are spread.
@@ -153,7 +155,14 @@ impl Agent {
                 }
             }
             Looked::Fault(path, fault) => {
-                warn!(path = %path.display(), fault, "a file that processes map cannot be read");
+                // Each scout says it once.
+                if self.faults.len() >= MOST_FAULTS {
+                    self.faults.clear();
+                }
+                if self.faults.get(&path) != Some(&fault) {
+                    warn!(path = %path.display(), fault, "a file that processes map cannot be read");
+                    self.faults.insert(path, fault);
+                }
             }
         }
     }
