@@ -2,11 +2,14 @@
 
 use std::{
     io,
+    path::Path,
     time::{Duration, SystemTime},
 };
 
 use rustix::{io::Errno, rand::GetRandomFlags};
 use tracing::info;
+
+use crate::discovery::process::ProcessRoot;
 
 /// The wall's clock may wander that far from the kernel's before it counts as set: two readings of both differ by less.
 const STEP: Duration = Duration::from_millis(1);
@@ -66,13 +69,9 @@ pub(super) fn cpu_time() -> Duration {
     Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or(0))
 }
 
-/// Processor time of another process of the agent, as exactly as the kernel's clock ticks.
+/// Processor time of another process of the agent, as exactly as the kernel's clock ticks; none of one that has ended.
 pub(super) fn cpu_time_of(pid: u32) -> Duration {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    // The name may hold anything; of what is behind it these are utime and stime (proc(5)).
-    let fields = stat.rsplit_once(") ").map_or("", |(_, fields)| fields).split(' ').skip(11).take(2);
-    let ticks: u64 = fields.filter_map(|ticks| ticks.parse::<u64>().ok()).sum();
-    Duration::from_secs_f64(ticks as f64 / rustix::param::clock_ticks_per_second() as f64)
+    ProcessRoot::new(Path::new("/proc"), pid).cpu_time().unwrap_or_default()
 }
 
 /// Resident memory of this process, or of another of the agent's, bytes.

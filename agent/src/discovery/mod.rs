@@ -29,7 +29,7 @@ use budget::Budget;
 use cache::Cache;
 use image::{Image, ImageId};
 use model::Model;
-use parse::{Here, Parse, Parsed};
+use parse::{Here, Parse};
 use process::{Listener, Place, ProcessId, ProcessRoot};
 use resources::{Resources, Weights};
 use rustix::thread::set_name;
@@ -336,15 +336,8 @@ impl Scanner {
         if let Some(known) = self.images.get(&id) {
             return known;
         }
-        let image = match self.parser.image(file.try_clone().ok()?, named, budget) {
-            Parsed::Facts(image) => Some(Arc::new(image)),
-            Parsed::Again => return None,
-            Parsed::Nothing => None,
-            Parsed::Fault(fault) => {
-                self.faults.insert(named.to_path_buf(), fault);
-                None
-            }
-        };
+        let image = self.parser.image(file.try_clone().ok()?, named, budget);
+        let image = image.known(named, &mut self.faults)?;
         self.images.insert(id, image.clone(), |image| !image.is_foreign());
         image
     }
@@ -408,15 +401,7 @@ impl Scanner {
         if let Some(known) = self.models.get(&id) {
             return known;
         }
-        let model = match self.parser.model(file, named, budget) {
-            Parsed::Facts(model) => Some(Arc::new(model)),
-            Parsed::Again => return None,
-            Parsed::Nothing => None,
-            Parsed::Fault(fault) => {
-                self.faults.insert(named.to_path_buf(), fault);
-                None
-            }
-        };
+        let model = self.parser.model(file, named, budget).known(named, &mut self.faults)?;
         self.models.insert(id, model.clone(), |_| true);
         model
     }

@@ -1,6 +1,11 @@
 //! Reading what is in files of strangers: the executables and libraries that they map, and their models.
 
-use std::{fs::File, path::Path};
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use serde::{Deserialize, Serialize};
 use tracing::debug;
@@ -23,6 +28,26 @@ pub enum Parsed<T> {
     Again,
     /// No good; why.
     Fault(String),
+}
+
+impl<T> Parsed<T> {
+    /// What is to be remembered of the file: its facts, or that there are none, of which a fault is noted under its name.
+    /// `None` where it is to be read again.
+    pub(super) fn known(
+        self,
+        named: &Path,
+        faults: &mut BTreeMap<PathBuf, String>,
+    ) -> Option<Option<Arc<T>>> {
+        match self {
+            Self::Facts(facts) => Some(Some(Arc::new(facts))),
+            Self::Again => None,
+            Self::Nothing => Some(None),
+            Self::Fault(fault) => {
+                faults.insert(named.to_path_buf(), fault);
+                Some(None)
+            }
+        }
+    }
 }
 
 /// Whoever does it.

@@ -11,8 +11,8 @@ pub struct Backend {
     pub library: &'static str,
     /// How file names of what that needs begin: what is mapped by an executable that has ggml's library in itself.
     pub drivers: &'static [&'static str],
-    /// How device files begin that a process which computes there has open.
-    pub devices: &'static [&'static str],
+    /// How device files begin that a process which computes there has open, in lists that several share.
+    pub devices: &'static [&'static [&'static str]],
 }
 
 /// What a process is said to compute on that holds no device.
@@ -24,25 +24,26 @@ pub static BACKENDS: &[Backend] = &[
         name: "cuda",
         library: "libggml-cuda",
         drivers: &["libcuda.so", "libcudart.so", "libcublas.so"],
-        devices: NVIDIA,
+        // `nvgpu` and `nvhost` are boards.
+        devices: &[NVIDIA, &["/dev/nvgpu/", "/dev/nvhost-gpu", DXG]],
     },
     Backend {
         name: "hip",
         library: "libggml-hip",
         drivers: &["libamdhip64.so"],
-        devices: &["/dev/kfd", DXG],
+        devices: &[&["/dev/kfd", DXG]],
     },
     Backend {
         name: "sycl",
         library: "libggml-sycl",
         drivers: &["libsycl.so", "libze_loader.so"],
-        devices: &["/dev/dri/renderD", DXG],
+        devices: &[RENDERERS, &[DXG]],
     },
     Backend {
         name: "cann",
         library: "libggml-cann",
         drivers: &["libascendcl.so"],
-        devices: &["/dev/davinci"],
+        devices: &[&["/dev/davinci"]],
     },
     Backend { name: "vulkan", library: "libggml-vulkan", drivers: &["libvulkan.so"], devices: ANY_GPU },
     Backend { name: "opencl", library: "libggml-opencl", drivers: &["libOpenCL.so"], devices: ANY_GPU },
@@ -50,7 +51,7 @@ pub static BACKENDS: &[Backend] = &[
 
 /// The GPU of the host of a Linux that runs under Windows.
 const DXG: &str = "/dev/dxg";
-/// The cards, and not `/dev/nvidiactl`, which is also open where no card could be had. `nvgpu` and `nvhost` are boards.
+/// The cards, and not `/dev/nvidiactl`, which is also open where no card could be had.
 const NVIDIA: &[&str] = &[
     "/dev/nvidia0",
     "/dev/nvidia1",
@@ -62,27 +63,12 @@ const NVIDIA: &[&str] = &[
     "/dev/nvidia7",
     "/dev/nvidia8",
     "/dev/nvidia9",
-    "/dev/nvgpu/",
-    "/dev/nvhost-gpu",
-    DXG,
 ];
+/// Cards of several makers, by the kernel's own drivers.
+const RENDERERS: &[&str] = &["/dev/dri/renderD"];
+
 /// What drivers of several makers open.
-const ANY_GPU: &[&str] = &[
-    "/dev/dri/renderD",
-    "/dev/nvidia0",
-    "/dev/nvidia1",
-    "/dev/nvidia2",
-    "/dev/nvidia3",
-    "/dev/nvidia4",
-    "/dev/nvidia5",
-    "/dev/nvidia6",
-    "/dev/nvidia7",
-    "/dev/nvidia8",
-    "/dev/nvidia9",
-    "/dev/mali",
-    "/dev/kgsl-3d",
-    DXG,
-];
+const ANY_GPU: &[&[&str]] = &[RENDERERS, NVIDIA, &["/dev/mali", "/dev/kgsl-3d", DXG]];
 
 /// The backends that a process is built for, by the names of the files that it maps. Where it maps libraries of ggml only
 /// these count: drivers map one another.
@@ -98,7 +84,8 @@ pub fn mapped(files: &[&str]) -> Vec<&'static Backend> {
 /// What a process computes on that is built for `backends` and has these device files open.
 pub fn used(backends: &[&'static Backend], devices: &[String]) -> &'static str {
     let held = |backend: &Backend| {
-        backend.devices.iter().any(|begin| devices.iter().any(|device| device.starts_with(begin)))
+        let mut begins = backend.devices.iter().copied().flatten();
+        begins.any(|begin| devices.iter().any(|device| device.starts_with(begin)))
     };
     backends.iter().find(|backend| held(backend)).map_or(CPU, |backend| backend.name)
 }

@@ -1,5 +1,6 @@
 //! What is published, and how. In: a [`Snapshot`](crate::session::Snapshot). Out: exposition over HTTP.
 
+pub mod client;
 pub mod compat;
 pub mod history;
 pub mod http;

@@ -11,6 +11,7 @@ mod room;
 mod scouts;
 
 use std::{
+    fmt::Display,
     io::{self, Write},
     os::fd::{AsFd as _, OwnedFd},
     sync::{Arc, Mutex},
@@ -156,6 +157,13 @@ struct Way(Arc<(OwnedFd, Mutex<()>)>);
 impl Way {
     fn tell(&self, done: &Done) {
         self.hand(done, &[]);
+    }
+
+    /// Tells what could not be done, if it could not.
+    fn unless<E: Display>(&self, done: Result<(), E>, not: fn(String) -> Done) {
+        if let Err(error) = done {
+            self.tell(&not(error.to_string()));
+        }
     }
 
     /// Tells it with descriptors beside.

@@ -89,7 +89,6 @@ impl Inside {
     }
 
     fn carry_out(&mut self, order: Order, files: Vec<OwnedFd>) {
-        let said = |error: &dyn std::error::Error| error.to_string();
         match order {
             Order::Release(order) => {
                 let own = self.attacher.release(order);
@@ -102,24 +101,16 @@ impl Inside {
             // No return probe may stay where there is a seccomp filter: the order is done when it is gone.
             Order::DetachOwn(pid) => drop(self.attacher.detach_own(pid)),
             Order::Sockets(follow) => {
-                if let Err(error) = self.attacher.follow_sockets(follow) {
-                    self.way.tell(&Done::NoSockets(said(&error)));
-                }
+                self.way.unless(self.attacher.follow_sockets(follow), Done::NoSockets);
             }
             Order::Offspring(follow) => {
-                if let Err(error) = self.attacher.follow_offspring(follow) {
-                    self.way.tell(&Done::NoOffspring(said(&error)));
-                }
+                self.way.unless(self.attacher.follow_offspring(follow), Done::NoOffspring);
             }
             Order::Switches(follow) => {
-                if let Err(error) = self.attacher.follow_switches(follow) {
-                    self.way.tell(&Done::NoSwitches(said(&error)));
-                }
+                self.way.unless(self.attacher.follow_switches(follow), Done::NoSwitches);
             }
             Order::Sessions(follow) => {
-                if let Err(error) = self.attacher.follow_sessions(follow) {
-                    self.way.tell(&Done::NoSessions(said(&error)));
-                }
+                self.way.unless(self.attacher.follow_sessions(follow), Done::NoSessions);
             }
             Order::Attach(attach) => self.attach(&attach, &files),
             // Those are not for the engine room.

@@ -1,8 +1,7 @@
 //! The list of pods, over HTTPS. As HTTP/1.0: the answer then ends with the connection, and comes in one piece.
 
 use std::{
-    io::{self, Read as _, Write as _},
-    net::{TcpStream, ToSocketAddrs as _},
+    io::Write as _,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -13,7 +12,7 @@ use hyper::Uri;
 use rustls::{ClientConfig, ClientConnection, StreamOwned, pki_types::ServerName};
 
 use super::{list::Pods, read};
-use crate::export::tls;
+use crate::export::{client, tls};
 
 /// How long each step may take.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -61,7 +60,8 @@ impl Client {
         ensure!(!token.trim().contains(char::is_control), "{} is no token", self.token.display());
         let name = ServerName::try_from(self.host.clone())?;
         let session = ClientConnection::new(self.tls.clone(), name)?;
-        let mut stream = StreamOwned::new(session, self.connect().context("no connection")?);
+        let connection = client::connect(&self.host, self.port, PATIENCE).context("no connection")?;
+        let mut stream = StreamOwned::new(session, connection);
         write!(
             stream,
             "GET {} HTTP/1.0\r\nHost: {}:{}\r\nAuthorization: Bearer {}\r\nAccept: application/json\r\n\r\n",
@@ -71,12 +71,7 @@ impl Client {
             token.trim()
         )
         .context("no TLS: --kubernetes-ca-file names the authority of the certificate")?;
-        let mut answer = Vec::new();
-        match stream.take(MOST).read_to_end(&mut answer) {
-            // JSON tells whether all is there.
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {}
-            done => drop(done?),
-        }
+        let answer = client::answer(&mut stream, MOST)?;
         let end = memchr::memmem::find(&answer, b"\r\n\r\n").context("it answers no HTTP")?;
         let (head, body) = (&answer[..end], &answer[end + 4..]);
         let status = head.split(|byte| *byte == b' ').nth(1).unwrap_or_default();
@@ -88,20 +83,5 @@ impl Client {
             ),
             other => bail!("it answers {}", String::from_utf8_lossy(other)),
         }
-    }
-
-    fn connect(&self) -> io::Result<TcpStream> {
-        let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-        for address in (self.host.as_str(), self.port).to_socket_addrs()? {
-            match TcpStream::connect_timeout(&address, PATIENCE) {
-                Ok(stream) => {
-                    stream.set_read_timeout(Some(PATIENCE))?;
-                    stream.set_write_timeout(Some(PATIENCE))?;
-                    return Ok(stream);
-                }
-                Err(error) => last = error,
-            }
-        }
-        Err(last)
     }
 }

@@ -3,7 +3,6 @@
 use std::{
     fmt,
     io::{self, Read, Write},
-    net::{TcpStream, ToSocketAddrs as _},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -17,7 +16,7 @@ use rustls::{ClientConfig, ClientConnection, StreamOwned, pki_types::ServerName}
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::export::tls;
+use crate::export::{client, tls};
 
 /// How long an agent may take.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -247,7 +246,7 @@ fn ask(agent: &Agent, method: &str, path: &str) -> Result<Vec<u8>, FetchError> {
 fn answer(agent: &Agent, method: &str, path: &str) -> Result<Vec<u8>, FetchError> {
     let name = agent.to_string();
     let silent = |source| FetchError::Silent { agent: name.clone(), source };
-    let mut stream = connect(agent).map_err(silent)?;
+    let mut stream = client::connect(&agent.host, agent.port, PATIENCE).map_err(silent)?;
     // As one piece: who answers the first part and closes is not to be met with the rest.
     let credentials =
         agent.credentials.as_ref().map(|value| format!("Authorization: {value}\r\n")).unwrap_or_default();
@@ -269,29 +268,9 @@ fn answer(agent: &Agent, method: &str, path: &str) -> Result<Vec<u8>, FetchError
     }
 }
 
-fn connect(agent: &Agent) -> io::Result<TcpStream> {
-    let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-    for address in (agent.host.as_str(), agent.port).to_socket_addrs()? {
-        match TcpStream::connect_timeout(&address, PATIENCE) {
-            Ok(stream) => {
-                stream.set_read_timeout(Some(PATIENCE))?;
-                return Ok(stream);
-            }
-            Err(error) => last = error,
-        }
-    }
-    Err(last)
-}
-
 fn exchange(stream: &mut (impl Read + Write), request: &str) -> io::Result<Vec<u8>> {
     stream.write_all(request.as_bytes())?;
-    let mut answer = Vec::new();
-    match stream.read_to_end(&mut answer) {
-        // The end of a connection may come without that of TLS: JSON tells whether all is there.
-        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof && !answer.is_empty() => {}
-        done => drop(done?),
-    }
-    Ok(answer)
+    client::answer(stream, u64::MAX)
 }
 
 fn read(agent: &str, body: &[u8]) -> Result<Fetched, FetchError> {
