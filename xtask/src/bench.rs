@@ -11,7 +11,7 @@ mod usage;
 use std::time::Duration;
 
 use anyhow::Result;
-use clap::Args;
+use clap::{Args, ValueEnum};
 use llamaprobe_tests::assets::Assets;
 
 use crate::root;
@@ -27,6 +27,9 @@ pub struct Options {
     /// How often to measure with and without the agent
     #[arg(long, default_value_t = 15)]
     pairs: usize,
+    /// Only these of the measurements
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "WHAT")]
+    only: Vec<Part>,
     /// Measure less of everything, for a try
     #[arg(long)]
     quick: bool,
@@ -39,6 +42,19 @@ pub struct Options {
     /// Set-up and build are done
     #[arg(long, hide = true)]
     prepared: bool,
+}
+
+/// A measurement.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// What the kernel programs take
+    Programs,
+    /// What other processes pay
+    Others,
+    /// What the agent itself uses
+    Agent,
+    /// The server's speed, beside other ways to look at it
+    Speed,
 }
 
 /// How much is measured.
@@ -60,9 +76,23 @@ impl Size {
     fn of(options: &Options) -> Self {
         let Options { pairs, quick, .. } = *options;
         if quick {
-            Self { pairs: pairs.min(2), tokens: 800, requests: 40, paced: 20, scrapes: 40, idle: Duration::from_secs(2) }
+            Self {
+                pairs: pairs.min(2),
+                tokens: 800,
+                requests: 40,
+                paced: 20,
+                scrapes: 40,
+                idle: Duration::from_secs(2),
+            }
         } else {
-            Self { pairs, tokens: 4000, requests: 400, paced: 300, scrapes: 400, idle: Duration::from_secs(30) }
+            Self {
+                pairs,
+                tokens: 4000,
+                requests: 400,
+                paced: 300,
+                scrapes: 400,
+                idle: Duration::from_secs(30),
+            }
         }
     }
 }
@@ -73,15 +103,24 @@ pub fn run(options: &Options) -> Result<()> {
         let pairs = options.pairs.to_string();
         let flags = [("--quick", options.quick), ("--json", options.json), ("--write", options.write)];
         let flags = flags.into_iter().filter_map(|(flag, is_set)| is_set.then_some(flag));
-        let arguments: Vec<_> = ["bench", "--prepared", "--pairs", &pairs].into_iter().chain(flags).collect();
+        let mut arguments: Vec<_> = ["bench", "--prepared", "--pairs", &pairs].into_iter().chain(flags).collect();
+        let only: Vec<_> = options.only.iter().filter_map(ValueEnum::to_possible_value).collect();
+        only.iter().for_each(|part| arguments.extend(["--only", part.get_name()]));
         return root::run_prepared(Purpose::Demo, "release", &arguments);
     }
     let (assets, size) = (Assets::locate()?, Size::of(options));
     let mut tables = Vec::new();
-    tables.extend(programs::measure(&assets, &size)?);
-    tables.push(bystander::measure(&assets, &size)?);
-    tables.extend(own::measure(&assets, &size)?);
-    tables.push(speed::measure(&assets, &size)?);
+    for part in Part::value_variants() {
+        if !options.only.is_empty() && !options.only.contains(part) {
+            continue;
+        }
+        match part {
+            Part::Programs => tables.extend(programs::measure(&assets, &size)?),
+            Part::Others => tables.push(bystander::measure(&assets, &size)?),
+            Part::Agent => tables.extend(own::measure(&assets, &size)?),
+            Part::Speed => tables.push(speed::measure(&assets, &size)?),
+        }
+    }
     table::print(&tables, options.json)?;
     if options.write { table::write(&tables) } else { Ok(()) }
 }

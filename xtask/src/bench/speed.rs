@@ -1,6 +1,7 @@
 //! The server's own speed beside each way to look at it, in the worst case: one stream on the fastest model, so that tokens
 //! come as densely as they can.
 
+use std::fs;
 use std::net::SocketAddr;
 use std::process::{Command, Stdio};
 use std::sync::mpsc::{Sender, channel};
@@ -15,16 +16,21 @@ use llamaprobe_tests::process::{Process, tied};
 use llamaprobe_tests::scratch::Scratch;
 use llamaprobe_tests::server::LlamaServer;
 use llamaprobe_tests::traffic::{Request, run_checked};
+use llamaprobe_tests::wait_for;
+
+use rustix::process::Signal;
 
 use super::programs::settle;
 use super::table::Table;
 use super::usage::used;
 use super::{Size, median};
 
+/// How long bpftrace may take to begin, and to end.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// The histograms that one would write by hand with bpftrace: decode calls, the gaps between tokens, requests.
 const SCRIPT: &str = r"
-uprobe:LIBRARY:llama_decode /pid == PID/ { @entered[tid] = nsecs; }
-uprobe:LIBRARY:llama_sampler_sample /pid == PID && @entered[tid]/ {
+uprobe:LIBRARY:_ZN13llama_context6decodeERK15llama_batch_ext /pid == PID/ { @entered[tid] = nsecs; }
+uprobe:COMMON:_Z21common_sampler_sampleP14common_samplerP13llama_contextib /pid == PID && @entered[tid]/ {
   @decode_us = hist((nsecs - @entered[tid]) / 1000);
   delete(@entered[tid]);
 }
@@ -71,14 +77,14 @@ impl Watcher {
     }
 
     /// Looks at a server until what is returned is dropped.
-    fn start(self, server: &LlamaServer, assets: &Assets) -> Result<Watching> {
+    fn start(self, server: &LlamaServer) -> Result<Watching> {
         match self {
             Self::Agent => {
                 let agent = Agent::observing(server)?;
                 settle(&agent, server)?;
                 Ok(Watching::Agent(agent))
             }
-            Self::Script => Script::start(server, assets).map(Watching::Script),
+            Self::Script => Script::start(server).map(Watching::Script),
             Self::OwnMetrics => Ok(Watching::OwnMetrics(Scraper::start(server.address()))),
         }
     }
@@ -115,34 +121,41 @@ struct Script {
 }
 
 impl Script {
-    fn start(server: &LlamaServer, assets: &Assets) -> Result<Self> {
-        let program = assets.llama_server(Build::Process);
-        let folder = program.parent().context("the server is in no folder")?;
+    fn start(server: &LlamaServer) -> Result<Self> {
+        let maps = fs::read_to_string(format!("/proc/{}/maps", server.pid()))?;
+        let file = |name: &str| {
+            let mut paths = maps.lines().filter_map(|line| line.find('/').map(|at| &line[at..]));
+            paths.find(|path| path.contains(name)).with_context(|| format!("the server maps no {name}"))
+        };
         let text = SCRIPT
-            .replace("LIBRARY", &folder.join("libllama.so.0").display().to_string())
-            .replace("SERVER", &program.display().to_string())
+            .replace("LIBRARY", file("/libllama.so")?)
+            .replace("COMMON", file("/libllama-common.so")?)
+            .replace("SERVER", file("/libllama-server-impl.so")?)
             .replace("PID", &server.pid().to_string());
         let log = Scratch::new()?;
-        let output = std::fs::File::create(log.path().join("output"))?;
-        let mut command = tied("/usr/bin/bpftrace");
-        command.args(["-e", &format!("BEGIN {{ printf(\"begun\\n\"); }}\n{text}")]);
+        let output = fs::File::create(log.path().join("output"))?;
+        // It wants to see tracefs, which is not mounted everywhere.
+        let mut command = tied("/usr/bin/unshare");
+        command.args(["--mount", "sh", "-ec"]);
+        command.args(["mount -t tracefs none /sys/kernel/tracing; exec bpftrace -e \"$1\"", "sh"]);
+        command.arg(format!("BEGIN {{ printf(\"begun\\n\"); }}\n{text}"));
         command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
         let process = Process::start("bpftrace", &mut command)?;
         let script = Self { process, log };
-        llamaprobe_tests::wait_for("bpftrace to begin", Duration::from_secs(60), || {
-            script.said().is_ok_and(|text| text.contains("begun")).then_some(())
-        })?;
+        let begins =
+            wait_for("bpftrace to begin", PATIENCE, || script.said().ok()?.contains("begun").then_some(()));
+        begins.with_context(|| format!("bpftrace says:\n{}", script.said().unwrap_or_default()))?;
         Ok(script)
     }
 
     fn said(&self) -> Result<String> {
-        Ok(std::fs::read_to_string(self.log.path().join("output"))?)
+        Ok(fs::read_to_string(self.log.path().join("output"))?)
     }
 
     /// Ends it; it must have seen what it is compared for.
     fn stop(mut self) -> Result<()> {
-        self.process.signal(rustix::process::Signal::INT)?;
-        llamaprobe_tests::wait_for("the end of bpftrace", Duration::from_secs(60), || self.process.ended())?;
+        self.process.signal(Signal::INT)?;
+        wait_for("the end of bpftrace", PATIENCE, || self.process.ended())?;
         let text = self.said()?;
         for histogram in ["@decode_us", "@inter_token_us", "@first_write_us"] {
             ensure!(text.contains(histogram), "the script has no {histogram}:\n{text}");
@@ -187,7 +200,14 @@ struct Pair {
 pub fn measure(assets: &Assets, size: &Size) -> Result<Table> {
     let arguments = ["-np", "1", "-c", "16384", "-t", "1", "-fa", "off"];
     let server = LlamaServer::start(Build::Process, &assets.fast(), &arguments)?;
-    let head = ["beside the server", "pairs", "tokens/s without", "tokens/s with", "median of the ratios", "processor"];
+    let head = [
+        "beside the server",
+        "pairs",
+        "tokens/s without",
+        "tokens/s with",
+        "median of the ratios",
+        "processor",
+    ];
     let mut table = Table::new("speed", &head);
     for watcher in Watcher::ALL {
         if matches!(watcher, Watcher::Script) && Command::new("bpftrace").arg("--version").output().is_err() {
@@ -198,7 +218,7 @@ pub fn measure(assets: &Assets, size: &Size) -> Result<Table> {
         }
         let measure = |number: usize| {
             eprintln!("   speed, {}, pair {} of {}", watcher.name(), number + 1, size.pairs);
-            pair(watcher, &server, assets, number, size.tokens)
+            pair(watcher, &server, number, size.tokens)
         };
         let pairs = (0..size.pairs).map(measure).collect::<Result<Vec<_>>>()?;
         let of = |figure: fn(&Pair) -> f64| median(pairs.iter().map(figure).collect());
@@ -215,9 +235,9 @@ pub fn measure(assets: &Assets, size: &Size) -> Result<Table> {
     Ok(table)
 }
 
-fn pair(watcher: Watcher, server: &LlamaServer, assets: &Assets, number: usize, tokens: u32) -> Result<Pair> {
+fn pair(watcher: Watcher, server: &LlamaServer, number: usize, tokens: u32) -> Result<Pair> {
     let with = || {
-        let watching = watcher.start(server, assets)?;
+        let watching = watcher.start(server)?;
         let pid = watching.pid();
         let (begun, before) = (Instant::now(), pid.map(used).transpose()?);
         let speed = speed(server, tokens)?;
