@@ -11,6 +11,14 @@ use crate::{
 /// Processes observed at the same time. Each takes a row of counters on every CPU of the machine, some 5.3 kB.
 pub const MAX_TARGETS: u32 = 128;
 
+/// Places by which the programs tell at once that a process is not observed.
+pub const PLACES: u32 = 4096;
+
+/// The place of a process among [`PLACES`].
+pub const fn place(tgid: u32) -> u32 {
+    tgid % PLACES
+}
+
 /// What the programs must know of a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]

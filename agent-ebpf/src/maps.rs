@@ -13,13 +13,18 @@ use llamaprobe_common::{
     request::{Connection, ConnectionKey, Peer, RequestKey, Talk},
     sequence::{Sequence, SequenceKey},
     stall::{CALLS as SYSTEM_CALLS, Step, Thread},
-    target::{MAX_TARGETS, Notes, TargetConfig, TargetStats},
+    target::{self, MAX_TARGETS, Notes, TargetConfig, TargetStats},
     task::TaskKey,
 };
 
 /// The observed processes by thread group id. Who is not here is not measured.
 #[map]
 pub static TARGETS: HashMap<u32, TargetConfig> = HashMap::with_max_entries(MAX_TARGETS, 0);
+
+/// Whether there are observed processes at a place, see `llamaprobe_common::target::place`. Most processes are not observed,
+/// and to see that here takes a tenth of a look-up in [`TARGETS`].
+#[map]
+pub static PLACES: Array<u32> = Array::with_max_entries(target::PLACES, 0);
 
 /// What the programs note of the observed processes, by `TargetConfig::index`.
 #[map]

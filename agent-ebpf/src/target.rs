@@ -8,13 +8,13 @@ use llamaprobe_common::{
     loss::Loss,
     part::{Clock, Part, Parts},
     probe::ProbeId,
-    target::{MAX_TARGETS, Notes, TargetConfig, TargetStats, TokenType},
+    target::{MAX_TARGETS, Notes, TargetConfig, TargetStats, TokenType, place},
 };
 use llamaprobe_core::process::{Counters, Process};
 
 use crate::{
     layouts,
-    maps::{CLOCKS, NOTES, STATS, TARGETS},
+    maps::{CLOCKS, NOTES, PLACES, STATS, TARGETS},
 };
 
 /// Adds to a counter. The array is per CPU, but a program can be preempted by another on the same CPU, and counts
@@ -40,6 +40,16 @@ pub fn lose_unowned(loss: Loss) {
     }
 }
 
+/// What is known of a process, if it is observed.
+#[inline(always)]
+pub fn config(tgid: u32) -> Option<&'static TargetConfig> {
+    if PLACES.get(place(tgid)).is_none_or(|taken| *taken == 0) {
+        return None;
+    }
+    // SAFETY: entries are replaced as a whole by the agent; a torn read of two integers does no harm.
+    unsafe { TARGETS.get(tgid) }
+}
+
 /// An observed process.
 pub struct Target {
     /// Its thread group id.
@@ -59,8 +69,7 @@ impl Target {
     #[inline(always)]
     pub fn current() -> Option<Self> {
         let tgid = tgid();
-        // SAFETY: entries are replaced as a whole by the agent; a torn read of two integers does no harm.
-        let &TargetConfig { index, flags, writes, .. } = unsafe { TARGETS.get(tgid) }?;
+        let &TargetConfig { index, flags, writes, .. } = config(tgid)?;
         let (possible, flags) = (flags, TargetConfig::effective(flags));
         Some(Self { tgid, writes, flags, possible, index, stats: STATS.get_ptr_mut(index)? })
     }

@@ -11,8 +11,8 @@ use llamaprobe_common::{
 };
 
 use crate::{
-    maps::{CALLS, EVENTS, ONLY, TARGETS, THREADS, TOLD},
-    target::{lose_unowned, tgid},
+    maps::{CALLS, EVENTS, ONLY, THREADS, TOLD},
+    target::{config, lose_unowned, tgid},
 };
 
 const PROT_EXEC: u64 = 4;
@@ -76,8 +76,7 @@ fn is_named() -> bool {
 #[raw_tracepoint(tracepoint = "sched_process_exec")]
 fn lp_exec(_: RawTracePointContext) -> u32 {
     let tgid = tgid();
-    // SAFETY: only the presence of the entry matters.
-    if unsafe { TARGETS.get(tgid) }.is_some() {
+    if config(tgid).is_some() {
         // What was counted before is not the new program's: nothing may hold this back.
         report(ProcessEventKind::Exec, tgid);
     } else {
@@ -94,8 +93,7 @@ fn lp_exit(_: RawTracePointContext) -> u32 {
     if both as u32 == tgid {
         let _ = TOLD.remove(tgid);
     }
-    // SAFETY: only the presence of the entry matters.
-    if unsafe { TARGETS.get(tgid) }.is_some() {
+    if config(tgid).is_some() {
         let _ = THREADS.remove(both);
         let _ = CALLS.remove(both);
         if both as u32 == tgid {
@@ -128,8 +126,7 @@ fn lp_listen(call: TracePointContext) -> u32 {
     // SAFETY: the offset lies within the record of this tracepoint.
     let result = unsafe { call.read_at::<i64>(RESULT) };
     let tgid = tgid();
-    // SAFETY: only the presence of the entry matters.
-    if result == Ok(0) && unsafe { TARGETS.get(tgid) }.is_some() {
+    if result == Ok(0) && config(tgid).is_some() {
         report(ProcessEventKind::Listen, tgid);
     }
     0

@@ -12,8 +12,8 @@ use llamaprobe_core::stall::{self, Stall};
 use super::now;
 use crate::{
     kernel::{self, Task},
-    maps::{CALL_CLASSES, SCHEDULED, STALLS, STEPS, TARGETS},
-    target::{Target, add},
+    maps::{CALL_CLASSES, SCHEDULED, STALLS, STEPS},
+    target::{Target, add, config},
     wake,
 };
 
@@ -51,8 +51,7 @@ fn observed(task: Task) -> Option<Observed> {
         // The idle thread.
         return None;
     }
-    // SAFETY: entries are replaced as a whole by the agent; a torn read of two integers does no harm.
-    let &TargetConfig { index, flags, .. } = unsafe { TARGETS.get(tgid) }?;
+    let &TargetConfig { index, flags, .. } = config(tgid)?;
     Some(Observed { tgid, index, flags })
 }
 

@@ -21,9 +21,9 @@ use crate::{
     connections::{ConnectionMap, EndMap, LINKS, find},
     kernel,
     machine::read,
-    maps::{CALLS, PEERS, TARGETS},
+    maps::{CALLS, PEERS},
     sequences,
-    target::Target,
+    target::{Target, config},
 };
 
 /// Offsets in the records: of a call's arguments, and of its result.
@@ -175,8 +175,7 @@ fn lp_gone(change: TracePointContext) -> u32 {
     let peer = Peer { address, port: u32::from(port) };
     // SAFETY: the entry is written before the connection is served, and removed with it.
     let Some(&key) = (unsafe { PEERS.get(peer) }) else { return 0 };
-    // SAFETY: as in `Target::current`.
-    let Some(config) = (unsafe { TARGETS.get(key.tgid) }) else { return 0 };
+    let Some(config) = config(key.tgid) else { return 0 };
     let Some(connection) = find(&key) else { return 0 };
     // A client may use one port of its own for two servers.
     let other = config.port != 0 && config.port != u32::from(local);

@@ -150,6 +150,7 @@ impl Told {
 /// The maps of the loaded programs, as whoever reads and writes them has them.
 pub struct Maps {
     pub(super) targets: HashMap<MapData, u32, TargetConfig>,
+    pub(super) places: Array<MapData, u32>,
     pub(super) stats: PerCpuArray<MapData, TargetStats>,
     pub(super) sequences: HashMap<MapData, SequenceKey, Sequence>,
     pub(super) contexts: HashMap<MapData, ContextKey, Context>,
@@ -307,6 +308,7 @@ impl Maps {
         };
         let maps = Self {
             targets: open(all, "TARGETS")?,
+            places: open(all, "PLACES")?,
             stats: open(all, "STATS")?,
             sequences: open(all, "SEQUENCES")?,
             contexts: open(all, "CONTEXTS")?,

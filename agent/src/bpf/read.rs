@@ -17,7 +17,7 @@ use llamaprobe_common::{
     request::Peer,
     sequence::Sequence,
     stall::Step,
-    target::{MAX_TARGETS, Notes, TargetConfig, TargetStats},
+    target::{MAX_TARGETS, Notes, TargetConfig, TargetStats, place},
 };
 
 use serde::{Deserialize, Serialize};
@@ -101,6 +101,7 @@ impl Maps {
     /// When the map cannot be written.
     pub fn update(&mut self, pid: u32, mut config: TargetConfig) -> Result<(), LoadError> {
         config.flags |= self.noted(pid);
+        self.places.set(place(pid), 1, 0).map_err(|source| LoadError::map("fill", "PLACES", source))?;
         self.targets.insert(pid, config, 0).map_err(|source| LoadError::map("fill", "TARGETS", source))
     }
 
@@ -130,6 +131,11 @@ impl Maps {
     pub fn observe_no_more(&mut self, pid: u32) {
         // It may have ended.
         let _ = self.targets.remove(&pid);
+        let left = self.targets.keys().flatten().any(|other| place(other) == place(pid));
+        if !left {
+            // Where it stays set, nothing is slower than a look-up.
+            let _ = self.places.set(place(pid), 0, 0);
+        }
     }
 
     /// Stops to observe a process and forgets its sequences and contexts. What cannot be removed is gone already.
