@@ -21,6 +21,7 @@ mod layouts;
 mod machine;
 mod maps;
 mod probes;
+mod record;
 mod requests;
 mod sequences;
 mod talk;

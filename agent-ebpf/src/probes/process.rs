@@ -12,18 +12,14 @@ use llamaprobe_common::{
 
 use crate::{
     maps::{CALLS, EVENTS, ONLY, THREADS, TOLD},
+    record::{argument, result},
     target::{config, lose_unowned, tgid},
 };
 
 const PROT_EXEC: u64 = 4;
 const MAP_ANONYMOUS: u64 = 0x20;
-/// Offsets of `prot`, `flags` and `fd` in the record of `sys_enter_mmap`: 8 common bytes, the number, then the
-/// arguments, 8 bytes each.
-const MMAP_PROT: usize = 16 + 2 * 8;
-const MMAP_FLAGS: usize = 16 + 3 * 8;
-const MMAP_FD: usize = 16 + 4 * 8;
-/// Offset of the result in the record of the end of a system call.
-const RESULT: usize = 16;
+/// Which arguments of `mmap` are `prot`, `flags` and `fd`.
+const MMAP_PROT_FLAGS_FD: [usize; 3] = [2, 3, 4];
 
 /// Whether a process is one that is meant.
 #[inline(always)]
@@ -106,15 +102,8 @@ fn lp_exit(_: RawTracePointContext) -> u32 {
 /// A library loaded late (`dlopen`) shows itself as an executable file mapping.
 #[tracepoint(category = "syscalls", name = "sys_enter_mmap")]
 fn lp_mmap(call: TracePointContext) -> u32 {
-    // SAFETY: the offsets lie within the record of this tracepoint.
-    let fields = unsafe {
-        (call.read_at::<u64>(MMAP_PROT), call.read_at::<u64>(MMAP_FLAGS), call.read_at::<u64>(MMAP_FD))
-    };
-    if let (Ok(prot), Ok(flags), Ok(fd)) = fields
-        && prot & PROT_EXEC != 0
-        && flags & MAP_ANONYMOUS == 0
-        && fd as i32 >= 0
-    {
+    let [prot, flags, fd] = MMAP_PROT_FLAGS_FD.map(|number| argument(&call, number));
+    if prot & PROT_EXEC != 0 && flags & MAP_ANONYMOUS == 0 && fd as i32 >= 0 {
         report_once(ProcessEventKind::Map, 1, tgid());
     }
     0
@@ -123,10 +112,8 @@ fn lp_mmap(call: TracePointContext) -> u32 {
 /// An observed process has shown where it listens.
 #[tracepoint(category = "syscalls", name = "sys_exit_listen")]
 fn lp_listen(call: TracePointContext) -> u32 {
-    // SAFETY: the offset lies within the record of this tracepoint.
-    let result = unsafe { call.read_at::<i64>(RESULT) };
     let tgid = tgid();
-    if result == Ok(0) && config(tgid).is_some() {
+    if result(&call) == 0 && config(tgid).is_some() {
         report(ProcessEventKind::Listen, tgid);
     }
     0

@@ -22,13 +22,11 @@ use crate::{
     kernel,
     machine::read,
     maps::{CALLS, PEERS},
+    record::{argument, field, result},
     sequences,
     target::{Target, config},
 };
 
-/// Offsets in the records: of a call's arguments, and of its result.
-const ARGUMENT: usize = 16;
-const RESULT: usize = 16;
 const MSG_PEEK: u64 = 2;
 const SHUT_RD: u64 = 0;
 const SHUT_RDWR: u64 = 2;
@@ -46,18 +44,6 @@ const TCP_CLOSE: i32 = 7;
 #[inline(always)]
 pub(super) fn server() -> Option<Target> {
     Target::current().filter(|target| target.has(TargetConfig::HTTP))
-}
-
-#[inline(always)]
-pub(super) fn argument(call: &TracePointContext, number: usize) -> u64 {
-    // SAFETY: the record of a system call has six arguments.
-    unsafe { call.read_at::<u64>(ARGUMENT + number * 8) }.unwrap_or(0)
-}
-
-#[inline(always)]
-fn result(call: &TracePointContext) -> i64 {
-    // SAFETY: the record of a result has one.
-    unsafe { call.read_at::<i64>(RESULT) }.unwrap_or(-1)
 }
 
 #[inline(always)]
@@ -158,21 +144,16 @@ fn peer(address: u64) -> Result<Option<Peer>, Loss> {
 /// Runs wherever the packet arrives, so the running process says nothing: the peer's address does.
 #[tracepoint(category = "sock", name = "inet_sock_set_state")]
 fn lp_gone(change: TracePointContext) -> u32 {
-    // SAFETY: the offsets lie within the record of this tracepoint.
-    let (state, local, port, address) = unsafe {
-        let Ok(state) = change.read_at::<i32>(NEW_STATE) else { return 0 };
-        if state != TCP_CLOSE_WAIT && state != TCP_CLOSE {
-            return 0;
-        }
-        (
-            state,
-            change.read_at::<u16>(LOCAL_PORT),
-            change.read_at::<u16>(PEER_PORT),
-            change.read_at::<[u8; 16]>(PEER_ADDRESS),
-        )
-    };
-    let (Ok(local), Ok(port), Ok(address)) = (local, port, address) else { return 0 };
-    let peer = Peer { address, port: u32::from(port) };
+    let state: i32 = field(&change, NEW_STATE);
+    if state != TCP_CLOSE_WAIT && state != TCP_CLOSE {
+        return 0;
+    }
+    let local: u16 = field(&change, LOCAL_PORT);
+    let halves: [u64; 2] = [PEER_ADDRESS, PEER_ADDRESS + 8].map(|offset| field(&change, offset));
+    let mut address = [0; 16];
+    address[..8].copy_from_slice(&halves[0].to_ne_bytes());
+    address[8..].copy_from_slice(&halves[1].to_ne_bytes());
+    let peer = Peer { address, port: u32::from(field::<u16>(&change, PEER_PORT)) };
     // SAFETY: the entry is written before the connection is served, and removed with it.
     let Some(&key) = (unsafe { PEERS.get(peer) }) else { return 0 };
     let Some(config) = config(key.tgid) else { return 0 };

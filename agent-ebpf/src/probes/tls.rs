@@ -23,6 +23,7 @@ use crate::{
     arguments,
     connections::{ConnectionMap, EndMap, LINKS, find},
     maps::CALLS,
+    record::argument,
 };
 
 /// `SSL_accept(session)`: a thread takes up a connection. It asks for its peer when the handshake is over.
@@ -110,7 +111,7 @@ fn lp_tls_socket(call: TracePointContext) -> u32 {
     if noted.session == 0 || noted.key.fd != UNKNOWN {
         return 0;
     }
-    let key = ConnectionKey { tgid: target.tgid, fd: socket::argument(&call, 0) as i32 };
+    let key = ConnectionKey { tgid: target.tgid, fd: argument(&call, 0) as i32 };
     let Some(state) = find(&key) else { return 0 };
     if state.session != 0 {
         return 0;
