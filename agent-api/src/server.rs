@@ -98,6 +98,10 @@ pub struct Live {
     /// From the start of its process to its first decode call, seconds; absent where that was not seen.
     #[serde(default)]
     pub load_seconds: Option<f64>,
+    /// Where the thread of its engine is, if it has had a request for three seconds and has entered no decode call; absent
+    /// otherwise.
+    #[serde(default)]
+    pub engine_thread: Option<EngineThread>,
     /// What it computes on: a backend, `cpu`, or `unknown`.
     #[serde(default)]
     pub backend: String,
@@ -123,6 +127,20 @@ pub struct Weights {
     pub evicted: u64,
     /// Of the latter, lately.
     pub recently_evicted: u64,
+}
+
+/// A thread, as the kernel has it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EngineThread {
+    /// Its id.
+    pub tid: u32,
+    /// Its state, a letter as in `/proc/PID/stat`: `R` runs or is ready to, `S` and `D` sleep, `T` is stopped, `t` is traced.
+    pub state: String,
+    /// The system call that it waits in, by name, or by number where it has none here; absent where it is in none, or the
+    /// kernel does not say.
+    pub system_call: Option<String>,
+    /// The kernel's function in which it waits; absent where it does not wait, or the kernel does not say.
+    pub wait_channel: Option<String>,
 }
 
 /// A slot and what it holds.

@@ -6,6 +6,7 @@
 mod listener;
 mod mapping;
 mod place;
+mod thread;
 mod user;
 
 #[cfg(test)]
@@ -40,6 +41,7 @@ pub use self::{
     listener::Listener,
     mapping::Mapping,
     place::{Place, container},
+    thread::Thread,
 };
 use self::{
     listener::{Parse, Socket, State, tcp, unix},

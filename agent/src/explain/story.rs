@@ -64,7 +64,7 @@ impl Story {
         }
         let lost_ms = lost.iter().map(|it| it.ms).sum::<f64>().min(request.duration_ms);
         let advice = request.waited_for.iter().max_by(|a, b| a.ms.total_cmp(&b.ms));
-        let notes = [gap(request), advice.and_then(|culprit| batch(culprit, gap_ms))];
+        let notes = [served.wedged.clone(), gap(request), advice.and_then(|culprit| batch(culprit, gap_ms))];
         Self {
             id: request.id.clone(),
             trace_id: request.trace_id.clone(),

@@ -16,10 +16,12 @@ use llamaprobe_common::{
     target::TokenType,
 };
 
+use syscalls::Sysno;
+
 use super::metrics::token_parts;
 use crate::{
     bpf::calibrate::Prices,
-    discovery::model::Model,
+    discovery::{model::Model, process::Thread},
     session::{
         Live, Server, Snapshot,
         cost::Basis,
@@ -130,6 +132,7 @@ fn live(live: &Live) -> api::Live {
         last_decode_age_seconds: live.decoded_ago_ns.map(seconds),
         untaken_request_age_seconds: live.untaken_ns.map(seconds),
         load_seconds: live.load_ns.map(seconds),
+        engine_thread: live.engine_thread.as_ref().map(engine_thread),
         backend: live.resources.backend.clone(),
         built_for: live.resources.built_for.clone(),
         cpu_seconds: live.resources.cpu.as_secs_f64(),
@@ -139,6 +142,17 @@ fn live(live: &Live) -> api::Live {
             evicted: it.evicted,
             recently_evicted: it.recently_evicted,
         }),
+    }
+}
+
+fn engine_thread(thread: &Thread) -> api::EngineThread {
+    let name =
+        |call: u32| Sysno::new(call as usize).map_or_else(|| call.to_string(), |it| it.name().to_owned());
+    api::EngineThread {
+        tid: thread.tid,
+        state: thread.state.to_string(),
+        system_call: thread.call.map(name),
+        wait_channel: thread.channel.clone(),
     }
 }
 

@@ -18,6 +18,7 @@ use crate::{
     bpf::{calibrate::Prices, read::Untold},
     discovery::{
         model::Model,
+        process::Thread,
         resources::{Resources, Weights},
     },
     engines::Route,
@@ -173,6 +174,12 @@ fn busy() -> Server {
             queue_depth: 2,
             model: Some(Arc::new(model)),
             load_ns: Some(3_250_000_000),
+            engine_thread: Some(Thread {
+                tid: 7,
+                state: 'T',
+                call: Some(libc::SYS_futex as u32),
+                channel: Some("do_signal_stop".to_owned()),
+            }),
             resources: Resources {
                 backend: "cpu".to_owned(),
                 built_for: "vulkan".to_owned(),

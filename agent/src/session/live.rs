@@ -9,6 +9,7 @@ use super::{
     ledger::Account,
     requests::Requests,
     snapshot::{Live, Recent, Seat},
+    wedged::engine_thread,
 };
 use crate::{
     bpf::read::Context,
@@ -126,6 +127,7 @@ pub(super) fn live(watched: &Watched, requests: &Requests, now_ns: u64) -> Live 
         queue_depth: (own_requests(requests.queued(watched.observed.target.pid)) + watched.unread) as u64,
         model: watched.observed.target.model.clone(),
         load_ns: watched.loading.took_ns(),
+        engine_thread: engine_thread(watched, requests, now_ns),
         resources: watched.observed.target.resources.clone(),
         probes,
         layouts: layouts(watched),

@@ -35,6 +35,7 @@ pub mod tally;
 pub mod tracer;
 pub mod usage;
 mod users;
+mod wedged;
 mod window;
 
 #[cfg(test)]
@@ -86,7 +87,7 @@ use crate::{
         events::RequestEvent,
         read::{Context, Reading, Untold},
     },
-    discovery::model::Model,
+    discovery::{model::Model, process::Thread},
     plan::{catalog::Role, layout},
 };
 
@@ -113,6 +114,8 @@ struct Watched {
     overhead: Overhead,
     /// How long it took to load its model.
     loading: Loading,
+    /// The thread of its engine, and when it was looked at, if it was.
+    thread: Option<(u64, Thread)>,
     /// Connections that wait for a thread, in and behind `accept`.
     unread: usize,
     /// Requests that ended before the labels were known.
@@ -399,6 +402,7 @@ impl Session {
             started: false,
             overhead: Overhead::default(),
             loading,
+            thread: None,
             unread: 0,
             unbooked: Vec::new(),
             stalls: Stalls::default(),

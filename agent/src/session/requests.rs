@@ -386,6 +386,12 @@ impl Requests {
         }
     }
 
+    /// When the oldest inference request of a process without its answer arrived.
+    pub fn oldest_ns(&self, pid: u32) -> Option<u64> {
+        // They are sorted so.
+        self.of(pid).find(|request| request.is_running()).map(Request::arrived_ns)
+    }
+
     /// How long the inference request of a process waits that waits longest since its last byte was read and has no task.
     pub fn untaken_ns(&self, pid: u32, now_ns: u64) -> u64 {
         self.of(pid).filter_map(|request| request.untaken_ns(now_ns)).max().unwrap_or(0)

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::{shown::ShownRequest, stalls::Lost, tally::Tally, usage::Usage};
 use crate::{
     bpf::{calibrate::Prices, read::Untold},
-    discovery::{model::Model, resources::Resources},
+    discovery::{model::Model, process::Thread, resources::Resources},
     kubernetes::Workload,
     plan::catalog::Role,
 };
@@ -123,6 +123,8 @@ pub struct Live {
     pub model: Option<Arc<Model>>,
     /// How long it took to load that, from its start to its first decode call, nanoseconds; `None` where that was not seen.
     pub load_ns: Option<u64>,
+    /// Where the thread of its engine is, if it has had a request for seconds and has entered no decode call.
+    pub engine_thread: Option<Thread>,
     /// What it has of its machine, as of the last look at it.
     pub resources: Resources,
     /// Probes attached for it.
