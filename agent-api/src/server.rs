@@ -285,6 +285,8 @@ pub struct Request {
     pub stall_ms: BTreeMap<String, f64>,
     /// What made its longest gap so long, a cause as in `stall_ms`; absent unless most of it was lost to one.
     pub worst_gap_cause: Option<String>,
+    /// The id of the request whose client went and by whose end the server ended this one, too; absent where it did not.
+    pub cancelled_by: Option<String>,
     /// Why its prompt, or a part of it, was not found in the cache; absent while it is under way, and where it was.
     pub cache_miss: Option<CacheMiss>,
     /// The id of its trace, in hexadecimal digits; absent without one.

@@ -64,7 +64,12 @@ impl Story {
         }
         let lost_ms = lost.iter().map(|it| it.ms).sum::<f64>().min(request.duration_ms);
         let advice = request.waited_for.iter().max_by(|a, b| a.ms.total_cmp(&b.ms));
-        let notes = [served.wedged.clone(), gap(request), advice.and_then(|culprit| batch(culprit, gap_ms))];
+        let notes = [
+            served.wedged.clone(),
+            cancelled(request),
+            gap(request),
+            advice.and_then(|culprit| batch(culprit, gap_ms)),
+        ];
         Self {
             id: request.id.clone(),
             trace_id: request.trace_id.clone(),
@@ -188,6 +193,14 @@ fn prompt(request: &Request) -> String {
         (other, _) => format!("cache miss: {}", plain(other)),
     };
     format!("{computed}: {why}")
+}
+
+/// Whose end was its end, too.
+fn cancelled(request: &Request) -> Option<String> {
+    let other = plain(request.cancelled_by.as_ref()?);
+    Some(format!(
+        "its client was there when the server left its slot: the client of request {other} had gone at that moment"
+    ))
 }
 
 /// Its longest gap.

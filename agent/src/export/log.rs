@@ -83,6 +83,9 @@ pub struct Line<'a> {
     slowed_by: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     worst_gap_cause: Option<&'static str>,
+    /// The request whose client went and by whose end the server ended this one, too.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cancelled_by: Option<String>,
     /// Time that its decode steps lost, by cause.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     stall_ms: BTreeMap<&'static str, f64>,
@@ -160,6 +163,7 @@ impl<'a> Line<'a> {
             neighbour_prefill_ms: request.neighbour_prefill_ns().map(ms),
             slowed_by: request.slowed_by.first().map(|it| it.user.as_deref().unwrap_or(NONE)),
             worst_gap_cause: request.worst_gap_cause().map(Cause::name),
+            cancelled_by: request.cancelled_by.map(request_id),
             stall_ms: request.losses.all().causes().map(|(cause, ns)| (cause.name(), ms(ns))).collect(),
             tokens_per_second: seconds
                 .map(|seconds| request.generated_tokens.saturating_sub(1) as f64 / seconds)

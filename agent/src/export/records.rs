@@ -26,6 +26,7 @@ use crate::{
         finished::{DraftStep, Finished, UNKNOWN},
         parts,
         payload::body::Body,
+        shown::request_id,
         snapshot::{Delivery, Output},
     },
 };
@@ -92,6 +93,8 @@ struct Answer<'a> {
     stream: bool,
     finish_reason: &'static str,
     error_type: Option<&'a str>,
+    /// The request whose client went and by whose end the server ended this one, too.
+    cancelled_by: Option<String>,
     /// The server says that it was cut for want of context.
     truncated: bool,
     has_text: bool,
@@ -267,6 +270,7 @@ impl<'a> Answer<'a> {
             stream: request.stream,
             finish_reason: request.outcome.name(),
             error_type: request.error_type.as_deref(),
+            cancelled_by: request.cancelled_by.map(request_id),
             truncated: request.truncated,
             has_text: request.has_text,
             refused: request.refused,

@@ -226,6 +226,7 @@ pub(crate) fn request(request: &ShownRequest, epoch: Duration) -> api::Request {
         waited_for: request.waited_for.iter().map(waited_for).collect(),
         stall_ms: request.lost.causes().map(|(cause, ns)| (cause.name().to_owned(), ms(ns))).collect(),
         worst_gap_cause: request.worst_gap_cause.map(|cause| cause.name().to_owned()),
+        cancelled_by: request.cancelled_by.map(request_id),
         cache_miss: request.cache_miss.map(|miss| api::CacheMiss {
             reason: miss.reason.name().to_owned(),
             held_tokens: miss.held_tokens,

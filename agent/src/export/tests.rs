@@ -4,6 +4,7 @@ use llamaprobe_common::{
     histogram::{BATCH_TOKENS, Bounds, Histogram, LATENCY_NS},
     loss::Loss,
     probe::ProbeId,
+    request::RequestKey,
     stall::Cause,
     target::{TargetStats, TokenType},
 };
@@ -98,6 +99,7 @@ fn busy() -> Server {
         calls: 2,
         tokens: 90,
     }];
+    chat.cancelled_by = Some(RequestKey { fd: 6, ..key(1_000) });
     chat.losses.add(&StepLoss { step_ns: 1_040_000_000, lost: Lost::staged(Cause::Stopped, 5_000_000) });
     tally.book(&chat);
     let health = finished(
@@ -146,6 +148,7 @@ fn busy() -> Server {
                 waited_for: vec![],
                 lost: Lost::default(),
                 worst_gap_cause: None,
+                cancelled_by: None,
                 cache_miss: None,
                 trace_id: None,
                 tokens: [10, 2, 3],

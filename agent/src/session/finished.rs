@@ -164,6 +164,8 @@ pub struct Finished {
     pub prompt_unknown: bool,
     /// Prompt tokens reused.
     pub cached_tokens: u64,
+    /// The request whose client went and whose slot was not this one's, if the server ended this one by that.
+    pub cancelled_by: Option<RequestKey>,
     /// What it missed in the cache, if it did.
     pub cache_miss: Option<CacheMiss>,
     /// Tokens generated.

@@ -6,6 +6,7 @@
 
 mod accounting;
 pub mod cache;
+mod cancels;
 pub mod charge;
 pub mod cost;
 pub mod exemplar;

@@ -12,6 +12,7 @@ use llamaprobe_common::{
 
 use super::{
     cache::{Before, Holder},
+    cancels::Cancels,
     charge::Charge,
     fact::Fact,
     finished::{Finished, Join},
@@ -59,6 +60,8 @@ struct Server {
     forgets: bool,
     /// Who had its slots last.
     holders: BTreeMap<i32, Holder>,
+    /// Whose clients went.
+    cancels: Cancels,
 }
 
 /// Slots whose holders are kept: as many as llama.cpp has sequences.
@@ -149,7 +152,7 @@ impl Requests {
                     }
                     join => request.join(join, verdict.run.as_ref()),
                 }
-                finished.push(request.finish(now_ns, &self.naming));
+                finished.push(self.finish(request, now_ns));
             }
         }
         if blind && !self.has_any(pid) {
@@ -225,7 +228,12 @@ impl Requests {
         match event {
             Some(RequestEvent::Begin(event)) => request.begin(event),
             Some(RequestEvent::Write(event)) => request.write(event),
-            Some(RequestEvent::End(event)) => request.end(event),
+            Some(RequestEvent::End(event)) => {
+                request.end(event);
+                if let Some(server) = self.servers.get_mut(&key.tgid).filter(|_| request.is_inference()) {
+                    server.cancels.note(event);
+                }
+            }
             Some(RequestEvent::Task(event)) => request.task(event),
             Some(RequestEvent::SlotStart(event)) => {
                 let server = self.servers.get(&key.tgid);
@@ -250,7 +258,7 @@ impl Requests {
         }
         // Bytes alone end nothing.
         let now_ns = event.filter(|_| request.is_over())?.at_ns();
-        self.open.remove(&key).map(|request| request.finish(now_ns, &self.naming))
+        self.open.remove(&key).map(|request| self.finish(request, now_ns))
     }
 
     /// Books who waits for whom.
@@ -337,7 +345,7 @@ impl Requests {
         if !request.vanish(now_ns) || !request.is_over() {
             return None;
         }
-        self.open.remove(&key).map(|request| request.finish(now_ns, &self.naming))
+        self.open.remove(&key).map(|request| self.finish(request, now_ns))
     }
 
     /// Takes what the kernel knows of a request's answer for its end, if it is all of it.
@@ -361,8 +369,13 @@ impl Requests {
     fn take(&mut self, which: impl Fn(&RequestKey, &Request) -> bool, now_ns: u64) -> Vec<Finished> {
         let keys: Vec<RequestKey> =
             self.open.iter().filter(|(key, request)| which(key, request)).map(|(key, _)| *key).collect();
-        let taken = keys.iter().filter_map(|key| self.open.remove(key));
-        taken.map(|request| request.finish(now_ns, &self.naming)).collect()
+        let taken: Vec<Request> = keys.iter().filter_map(|key| self.open.remove(key)).collect();
+        taken.into_iter().map(|request| self.finish(request, now_ns)).collect()
+    }
+
+    fn finish(&self, request: Request, now_ns: u64) -> Finished {
+        let server = self.servers.get(&request.key().tgid);
+        request.finish(now_ns, &self.naming, server.map(|server| &server.cancels))
     }
 
     fn make_room(&mut self) {
@@ -410,11 +423,12 @@ impl Requests {
         for (_, sequence) in sequences {
             by_request.entry(sequence.request).or_default().push(sequence);
         }
+        let cancels = self.servers.get(&pid).map(|server| &server.cancels);
         let running = self.of(pid).filter(|request| request.is_running()).take(MOST);
         running
             .map(|request| {
                 let own = by_request.get(&request.key()).map_or(&[][..], Vec::as_slice);
-                request.shown(&self.naming, usage, own, now_ns)
+                request.shown(&self.naming, usage, own, now_ns, cancels)
             })
             .collect()
     }

@@ -5,6 +5,7 @@ use llamaprobe_common::{request::RequestKey, sequence::Sequence, stall::Cause};
 use super::{
     Record,
     cache::CacheMiss,
+    cancels::Cancels,
     finished::Outcome,
     identity::Naming,
     parts::{Culprit, TokenTime},
@@ -79,6 +80,8 @@ pub struct ShownRequest {
     pub lost: Lost,
     /// What made its longest gap so long, where most of it was lost to one cause.
     pub worst_gap_cause: Option<Cause>,
+    /// The request by whose end the server ended this one, too.
+    pub cancelled_by: Option<RequestKey>,
     /// What it missed in the cache, once it is over.
     pub cache_miss: Option<CacheMiss>,
     /// The id of its trace, where that leads somewhere.
@@ -112,6 +115,7 @@ impl ShownRequest {
             waited_for: request.slowed_by.iter().take(CULPRITS).map(labelled).collect(),
             lost: *request.losses.all(),
             worst_gap_cause: request.worst_gap_cause(),
+            cancelled_by: request.cancelled_by,
             cache_miss: request.cache_miss,
             trace_id: record.trace_id(),
             tokens: [request.prompt_tokens, request.cached_tokens, request.generated_tokens],
@@ -128,6 +132,7 @@ impl Request {
         usage: &Usage,
         own: &[&Sequence],
         now_ns: u64,
+        cancels: Option<&Cancels>,
     ) -> ShownRequest {
         let used = self.used();
         let earliest =
@@ -156,6 +161,7 @@ impl Request {
             waited_for: Vec::new(),
             lost: Lost::default(),
             worst_gap_cause: None,
+            cancelled_by: self.cancelled_by(cancels, now_ns),
             cache_miss: None,
             trace_id: None,
             tokens: used.tokens,

@@ -178,6 +178,7 @@ fn attributes(record: &Record) -> Attributes {
     let culprit = request.slowed_by.first();
     it.put_some("llamaprobe.slowed_by", culprit.map(|it| it.user.as_deref().unwrap_or(NONE)));
     it.put_some("llamaprobe.worst_gap_cause", request.worst_gap_cause().map(Cause::name));
+    it.put_some("llamaprobe.cancelled_by", request.cancelled_by.map(request_id).as_deref());
     for (cause, ns) in request.losses.all().causes() {
         it.put(&format!("llamaprobe.stall_ms.{}", cause.name()), ms(ns));
     }

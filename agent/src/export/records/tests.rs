@@ -92,6 +92,7 @@ fn golden() {
             "stream": false,
             "finish_reason": "length",
             "error_type": null,
+            "cancelled_by": null,
             "truncated": false,
             "has_text": true,
             "refused": null,
