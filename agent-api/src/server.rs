@@ -95,7 +95,8 @@ pub struct Live {
     /// tasks are not seen.
     #[serde(default)]
     pub untaken_request_age_seconds: Option<f64>,
-    /// From the start of its process to its first decode call, seconds; absent where that was not seen.
+    /// From the start of its process to its first decode call, or, where it slept since, from the request that woke it to the
+    /// first task, seconds; absent where that was not seen.
     #[serde(default)]
     pub load_seconds: Option<f64>,
     /// Where the thread of its engine is, if it has had a request for three seconds and has entered no decode call; absent
@@ -262,6 +263,8 @@ pub struct Request {
     pub arrived_at: f64,
     /// From its arrival to its end, or until now, milliseconds.
     pub duration_ms: f64,
+    /// From its arrival until its server had loaded its model again, which slept; absent where it did not.
+    pub load_ms: Option<f64>,
     /// From its arrival until the engine turned to it; absent while it waits.
     pub queue_ms: Option<f64>,
     /// From its arrival to its first token; absent before.
@@ -341,7 +344,10 @@ pub struct Requests {
 /// Phases of requests; each absent without an observation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Phases {
-    /// From arrival until the engine turns to it.
+    /// From arrival until its server has loaded its model again, which slept.
+    #[serde(default)]
+    pub load: Option<Times>,
+    /// From there, or from arrival, until the engine turns to it.
     pub queue: Option<Times>,
     /// From there to its first token.
     pub prefill: Option<Times>,

@@ -147,7 +147,7 @@ pub fn lost_event(target: &impl Counters, connections: &mut impl Connections, re
 /// A request was given a task of the engine.
 #[inline(always)]
 pub fn tell_task(
-    target: &impl Counters,
+    target: &impl Target,
     requests: &mut impl Requests,
     task: i32,
     request: &RequestKey,
@@ -158,6 +158,7 @@ pub fn tell_task(
         task,
         request: *request,
         at_ns: now,
+        freed_ns: target.freed_ns(),
     });
     if !told {
         requests.lose_event(target, request);

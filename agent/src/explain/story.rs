@@ -97,7 +97,9 @@ fn waits(request: &Request) -> Vec<Sentence> {
     let part = |name: &str| request.token_ms.get(name).copied().unwrap_or(0.0);
     let mut all = Vec::new();
     let queue = if request.token_ms.is_empty() { request.queue_ms.unwrap_or(0.0) } else { part("queue") };
-    let still = if request.state == "queue" { request.duration_ms } else { queue };
+    let load = request.load_ms.unwrap_or(0.0);
+    all.push(sentence("load", load, "the server loaded its model again: it had slept".into()));
+    let still = if request.state == "queue" { request.duration_ms } else { (queue - load).max(0.0) };
     all.push(sentence(
         "queue",
         still,

@@ -59,6 +59,10 @@ pub struct Line<'a> {
     prompt_tokens: Option<u64>,
     cached_tokens: u64,
     completion_tokens: u64,
+    /// From arrival until its server had loaded its model again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    load_ms: Option<f64>,
+    /// From there, or from arrival, until the engine turned to it.
     #[serde(skip_serializing_if = "Option::is_none")]
     queue_ms: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -152,6 +156,7 @@ impl<'a> Line<'a> {
             prompt_tokens: request.input_tokens(),
             cached_tokens: request.cached_tokens,
             completion_tokens: request.generated_tokens,
+            load_ms: request.load_ns().map(ms),
             queue_ms: request.queue_ns().map(ms),
             ttft_ms: request.ttft_ns().map(ms),
             prefill_ms: request.prefill_ns().map(ms),

@@ -105,6 +105,8 @@ struct Answer<'a> {
 /// Moments in nanoseconds after the arrival, absent where there was no such moment; and one duration.
 #[derive(Debug, Serialize)]
 struct Times {
+    /// The server had loaded its model again.
+    loaded_ns: Option<u64>,
     /// The engine turned to the prompt.
     prefill_ns: Option<u64>,
     first_token_ns: Option<u64>,
@@ -282,6 +284,7 @@ impl Times {
     fn new(request: &Finished) -> Self {
         let after = |at_ns: u64| (at_ns != 0).then(|| at_ns.saturating_sub(request.arrived_ns));
         Self {
+            loaded_ns: after(request.loaded_ns),
             prefill_ns: after(request.prefill_ns),
             first_token_ns: after(request.first_token_ns),
             last_token_ns: after(request.last_token_ns),

@@ -209,6 +209,7 @@ pub(crate) fn request(request: &ShownRequest, epoch: Duration) -> api::Request {
         slot: request.slot,
         arrived_at: (epoch + Duration::from_nanos(request.arrived_ns)).as_secs_f64(),
         duration_ms: ms(request.until_ns.saturating_sub(request.arrived_ns)),
+        load_ms: after(request.loaded_ns),
         queue_ms: after(request.prefill_ns),
         first_token_ms: after(request.first_token_ns),
         last_token_ms: after(request.last_token_ns),
@@ -272,7 +273,12 @@ fn requests(tally: &Tally) -> Vec<api::Requests> {
 
 fn phases(tally: &Tally) -> api::Phases {
     let of = |phase: Phase| times(&tally.phases[phase as usize], &FIRST_TOKEN_NS);
-    api::Phases { queue: of(Phase::Queue), prefill: of(Phase::Prefill), decode: of(Phase::Decode) }
+    api::Phases {
+        load: of(Phase::Load),
+        queue: of(Phase::Queue),
+        prefill: of(Phase::Prefill),
+        decode: of(Phase::Decode),
+    }
 }
 
 fn stalls(lost: &Lost) -> BTreeMap<String, f64> {

@@ -138,6 +138,7 @@ fn busy() -> Server {
                 state: State::Decode,
                 slot: Some(0),
                 arrived_ns: 1_000_000_000,
+                loaded_ns: 0,
                 prefill_ns: 1_002_000_000,
                 first_token_ns: 1_050_000_000,
                 last_token_ns: 1_250_000_000,

@@ -333,6 +333,13 @@ impl Session {
                 self.ledger.tally(now, &labels).book_unmatched();
             }
         }
+        for (pid, took_ns) in self.requests.take_reloads() {
+            let Some(watched) = self.watched.get_mut(&pid) else { continue };
+            watched.loading.again(took_ns);
+            if let Some(labels) = watched.labels.clone() {
+                self.ledger.tally(now, &labels).reloads += 1;
+            }
+        }
         for request in finished {
             if let (Some((slot, tokens)), Some(watched)) =
                 (request.restored, self.watched.get_mut(&request.key.tgid))

@@ -136,6 +136,8 @@ pub struct Request {
     resumed: bool,
     /// For whom it has waited.
     waits: Waits,
+    /// Until when its server loaded its model again for it; 0 when it did not.
+    loaded_ns: u64,
     /// It began before a recording: what it waited for until then is not known.
     cut: bool,
 }
@@ -176,6 +178,7 @@ impl Request {
             patient_until_ns: 0,
             resumed: false,
             waits: Waits::default(),
+            loaded_ns: 0,
             cut: false,
         }
     }
@@ -296,6 +299,16 @@ impl Request {
         if !self.tasks.iter().any(|task| task.id == event.task) {
             self.tasks.push(Task::new(event.task));
         }
+    }
+
+    /// Its server has loaded its model again, and it has waited for that.
+    pub fn waited_for_load(&mut self, loaded_ns: u64) {
+        self.loaded_ns = loaded_ns;
+    }
+
+    /// Until when that was; 0 when it was not so.
+    pub(super) fn loaded_ns(&self) -> u64 {
+        self.loaded_ns
     }
 
     /// A task of it took a slot.
@@ -650,6 +663,7 @@ impl Request {
             outcome,
             stream,
             arrived_ns,
+            loaded_ns: self.loaded_ns,
             // A choice beside the first shares its prompt and turns to none of its own.
             prefill_ns: match earliest(|task| task.prefill_ns) {
                 0 => earliest(|task| task.launched_ns),

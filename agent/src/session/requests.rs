@@ -6,7 +6,7 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 
 use llamaprobe_common::{
-    request::{EndEvent, RequestKey},
+    request::{EndEvent, RequestKey, TaskEvent},
     sequence::Sequence,
 };
 
@@ -18,6 +18,7 @@ use super::{
     finished::{Finished, Join},
     identity::Naming,
     join::Joins,
+    loading::Reload,
     parts::{Culprit, Engine},
     payload::head::{Head, Method},
     request::Request,
@@ -38,6 +39,8 @@ pub struct Requests {
     given_up: u64,
     /// Slots that were left by a task no request is known of, by process; taken by the session.
     unmatched: Vec<u32>,
+    /// Servers that have loaded their models again, and how long that took; taken by the session.
+    reloads: Vec<(u32, u64)>,
     /// What is known of the processes that they are asked of.
     servers: BTreeMap<u32, Server>,
 }
@@ -62,6 +65,8 @@ struct Server {
     holders: BTreeMap<i32, Holder>,
     /// Whose clients went.
     cancels: Cancels,
+    /// When it has loaded its model again.
+    reload: Reload,
 }
 
 /// Slots whose holders are kept: as many as llama.cpp has sequences.
@@ -83,7 +88,8 @@ impl Server {
 impl Requests {
     /// No request yet.
     pub fn new(naming: Naming) -> Self {
-        Self { open: BTreeMap::new(), naming, given_up: 0, unmatched: Vec::new(), servers: BTreeMap::new() }
+        let (open, servers) = Default::default();
+        Self { open, naming, given_up: 0, unmatched: Vec::new(), reloads: Vec::new(), servers }
     }
 
     /// Requests get their names otherwise from now on; those that have one keep it.
@@ -188,6 +194,9 @@ impl Requests {
         let key = fact.request();
         if let Fact::Event(event) = fact {
             self.wait(event);
+            if let RequestEvent::Task(event) = event {
+                self.wake(event);
+            }
         }
         if key.arrived_ns == 0 {
             self.on_slot(key.tgid, fact);
@@ -234,7 +243,14 @@ impl Requests {
                     server.cancels.note(event);
                 }
             }
-            Some(RequestEvent::Task(event)) => request.task(event),
+            Some(RequestEvent::Task(event)) => {
+                request.task(event);
+                let reload = self.servers.get(&key.tgid).map(|server| &server.reload);
+                let arrived_ns = request.arrived_ns();
+                if let Some(loaded_ns) = reload.and_then(|reload| reload.awaited(arrived_ns)) {
+                    request.waited_for_load(loaded_ns);
+                }
+            }
             Some(RequestEvent::SlotStart(event)) => {
                 let server = self.servers.get(&key.tgid);
                 request.slot_start(event, server.map(|it| it.before(event.slot)).unwrap_or_default());
@@ -259,6 +275,22 @@ impl Requests {
         // Bytes alone end nothing.
         let now_ns = event.filter(|_| request.is_over())?.at_ns();
         self.open.remove(&key).map(|request| self.finish(request, now_ns))
+    }
+
+    /// A server that slept has work again: it has loaded its model for the first that asked.
+    fn wake(&mut self, event: &TaskEvent) {
+        let pid = event.request.tgid;
+        let asked = self.of(pid).filter(|request| request.is_running()).map(Request::arrived_ns);
+        let first_ns = asked.filter(|arrived_ns| *arrived_ns > event.freed_ns).min();
+        let Some(server) = self.servers.get_mut(&pid) else { return };
+        if let Some(took_ns) = server.reload.note(event, first_ns) {
+            self.reloads.push((pid, took_ns));
+        }
+    }
+
+    /// The servers that have loaded their models again since the last call, and how long that took, nanoseconds.
+    pub fn take_reloads(&mut self) -> Vec<(u32, u64)> {
+        std::mem::take(&mut self.reloads)
     }
 
     /// Books who waits for whom.

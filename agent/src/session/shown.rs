@@ -60,6 +60,8 @@ pub struct ShownRequest {
     pub slot: Option<i32>,
     /// When a thread of the server could have begun with it.
     pub arrived_ns: u64,
+    /// Until when its server loaded its model again for it.
+    pub loaded_ns: u64,
     /// When the engine turned to its prompt.
     pub prefill_ns: u64,
     /// When its first token was ready.
@@ -105,6 +107,7 @@ impl ShownRequest {
             state: State::Done { outcome: request.outcome, code: request.code },
             slot: request.slot,
             arrived_ns: request.arrived_ns,
+            loaded_ns: request.loaded_ns,
             prefill_ns: request.prefill_ns,
             first_token_ns: request.first_token_ns,
             last_token_ns: request.last_token_ns,
@@ -151,6 +154,7 @@ impl Request {
             state,
             slot,
             arrived_ns: self.arrived_ns(),
+            loaded_ns: self.loaded_ns(),
             prefill_ns: earliest(|it| it.prefill_ns),
             first_token_ns,
             last_token_ns: own.iter().map(|it| it.last_token_ns).max().unwrap_or(0),

@@ -1,8 +1,9 @@
 //! What a server computes on, and what of its model is in memory.
 
-use super::{Row, Sample, Value, per_server};
+use super::{Row, Sample, Value, by_server, per_server};
 use crate::{
     discovery::resources::Weights,
+    plan::catalog::Role,
     session::{Live, Snapshot},
 };
 
@@ -22,6 +23,10 @@ fn weights(all: &Snapshot, rows: impl Fn(&Weights) -> Vec<Row>) -> Vec<Sample> {
 
 pub(super) fn load(all: &Snapshot) -> Vec<Sample> {
     living(all, |live| live.load_ns.map(|ns| ns as f64 / 1e9))
+}
+
+pub(super) fn reloads(all: &Snapshot) -> Vec<Sample> {
+    by_server(all, Role::Task, |server| vec![(vec![], Value::Number(server.tally.reloads as f64))])
 }
 
 pub(super) fn cpu(all: &Snapshot) -> Vec<Sample> {

@@ -98,6 +98,7 @@ fn golden() {
             "refused": null,
         },
         "times": {
+            "loaded_ns": null,
             "prefill_ns": 12_000_000,
             "first_token_ns": 32_000_000,
             "last_token_ns": 52_000_000,
