@@ -99,6 +99,10 @@ pub struct Live {
     /// first task, seconds; absent where that was not seen.
     #[serde(default)]
     pub load_seconds: Option<f64>,
+    /// How much longer the next first token takes for what of its weights is not in memory, seconds; absent where it was not
+    /// seen to wait for such.
+    #[serde(default)]
+    pub reload_forecast_seconds: Option<f64>,
     /// Where the thread of its engine is, if it has had a request for three seconds and has entered no decode call; absent
     /// otherwise.
     #[serde(default)]

@@ -270,6 +270,13 @@ impl ProcessRoot {
         Ok(of_ticks(ticks(14 - 3)? + ticks(15 - 3)?))
     }
 
+    /// Bytes that it has had read from disk, page faults included.
+    pub fn read_bytes(&self) -> io::Result<u64> {
+        let text = lossy(&self.text("io")?);
+        let bytes = text.lines().find_map(|line| line.strip_prefix("read_bytes: ")?.trim().parse().ok());
+        bytes.ok_or_else(|| self.invalid("io"))
+    }
+
     /// When the process started, `CLOCK_MONOTONIC` nanoseconds, to a tick; off by the time that the machine slept since.
     pub fn started_ns(&self) -> io::Result<u64> {
         let now = |clock| Duration::try_from(clock_gettime(clock)).unwrap_or_default();

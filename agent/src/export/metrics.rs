@@ -441,6 +441,12 @@ pub static METRICS: &[Metric] = &[
     ),
     metric(
         Gauge,
+        "llm_model_reload_forecast_seconds",
+        "How much longer the next first token takes for what of the mapped model is not in memory: those bytes at the pace at which decode steps waited for weights last. Absent until the server was seen to wait for some.",
+        models::forecast,
+    ),
+    metric(
+        Gauge,
         "llm_model_evicted_bytes",
         "Mapped bytes of model files that the kernel put out of memory and that were not read again, as far as it remembers; recent: so lately that reading them again means that memory is short.",
         models::evicted,

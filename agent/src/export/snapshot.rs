@@ -132,6 +132,7 @@ fn live(live: &Live) -> api::Live {
         last_decode_age_seconds: live.decoded_ago_ns.map(seconds),
         untaken_request_age_seconds: live.untaken_ns.map(seconds),
         load_seconds: live.load_ns.map(seconds),
+        reload_forecast_seconds: live.reload_forecast_ns.map(seconds),
         engine_thread: live.engine_thread.as_ref().map(engine_thread),
         backend: live.resources.backend.clone(),
         built_for: live.resources.built_for.clone(),

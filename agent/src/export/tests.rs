@@ -178,6 +178,7 @@ fn busy() -> Server {
             queue_depth: 2,
             model: Some(Arc::new(model)),
             load_ns: Some(3_250_000_000),
+            reload_forecast_ns: Some(500_000_000),
             engine_thread: Some(Thread {
                 tid: 7,
                 state: 'T',
@@ -185,6 +186,7 @@ fn busy() -> Server {
                 channel: Some("do_signal_stop".to_owned()),
             }),
             resources: Resources {
+                read_bytes: None,
                 backend: "cpu".to_owned(),
                 built_for: "vulkan".to_owned(),
                 cpu: Duration::from_millis(12_500),
@@ -419,6 +421,7 @@ fn what_is_not_live_has_no_sample() {
             "llm_model_load_seconds",
             "llm_model_mapped_bytes",
             "llm_model_resident_ratio",
+            "llm_model_reload_forecast_seconds",
             "llm_model_evicted_bytes",
             "llm_model_evicted_bytes",
             "llm_cpu_seconds_total",

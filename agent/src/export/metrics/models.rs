@@ -41,6 +41,10 @@ pub(super) fn resident(all: &Snapshot) -> Vec<Sample> {
     weights(all, |of| vec![(vec![], Value::Number(of.resident as f64 / of.mapped as f64))])
 }
 
+pub(super) fn forecast(all: &Snapshot) -> Vec<Sample> {
+    living(all, |live| live.reload_forecast_ns.map(|ns| ns as f64 / 1e9))
+}
+
 pub(super) fn evicted(all: &Snapshot) -> Vec<Sample> {
     weights(all, |of| {
         let row = |recency: &str, bytes| (vec![("recency", recency.to_owned())], Value::Number(bytes as f64));
