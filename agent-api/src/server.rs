@@ -96,9 +96,18 @@ pub struct Live {
     /// tasks are not seen.
     #[serde(default)]
     pub untaken_request_age_seconds: Option<f64>,
-    /// From the start of its process to its first decode call, seconds; absent where that was not seen.
+    /// From the start of its process to its first decode call, or, where it slept since, from the request that woke it to the
+    /// first task, seconds; absent where that was not seen.
     #[serde(default)]
     pub load_seconds: Option<f64>,
+    /// How much longer the next first token takes for what of its weights is not in memory, seconds; absent where it was not
+    /// seen to wait for such.
+    #[serde(default)]
+    pub reload_forecast_seconds: Option<f64>,
+    /// Where the thread of its engine is, if it has had a request for three seconds and has entered no decode call; absent
+    /// otherwise.
+    #[serde(default)]
+    pub engine_thread: Option<EngineThread>,
     /// What it computes on: a backend, `cpu`, or `unknown`.
     #[serde(default)]
     pub backend: String,
@@ -124,6 +133,20 @@ pub struct Weights {
     pub evicted: u64,
     /// Of the latter, lately.
     pub recently_evicted: u64,
+}
+
+/// A thread, as the kernel has it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EngineThread {
+    /// Its id.
+    pub tid: u32,
+    /// Its state, a letter as in `/proc/PID/stat`: `R` runs or is ready to, `S` and `D` sleep, `T` is stopped, `t` is traced.
+    pub state: String,
+    /// The system call that it waits in, by name, or by number where it has none here; absent where it is in none, or the
+    /// kernel does not say.
+    pub system_call: Option<String>,
+    /// The kernel's function in which it waits; absent where it does not wait, or the kernel does not say.
+    pub wait_channel: Option<String>,
 }
 
 /// A slot and what it holds.
@@ -245,6 +268,8 @@ pub struct Request {
     pub arrived_at: f64,
     /// From its arrival to its end, or until now, milliseconds.
     pub duration_ms: f64,
+    /// From its arrival until its server had loaded its model again, which slept; absent where it did not.
+    pub load_ms: Option<f64>,
     /// From its arrival until the engine turned to it; absent while it waits.
     pub queue_ms: Option<f64>,
     /// From its arrival to its first token; absent before.
@@ -268,6 +293,8 @@ pub struct Request {
     pub stall_ms: BTreeMap<String, f64>,
     /// What made its longest gap so long, a cause as in `stall_ms`; absent unless most of it was lost to one.
     pub worst_gap_cause: Option<String>,
+    /// The id of the request whose client went and by whose end the server ended this one, too; absent where it did not.
+    pub cancelled_by: Option<String>,
     /// Why its prompt, or a part of it, was not found in the cache; absent while it is under way, and where it was.
     pub cache_miss: Option<CacheMiss>,
     /// The id of its trace, in hexadecimal digits; absent without one.
@@ -322,7 +349,10 @@ pub struct Requests {
 /// Phases of requests; each absent without an observation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Phases {
-    /// From arrival until the engine turns to it.
+    /// From arrival until its server has loaded its model again, which slept.
+    #[serde(default)]
+    pub load: Option<Times>,
+    /// From there, or from arrival, until the engine turns to it.
     pub queue: Option<Times>,
     /// From there to its first token.
     pub prefill: Option<Times>,

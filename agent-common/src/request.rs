@@ -351,6 +351,8 @@ pub struct TaskEvent {
     pub request: RequestKey,
     /// When.
     pub at_ns: u64,
+    /// When the server freed a context of its model last; 0 for never.
+    pub freed_ns: u64,
 }
 
 /// A task took a slot.
@@ -495,7 +497,7 @@ plain!(
     BeginEvent = 64,
     WriteEvent = 56,
     EndEvent = 80,
-    TaskEvent = 32,
+    TaskEvent = 40,
     DraftEvent = 40,
     SlotStartEvent = 40,
     SlotEndEvent = 144 + 64,

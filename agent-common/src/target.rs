@@ -90,6 +90,8 @@ pub struct Notes {
     pub incomplete_ns: u64,
     /// The context on which a server computes prompts, to tell a draft model's from it; 0 when it is not known.
     pub main: u64,
+    /// When a context of its model was freed last, `CLOCK_MONOTONIC` nanoseconds; 0 for never. A server that sleeps has none.
+    pub freed_ns: u64,
     /// [`Notes::MAIN_SEEN`].
     pub flags: u32,
     /// Always 0.
@@ -148,7 +150,7 @@ pub struct TargetStats {
 
 plain!(
     TargetConfig = 16,
-    Notes = 24,
+    Notes = 32,
     TargetStats =
         (ProbeId::COUNT + Loss::COUNT + 2 * TokenType::COUNT + 4 + Part::COUNT + 3 * (BUCKETS + 1)) * 8
 );

@@ -181,6 +181,9 @@ pub fn forget(
         if memory != 0 {
             maps.memories.remove(&key(target, memory));
         }
+        if context.flags & Context::DRAFT == 0 {
+            target.note_freed(now);
+        }
         target.forget_main(address);
         maps.contexts.remove(&key(target, address));
     }

@@ -46,6 +46,12 @@ pub trait Process {
     /// When that was last; 0 for never.
     fn incomplete_ns(&self) -> u64;
 
+    /// Notes that a context of its model is freed.
+    fn note_freed(&self, now: u64);
+
+    /// When that was last; 0 for never.
+    fn freed_ns(&self) -> u64;
+
     /// How many decode calls of it could not be read so far.
     fn unread(&self) -> u32;
 

@@ -171,6 +171,20 @@ impl Process for Target {
     }
 
     #[inline(always)]
+    fn note_freed(&self, now: u64) {
+        if let Some(notes) = self.notes() {
+            // SAFETY: as above.
+            unsafe { (&raw mut (*notes).freed_ns).write_volatile(now) };
+        }
+    }
+
+    #[inline(always)]
+    fn freed_ns(&self) -> u64 {
+        // SAFETY: as above.
+        self.notes().map_or(0, |notes| unsafe { (&raw const (*notes).freed_ns).read_volatile() })
+    }
+
+    #[inline(always)]
     fn clock(&self) -> Option<impl DerefMut<Target = Clock>> {
         let clock = CLOCKS.get_ptr_mut(self.index)?;
         // SAFETY: `clock` points to a map value. A server works on its slots from one thread at a time: programs that get it

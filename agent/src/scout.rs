@@ -36,7 +36,7 @@ use crate::{
         Look, Scanner, Wanted,
         budget::thread_time,
         image::ImageId,
-        process::{Listener, ProcessId, ProcessRoot},
+        process::{Listener, ProcessId, ProcessRoot, Thread},
     },
     wire::{self, receive, send},
 };
@@ -57,6 +57,8 @@ pub enum Question {
     All,
     /// What a process has open on its listeners.
     Connections(ProcessId, Vec<Listener>),
+    /// Where a thread of a process is.
+    Thread(ProcessId, u32),
 }
 
 /// What a scout says.
@@ -79,6 +81,8 @@ pub enum Seen {
     All(Vec<(u32, u32)>),
     /// Open connections: descriptor and, over TCP, the client's address.
     Connections(Vec<(i32, Option<SocketAddr>)>),
+    /// A thread, if there is one.
+    Thread(Option<Thread>),
 }
 
 /// Answers questions until nobody asks any more. On the other end of its standard output there is its parser.
@@ -139,6 +143,7 @@ impl Serving {
             Question::Connections(id, listeners) => {
                 (Seen::Connections(self.scanner.connections(id, &listeners)), Vec::new())
             }
+            Question::Thread(id, tid) => (Seen::Thread(self.scanner.thread(id, tid)), Vec::new()),
         }
     }
 

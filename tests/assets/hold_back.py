@@ -8,6 +8,7 @@ import time
 
 PTRACE_SEIZE, PTRACE_INTERRUPT, PTRACE_DETACH = 0x4206, 0x4207, 17
 SYS_PROCESS_MADVISE, MADV_PAGEOUT = 440, 21
+PAGE = 4096
 # What one call is given.
 PIECE = 16 << 20
 
@@ -47,8 +48,8 @@ def stop_thread(thread, times, seconds):
     print(held, flush=True)
 
 
-def page_out(process, path):
-    """Takes the pages of a file that a process has mapped out of memory."""
+def page_out(process, path, share):
+    """Takes the pages of a file that a process has mapped out of memory, or the first of them."""
 
     class Piece(ctypes.Structure):
         _fields_ = [("base", ctypes.c_size_t), ("length", ctypes.c_size_t)]
@@ -58,6 +59,7 @@ def page_out(process, path):
         ranges = [line.split()[0].split("-") for line in maps if line.rstrip().endswith(path)]
     for begin, end in ranges:
         begin, end = int(begin, 16), int(end, 16)
+        end = begin + int((end - begin) * share) // PAGE * PAGE
         for base in range(begin, end, PIECE):
             piece = Piece(base, min(PIECE, end - base))
             arguments = (SYS_PROCESS_MADVISE, descriptor, ctypes.byref(piece), 1, MADV_PAGEOUT, 0)
@@ -76,6 +78,7 @@ way.add_argument("seconds", type=float)
 way = ways.add_parser("page-out", help=page_out.__doc__)
 way.add_argument("process", type=int)
 way.add_argument("path")
+way.add_argument("share", type=float, nargs="?", default=1.0)
 options = vars(parser.parse_args())
 print("READY", flush=True)
 sys.stdin.readline()

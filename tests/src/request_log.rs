@@ -90,6 +90,8 @@ pub struct Line {
     /// What its decode steps have lost, by cause.
     #[serde(default)]
     pub stall_ms: BTreeMap<String, f64>,
+    /// The request by whose end the server ended this one, too.
+    pub cancelled_by: Option<String>,
     /// The slot of its first task.
     pub slot: Option<i32>,
     /// Its first task.

@@ -71,14 +71,34 @@ fn a_server_that_sleeps_holds_nothing() -> Result<()> {
     let arguments = ["-np", "2", "-c", "4096", "-t", "1", "--sleep-idle-seconds", "1"];
     let server = LlamaServer::start(Build::Process, &assets.tiny(), &arguments)?;
     let agent = observing_alone(server.pid())?;
+    let loads = || -> Result<[f64; 3]> {
+        let metrics = agent.scrape()?;
+        let phase =
+            |what: &str| metrics.sum(&format!("llm_request_phase_seconds_{what}"), &[("phase", "load")]);
+        Ok([metrics.sum("llm_model_reloads_total", &[]), phase("count"), phase("sum")])
+    };
+    let mut before = loads()?;
     for round in 1..=2 {
-        run_checked(server.address(), &[Request::exact(20, 5, round)], 1)?;
+        run_checked(server.address(), &[Request::exact(20, 5, round), Request::exact(20, 5, round)], 1)?;
         agent.wait_metrics("sleep", |it| {
             let [_, generated, size, used, contexts, _] = state(it);
-            ([generated, size, used, contexts] == [5.0 * round as f64, 0.0, 0.0, 0.0]).then_some(())
+            ([generated, size, used, contexts] == [10.0 * round as f64, 0.0, 0.0, 0.0]).then_some(())
         })?;
         let asleep = http::get(server.endpoint(), "/props")?;
         assert!(asleep.body.contains("\"is_sleeping\":true"), "{}", asleep.body);
+        let after = loads()?;
+        println!("loads, requests that waited for one, seconds: {after:?}");
+        // Whether the server slept already when the agent came is the machine's affair; the second time it did.
+        if round == 2 {
+            assert_eq!(
+                [after[0] - before[0], after[1] - before[1]],
+                [1.0, 1.0],
+                "the first waits, not the next"
+            );
+            let last = agent.scrape()?.sum("llm_model_load_seconds", &[]);
+            assert!((after[2] - before[2] - last).abs() < 1e-6, "{last} s, {after:?} after {before:?}");
+        }
+        before = after;
     }
     agent.stop()
 }

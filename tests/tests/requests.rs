@@ -180,6 +180,8 @@ fn differences(answer: &Answer, line: &Line) -> Vec<String> {
     expect(line.route == answer.call.path, format!("route {}", line.route));
     let cancelled = line.finish_reason == "cancelled";
     expect(cancelled != answer.call.fate.is_answered(), format!("finish_reason {}", line.finish_reason));
+    // Clients go all the time, also such as wait for a slot: a server that is right ends nobody else's request by that.
+    expect(line.cancelled_by.is_none(), format!("cancelled_by {:?}", line.cancelled_by));
     expect(
         (line.level == "warn") == (cancelled || line.status >= Some(400)),
         format!("level {}", line.level),

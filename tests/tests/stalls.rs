@@ -11,10 +11,12 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use llamaprobe_tests::agent::Agent;
+use llamaprobe_api::{Document, Live, Server};
+use llamaprobe_tests::agent::{self, Agent};
 use llamaprobe_tests::assets::{Assets, Build, workspace_root};
 use llamaprobe_tests::client::{Answer, Call};
 use llamaprobe_tests::control_group::ControlGroup;
+use llamaprobe_tests::http;
 use llamaprobe_tests::launch::Launch;
 use llamaprobe_tests::process::{Process, tied};
 use llamaprobe_tests::request_log::{Line, RequestLog};
@@ -379,27 +381,133 @@ fn weights_that_are_not_in_memory() -> Result<()> {
     bench.agent.stop()
 }
 
+/// Has a server started with a library of the tests before all others.
+fn preloading(scratch: &Scratch, name: &str, variable: &str) -> Result<Vec<OsString>> {
+    let library = scratch.path().join(format!("{name}.so"));
+    let source = workspace_root().join(format!("tests/assets/{name}.c"));
+    let built =
+        Command::new("cc").args(["-O2", "-shared", "-fPIC", "-o"]).arg(&library).arg(&source).status()?;
+    ensure!(built.success(), "{} does not build", source.display());
+    Ok(vec!["env".into(), format!("LD_PRELOAD={}", library.display()).into(), variable.into()])
+}
+
+/// The same so that a lock that it needs can be held three times for a while, by a file `hold`.
+fn lockable(scratch: &Scratch, ms: u32) -> Result<Vec<OsString>> {
+    let file = scratch.path().join("hold");
+    let command = preloading(scratch, "hold_lock", &format!("HOLD_LOCK={}", file.display()))?;
+    Ok(command.into_iter().chain([format!("HOLD_LOCK_MS={ms}").into()]).collect())
+}
+
 #[test]
 fn a_lock_that_another_thread_holds() -> Result<()> {
-    let within = |scratch: &Scratch| {
-        let library = scratch.path().join("hold_lock.so");
-        let source = workspace_root().join("tests/assets/hold_lock.c");
-        let built =
-            Command::new("cc").args(["-O2", "-shared", "-fPIC", "-o"]).arg(&library).arg(&source).status()?;
-        ensure!(built.success(), "hold_lock.c does not build");
-        let (preload, file) = (library.display(), scratch.path().join("hold"));
-        Ok(vec![
-            "env".into(),
-            format!("LD_PRELOAD={preload}").into(),
-            format!("HOLD_LOCK={}", file.display()).into(),
-        ])
-    };
-    let Some(bench) = Bench::start_within("lock", within)? else { return Ok(()) };
+    let Some(bench) = Bench::start_within("lock", |scratch| lockable(scratch, 600))? else { return Ok(()) };
     bench.check(
         "a lock held three times for 0.6 s",
         "lock",
         || Ok("1.800 s held".into()),
         || Ok(|| bench.scratch.write("hold", b"").map(drop)),
     )?;
+    bench.agent.stop()
+}
+
+/// What is told of the only server.
+fn told(agent: &Agent) -> Option<Server> {
+    let reply = http::get(agent.address(), "/snapshot").ok()?;
+    serde_json::from_str::<Document>(&reply.body).ok()?.servers.into_iter().next()
+}
+
+#[test]
+fn where_the_engine_waits_of_a_server_that_does_not_go_on() -> Result<()> {
+    let Some(assets) = privileged() else { return Ok(()) };
+    let scratch = Scratch::new()?;
+    // Longer than it takes to be told, and until the server ends.
+    let launch = Launch::new(Build::Process, &assets.gemma(), &["-np", "1", "-c", "8192", "-t", "1"])?;
+    let server = launch.through(lockable(&scratch, 60_000)?).start()?;
+    let agent = Agent::observing(&server)?;
+    let body = json!({ "prompt": "Once upon a time", "n_predict": 8000, "ignore_eos": true });
+    let (call, endpoint) = (Call::post("/completion", &body), server.endpoint());
+    // It gets no whole answer.
+    thread::spawn(move || call.send(endpoint, &mut None).map(drop));
+    let wait = |what: &str, wanted: &dyn Fn(&Live) -> bool| {
+        let seen = || told(&agent)?.live.filter(|live| wanted(live));
+        wait_for(what, Duration::from_secs(30), seen).context(agent.log())
+    };
+    let works =
+        |live: &Live| live.slots_busy == 1 && live.last_decode_age_seconds.is_some_and(|age| age < 2.0);
+    let live = wait("a server at work", &works)?;
+    assert_eq!(live.engine_thread, None, "it goes on");
+
+    server.signal(Signal::STOP)?;
+    let live = wait("where a stopped server is", &|live| live.engine_thread.is_some())?;
+    let thread = live.engine_thread.context("no thread")?;
+    println!("stopped: {thread:?}");
+    assert_eq!((thread.tid, &*thread.state), (server.pid(), "T"));
+    let request = told(&agent).context("no server")?.latest[0].id.clone();
+    let listen = agent.address().to_string();
+    for command in [&["explain", &request][..], &["snapshot"]] {
+        let output = agent::run(&[command, &["--listen", &listen]].concat())?;
+        let text = String::from_utf8(output.stdout)?;
+        println!("{text}");
+        assert!(text.contains(&format!("the engine's thread {} is stopped (T)", server.pid())), "{text}");
+    }
+    server.signal(Signal::CONT)?;
+    wait("a server that goes on", &|live| works(live) && live.engine_thread.is_none())?;
+
+    scratch.write("hold", b"")?;
+    let live = wait("where a server waits for a lock", &|live| live.engine_thread.is_some())?;
+    let thread = live.engine_thread.context("no thread")?;
+    println!("waits for a lock: {thread:?}");
+    assert_eq!((&*thread.state, thread.system_call.as_deref()), ("S", Some("futex")));
+    // The kernel's own name, which changes from one to the next: futex_wait_queue_me, futex_wait_queue, futex_do_wait.
+    assert!(thread.wait_channel.as_ref().is_some_and(|it| it.starts_with("futex")), "{thread:?}");
+    server.kill()?;
+    agent.stop()
+}
+
+#[test]
+fn what_missing_weights_cost_is_told_before_anybody_pays() -> Result<()> {
+    // A look is due every half minute; a process that begins to listen is looked at at once.
+    let within = |scratch: &Scratch| {
+        let file = scratch.path().join("look");
+        preloading(scratch, "listen_once", &format!("LISTEN_ONCE={}", file.display()))
+    };
+    let Some(mut bench) = Bench::start_within("forecast", within)? else { return Ok(()) };
+    let (pid, model) = (bench.server.pid(), bench.scratch.path().join("gemma.gguf"));
+    bench.group.limit_reads(pid, &model, 60_000_000)?;
+    let path = model.to_str().context("a path without a name")?;
+    let page_out =
+        |share: f64| bench.hold_back(&["page-out", &pid.to_string(), path, &share.to_string()])?.finish();
+    let first_token = || -> Result<f64> {
+        let body = json!({ "prompt": "Once upon a time", "n_predict": 4, "cache_prompt": false });
+        let answer = Call::post("/completion", &body).send(bench.server.endpoint(), &mut None)?;
+        let line = bench.log.wait(&[answer.call.trace])?.into_values().flatten().next();
+        Ok(line.and_then(|line| line.ttft_ms).context("no first token")? / 1e3)
+    };
+    let look = |what: &str, wanted: &dyn Fn(&Live) -> bool| {
+        bench.scratch.write("look", b"")?;
+        let seen = || told(&bench.agent)?.live.filter(|live| wanted(live));
+        wait_for(what, Duration::from_secs(45), seen).context(bench.agent.log())
+    };
+    let missing = |live: &Live| {
+        live.weights.map_or(0.0, |weights| 1.0 - weights.resident as f64 / weights.mapped as f64)
+    };
+
+    let usual = first_token()?;
+    page_out(1.0)?;
+    let live = look("that the weights are out", &|live| missing(live) > 0.8)?;
+    assert_eq!(live.reload_forecast_seconds, None, "nobody has seen how fast this disk is");
+    println!("first token after {usual:.3} s, and {:.3} s without weights", first_token()?);
+    for share in [0.5, 1.0] {
+        let back = |live: &Live| missing(live) < 0.1 && live.reload_forecast_seconds.is_some();
+        look("that the weights are back", &back)?;
+        page_out(share)?;
+        let live = look("that the weights are out", &|live| missing(live) > 0.8 * share)?;
+        let forecast = live.reload_forecast_seconds.context("no forecast")?;
+        let real = first_token()? - usual;
+        let (gone, off) = (missing(&live) * 100.0, (forecast / real - 1.0) * 100.0);
+        println!("{gone:.0} % missing: {forecast:.3} s told, {real:.3} s later in truth ({off:+.0} %)");
+        // What others on the machine take from either of the two.
+        ensure!((0.5..2.0).contains(&(forecast / real)), "{forecast} s told, {real} s in truth");
+    }
     bench.agent.stop()
 }

@@ -82,10 +82,11 @@ fn the_thread_that_serves_a_connection_works_for_its_request() {
     let second = served(&net.target, &mut net.links, now).unwrap();
     assert_ne!(first, second, "it came with the one before");
     let mut told = Told::default();
-    tell_task(&net.target, &mut told, 3, &second, 9);
-    assert!(matches!(told.events[..], [Event::Task(event)] if event.task == 3 && event.request == second));
+    tell_task(&net.target, &mut told, 3, &second, (9, 8));
+    let [Event::Task(task)] = told.events[..] else { panic!("it is told once") };
+    assert_eq!((task.task, task.request, task.freed_ns), (3, second, 8), "since when it had no model");
     told.full = true;
-    tell_task(&net.target, &mut told, 3, &second, 9);
+    tell_task(&net.target, &mut told, 3, &second, (9, 8));
     assert_eq!(told.lost, [second]);
     net.links.ends.full = true;
     assert_eq!(serve(&mut net.links.ends, &mut Connection::default(), key(7)), Err(Loss::ThreadsFull));

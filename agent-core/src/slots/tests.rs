@@ -307,9 +307,12 @@ fn with_a_context_goes_what_it_holds() {
     world.decode(MAIN, &tokens(&[(0, 0, 9), (2, 0, 5)])).unwrap();
     world.decode(DRAFT, &tokens(&[(0, 0, 1)])).unwrap();
     world.target.main.set(MAIN);
+    world.free(DRAFT + 1);
+    assert_eq!(world.target.freed.get(), 0, "nothing was decoded on it");
     world.free(MAIN);
+    assert_eq!(world.target.freed.replace(0), world.host.now.get());
     world.free(MAIN);
-    assert_eq!(world.counted()[0], 14);
+    assert_eq!((world.counted()[0], world.target.freed.get()), (14, 0));
     assert_eq!(world.maps.contexts.entries.len(), 1);
     assert_eq!(world.maps.memories.entries.len(), 1);
     assert_eq!(world.maps.sequences.entries.len(), 1);

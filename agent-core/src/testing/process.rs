@@ -27,6 +27,8 @@ pub struct Fake {
     pub samplers: Cell<bool>,
     /// When it last had tokens of which it is not known whose they are.
     pub incomplete: Cell<u64>,
+    /// When a context was freed last.
+    pub freed: Cell<u64>,
     /// Decode calls that could not be read.
     pub unread: Cell<u32>,
     /// Writes of an answer that are looked at.
@@ -44,6 +46,7 @@ impl Default for Fake {
             main: Cell::default(),
             samplers: Cell::default(),
             incomplete: Cell::default(),
+            freed: Cell::default(),
             unread: Cell::default(),
             writes: Cell::default(),
             clock: RefCell::new(Clock::BLANK),
@@ -116,6 +119,14 @@ impl Process for Fake {
 
     fn incomplete_ns(&self) -> u64 {
         self.incomplete.get()
+    }
+
+    fn note_freed(&self, now: u64) {
+        self.freed.set(now);
+    }
+
+    fn freed_ns(&self) -> u64 {
+        self.freed.get()
     }
 
     fn unread(&self) -> u32 {

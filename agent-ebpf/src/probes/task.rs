@@ -5,7 +5,7 @@ use aya_ebpf::{helpers::bpf_get_current_pid_tgid, macros::uprobe, programs::Prob
 use llamaprobe_common::{loss::Loss, request::RequestKey, task::TaskKey};
 use llamaprobe_core::{
     exchange::{served, tell_task},
-    process::Counters as _,
+    process::{Counters as _, Process as _},
 };
 
 use super::{now, observe, resume};
@@ -29,7 +29,7 @@ fn lp_task(probe: ProbeContext) -> u32 {
     observe(&probe, |target, _, call| {
         let now = now();
         let Some(request) = served(target, &mut { LINKS }, now) else { return Ok(()) };
-        note(target, call.get(1)? as i32, &request, now)
+        note(target, call.get(1)? as i32, &request, (now, target.freed_ns()))
     })
 }
 
@@ -60,12 +60,13 @@ fn walk(probe: &ProbeContext, target: &Target, mut node: u64) -> Result<(), Loss
     let now = now();
     // A thread of the server that serves no connection waits for tasks of its own.
     let Some(request) = served(target, &mut { LINKS }, now) else { return Ok(()) };
+    let times = (now, target.freed_ns());
     for _ in 0..TASKS_AT_ONCE {
         if node == 0 {
             return Ok(());
         }
         let task = read::<i32>(node + NODE_VALUE)?;
-        if let Err(loss) = note(target, task, &request, now) {
+        if let Err(loss) = note(target, task, &request, times) {
             target.lose(loss);
         }
         node = read::<u64>(node)?;
@@ -81,9 +82,9 @@ fn walk(probe: &ProbeContext, target: &Target, mut node: u64) -> Result<(), Loss
 
 /// A task is a request's.
 #[inline(always)]
-fn note(target: &Target, task: i32, request: &RequestKey, now: u64) -> Result<(), Loss> {
+fn note(target: &Target, task: i32, request: &RequestKey, times: (u64, u64)) -> Result<(), Loss> {
     let key = TaskKey { tgid: target.tgid, task };
     TASKS.insert(key, request, 0).map_err(|_| Loss::TasksFull)?;
-    tell_task(target, &mut Helpers, task, request, now);
+    tell_task(target, &mut Helpers, task, request, times);
     Ok(())
 }

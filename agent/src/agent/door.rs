@@ -99,6 +99,13 @@ impl Agent {
                 }
             }
             Effect::Look(pid) => self.look(pid, 0, Rank::Likely, &[Instant::now()]),
+            Effect::AskThread(pid) => {
+                if let Some(process) = self.processes.get(&pid)
+                    && let Some(live) = process.live
+                {
+                    self.looks.at_thread(process.id, self.maps.decoder(live.index).unwrap_or(pid));
+                }
+            }
             Effect::Unpriced(model) => {
                 warn!(
                     model,

@@ -23,7 +23,7 @@ pub(super) use self::schedule::Rank;
 use self::schedule::{Schedule, Turn};
 use crate::{
     bpf::Told,
-    discovery::process::{Listener, ProcessId},
+    discovery::process::{Listener, ProcessId, Thread},
     doctor::KernelVersion,
     judge::{Judged, judge},
     keeper::Room,
@@ -56,6 +56,8 @@ pub(super) enum Looked {
     All(Vec<(u32, u32)>),
     /// At the connections that a process has open on its listeners.
     Connections(ProcessId, Vec<(i32, Option<SocketAddr>)>),
+    /// At a thread of a process.
+    Thread(ProcessId, Thread),
     /// A file that processes map cannot be read, and why.
     Fault(PathBuf, String),
 }
@@ -77,9 +79,11 @@ pub(super) struct LookCounts {
 type Unanswered = (NoAnswer, Option<Box<str>>);
 
 /// What else than a process is looked at; these go first.
+#[derive(PartialEq)]
 enum Errand {
     All,
     Connections(ProcessId, Vec<Listener>),
+    Thread(ProcessId, u32),
 }
 
 struct Board {
@@ -153,8 +157,17 @@ impl Looks {
         self.errand(Errand::Connections(id, listeners));
     }
 
+    /// Looks where a thread of a process is.
+    pub(super) fn at_thread(&self, id: ProcessId, tid: u32) {
+        self.errand(Errand::Thread(id, tid));
+    }
+
     fn errand(&self, errand: Errand) {
-        lock(&self.shared.0).errands.push_back(errand);
+        let mut board = lock(&self.shared.0);
+        // What waits already is done once.
+        if !board.errands.contains(&errand) {
+            board.errands.push_back(errand);
+        }
         self.shared.1.notify_all();
     }
 
@@ -200,14 +213,20 @@ impl Worker {
         let question = match &errand {
             Errand::All => Question::All,
             Errand::Connections(id, listeners) => Question::Connections(*id, listeners.clone()),
+            Errand::Thread(id, tid) => Question::Thread(*id, *tid),
         };
-        match self.ask(&question) {
-            Some(Ok(Reply { seen: Seen::All(all), .. })) => vec![Looked::All(all)],
-            Some(Ok(Reply { seen: Seen::Connections(open), .. })) => match errand {
-                Errand::Connections(id, _) => vec![Looked::Connections(id, open)],
-                Errand::All => Vec::new(),
-            },
-            _ => {
+        let seen = self.ask(&question).map(|answer| answer.map(|reply| reply.seen));
+        match (seen, errand) {
+            (Some(Ok(Seen::All(all))), Errand::All) => vec![Looked::All(all)],
+            (Some(Ok(Seen::Connections(open))), Errand::Connections(id, _)) => {
+                vec![Looked::Connections(id, open)]
+            }
+            (Some(Ok(Seen::Thread(thread))), Errand::Thread(id, _)) => {
+                Vec::from_iter(thread.map(|thread| Looked::Thread(id, thread)))
+            }
+            // It is asked again as long as somebody wants to know.
+            (_, Errand::Thread(..)) => Vec::new(),
+            (_, errand) => {
                 thread::sleep(NO_SCOUT);
                 lock(&self.shared.0).errands.push_back(errand);
                 Vec::new()

@@ -21,6 +21,7 @@ use crate::{
     judge::Judged,
     keeper::{Attach, Done, Failure, Order},
     plan::{Joining, Plan, Verdict, catalog::Role},
+    session::Input,
 };
 
 /// How long after an event a process is looked at: a starting program maps a dozen files within this time.
@@ -152,6 +153,11 @@ impl Agent {
                         );
                     }
                     self.follow_sessions();
+                }
+            }
+            Looked::Thread(id, thread) => {
+                if self.is_observed(id) {
+                    self.apply(Input::Thread { pid: id.pid, thread });
                 }
             }
             Looked::Fault(path, fault) => {

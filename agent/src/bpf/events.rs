@@ -154,7 +154,7 @@ mod tests {
             entry[..4].copy_from_slice(&kind.to_ne_bytes());
             request(&entry).is_some()
         };
-        assert!(task(4, 32) && !task(4, 31) && !task(4, 33) && !task(11, 32));
+        assert!(task(4, 40) && !task(4, 39) && !task(4, 41) && !task(11, 40));
         assert!(request(&[]).is_none() && process(&[0; 8]).is_none() && process(&[0; 28]).is_some());
     }
 

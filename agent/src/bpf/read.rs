@@ -215,6 +215,11 @@ impl Maps {
         Some(Untold { short_ns: step.short_ns, many_ns: step.untold_ns })
     }
 
+    /// The thread of the process at `index` that made its last decode call for a request; `None` before one was made.
+    pub fn decoder(&self, index: u32) -> Option<u32> {
+        self.steps.get(&index, 0).ok().map(|step| step.decoder).filter(|tid| *tid != 0)
+    }
+
     /// Reads what is counted for no process in particular.
     ///
     /// # Errors

@@ -30,7 +30,7 @@ use cache::Cache;
 use image::{Image, ImageId};
 use model::Model;
 use parse::{Here, Parse};
-use process::{Listener, Place, ProcessId, ProcessRoot};
+use process::{Listener, Place, ProcessId, ProcessRoot, Thread};
 use resources::{Resources, Weights};
 use rustix::thread::set_name;
 use serde::{Deserialize, Serialize};
@@ -318,6 +318,12 @@ impl Scanner {
     pub fn connections(&self, id: ProcessId, listeners: &[Listener]) -> Vec<(i32, Option<SocketAddr>)> {
         let process = ProcessRoot::new(&self.proc, id.pid);
         if process.is(id) { process.connections(listeners).unwrap_or_default() } else { Vec::new() }
+    }
+
+    /// Where a thread of a process is; `None` when there is no such thread.
+    pub fn thread(&self, id: ProcessId, tid: u32) -> Option<Thread> {
+        let process = ProcessRoot::new(&self.proc, id.pid);
+        process.is(id).then(|| process.thread(tid)).flatten()
     }
 
     /// Files that could not be read since the last call, with the reason.

@@ -6,6 +6,7 @@
 mod listener;
 mod mapping;
 mod place;
+mod thread;
 mod user;
 
 #[cfg(test)]
@@ -40,6 +41,7 @@ pub use self::{
     listener::Listener,
     mapping::Mapping,
     place::{Place, container},
+    thread::Thread,
 };
 use self::{
     listener::{Parse, Socket, State, tcp, unix},
@@ -266,6 +268,13 @@ impl ProcessRoot {
         let ticks = |field| self.stat(field)?.parse::<u64>().map_err(|_| self.invalid("stat"));
         // Fields 14 and 15: in its own code, and in the kernel.
         Ok(of_ticks(ticks(14 - 3)? + ticks(15 - 3)?))
+    }
+
+    /// Bytes that it has had read from disk, page faults included.
+    pub fn read_bytes(&self) -> io::Result<u64> {
+        let text = lossy(&self.text("io")?);
+        let bytes = text.lines().find_map(|line| line.strip_prefix("read_bytes: ")?.trim().parse().ok());
+        bytes.ok_or_else(|| self.invalid("io"))
     }
 
     /// When the process started, `CLOCK_MONOTONIC` nanoseconds, to a tick; off by the time that the machine slept since.

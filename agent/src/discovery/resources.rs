@@ -23,6 +23,8 @@ pub struct Resources {
     pub cpu: Duration,
     /// When it started, `CLOCK_MONOTONIC` nanoseconds; off by the time that the machine slept since.
     pub started_ns: u64,
+    /// Bytes that it has had read from disk; `None` where the kernel does not say.
+    pub read_bytes: Option<u64>,
     /// What of its mapped model is in memory; `None` where none is mapped, or the kernel does not say.
     pub weights: Option<Weights>,
 }
@@ -99,6 +101,7 @@ impl Resources {
             built_for: built_for.iter().map(|backend| backend.name).collect::<Vec<_>>().join(","),
             cpu: process.cpu_time().unwrap_or_default(),
             started_ns: process.started_ns().unwrap_or_default(),
+            read_bytes: process.read_bytes().ok(),
             weights,
         }
     }

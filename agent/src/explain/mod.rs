@@ -13,7 +13,7 @@ use llamaprobe_api::{Document, Request};
 use self::story::Story;
 use crate::{
     cli::ExplainArguments,
-    export::snapshot::{self, fetch::fetch},
+    export::snapshot::{self, fetch::fetch, table::wedged},
     journal::{JournalReader, play::play},
     output,
     session::{identity::NONE, shown::ShownRequest},
@@ -24,6 +24,8 @@ use crate::{
 struct Served {
     server: String,
     model: String,
+    /// Where the engine is, if it has stopped to work.
+    wedged: Option<String>,
     request: Request,
 }
 
@@ -73,8 +75,14 @@ pub fn run(arguments: &ExplainArguments) -> Result<ExitCode> {
 fn of_document(document: Document) -> Vec<Served> {
     let of = |server: llamaprobe_api::Server| {
         let (name, model) = (server.server, server.model);
+        let wedged = server.live.as_ref().and_then(wedged);
         let latest = server.latest.into_iter();
-        latest.map(move |request| Served { server: name.clone(), model: model.clone(), request })
+        latest.map(move |request| Served {
+            server: name.clone(),
+            model: model.clone(),
+            wedged: wedged.clone().filter(|_| request.state != "done"),
+            request,
+        })
     };
     document.servers.into_iter().flat_map(of).collect()
 }
@@ -89,6 +97,7 @@ fn played(file: &Path) -> Result<(Vec<Served>, f64, &'static str)> {
             all.push(Served {
                 server: record.labels.server.clone(),
                 model: record.labels.model.clone(),
+                wedged: None,
                 request: snapshot::request(&shown, epoch),
             });
         }

@@ -64,7 +64,12 @@ impl Story {
         }
         let lost_ms = lost.iter().map(|it| it.ms).sum::<f64>().min(request.duration_ms);
         let advice = request.waited_for.iter().max_by(|a, b| a.ms.total_cmp(&b.ms));
-        let notes = [gap(request), advice.and_then(|culprit| batch(culprit, gap_ms))];
+        let notes = [
+            served.wedged.clone(),
+            cancelled(request),
+            gap(request),
+            advice.and_then(|culprit| batch(culprit, gap_ms)),
+        ];
         Self {
             id: request.id.clone(),
             trace_id: request.trace_id.clone(),
@@ -92,7 +97,9 @@ fn waits(request: &Request) -> Vec<Sentence> {
     let part = |name: &str| request.token_ms.get(name).copied().unwrap_or(0.0);
     let mut all = Vec::new();
     let queue = if request.token_ms.is_empty() { request.queue_ms.unwrap_or(0.0) } else { part("queue") };
-    let still = if request.state == "queue" { request.duration_ms } else { queue };
+    let load = request.load_ms.unwrap_or(0.0);
+    all.push(sentence("load", load, "the server loaded its model again: it had slept".into()));
+    let still = if request.state == "queue" { request.duration_ms } else { (queue - load).max(0.0) };
     all.push(sentence(
         "queue",
         still,
@@ -188,6 +195,14 @@ fn prompt(request: &Request) -> String {
         (other, _) => format!("cache miss: {}", plain(other)),
     };
     format!("{computed}: {why}")
+}
+
+/// Whose end was its end, too.
+fn cancelled(request: &Request) -> Option<String> {
+    let other = plain(request.cancelled_by.as_ref()?);
+    Some(format!(
+        "its client was there when the server left its slot: the client of request {other} had gone at that moment"
+    ))
 }
 
 /// Its longest gap.

@@ -17,7 +17,7 @@ fn served(id: &str, duration_ms: f64) -> Served {
         last_token_ms: Some(duration_ms),
         ..Request::default()
     };
-    Served { server: "127.0.0.1:8080".to_owned(), model: "m".to_owned(), request }
+    Served { server: "127.0.0.1:8080".to_owned(), model: "m".to_owned(), wedged: None, request }
 }
 
 fn parts(parts: &[(&str, f64)]) -> std::collections::BTreeMap<String, f64> {

@@ -59,6 +59,10 @@ pub struct Line<'a> {
     prompt_tokens: Option<u64>,
     cached_tokens: u64,
     completion_tokens: u64,
+    /// From arrival until its server had loaded its model again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    load_ms: Option<f64>,
+    /// From there, or from arrival, until the engine turned to it.
     #[serde(skip_serializing_if = "Option::is_none")]
     queue_ms: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -83,6 +87,9 @@ pub struct Line<'a> {
     slowed_by: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     worst_gap_cause: Option<&'static str>,
+    /// The request whose client went and by whose end the server ended this one, too.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cancelled_by: Option<String>,
     /// Time that its decode steps lost, by cause.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     stall_ms: BTreeMap<&'static str, f64>,
@@ -149,6 +156,7 @@ impl<'a> Line<'a> {
             prompt_tokens: request.input_tokens(),
             cached_tokens: request.cached_tokens,
             completion_tokens: request.generated_tokens,
+            load_ms: request.load_ns().map(ms),
             queue_ms: request.queue_ns().map(ms),
             ttft_ms: request.ttft_ns().map(ms),
             prefill_ms: request.prefill_ns().map(ms),
@@ -160,6 +168,7 @@ impl<'a> Line<'a> {
             neighbour_prefill_ms: request.neighbour_prefill_ns().map(ms),
             slowed_by: request.slowed_by.first().map(|it| it.user.as_deref().unwrap_or(NONE)),
             worst_gap_cause: request.worst_gap_cause().map(Cause::name),
+            cancelled_by: request.cancelled_by.map(request_id),
             stall_ms: request.losses.all().causes().map(|(cause, ns)| (cause.name(), ms(ns))).collect(),
             tokens_per_second: seconds
                 .map(|seconds| request.generated_tokens.saturating_sub(1) as f64 / seconds)

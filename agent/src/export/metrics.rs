@@ -363,7 +363,7 @@ pub static METRICS: &[Metric] = &[
     metric(
         Buckets,
         "llm_request_phase_seconds",
-        "Phases of inference requests: queue (arrival until the engine turns to the prompt), prefill (until the first token), decode (until the last).",
+        "Phases of inference requests: load (arrival until a server that slept has its model again), queue (from there, or from arrival, until the engine turns to the prompt), prefill (until the first token), decode (until the last).",
         phases,
     )
     .by(&["phase"]),
@@ -418,8 +418,14 @@ pub static METRICS: &[Metric] = &[
     metric(
         Gauge,
         "llm_model_load_seconds",
-        "From the start of the server's process to its first decode call, by which it warms up; absent where the agent came later, or the server does not warm up.",
+        "From the start of the server's process to its first decode call, by which it warms up, or, of one that slept since, from the request that woke it to its task; absent where neither was seen.",
         models::load,
+    ),
+    metric(
+        Counter,
+        "llm_model_reloads_total",
+        "Times that the server loaded its model again for a request after it had slept (--sleep-idle-seconds).",
+        models::reloads,
     ),
     metric(
         Gauge,
@@ -432,6 +438,12 @@ pub static METRICS: &[Metric] = &[
         "llm_model_resident_ratio",
         "Share of the mapped bytes of model files that is in memory; the rest is read from disk when it is needed. Absent with --no-mmap, and before Linux 6.5.",
         models::resident,
+    ),
+    metric(
+        Gauge,
+        "llm_model_reload_forecast_seconds",
+        "How much longer the next first token takes for what of the mapped model is not in memory: those bytes at the pace at which decode steps waited for weights last. Absent until the server was seen to wait for some.",
+        models::forecast,
     ),
     metric(
         Gauge,

@@ -26,6 +26,7 @@ use crate::{
         finished::{DraftStep, Finished, UNKNOWN},
         parts,
         payload::body::Body,
+        shown::request_id,
         snapshot::{Delivery, Output},
     },
 };
@@ -92,6 +93,8 @@ struct Answer<'a> {
     stream: bool,
     finish_reason: &'static str,
     error_type: Option<&'a str>,
+    /// The request whose client went and by whose end the server ended this one, too.
+    cancelled_by: Option<String>,
     /// The server says that it was cut for want of context.
     truncated: bool,
     has_text: bool,
@@ -102,6 +105,8 @@ struct Answer<'a> {
 /// Moments in nanoseconds after the arrival, absent where there was no such moment; and one duration.
 #[derive(Debug, Serialize)]
 struct Times {
+    /// The server had loaded its model again.
+    loaded_ns: Option<u64>,
     /// The engine turned to the prompt.
     prefill_ns: Option<u64>,
     first_token_ns: Option<u64>,
@@ -267,6 +272,7 @@ impl<'a> Answer<'a> {
             stream: request.stream,
             finish_reason: request.outcome.name(),
             error_type: request.error_type.as_deref(),
+            cancelled_by: request.cancelled_by.map(request_id),
             truncated: request.truncated,
             has_text: request.has_text,
             refused: request.refused,
@@ -278,6 +284,7 @@ impl Times {
     fn new(request: &Finished) -> Self {
         let after = |at_ns: u64| (at_ns != 0).then(|| at_ns.saturating_sub(request.arrived_ns));
         Self {
+            loaded_ns: after(request.loaded_ns),
             prefill_ns: after(request.prefill_ns),
             first_token_ns: after(request.first_token_ns),
             last_token_ns: after(request.last_token_ns),

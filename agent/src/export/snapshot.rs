@@ -16,10 +16,12 @@ use llamaprobe_common::{
     target::TokenType,
 };
 
+use syscalls::Sysno;
+
 use super::metrics::token_parts;
 use crate::{
     bpf::calibrate::Prices,
-    discovery::model::Model,
+    discovery::{model::Model, process::Thread},
     session::{
         Live, Server, Snapshot,
         cost::Basis,
@@ -130,6 +132,8 @@ fn live(live: &Live) -> api::Live {
         last_decode_age_seconds: live.decoded_ago_ns.map(seconds),
         untaken_request_age_seconds: live.untaken_ns.map(seconds),
         load_seconds: live.load_ns.map(seconds),
+        reload_forecast_seconds: live.reload_forecast_ns.map(seconds),
+        engine_thread: live.engine_thread.as_ref().map(engine_thread),
         backend: live.resources.backend.clone(),
         built_for: live.resources.built_for.clone(),
         cpu_seconds: live.resources.cpu.as_secs_f64(),
@@ -139,6 +143,17 @@ fn live(live: &Live) -> api::Live {
             evicted: it.evicted,
             recently_evicted: it.recently_evicted,
         }),
+    }
+}
+
+fn engine_thread(thread: &Thread) -> api::EngineThread {
+    let name =
+        |call: u32| Sysno::new(call as usize).map_or_else(|| call.to_string(), |it| it.name().to_owned());
+    api::EngineThread {
+        tid: thread.tid,
+        state: thread.state.to_string(),
+        system_call: thread.call.map(name),
+        wait_channel: thread.channel.clone(),
     }
 }
 
@@ -195,6 +210,7 @@ pub(crate) fn request(request: &ShownRequest, epoch: Duration) -> api::Request {
         slot: request.slot,
         arrived_at: (epoch + Duration::from_nanos(request.arrived_ns)).as_secs_f64(),
         duration_ms: ms(request.until_ns.saturating_sub(request.arrived_ns)),
+        load_ms: after(request.loaded_ns),
         queue_ms: after(request.prefill_ns),
         first_token_ms: after(request.first_token_ns),
         last_token_ms: after(request.last_token_ns),
@@ -212,6 +228,7 @@ pub(crate) fn request(request: &ShownRequest, epoch: Duration) -> api::Request {
         waited_for: request.waited_for.iter().map(waited_for).collect(),
         stall_ms: request.lost.causes().map(|(cause, ns)| (cause.name().to_owned(), ms(ns))).collect(),
         worst_gap_cause: request.worst_gap_cause.map(|cause| cause.name().to_owned()),
+        cancelled_by: request.cancelled_by.map(request_id),
         cache_miss: request.cache_miss.map(|miss| api::CacheMiss {
             reason: miss.reason.name().to_owned(),
             held_tokens: miss.held_tokens,
@@ -257,7 +274,12 @@ fn requests(tally: &Tally) -> Vec<api::Requests> {
 
 fn phases(tally: &Tally) -> api::Phases {
     let of = |phase: Phase| times(&tally.phases[phase as usize], &FIRST_TOKEN_NS);
-    api::Phases { queue: of(Phase::Queue), prefill: of(Phase::Prefill), decode: of(Phase::Decode) }
+    api::Phases {
+        load: of(Phase::Load),
+        queue: of(Phase::Queue),
+        prefill: of(Phase::Prefill),
+        decode: of(Phase::Decode),
+    }
 }
 
 fn stalls(lost: &Lost) -> BTreeMap<String, f64> {

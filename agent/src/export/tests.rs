@@ -4,6 +4,7 @@ use llamaprobe_common::{
     histogram::{BATCH_TOKENS, Bounds, Histogram, LATENCY_NS},
     loss::Loss,
     probe::ProbeId,
+    request::RequestKey,
     stall::Cause,
     target::{TargetStats, TokenType},
 };
@@ -18,6 +19,7 @@ use crate::{
     bpf::{calibrate::Prices, read::Untold},
     discovery::{
         model::Model,
+        process::Thread,
         resources::{Resources, Weights},
     },
     engines::Route,
@@ -97,6 +99,7 @@ fn busy() -> Server {
         calls: 2,
         tokens: 90,
     }];
+    chat.cancelled_by = Some(RequestKey { fd: 6, ..key(1_000) });
     chat.losses.add(&StepLoss { step_ns: 1_040_000_000, lost: Lost::staged(Cause::Stopped, 5_000_000) });
     tally.book(&chat);
     let health = finished(
@@ -135,6 +138,7 @@ fn busy() -> Server {
                 state: State::Decode,
                 slot: Some(0),
                 arrived_ns: 1_000_000_000,
+                loaded_ns: 0,
                 prefill_ns: 1_002_000_000,
                 first_token_ns: 1_050_000_000,
                 last_token_ns: 1_250_000_000,
@@ -145,6 +149,7 @@ fn busy() -> Server {
                 waited_for: vec![],
                 lost: Lost::default(),
                 worst_gap_cause: None,
+                cancelled_by: None,
                 cache_miss: None,
                 trace_id: None,
                 tokens: [10, 2, 3],
@@ -173,7 +178,15 @@ fn busy() -> Server {
             queue_depth: 2,
             model: Some(Arc::new(model)),
             load_ns: Some(3_250_000_000),
+            reload_forecast_ns: Some(500_000_000),
+            engine_thread: Some(Thread {
+                tid: 7,
+                state: 'T',
+                call: Some(libc::SYS_futex as u32),
+                channel: Some("do_signal_stop".to_owned()),
+            }),
             resources: Resources {
+                read_bytes: None,
                 backend: "cpu".to_owned(),
                 built_for: "vulkan".to_owned(),
                 cpu: Duration::from_millis(12_500),
@@ -408,6 +421,7 @@ fn what_is_not_live_has_no_sample() {
             "llm_model_load_seconds",
             "llm_model_mapped_bytes",
             "llm_model_resident_ratio",
+            "llm_model_reload_forecast_seconds",
             "llm_model_evicted_bytes",
             "llm_model_evicted_bytes",
             "llm_cpu_seconds_total",

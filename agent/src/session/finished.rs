@@ -144,6 +144,8 @@ pub struct Finished {
     pub error_type: Option<String>,
     /// When a thread of the server could have begun with it.
     pub arrived_ns: u64,
+    /// Until when its server loaded its model again, which slept when it arrived.
+    pub loaded_ns: u64,
     /// When the engine turned to its prompt.
     pub prefill_ns: u64,
     /// When its first token was ready.
@@ -164,6 +166,8 @@ pub struct Finished {
     pub prompt_unknown: bool,
     /// Prompt tokens reused.
     pub cached_tokens: u64,
+    /// The request whose client went and whose slot was not this one's, if the server ended this one by that.
+    pub cancelled_by: Option<RequestKey>,
     /// What it missed in the cache, if it did.
     pub cache_miss: Option<CacheMiss>,
     /// Tokens generated.
@@ -227,9 +231,14 @@ impl Finished {
         (from != 0 && to != 0).then(|| to.saturating_sub(from))
     }
 
-    /// From arrival until the engine turned to it.
+    /// From arrival until its server had loaded its model again.
+    pub fn load_ns(&self) -> Option<u64> {
+        Self::between(self.arrived_ns, self.loaded_ns)
+    }
+
+    /// From there, or from arrival, until the engine turned to it.
     pub fn queue_ns(&self) -> Option<u64> {
-        Self::between(self.arrived_ns, self.prefill_ns)
+        Self::between(self.arrived_ns.max(self.loaded_ns), self.prefill_ns)
     }
 
     /// From there to the first token.

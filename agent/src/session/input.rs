@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::{Billing, Labels, Record, Session, Snapshot, fact::Fact, observed::Observed};
 use crate::{
     bpf::{calibrate::Prices, events::RequestEvent, read::Reading},
+    discovery::process::Thread,
     plan::catalog::Role,
 };
 
@@ -72,6 +73,13 @@ pub enum Input {
     Asked(Box<Snapshot>),
     /// A recording begins. What was said so far is of before: as much as is needed to understand what follows.
     Since,
+    /// The thread of a process's engine was looked at.
+    Thread {
+        /// Its id.
+        pid: u32,
+        /// The thread.
+        thread: Thread,
+    },
 }
 
 /// What is to be done by that.
@@ -85,6 +93,8 @@ pub enum Effect {
     AskAnswer(RequestKey),
     /// A process is to be looked at again.
     Look(u32),
+    /// The thread of a process's engine is to be looked at, and [`Input::Thread`] to be said.
+    AskThread(u32),
     /// A model is served that has no price.
     Unpriced(String),
     /// What was asked for.
@@ -110,7 +120,8 @@ impl Session {
             Input::Reading { pid, reading, unread } => {
                 let records = self.read(now, *pid, reading);
                 self.unread(*pid, *unread);
-                records
+                let wedged = self.is_wedged(*pid, at.ns).then_some(Effect::AskThread(*pid));
+                return tell(records).chain(wedged).collect();
             }
             Input::AllRead => {
                 self.share_host(now, at.ns);
@@ -131,6 +142,10 @@ impl Session {
             Input::Interrupt => self.interrupt(at),
             Input::Since => {
                 self.since(at);
+                Vec::new()
+            }
+            Input::Thread { pid, thread } => {
+                self.waits(at, *pid, thread);
                 Vec::new()
             }
             Input::Asked(own) => return vec![Effect::Snapshot(Box::new(self.snapshot(at, own)))],

@@ -9,6 +9,7 @@ use super::{
     ledger::Account,
     requests::Requests,
     snapshot::{Live, Recent, Seat},
+    wedged::engine_thread,
 };
 use crate::{
     bpf::read::Context,
@@ -107,6 +108,7 @@ pub(super) fn live(watched: &Watched, requests: &Requests, now_ns: u64) -> Live 
     probes.dedup();
     let pid = watched.observed.target.pid;
     let decoded = newest.map(|(_, context)| context.entered_ns).filter(|entered_ns| *entered_ns != 0);
+    let resources = &watched.observed.target.resources;
     let own_requests = |count: usize| if watched.is_router() { 0 } else { count };
     Live {
         pid,
@@ -126,7 +128,11 @@ pub(super) fn live(watched: &Watched, requests: &Requests, now_ns: u64) -> Live 
         queue_depth: (own_requests(requests.queued(watched.observed.target.pid)) + watched.unread) as u64,
         model: watched.observed.target.model.clone(),
         load_ns: watched.loading.took_ns(),
-        resources: watched.observed.target.resources.clone(),
+        reload_forecast_ns: resources
+            .weights
+            .and_then(|weights| watched.faults.forecast_ns(weights.mapped.saturating_sub(weights.resident))),
+        engine_thread: engine_thread(watched, requests, now_ns),
+        resources: resources.clone(),
         probes,
         layouts: layouts(watched),
         missing: watched.observed.missing.clone(),

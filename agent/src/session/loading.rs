@@ -1,7 +1,10 @@
-//! How long a server took to load its model: from the start of its process to the decode call by which it warms up.
-//! In: when it started, and its contexts. Out: a duration, or nothing where that call cannot be told from others.
+//! How long a server took to load its model: from the start of its process to the decode call by which it warms up, or, where
+//! it slept, from the request that woke it to the first task.
+//! In: when it started, its contexts and its tasks. Out: durations, or nothing where that call cannot be told from others.
 
 use std::time::Duration;
+
+use llamaprobe_common::request::TaskEvent;
 
 /// What may have passed since the start of a process at the first look at it, so that its first decode call is seen:
 /// nothing of its model is mapped by then, either.
@@ -35,14 +38,46 @@ impl Loading {
         };
     }
 
+    /// It has loaded it again, which took so long, nanoseconds.
+    pub(super) fn again(&mut self, took_ns: u64) {
+        *self = Self::Took(took_ns);
+    }
+
     /// How long it took, nanoseconds.
     pub(super) const fn took_ns(self) -> Option<u64> {
         if let Self::Took(ns) = self { Some(ns) } else { None }
     }
 }
 
+/// The last time that a server has loaded its model again, which it had freed while nobody asked for anything. Until it is
+/// there no request gets a task. `CLOCK_MONOTONIC` nanoseconds, 0 where it never did.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Reload {
+    freed_ns: u64,
+    loaded_ns: u64,
+}
+
+impl Reload {
+    /// A request is given a task; the first of those that wait arrived then. Returns how long it took to load the model, if this
+    /// is the first task since.
+    pub(super) fn note(&mut self, event: &TaskEvent, first_ns: Option<u64>) -> Option<u64> {
+        if event.freed_ns <= self.freed_ns {
+            return None;
+        }
+        *self = Self { freed_ns: event.freed_ns, loaded_ns: event.at_ns };
+        Some(event.at_ns.saturating_sub(first_ns?))
+    }
+
+    /// Until when a request waited for it that arrived then, if it did.
+    pub(super) fn awaited(&self, arrived_ns: u64) -> Option<u64> {
+        (self.freed_ns < arrived_ns && arrived_ns < self.loaded_ns).then_some(self.loaded_ns)
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use llamaprobe_common::request::RequestKey;
+
     use super::*;
 
     const S: u64 = 1_000_000_000;
@@ -72,5 +107,25 @@ mod tests {
         load.note(500 * S, true);
         load.note(501 * S, true);
         assert_eq!(load.took_ns(), None);
+    }
+
+    #[test]
+    fn a_load_after_sleep_is_told_once_and_of_all_who_waited_for_it() {
+        let task = |at_ns, freed_ns| TaskEvent {
+            kind: 0,
+            task: 1,
+            request: RequestKey { arrived_ns: 1, tgid: 1, fd: 1 },
+            at_ns,
+            freed_ns,
+        };
+        let mut reload = Reload::default();
+        assert_eq!(reload.note(&task(5 * S, 0), Some(4 * S)), None, "it never slept");
+        assert_eq!(reload.awaited(4 * S), None);
+        assert_eq!(reload.note(&task(27 * S, 10 * S), Some(20 * S)), Some(7 * S));
+        assert_eq!(reload.note(&task(27 * S + 1, 10 * S), Some(20 * S)), None, "the next of those that wait");
+        let waited = [9, 20, 26, 28].map(|arrived| reload.awaited(arrived * S));
+        assert_eq!(waited, [None, Some(27 * S), Some(27 * S), None]);
+        assert_eq!(reload.note(&task(50 * S, 40 * S), None), None, "who woke it is not known");
+        assert_eq!(reload.awaited(49 * S), Some(50 * S));
     }
 }

@@ -6,10 +6,12 @@
 
 mod accounting;
 pub mod cache;
+mod cancels;
 pub mod charge;
 pub mod cost;
 pub mod exemplar;
 pub mod fact;
+mod faults;
 pub mod finished;
 pub mod identity;
 mod input;
@@ -35,6 +37,7 @@ pub mod tally;
 pub mod tracer;
 pub mod usage;
 mod users;
+mod wedged;
 mod window;
 
 #[cfg(test)]
@@ -69,6 +72,7 @@ use self::{
     cost::{Basis, HostTime},
     exemplar::Findable,
     fact::Fact,
+    faults::Faults,
     finished::Finished,
     ledger::Ledger,
     live::{live, recent},
@@ -86,7 +90,7 @@ use crate::{
         events::RequestEvent,
         read::{Context, Reading, Untold},
     },
-    discovery::model::Model,
+    discovery::{model::Model, process::Thread},
     plan::{catalog::Role, layout},
 };
 
@@ -113,6 +117,10 @@ struct Watched {
     overhead: Overhead,
     /// How long it took to load its model.
     loading: Loading,
+    /// How long it waits for weights that are not in memory.
+    faults: Faults,
+    /// The thread of its engine, and when it was looked at, if it was.
+    thread: Option<(u64, Thread)>,
     /// Connections that wait for a thread, in and behind `accept`.
     unread: usize,
     /// Requests that ended before the labels were known.
@@ -301,6 +309,7 @@ impl Session {
     fn lose(&mut self, pid: u32, step: &StepLoss) {
         if let Some(watched) = self.watched.get_mut(&pid) {
             watched.lost.add(&step.lost);
+            watched.faults.lose(&step.lost);
         }
         self.requests.lose(pid, step);
     }
@@ -327,6 +336,14 @@ impl Session {
         for pid in self.requests.take_unmatched() {
             if let Some(labels) = self.watched.get(&pid).and_then(|watched| watched.labels.clone()) {
                 self.ledger.tally(now, &labels).book_unmatched();
+            }
+        }
+        for (pid, took_ns) in self.requests.take_reloads() {
+            let Some(watched) = self.watched.get_mut(&pid) else { continue };
+            watched.loading.again(took_ns);
+            watched.faults.loaded();
+            if let Some(labels) = watched.labels.clone() {
+                self.ledger.tally(now, &labels).reloads += 1;
             }
         }
         for request in finished {
@@ -384,6 +401,8 @@ impl Session {
     fn begin(&mut self, at: Moment, observed: Observed) {
         let (now, pid) = (at.now, observed.target.pid);
         let resources = &observed.target.resources;
+        let mut faults = Faults::default();
+        faults.look(resources.read_bytes);
         let loading = Loading::of(resources.started_ns, at.ns, resources.weights.is_some());
         self.requests.serve(pid, observed.joining, &observed.target);
         let watched = Watched {
@@ -399,6 +418,8 @@ impl Session {
             started: false,
             overhead: Overhead::default(),
             loading,
+            faults,
+            thread: None,
             unread: 0,
             unbooked: Vec::new(),
             stalls: Stalls::default(),
@@ -429,6 +450,7 @@ impl Session {
         let pid = observed.target.pid;
         let Some(watched) = self.watched.get_mut(&pid) else { return Vec::new() };
         self.requests.serve(pid, observed.joining, &observed.target);
+        watched.faults.look(observed.target.resources.read_bytes);
         watched.observed = observed;
         self.name(now, pid);
         self.book(now, None)

@@ -14,6 +14,7 @@ use llamaprobe_common::request::{
 
 use super::{
     cache::{Before, CacheMiss},
+    cancels::{Cancels, MOMENT_NS},
     charge::Charge,
     fact::{Answered, Asked, Read},
     finished::{CLIENT_GONE, DraftStep, Finished, Join, Outcome, UNKNOWN},
@@ -31,6 +32,9 @@ use crate::bpf::events::RequestEvent;
 
 /// An answer that is shorter is handed over as it is written, as far as writes are told.
 const WHOLE: u64 = (PIECES as usize * PIECE_BYTES) as u64;
+
+/// The type of an error that is no fault of the request.
+const FAILED: &str = "server_error";
 
 /// Decode calls of one request whose guesses are kept: as many as a span may have events by default.
 const MAX_DRAFT_STEPS: usize = 120;
@@ -132,6 +136,8 @@ pub struct Request {
     resumed: bool,
     /// For whom it has waited.
     waits: Waits,
+    /// Until when its server loaded its model again for it; 0 when it did not.
+    loaded_ns: u64,
     /// It began before a recording: what it waited for until then is not known.
     cut: bool,
 }
@@ -172,6 +178,7 @@ impl Request {
             patient_until_ns: 0,
             resumed: false,
             waits: Waits::default(),
+            loaded_ns: 0,
             cut: false,
         }
     }
@@ -292,6 +299,16 @@ impl Request {
         if !self.tasks.iter().any(|task| task.id == event.task) {
             self.tasks.push(Task::new(event.task));
         }
+    }
+
+    /// Its server has loaded its model again, and it has waited for that.
+    pub fn waited_for_load(&mut self, loaded_ns: u64) {
+        self.loaded_ns = loaded_ns;
+    }
+
+    /// Until when that was; 0 when it was not so.
+    pub(super) fn loaded_ns(&self) -> u64 {
+        self.loaded_ns
     }
 
     /// A task of it took a slot.
@@ -460,7 +477,7 @@ impl Request {
     }
 
     /// Whether it asks the engine for something.
-    fn is_inference(&self) -> bool {
+    pub(super) fn is_inference(&self) -> bool {
         self.head.as_ref().is_some_and(Head::is_inference)
     }
 
@@ -557,8 +574,31 @@ impl Request {
         CacheMiss::of(slot, before, user, self.body.cache_prompt == Some(false))
     }
 
+    /// The request by whose end it lost its slot, if it did: it has no last token, its client is there, and another's went.
+    pub(super) fn cancelled_by(&self, cancels: Option<&Cancels>, now_ns: u64) -> Option<RequestKey> {
+        let closing = self.closing();
+        // Of other errors a request is its own cause.
+        let failed = closing.error_type.as_deref() == Some(FAILED);
+        if self.is_cut() || closing.finish.is_some() || (closing.error_type.is_some() && !failed) {
+            return None;
+        }
+        let slots = || self.tasks.iter().filter(|task| task.started.is_some());
+        if slots().any(|task| task.ended.is_none()) {
+            return None;
+        }
+        let left_ns = slots().filter_map(|task| task.ended.as_ref()).map(|ended| ended.at_ns).max()?;
+        let waits_in_vain = |until_ns: u64| until_ns > left_ns.saturating_add(MOMENT_NS);
+        let lost = match &self.end {
+            None => waits_in_vain(now_ns),
+            Some(end) if end.gone_ns != 0 => waits_in_vain(end.gone_ns),
+            Some(end) => failed || end.reason == EndReason::Closed,
+        };
+        cancels.filter(|_| lost)?.by(self.key, left_ns)
+    }
+
     /// What is known of it at its end.
-    pub fn finish(mut self, now_ns: u64, naming: &Naming) -> Finished {
+    pub fn finish(mut self, now_ns: u64, naming: &Naming, cancels: Option<&Cancels>) -> Finished {
+        let cancelled_by = self.cancelled_by(cancels, now_ns);
         if self.cut {
             (self.waits, self.losses, self.draft_steps) = Default::default();
         }
@@ -623,6 +663,7 @@ impl Request {
             outcome,
             stream,
             arrived_ns,
+            loaded_ns: self.loaded_ns,
             // A choice beside the first shares its prompt and turns to none of its own.
             prefill_ns: match earliest(|task| task.prefill_ns) {
                 0 => earliest(|task| task.launched_ns),
@@ -637,6 +678,7 @@ impl Request {
             prompt_tokens: total(|task| task.prompt_tokens) + running[0],
             prompt_unknown: ended().any(|task| task.unread > 0),
             cached_tokens: total(|task| task.cached_tokens) + running[1],
+            cancelled_by,
             cache_miss,
             generated_tokens: total(|task| task.generated_tokens) + running[2],
             slot,

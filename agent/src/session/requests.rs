@@ -6,17 +6,19 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 
 use llamaprobe_common::{
-    request::{EndEvent, RequestKey},
+    request::{EndEvent, RequestKey, TaskEvent},
     sequence::Sequence,
 };
 
 use super::{
     cache::{Before, Holder},
+    cancels::Cancels,
     charge::Charge,
     fact::Fact,
     finished::{Finished, Join},
     identity::Naming,
     join::Joins,
+    loading::Reload,
     parts::{Culprit, Engine},
     payload::head::{Head, Method},
     request::Request,
@@ -37,6 +39,8 @@ pub struct Requests {
     given_up: u64,
     /// Slots that were left by a task no request is known of, by process; taken by the session.
     unmatched: Vec<u32>,
+    /// Servers that have loaded their models again, and how long that took; taken by the session.
+    reloads: Vec<(u32, u64)>,
     /// What is known of the processes that they are asked of.
     servers: BTreeMap<u32, Server>,
 }
@@ -59,6 +63,10 @@ struct Server {
     forgets: bool,
     /// Who had its slots last.
     holders: BTreeMap<i32, Holder>,
+    /// Whose clients went.
+    cancels: Cancels,
+    /// When it has loaded its model again.
+    reload: Reload,
 }
 
 /// Slots whose holders are kept: as many as llama.cpp has sequences.
@@ -80,7 +88,8 @@ impl Server {
 impl Requests {
     /// No request yet.
     pub fn new(naming: Naming) -> Self {
-        Self { open: BTreeMap::new(), naming, given_up: 0, unmatched: Vec::new(), servers: BTreeMap::new() }
+        let (open, servers) = Default::default();
+        Self { open, naming, given_up: 0, unmatched: Vec::new(), reloads: Vec::new(), servers }
     }
 
     /// Requests get their names otherwise from now on; those that have one keep it.
@@ -149,7 +158,7 @@ impl Requests {
                     }
                     join => request.join(join, verdict.run.as_ref()),
                 }
-                finished.push(request.finish(now_ns, &self.naming));
+                finished.push(self.finish(request, now_ns));
             }
         }
         if blind && !self.has_any(pid) {
@@ -185,6 +194,9 @@ impl Requests {
         let key = fact.request();
         if let Fact::Event(event) = fact {
             self.wait(event);
+            if let RequestEvent::Task(event) = event {
+                self.wake(event);
+            }
         }
         if key.arrived_ns == 0 {
             self.on_slot(key.tgid, fact);
@@ -225,8 +237,20 @@ impl Requests {
         match event {
             Some(RequestEvent::Begin(event)) => request.begin(event),
             Some(RequestEvent::Write(event)) => request.write(event),
-            Some(RequestEvent::End(event)) => request.end(event),
-            Some(RequestEvent::Task(event)) => request.task(event),
+            Some(RequestEvent::End(event)) => {
+                request.end(event);
+                if let Some(server) = self.servers.get_mut(&key.tgid).filter(|_| request.is_inference()) {
+                    server.cancels.note(event);
+                }
+            }
+            Some(RequestEvent::Task(event)) => {
+                request.task(event);
+                let reload = self.servers.get(&key.tgid).map(|server| &server.reload);
+                let arrived_ns = request.arrived_ns();
+                if let Some(loaded_ns) = reload.and_then(|reload| reload.awaited(arrived_ns)) {
+                    request.waited_for_load(loaded_ns);
+                }
+            }
             Some(RequestEvent::SlotStart(event)) => {
                 let server = self.servers.get(&key.tgid);
                 request.slot_start(event, server.map(|it| it.before(event.slot)).unwrap_or_default());
@@ -250,7 +274,23 @@ impl Requests {
         }
         // Bytes alone end nothing.
         let now_ns = event.filter(|_| request.is_over())?.at_ns();
-        self.open.remove(&key).map(|request| request.finish(now_ns, &self.naming))
+        self.open.remove(&key).map(|request| self.finish(request, now_ns))
+    }
+
+    /// A server that slept has work again: it has loaded its model for the first that asked.
+    fn wake(&mut self, event: &TaskEvent) {
+        let pid = event.request.tgid;
+        let asked = self.of(pid).filter(|request| request.is_running()).map(Request::arrived_ns);
+        let first_ns = asked.filter(|arrived_ns| *arrived_ns > event.freed_ns).min();
+        let Some(server) = self.servers.get_mut(&pid) else { return };
+        if let Some(took_ns) = server.reload.note(event, first_ns) {
+            self.reloads.push((pid, took_ns));
+        }
+    }
+
+    /// The servers that have loaded their models again since the last call, and how long that took, nanoseconds.
+    pub fn take_reloads(&mut self) -> Vec<(u32, u64)> {
+        std::mem::take(&mut self.reloads)
     }
 
     /// Books who waits for whom.
@@ -337,7 +377,7 @@ impl Requests {
         if !request.vanish(now_ns) || !request.is_over() {
             return None;
         }
-        self.open.remove(&key).map(|request| request.finish(now_ns, &self.naming))
+        self.open.remove(&key).map(|request| self.finish(request, now_ns))
     }
 
     /// Takes what the kernel knows of a request's answer for its end, if it is all of it.
@@ -361,8 +401,13 @@ impl Requests {
     fn take(&mut self, which: impl Fn(&RequestKey, &Request) -> bool, now_ns: u64) -> Vec<Finished> {
         let keys: Vec<RequestKey> =
             self.open.iter().filter(|(key, request)| which(key, request)).map(|(key, _)| *key).collect();
-        let taken = keys.iter().filter_map(|key| self.open.remove(key));
-        taken.map(|request| request.finish(now_ns, &self.naming)).collect()
+        let taken: Vec<Request> = keys.iter().filter_map(|key| self.open.remove(key)).collect();
+        taken.into_iter().map(|request| self.finish(request, now_ns)).collect()
+    }
+
+    fn finish(&self, request: Request, now_ns: u64) -> Finished {
+        let server = self.servers.get(&request.key().tgid);
+        request.finish(now_ns, &self.naming, server.map(|server| &server.cancels))
     }
 
     fn make_room(&mut self) {
@@ -386,6 +431,12 @@ impl Requests {
         }
     }
 
+    /// When the oldest inference request of a process without its answer arrived.
+    pub fn oldest_ns(&self, pid: u32) -> Option<u64> {
+        // They are sorted so.
+        self.of(pid).find(|request| request.is_running()).map(Request::arrived_ns)
+    }
+
     /// How long the inference request of a process waits that waits longest since its last byte was read and has no task.
     pub fn untaken_ns(&self, pid: u32, now_ns: u64) -> u64 {
         self.of(pid).filter_map(|request| request.untaken_ns(now_ns)).max().unwrap_or(0)
@@ -404,11 +455,12 @@ impl Requests {
         for (_, sequence) in sequences {
             by_request.entry(sequence.request).or_default().push(sequence);
         }
+        let cancels = self.servers.get(&pid).map(|server| &server.cancels);
         let running = self.of(pid).filter(|request| request.is_running()).take(MOST);
         running
             .map(|request| {
                 let own = by_request.get(&request.key()).map_or(&[][..], Vec::as_slice);
-                request.shown(&self.naming, usage, own, now_ns)
+                request.shown(&self.naming, usage, own, now_ns, cancels)
             })
             .collect()
     }

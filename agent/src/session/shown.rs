@@ -5,6 +5,7 @@ use llamaprobe_common::{request::RequestKey, sequence::Sequence, stall::Cause};
 use super::{
     Record,
     cache::CacheMiss,
+    cancels::Cancels,
     finished::Outcome,
     identity::Naming,
     parts::{Culprit, TokenTime},
@@ -59,6 +60,8 @@ pub struct ShownRequest {
     pub slot: Option<i32>,
     /// When a thread of the server could have begun with it.
     pub arrived_ns: u64,
+    /// Until when its server loaded its model again for it.
+    pub loaded_ns: u64,
     /// When the engine turned to its prompt.
     pub prefill_ns: u64,
     /// When its first token was ready.
@@ -79,6 +82,8 @@ pub struct ShownRequest {
     pub lost: Lost,
     /// What made its longest gap so long, where most of it was lost to one cause.
     pub worst_gap_cause: Option<Cause>,
+    /// The request by whose end the server ended this one, too.
+    pub cancelled_by: Option<RequestKey>,
     /// What it missed in the cache, once it is over.
     pub cache_miss: Option<CacheMiss>,
     /// The id of its trace, where that leads somewhere.
@@ -102,6 +107,7 @@ impl ShownRequest {
             state: State::Done { outcome: request.outcome, code: request.code },
             slot: request.slot,
             arrived_ns: request.arrived_ns,
+            loaded_ns: request.loaded_ns,
             prefill_ns: request.prefill_ns,
             first_token_ns: request.first_token_ns,
             last_token_ns: request.last_token_ns,
@@ -112,6 +118,7 @@ impl ShownRequest {
             waited_for: request.slowed_by.iter().take(CULPRITS).map(labelled).collect(),
             lost: *request.losses.all(),
             worst_gap_cause: request.worst_gap_cause(),
+            cancelled_by: request.cancelled_by,
             cache_miss: request.cache_miss,
             trace_id: record.trace_id(),
             tokens: [request.prompt_tokens, request.cached_tokens, request.generated_tokens],
@@ -128,6 +135,7 @@ impl Request {
         usage: &Usage,
         own: &[&Sequence],
         now_ns: u64,
+        cancels: Option<&Cancels>,
     ) -> ShownRequest {
         let used = self.used();
         let earliest =
@@ -146,6 +154,7 @@ impl Request {
             state,
             slot,
             arrived_ns: self.arrived_ns(),
+            loaded_ns: self.loaded_ns(),
             prefill_ns: earliest(|it| it.prefill_ns),
             first_token_ns,
             last_token_ns: own.iter().map(|it| it.last_token_ns).max().unwrap_or(0),
@@ -156,6 +165,7 @@ impl Request {
             waited_for: Vec::new(),
             lost: Lost::default(),
             worst_gap_cause: None,
+            cancelled_by: self.cancelled_by(cancels, now_ns),
             cache_miss: None,
             trace_id: None,
             tokens: used.tokens,

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::{shown::ShownRequest, stalls::Lost, tally::Tally, usage::Usage};
 use crate::{
     bpf::{calibrate::Prices, read::Untold},
-    discovery::{model::Model, resources::Resources},
+    discovery::{model::Model, process::Thread, resources::Resources},
     kubernetes::Workload,
     plan::catalog::Role,
 };
@@ -121,8 +121,14 @@ pub struct Live {
     pub queue_depth: u64,
     /// Its model.
     pub model: Option<Arc<Model>>,
-    /// How long it took to load that, from its start to its first decode call, nanoseconds; `None` where that was not seen.
+    /// How long it took to load that the last time, nanoseconds: from its start to its first decode call, or from the request
+    /// that woke it to its task; `None` where neither was seen.
     pub load_ns: Option<u64>,
+    /// How much longer the next first token takes for what of its weights is not in memory, nanoseconds; `None` where
+    /// it was not seen to read such.
+    pub reload_forecast_ns: Option<u64>,
+    /// Where the thread of its engine is, if it has had a request for seconds and has entered no decode call.
+    pub engine_thread: Option<Thread>,
     /// What it has of its machine, as of the last look at it.
     pub resources: Resources,
     /// Probes attached for it.

@@ -227,7 +227,7 @@ pub(crate) fn end(
 
 /// A request is given a task.
 pub(crate) fn task(request: RequestKey, task: i32, at_ns: u64) -> RequestEvent {
-    RequestEvent::Task(TaskEvent { kind: RequestEventKind::Task as u32, task, request, at_ns })
+    RequestEvent::Task(TaskEvent { kind: RequestEventKind::Task as u32, task, request, at_ns, freed_ns: 0 })
 }
 
 /// A task takes a slot.

@@ -83,7 +83,9 @@ named! {
     /// A phase of a request.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub enum Phase {
-        /// From arrival until the engine turns to it.
+        /// From arrival until its server has loaded its model again, which slept.
+        Load = "load",
+        /// From there, or from arrival, until the engine turns to it.
         Queue = "queue",
         /// From there to its first token.
         Prefill = "prefill",
@@ -174,7 +176,7 @@ pub struct Tally {
     /// Their times per token after the first.
     pub per_token: Histogram,
     /// Their phases.
-    pub phases: [Histogram; 3],
+    pub phases: [Histogram; Phase::COUNT],
     /// Their prompt tokens, reused ones included.
     pub prompt_tokens: Histogram,
     /// Their generated tokens.
@@ -193,6 +195,8 @@ pub struct Tally {
     pub queue_ns: Option<u64>,
     /// The latencies once more, by operation and failure: OpenTelemetry tells them apart by these.
     pub operations: BTreeMap<(&'static str, Option<Failure>), Latencies>,
+    /// How often the server has loaded its model again.
+    pub reloads: u64,
     /// Requests that missed the cache, and the prompt tokens that they computed, by [`MissReason`].
     pub cache_misses: [(u64, u64); MissReason::COUNT],
     /// Requests with a `traceparent` that is none.
@@ -239,6 +243,7 @@ impl Tally {
         observe(&mut self.per_token, &LATENCY_NS, request.time_per_token_ns());
         for phase in Phase::ALL {
             let value = match phase {
+                Phase::Load => request.load_ns(),
                 Phase::Queue => request.queue_ns(),
                 Phase::Prefill => request.prefill_ns(),
                 Phase::Decode => request.decode_ns(),

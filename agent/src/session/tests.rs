@@ -686,6 +686,35 @@ fn what_waits_is_what_has_no_slot_and_what_no_thread_has_taken_up() {
 }
 
 #[test]
+fn where_an_engine_waits_is_asked_and_told_while_it_is_wedged() {
+    let (mut session, start) = session();
+    session.begin(start, target(PID, Some(80), None), http_plan());
+    let asks = |session: &mut Tested, ms: u64, decoded_ms: u64| {
+        let mut reading = after(1);
+        reading.contexts = vec![(7, context(decoded_ms * MS, 4096, 0))];
+        let input = Input::Reading { pid: PID, reading: Box::new(reading), unread: 0 };
+        let effects = session.apply(Moment { now: start, ns: ms * MS }, &input);
+        effects.iter().any(|effect| matches!(effect, Effect::AskThread(PID)))
+    };
+    let told = |session: &Session, ms: u64| {
+        session.servers(Moment { now: start, ns: ms * MS }).remove(0).live.unwrap().engine_thread
+    };
+    assert!(!asks(&mut session, 9_000, 500), "nobody asks for anything");
+    over(&mut session, start, &chat_events(key(10_000))[..3]);
+    assert!(!asks(&mut session, 12_000, 500), "it has come just now");
+    assert!(!asks(&mut session, 14_000, 12_000), "the last step is not long ago");
+    assert!(asks(&mut session, 15_100, 12_000));
+    let thread = Thread { tid: 8, state: 'S', call: Some(202), channel: Some("futex_do_wait".to_owned()) };
+    session.enter(start, 15_200 * MS, &Input::Thread { pid: PID, thread: thread.clone() });
+    assert_eq!(told(&session, 15_300), Some(thread));
+    assert!(asks(&mut session, 19_000, 12_000), "as long as it is so");
+    assert!(!asks(&mut session, 20_000, 19_500), "it goes on");
+    assert_eq!(told(&session, 20_000), None);
+    assert!(asks(&mut session, 24_000, 19_500));
+    assert_eq!(told(&session, 24_000), None, "what was seen is of the time before");
+}
+
+#[test]
 fn the_overhead_is_hits_times_price_over_ten_seconds() {
     let (mut session, start) = session();
     session.begin(start, target(1, Some(80), None), server_plan());

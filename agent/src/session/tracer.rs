@@ -11,7 +11,10 @@ use std::{hash::Hasher as _, time::Duration};
 use serde::{Deserialize, Serialize};
 use siphasher::sip128::{Hasher128 as _, SipHasher24};
 
-use super::finished::{Finished, Outcome};
+use super::{
+    finished::{Finished, Outcome},
+    tally::Phase,
+};
 
 /// Of the 56 random bits of a trace id, as W3C trace context calls them.
 const RANDOM_BITS: u32 = 56;
@@ -58,7 +61,7 @@ pub struct Trace {
     /// The request's span.
     pub span_id: [u8; 8],
     /// The spans of its phases.
-    pub phase_ids: [[u8; 8]; 3],
+    pub phase_ids: [[u8; 8]; Phase::COUNT],
     /// The caller's span.
     pub parent_id: Option<[u8; 8]>,
     /// The W3C flags of its spans. Sampled whenever the spans are kept, also where the caller did not sample: they are
@@ -110,7 +113,7 @@ impl Tracer {
         Some(Trace {
             trace_id,
             span_id: self.span_id(),
-            phase_ids: [self.span_id(), self.span_id(), self.span_id()],
+            phase_ids: std::array::from_fn(|_| self.span_id()),
             parent_id: caller.map(|caller| caller.parent_id),
             flags: inherited | if kept { SAMPLED } else { 0 },
             kept,

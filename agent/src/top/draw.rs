@@ -15,6 +15,7 @@ use super::{
     text::{bars, clock, count, maybe_time, name, rate, share, time},
     view::{Layer, View},
 };
+use crate::export::snapshot::table::wedged;
 
 /// From this width on there is room for the route and the reason of the end.
 const WIDE: u16 = 120;
@@ -217,8 +218,12 @@ fn draw_requests(frame: &mut Frame<'_>, view: &View, area: Rect) {
     frame.render_stateful_widget(table, area, &mut state);
 }
 
-/// What a server's engine computed in the last minute, one figure each time the agent answered: prompts, and tokens.
+/// What a server's engine computed in the last minute, one figure each time the agent answered: prompts, and tokens; or where
+/// it is, if it has stopped to work.
 fn strip_line(view: &View, server: &Server, width: u16) -> Line<'static> {
+    if let Some(wedged) = server.live.as_ref().and_then(wedged) {
+        return Line::from(vec![Span::from("work  ").dark_gray(), Span::from(wedged).red()]);
+    }
     let room = (usize::from(width).saturating_sub(24) / 2).min(STRIP);
     let strip =
         |figure: fn(&Server) -> f64| format!("{:room$}", bars(&view.history.rates(server, figure, room)));

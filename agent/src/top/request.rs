@@ -32,7 +32,8 @@ pub fn phases(request: &Request) -> Vec<Phase> {
     ];
     let mut phases = Vec::new();
     let mut from_ms = 0.0;
-    for (name, until, color) in moments {
+    let load = request.load_ms.map(|until| ("load", Some(until), Color::Magenta));
+    for (name, until, color) in load.into_iter().chain(moments) {
         let to_ms = until.unwrap_or(end).clamp(from_ms, end.max(from_ms));
         if to_ms > from_ms {
             phases.push(Phase { name, from_ms, to_ms, color });

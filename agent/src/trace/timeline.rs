@@ -171,6 +171,7 @@ impl Timeline {
         let mut phases = Vec::new();
         if it.prefill_ns != 0 {
             for (phase, until) in [
+                (Phase::Load, it.loaded_ns),
                 (Phase::Queue, it.prefill_ns),
                 (Phase::Prefill, it.first_token_ns),
                 (Phase::Decode, it.last_token_ns),

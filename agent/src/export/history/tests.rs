@@ -27,6 +27,8 @@ fn live() -> Live {
         queue_depth: 3,
         model: None,
         load_ns: None,
+        reload_forecast_ns: None,
+        engine_thread: None,
         resources: Resources::default(),
         probes: Vec::new(),
         layouts: Vec::new(),

@@ -1,8 +1,9 @@
 //! What a server computes on, and what of its model is in memory.
 
-use super::{Row, Sample, Value, per_server};
+use super::{Row, Sample, Value, by_server, per_server};
 use crate::{
     discovery::resources::Weights,
+    plan::catalog::Role,
     session::{Live, Snapshot},
 };
 
@@ -24,6 +25,10 @@ pub(super) fn load(all: &Snapshot) -> Vec<Sample> {
     living(all, |live| live.load_ns.map(|ns| ns as f64 / 1e9))
 }
 
+pub(super) fn reloads(all: &Snapshot) -> Vec<Sample> {
+    by_server(all, Role::Task, |server| vec![(vec![], Value::Number(server.tally.reloads as f64))])
+}
+
 pub(super) fn cpu(all: &Snapshot) -> Vec<Sample> {
     living(all, |live| Some(live.resources.cpu.as_secs_f64()).filter(|seconds| *seconds > 0.0))
 }
@@ -34,6 +39,10 @@ pub(super) fn mapped(all: &Snapshot) -> Vec<Sample> {
 
 pub(super) fn resident(all: &Snapshot) -> Vec<Sample> {
     weights(all, |of| vec![(vec![], Value::Number(of.resident as f64 / of.mapped as f64))])
+}
+
+pub(super) fn forecast(all: &Snapshot) -> Vec<Sample> {
+    living(all, |live| live.reload_forecast_ns.map(|ns| ns as f64 / 1e9))
 }
 
 pub(super) fn evicted(all: &Snapshot) -> Vec<Sample> {

@@ -77,6 +77,8 @@ fn phases(request: &Finished) -> Vec<(Phase, u64, u64)> {
     let mut phases = Vec::new();
     for phase in Phase::ALL {
         let until = match phase {
+            Phase::Load if request.loaded_ns == 0 => continue,
+            Phase::Load => request.loaded_ns,
             Phase::Queue => request.prefill_ns,
             Phase::Prefill => request.first_token_ns,
             // The end.
@@ -163,6 +165,7 @@ fn attributes(record: &Record) -> Attributes {
     it.put_some("llama_cpp.task", request.task);
     it.put_some("llama_cpp.quantisation", record.model.as_ref().map(|model| model.quantisation.as_str()));
     for (key, ns) in [
+        ("llamaprobe.load_ms", request.load_ns()),
         ("llamaprobe.queue_ms", request.queue_ns()),
         ("llamaprobe.prefill_ms", request.prefill_ns()),
         ("llamaprobe.decode_ms", request.decode_ns()),
@@ -178,6 +181,7 @@ fn attributes(record: &Record) -> Attributes {
     let culprit = request.slowed_by.first();
     it.put_some("llamaprobe.slowed_by", culprit.map(|it| it.user.as_deref().unwrap_or(NONE)));
     it.put_some("llamaprobe.worst_gap_cause", request.worst_gap_cause().map(Cause::name));
+    it.put_some("llamaprobe.cancelled_by", request.cancelled_by.map(request_id).as_deref());
     for (cause, ns) in request.losses.all().causes() {
         it.put(&format!("llamaprobe.stall_ms.{}", cause.name()), ms(ns));
     }
@@ -204,7 +208,7 @@ fn attributes(record: &Record) -> Attributes {
 fn phase_attributes(request: &Finished, phase: Phase) -> Attributes {
     let mut it = Attributes::default();
     match phase {
-        Phase::Queue => {}
+        Phase::Load | Phase::Queue => {}
         Phase::Prefill => {
             let computed = request.input_tokens().map(|_| request.prompt_tokens);
             it.put_some("llama_cpp.prompt_tokens.computed", computed);

@@ -92,11 +92,13 @@ fn golden() {
             "stream": false,
             "finish_reason": "length",
             "error_type": null,
+            "cancelled_by": null,
             "truncated": false,
             "has_text": true,
             "refused": null,
         },
         "times": {
+            "loaded_ns": null,
             "prefill_ns": 12_000_000,
             "first_token_ns": 32_000_000,
             "last_token_ns": 52_000_000,

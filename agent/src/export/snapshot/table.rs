@@ -2,7 +2,9 @@
 
 use std::fmt::{self, Write as _};
 
-use llamaprobe_api::{Document, Live, Server, Times, User};
+use llamaprobe_api::{Document, EngineThread, Live, Server, Times, User};
+
+use crate::top::text::time;
 
 /// The document as a table.
 pub fn table(document: &Document) -> String {
@@ -66,6 +68,37 @@ fn live(text: &mut String, live: &Live) -> fmt::Result {
         text,
         "  pid {}, slots busy {}, in flight {}, queue {}, context {} of {}",
         live.pid, live.slots_busy, live.in_flight, live.queue_depth, live.context_used, live.context_size
+    )?;
+    wedged(live).map_or(Ok(()), |it| writeln!(text, "  {it}"))
+}
+
+/// Where the engine of a server is that has requests and makes no decode call.
+pub fn wedged(live: &Live) -> Option<String> {
+    let thread = live.engine_thread.as_ref()?;
+    let last = live.last_decode_age_seconds.map_or_else(
+        || "no decode call so far".to_owned(),
+        |age| format!("the last decode call was {} ago", time(age * 1e3)),
+    );
+    Some(format!("{last}: {}", engine_thread(thread)))
+}
+
+fn engine_thread(thread: &EngineThread) -> String {
+    let state = match thread.state.as_str() {
+        "R" => "runs, or is ready to",
+        "S" => "sleeps",
+        "D" => "sleeps and cannot be woken by a signal",
+        "T" => "is stopped",
+        "t" => "is stopped by a debugger",
+        _ => "is at rest",
+    };
+    let call = thread.system_call.as_ref().map(|call| format!(", in the system call {}", plain(call)));
+    let channel = thread.wait_channel.as_ref().map(|channel| format!(", waits in {}", plain(channel)));
+    format!(
+        "the engine's thread {} {state} ({}){}{}",
+        thread.tid,
+        plain(&thread.state),
+        call.unwrap_or_default(),
+        channel.unwrap_or_default()
     )
 }
 
@@ -117,6 +150,7 @@ llamaprobe 0.1.0: 1 observed, 2 not observable
 
 127.0.0.1:8080  a \"tiny\" one
   pid 7, slots busy 1, in flight 3, queue 2, context 1024 of 4096
+  the last decode call was 250 ms ago: the engine's thread 7 is stopped (T), in the system call futex, waits in do_signal_stop
   tokens: 3 generated, 12 prompt, 0 cached, in 4 decode calls
 ";
         let text = table(&document);

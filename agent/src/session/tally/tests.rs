@@ -23,7 +23,8 @@ fn a_request_is_observed_once_everywhere() {
     assert_eq!(seen(&tally.duration), (2, 2 * 60 * MS));
     assert_eq!(seen(&tally.first_token), (2, 2 * 32 * MS));
     assert_eq!(seen(&tally.per_token), (2, 2 * 5 * MS));
-    let [queue, prefill, decode] = &tally.phases;
+    let [load, queue, prefill, decode] = &tally.phases;
+    assert_eq!(seen(load), (0, 0));
     assert_eq!(seen(queue), (2, 2 * 12 * MS));
     assert_eq!(seen(prefill), (2, 2 * 20 * MS));
     assert_eq!(seen(decode), (2, 2 * 20 * MS));
@@ -38,7 +39,7 @@ fn phases_add_up_to_the_last_token() {
         [request.queue_ns(), request.prefill_ns(), request.decode_ns()].into_iter().flatten().sum();
     assert_eq!(request.arrived_ns + sum, request.last_token_ns);
     assert_eq!(request.queue_ns().zip(request.prefill_ns()).map(|(a, b)| a + b), request.ttft_ns());
-    assert_eq!(Phase::ALL.map(Phase::name), ["queue", "prefill", "decode"]);
+    assert_eq!(Phase::ALL.map(Phase::name), ["load", "queue", "prefill", "decode"]);
 }
 
 #[test]
@@ -54,7 +55,10 @@ fn one_token_has_no_time_per_token() {
     let mut tally = Tally::default();
     tally.book(&finished(key(1_000), &events));
     assert_eq!((tally.per_token.count(), tally.first_token.count()), (0, 1));
-    assert_eq!((seen(&tally.phases[2]), seen(&tally.generated_tokens)), ((1, 0), (1, 1)));
+    assert_eq!(
+        (seen(&tally.phases[Phase::Decode as usize]), seen(&tally.generated_tokens)),
+        ((1, 0), (1, 1))
+    );
 }
 
 #[test]

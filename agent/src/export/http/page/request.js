@@ -28,6 +28,7 @@ export function phases(request) {
   const all = request.duration_ms;
   if (isOver(request) && request.queue_ms === null) return [{ name: "answer", from: 0, to: all }];
   const moments = [
+    ...(request.load_ms === null ? [] : [["load", request.load_ms]]),
     ["queue", request.queue_ms],
     ["prefill", request.first_token_ms],
     ["decode", isOver(request) ? request.last_token_ms : null],
