@@ -18,6 +18,7 @@ use crate::{
     sequences,
     slots::prove,
     source::Source,
+    steps,
     walk::{self, Found},
 };
 
@@ -45,12 +46,13 @@ pub fn enter<'a>(
     if target.is_undecided() {
         // Nothing came of them before others came there.
         if first.position == 0 && contexts::is_warm_up(context) {
-            context.flags &= !Context::PENDING;
+            contexts::dismiss(target, context);
         }
         context.flags |= Context::UNDECIDED;
     } else if context.flags & Context::UNDECIDED != 0 {
         // What a server did before its first slot is its warm-up.
-        context.flags &= !(Context::UNDECIDED | Context::PENDING);
+        context.flags &= !Context::UNDECIDED;
+        contexts::dismiss(target, context);
     }
     // Where positions are not given the same tokens at the same place are the same call, wherever they would go.
     let same_place = source.automatic || context.first_position == first.position;
@@ -62,13 +64,14 @@ pub fn enter<'a>(
     parts::enter(target, events, now, retried);
     if retried {
         // The call before failed for want of room in the KV cache; the server tries the same tokens again.
-        contexts::fail(context);
+        contexts::fail(target, context);
         first.position = context.first_position;
     } else {
         // A server goes on at once; when the call before of any other program ended is not known.
         let ended = if slots { now } else { context.entered_ns };
         contexts::count_pending(target, context, ended);
     }
+    steps::tell(target, events, now);
     context.layout = source.layout;
     // A context may be freed and another made at its place, where all begins at position 0.
     if context.n_ctx == 0 || first.position == 0 {

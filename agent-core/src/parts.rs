@@ -41,7 +41,7 @@ struct Over {
 
 /// The clock, where there are slots: only of them it is known which token follows which.
 #[inline(always)]
-fn clock(target: &impl Process) -> Option<impl DerefMut<Target = Clock>> {
+pub(crate) fn clock(target: &impl Process) -> Option<impl DerefMut<Target = Clock>> {
     if target.may(TargetConfig::SLOTS) { target.clock() } else { None }
 }
 
@@ -259,6 +259,7 @@ pub fn charge(target: &impl Target, state: &mut Sequence, now: u64, sampling: u6
     let mut gap = [0; Part::COUNT];
     let first = state.last_token_ns == 0;
     let Some(mut clock) = clock(target) else { return gap };
+    clock.step.generated = clock.step.generated.wrapping_add(1);
     // The gap ends now, also where the call that has the token is none that sets the clock.
     pass(&mut clock, now);
     if state.flags & Sequence::ACTIVE == 0 {

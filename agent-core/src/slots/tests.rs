@@ -407,7 +407,7 @@ fn make(world: &mut World, call: &Call) -> Result<(), Loss> {
 }
 
 /// The kinds of processes that there are.
-const KINDS: [u32; 7] = [
+const KINDS: [u32; 8] = [
     0,
     TargetConfig::STEP_END,
     SERVER,
@@ -415,6 +415,7 @@ const KINDS: [u32; 7] = [
     INFERRED,
     EITHER,
     EITHER_INFERRED,
+    EITHER_INFERRED | TargetConfig::STEPS,
 ];
 
 proptest! {
@@ -448,6 +449,10 @@ proptest! {
         let stats = world.target.stats.borrow();
         prop_assert!(stats.unattributed[0] <= prompt);
         prop_assert_eq!(world.told.refused, world.target.lost(Loss::RingFull));
+        prop_assert_eq!(world.told.refused_steps, world.target.lost(Loss::StepRingFull));
+        for pair in world.told.steps.windows(2) {
+            prop_assert!(pair[0].end_ns() <= pair[1].start_ns, "{:?}", pair);
+        }
         for end in world.told.ends() {
             prop_assert!(end.wasted_tokens <= end.generated_tokens && end.accepted_tokens <= end.drafted_tokens);
         }
