@@ -69,6 +69,11 @@ impl StepEvent {
         reserved: 0,
     };
 
+    /// Whether it counts as one of the model that is served.
+    pub const fn is_served(&self) -> bool {
+        self.model == Model::Main as u32 && self.outcome == Outcome::Ok as u32
+    }
+
     /// When it was over, `CLOCK_MONOTONIC` nanoseconds.
     pub const fn end_ns(&self) -> u64 {
         self.start_ns.saturating_add(self.duration_ns)

@@ -216,7 +216,12 @@ impl<'de> serde::Deserialize<'de> for TargetStats {
 
             fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut words: A) -> Result<TargetStats, A::Error> {
                 let mut stats = TargetStats::default();
+                // Version 4 of the journal is of before the last loss.
+                let lacks = words.size_hint().is_some_and(|words| words + 1 == stats.words().len());
                 for (at, word) in stats.words_mut().iter_mut().enumerate() {
+                    if lacks && at == ProbeId::COUNT + Loss::StepRingFull as usize {
+                        continue;
+                    }
                     let next = words.next_element()?;
                     *word = next.ok_or_else(|| serde::de::Error::invalid_length(at, &self))?;
                 }

@@ -62,6 +62,7 @@ pub fn enter<'a>(
         && context.mark == mark
         && source.len <= context.tokens;
     parts::enter(target, events, now, retried);
+    steps::enter(target, now);
     if retried {
         // The call before failed for want of room in the KV cache; the server tries the same tokens again.
         contexts::fail(target, context);
@@ -71,7 +72,6 @@ pub fn enter<'a>(
         let ended = if slots { now } else { context.entered_ns };
         contexts::count_pending(target, context, ended);
     }
-    steps::tell(target, events, now);
     context.layout = source.layout;
     // A context may be freed and another made at its place, where all begins at position 0.
     if context.n_ctx == 0 || first.position == 0 {

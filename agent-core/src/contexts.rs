@@ -8,6 +8,7 @@ use llamaprobe_common::{
 };
 
 use crate::{
+    events::Events,
     maps::{Contexts, Maps, Memories, Sequences},
     parts,
     process::{Process, Target},
@@ -132,10 +133,10 @@ pub fn is_retry(context: &Context) -> bool {
 /// The batch under way is walked as far as possible. If that was not to its end the decode call counts all the same, if
 /// the context is one whose calls do.
 #[inline(always)]
-pub fn walked(target: &impl Target, context: &mut Context) {
+pub fn walked(target: &impl Target, events: &mut impl Events, context: &mut Context) {
     incomplete(target, context);
     parts::describe(target, context);
-    steps::begin(target, context);
+    steps::begin(target, events, context);
 }
 
 /// Its end was not reached.

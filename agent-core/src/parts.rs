@@ -14,6 +14,7 @@ use llamaprobe_common::{
     part::{Clock, DOINGS, Doing, Part, Parts, USUALS, Usual},
     request::{PrefillEvent, PromptEvent, RequestEventKind, RequestKey},
     sequence::Sequence,
+    step::Model,
     target::TargetConfig,
 };
 
@@ -259,7 +260,8 @@ pub fn charge(target: &impl Target, state: &mut Sequence, now: u64, sampling: u6
     let mut gap = [0; Part::COUNT];
     let first = state.last_token_ns == 0;
     let Some(mut clock) = clock(target) else { return gap };
-    clock.step.generated = clock.step.generated.wrapping_add(1);
+    let step = &mut clock.steps[Model::Main as usize];
+    step.generated = step.generated.wrapping_add(1);
     // The gap ends now, also where the call that has the token is none that sets the clock.
     pass(&mut clock, now);
     if state.flags & Sequence::ACTIVE == 0 {

@@ -78,16 +78,24 @@ fn one_that_failed_and_its_retry_are_two() {
 fn calls_of_a_draft_model_are_told_apart() {
     let mut world = World::with(SERVER);
     begin(&mut world, 0);
-    step(&mut world, &[(0, 0, 8)], 800, &[0]);
-    world.decode(DRAFT, &tokens(&[(0, 0, 9)])).unwrap();
+    world.decode(MAIN, &tokens(&[(0, 0, 8)])).unwrap();
+    world.pass(800);
+    world.sample(MAIN, 0).unwrap();
+    // It sees the prompt, too, before the token is told.
+    world.decode(DRAFT, &tokens(&[(0, 0, 8)])).unwrap();
+    world.pass(30);
+    world.token(0).unwrap();
+    world.decode(DRAFT, &tokens(&[(0, 8, 1)])).unwrap();
     world.pass(50);
     world.sample(DRAFT, 0).unwrap();
     world.pass(7);
     step(&mut world, &[(0, 8, 3)], 300, &[0, 0]);
     world.end(0).unwrap();
-    assert_eq!(figures(&world), [(800, 8, 8, 1, 1), (50, 9, 0, 0, 1), (300, 3, 0, 2, 1)]);
-    let models: Vec<_> = world.told.steps.iter().map(|it| Model::from_wire(it.model)).collect();
-    assert_eq!(models, vec![Some(Model::Main), Some(Model::Draft), Some(Model::Main)]);
+    world.told.steps.sort_by_key(|step| step.start_ns);
+    let told = [(800, 8, 8, 1, 1), (30, 8, 0, 0, 1), (50, 1, 0, 0, 1), (300, 3, 0, 2, 1)];
+    assert_eq!(figures(&world), told);
+    let models: Vec<_> = world.told.steps.iter().map(|it| it.model).collect();
+    assert_eq!(models, [Model::Main, Model::Draft, Model::Draft, Model::Main].map(|it| it as u32));
 }
 
 #[test]

@@ -267,6 +267,9 @@ impl Agent {
         if self.trace_drafts {
             plan.flags |= TargetConfig::DRAFT_STEPS;
         }
+        if self.wants_steps {
+            plan.flags |= TargetConfig::STEPS;
+        }
         if target.told.predict.is_some() {
             plan.flags |= TargetConfig::PREDICTS;
         }

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use llamaprobe_api::{Request, WaitedFor};
+use llamaprobe_common::step::{Model, Outcome, StepEvent};
 use serde::Serialize;
 
 use super::Served;
@@ -64,7 +65,7 @@ impl Story {
         }
         let lost_ms = lost.iter().map(|it| it.ms).sum::<f64>().min(request.duration_ms);
         let advice = request.waited_for.iter().max_by(|a, b| a.ms.total_cmp(&b.ms));
-        let notes = [gap(request), advice.and_then(|culprit| batch(culprit, gap_ms))];
+        let notes = [gap(request), longest(&served.steps), advice.and_then(|culprit| batch(culprit, gap_ms))];
         Self {
             id: request.id.clone(),
             trace_id: request.trace_id.clone(),
@@ -197,6 +198,22 @@ fn gap(request: &Request) -> Option<String> {
     let cause = request.worst_gap_cause.as_ref().map(|cause| format!(", lost to {}", plain(cause)));
     let (part, cause) = (part.unwrap_or_default(), cause.unwrap_or_default());
     Some(format!("the longest pause between two tokens was {}{part}{cause}", time(ms)))
+}
+
+/// The decode calls that took longest while it had a slot.
+fn longest(steps: &[StepEvent]) -> Option<String> {
+    let plural = |n: u32, what: &str| format!("{} {what}{}", number(n.into()), if n == 1 { "" } else { "s" });
+    let say = |step: &StepEvent| {
+        let prompt = Some(plural(step.prompt, "prompt token")).filter(|_| step.prompt > 0);
+        let draft = step.model == Model::Draft as u32;
+        let model = Some("of the draft model".to_owned()).filter(|_| draft);
+        let failed = Some("failed".to_owned()).filter(|_| step.outcome == Outcome::Failed as u32);
+        let batch = [Some(plural(step.tokens, "token")), prompt, model, failed].into_iter().flatten();
+        let batch: Vec<String> = batch.collect();
+        format!("{} ({} in {})", time(step.duration_ns as f64 / 1e6), batch.join(", "), plural(step.sequences, "sequence"))
+    };
+    let said: Vec<String> = steps.iter().map(say).collect();
+    (!said.is_empty()).then(|| format!("the longest steps in its time: {}", said.join(", ")))
 }
 
 /// What a smaller batch would change: the steps of who cost it most, by what their tokens were measured to take.

@@ -5,6 +5,7 @@ use llamaprobe_common::{
     loss::Loss,
     probe::ProbeId,
     stall::Cause,
+    step::StepEvent,
     target::{TargetStats, TokenType},
 };
 
@@ -173,6 +174,16 @@ fn busy() -> Server {
             queue_depth: 2,
             model: Some(Arc::new(model)),
             load_ns: Some(3_250_000_000),
+            steps: vec![StepEvent {
+                start_ns: 1_000_000_000,
+                duration_ns: 12_500_000,
+                tgid: 7,
+                tokens: 9,
+                prompt: 8,
+                generated: 1,
+                sequences: 2,
+                ..StepEvent::NONE
+            }],
             resources: Resources {
                 backend: "cpu".to_owned(),
                 built_for: "vulkan".to_owned(),

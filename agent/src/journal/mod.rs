@@ -32,7 +32,10 @@ use crate::{
 /// How a file begins.
 pub(crate) const MARK: &[u8; 8] = b"lpjourn\n";
 /// The version of what entries hold. Whatever changes them changes it: entries do not describe themselves.
-const VERSION: u32 = 4;
+const VERSION: u32 = 5;
+/// The oldest version that is played. What came since stands at the end of what it stands in: decode calls, and the loss of
+/// such.
+const OLDEST: u32 = 4;
 /// Bytes of a frame before its body.
 const FRAME: usize = 8;
 /// The longest body; more is damage.

@@ -11,7 +11,7 @@ use anyhow::Context as _;
 use serde::de::DeserializeOwned;
 use thiserror::Error;
 
-use super::{Entry, FRAME, Header, MARK, MOST, VERSION};
+use super::{Entry, FRAME, Header, MARK, MOST, OLDEST, VERSION};
 use crate::session::Input;
 
 /// The latest time that a clock shows, since the Unix epoch: the year 2500.
@@ -33,7 +33,7 @@ pub enum JournalError {
     Foreign,
     /// It is of another version.
     #[error(
-        "it is a journal of version {found}, and this llamaprobe plays version {VERSION}: use the llamaprobe that wrote it"
+        "it is a journal of version {found}, and this llamaprobe plays versions {OLDEST} to {VERSION}: use the llamaprobe that wrote it"
     )]
     Version {
         /// Its version.
@@ -99,7 +99,7 @@ impl<R: Read> JournalReader<R> {
         // The version first: the rest is another version's.
         let version = postcard::take_from_bytes::<u32>(&body).map(|(version, _)| version);
         match version {
-            Ok(VERSION) => {}
+            Ok(OLDEST..=VERSION) => {}
             Ok(found) => return Err(JournalError::Version { found }),
             Err(error) => {
                 return Err(JournalError::Damaged { at: MARK.len() as u64, why: error.to_string() });

@@ -54,6 +54,19 @@ fn played(bytes: &[u8]) -> Result<(Vec<u64>, Played), JournalError> {
 }
 
 #[test]
+fn the_version_before_is_played() {
+    let bytes = include_bytes!("../../../tests/assets/demo.journal");
+    assert_eq!(bytes[MARK.len() + FRAME], 4, "made by version 4");
+    let mut told = 0;
+    let played = play(JournalReader::open(Cursor::new(bytes)).unwrap(), |_, _| told += 1);
+    assert!(played.error.is_none() && played.missing == 0, "{:?}", played.error);
+    let stats = &played.snapshot.servers[0].stats;
+    assert!(told > 20 && stats.step.count() > 0, "{told} requests");
+    // What stands behind what was not there yet.
+    assert_eq!((stats.losses.iter().sum::<u64>(), stats.tokens[0] > 0), (0, true));
+}
+
+#[test]
 fn what_was_written_is_played() {
     let (bytes, _) = journal(3);
     let (arrived, played) = played(&bytes).unwrap();

@@ -7,6 +7,7 @@ use std::time::Instant;
 use llamaprobe_common::{
     request::{EndEvent, RequestKey},
     stall::StallEvent,
+    step::StepEvent,
 };
 use serde::{Deserialize, Serialize};
 
@@ -72,6 +73,8 @@ pub enum Input {
     Asked(Box<Snapshot>),
     /// A recording begins. What was said so far is of before: as much as is needed to understand what follows.
     Since,
+    /// Decode calls are over.
+    Steps(Vec<StepEvent>),
 }
 
 /// What is to be done by that.
@@ -105,6 +108,10 @@ impl Session {
             Input::Fact(fact) => self.learn(now, fact),
             Input::Stalled(stalls) => {
                 self.stalled(stalls);
+                Vec::new()
+            }
+            Input::Steps(steps) => {
+                self.stepped(steps);
                 Vec::new()
             }
             Input::Reading { pid, reading, unread } => {

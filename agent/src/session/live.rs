@@ -126,6 +126,7 @@ pub(super) fn live(watched: &Watched, requests: &Requests, now_ns: u64) -> Live 
         queue_depth: (own_requests(requests.queued(watched.observed.target.pid)) + watched.unread) as u64,
         model: watched.observed.target.model.clone(),
         load_ns: watched.loading.took_ns(),
+        steps: watched.steps.iter().copied().collect(),
         resources: watched.observed.target.resources.clone(),
         probes,
         layouts: layouts(watched),

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use llamaprobe_common::{probe::ProbeId, target::TargetStats};
+use llamaprobe_common::{probe::ProbeId, step::StepEvent, target::TargetStats};
 use serde::{Deserialize, Serialize};
 
 use super::{shown::ShownRequest, stalls::Lost, tally::Tally, usage::Usage};
@@ -123,6 +123,8 @@ pub struct Live {
     pub model: Option<Arc<Model>>,
     /// How long it took to load that, from its start to its first decode call, nanoseconds; `None` where that was not seen.
     pub load_ns: Option<u64>,
+    /// Its last decode calls that count, the oldest first, where each is told.
+    pub steps: Vec<StepEvent>,
     /// What it has of its machine, as of the last look at it.
     pub resources: Resources,
     /// Probes attached for it.

@@ -27,6 +27,7 @@ fn live() -> Live {
         queue_depth: 3,
         model: None,
         load_ns: None,
+        steps: Vec::new(),
         resources: Resources::default(),
         probes: Vec::new(),
         layouts: Vec::new(),
