@@ -118,6 +118,10 @@ pub fn attribute(
     }
     let turned =
         target.is_undecided() && turns_server(target, sequences, requests, context, sequence, position);
+    if turned {
+        // It is the server's own, also where the next one comes before a token of it.
+        context.flags &= !Context::UNDECIDED;
+    }
     let key = sequences::key(target, if turned { 0 } else { address }, sequence);
     if !target.has(TargetConfig::SLOTS) && !turned {
         let state = sequences.find_or_make(&key)?;

@@ -195,6 +195,24 @@ fn what_may_be_a_server_is_a_program_until_a_slot_starts() {
 }
 
 #[test]
+fn the_first_part_of_a_prompt_that_shows_a_server_is_counted() {
+    let mut world = World::with(EITHER_INFERRED | TargetConfig::STEPS);
+    world.decode(MAIN, &[at(0, 0), at(0, 1)]).unwrap();
+    world.turn(MAIN, 0).unwrap();
+    world.cut(MAIN, 0, 0, -1).unwrap();
+    world.decode(MAIN, &tokens(&[(0, 0, 8)])).unwrap();
+    world.pass(70);
+    world.decode(MAIN, &tokens(&[(0, 8, 3)])).unwrap();
+    world.pass(30);
+    world.sample(MAIN, -1).unwrap();
+    world.turn(MAIN, 0).unwrap();
+    assert_eq!((world.counted(), world.target.stats.borrow().batch.count()), ([11, 0, 1], 2));
+    let steps: Vec<_> =
+        world.told.steps.iter().map(|it| (it.prompt, it.generated, it.duration_ns)).collect();
+    assert_eq!(steps, [(8, 0, 70), (3, 1, 30)]);
+}
+
+#[test]
 fn a_program_that_maps_a_servers_functions_is_counted() {
     let mut world = World::with(EITHER);
     for i in 0..3 {

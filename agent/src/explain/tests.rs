@@ -20,7 +20,7 @@ fn served(id: &str, duration_ms: f64) -> Served {
     Served { server: "127.0.0.1:8080".to_owned(), model: "m".to_owned(), request, steps: Vec::new() }
 }
 
-fn parts(parts: &[(&str, f64)]) -> std::collections::BTreeMap<String, f64> {
+fn parts(parts: &[(&str, f64)]) -> BTreeMap<String, f64> {
     parts.iter().map(|(name, ms)| ((*name).to_owned(), *ms)).collect()
 }
 
