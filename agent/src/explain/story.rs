@@ -202,18 +202,22 @@ fn gap(request: &Request) -> Option<String> {
 
 /// The decode calls that took longest while it had a slot.
 fn longest(steps: &[StepEvent]) -> Option<String> {
+    let all: Vec<String> = steps.iter().map(step).collect();
+    (!all.is_empty()).then(|| format!("the longest steps in its time: {}", all.join("; ")))
+}
+
+fn step(step: &StepEvent) -> String {
     let plural = |n: u32, what: &str| format!("{} {what}{}", number(n.into()), if n == 1 { "" } else { "s" });
-    let say = |step: &StepEvent| {
-        let prompt = Some(plural(step.prompt, "prompt token")).filter(|_| step.prompt > 0);
-        let draft = step.model == Model::Draft as u32;
-        let model = Some("of the draft model".to_owned()).filter(|_| draft);
-        let failed = Some("failed".to_owned()).filter(|_| step.outcome == Outcome::Failed as u32);
-        let batch = [Some(plural(step.tokens, "token")), prompt, model, failed].into_iter().flatten();
-        let batch: Vec<String> = batch.collect();
-        format!("{} ({} in {})", time(step.duration_ns as f64 / 1e6), batch.join(", "), plural(step.sequences, "sequence"))
+    let rest = step.tokens.saturating_sub(step.prompt);
+    let batch = match (step.prompt, rest) {
+        (0, rest) => plural(rest, "token"),
+        (prompt, 0) => plural(prompt, "prompt token"),
+        (prompt, rest) => format!("{} and {} more", plural(prompt, "prompt token"), number(rest.into())),
     };
-    let said: Vec<String> = steps.iter().map(say).collect();
-    (!said.is_empty()).then(|| format!("the longest steps in its time: {}", said.join(", ")))
+    let sequences = plural(step.sequences, "sequence");
+    let draft = if step.model == Model::Draft as u32 { " by the draft model" } else { "" };
+    let failed = if step.outcome == Outcome::Failed as u32 { ", failed" } else { "" };
+    format!("{} for {batch} of {sequences}{draft}{failed}", time(step.duration_ns as f64 / 1e6))
 }
 
 /// What a smaller batch would change: the steps of who cost it most, by what their tokens were measured to take.

@@ -84,7 +84,7 @@ fn the_longest_steps_of_its_time_are_named() {
     let mut it = slow();
     it.steps = longest(&all, &(5..30));
     let text = Story::of(&it, None).to_string();
-    let said = "the longest steps in its time: 700 ms (2,049 tokens, 2,048 prompt tokens in 2 sequences), 12 ms (1 token in 1 sequence)";
+    let said = "the longest steps in its time: 700 ms for 2,048 prompt tokens and 1 more of 2 sequences; 12 ms for 1 token of 1 sequence";
     assert!(text.lines().any(|line| line == said), "{text}");
     assert!(longest(&[], &(5..30)).is_empty());
 }
