@@ -82,7 +82,8 @@ pub struct Live {
     pub slot_size: u64,
     /// The slots that have served a request.
     pub slot_context: Vec<SlotContext>,
-    /// Share of wall time that its threads spend in probes and their programs: 1 is the whole of one thread.
+    /// Share of one processor's time that observing it takes: its probes and their programs, and its part of what runs at
+    /// system calls and switches of threads on the whole host.
     pub overhead_ratio: f64,
     /// Roles that no probe serves: what they would tell is not measured.
     pub missing: Vec<String>,

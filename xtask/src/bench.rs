@@ -4,18 +4,16 @@
 mod bystander;
 mod own;
 mod programs;
+mod speed;
 mod table;
+mod usage;
 
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use clap::Args;
-use llamaprobe_tests::agent::Agent;
-use llamaprobe_tests::assets::{Assets, Build};
-use llamaprobe_tests::server::LlamaServer;
-use llamaprobe_tests::traffic::{Request, run_checked};
+use llamaprobe_tests::assets::Assets;
 
-use self::table::Table;
 use crate::root;
 use crate::setup::Purpose;
 
@@ -50,6 +48,8 @@ struct Size {
     tokens: u32,
     /// Short requests.
     requests: usize,
+    /// Requests that come one each tenth of a second.
+    paced: u32,
     /// Scrapes, timed, and at 20 a second.
     scrapes: u32,
     /// How long nothing is asked for.
@@ -60,9 +60,9 @@ impl Size {
     fn of(options: &Options) -> Self {
         let Options { pairs, quick, .. } = *options;
         if quick {
-            Self { pairs: pairs.min(2), tokens: 800, requests: 40, scrapes: 40, idle: Duration::from_secs(2) }
+            Self { pairs: pairs.min(2), tokens: 800, requests: 40, paced: 20, scrapes: 40, idle: Duration::from_secs(2) }
         } else {
-            Self { pairs, tokens: 4000, requests: 400, scrapes: 400, idle: Duration::from_secs(30) }
+            Self { pairs, tokens: 4000, requests: 400, paced: 300, scrapes: 400, idle: Duration::from_secs(30) }
         }
     }
 }
@@ -81,50 +81,9 @@ pub fn run(options: &Options) -> Result<()> {
     tables.extend(programs::measure(&assets, &size)?);
     tables.push(bystander::measure(&assets, &size)?);
     tables.extend(own::measure(&assets, &size)?);
-    tables.push(speeds(&assets, &size)?);
+    tables.push(speed::measure(&assets, &size)?);
     table::print(&tables, options.json)?;
     if options.write { table::write(&tables) } else { Ok(()) }
-}
-
-/// The server's own speed, in the worst case: one stream on the fastest model, so that tokens come as densely as they can.
-fn speeds(assets: &Assets, size: &Size) -> Result<Table> {
-    let arguments = ["-np", "1", "-c", "16384", "-t", "1", "-fa", "off"];
-    let server = LlamaServer::start(Build::Process, &assets.fast(), &arguments)?;
-    let measure = |number: usize| {
-        eprintln!("   speed, pair {} of {}", number + 1, size.pairs);
-        pair(&server, number, size.tokens)
-    };
-    let speeds = (0..size.pairs).map(measure).collect::<Result<Vec<_>>>()?;
-    let of = |figure: fn(&(f64, f64)) -> f64| median(speeds.iter().map(figure).collect());
-    let mut table =
-        Table::new("speed", &["pairs", "tokens/s without", "tokens/s with", "median of the ratios"]);
-    let cells = [of(|it| it.1), of(|it| it.0)].map(|speed| format!("{speed:.0}"));
-    let ratio = format!("{:.4}", of(|(with, without)| with / without));
-    table.row([&[size.pairs.to_string()], &cells[..], &[ratio]].concat());
-    Ok(table)
-}
-
-/// Tokens per second with the agent and without, in an order that alternates.
-fn pair(server: &LlamaServer, number: usize, tokens: u32) -> Result<(f64, f64)> {
-    let with_agent = || {
-        let agent = Agent::observing(server)?;
-        let speed = speed(server, tokens)?;
-        agent.stop()?;
-        anyhow::Ok(speed)
-    };
-    if number.is_multiple_of(2) {
-        let with = with_agent()?;
-        Ok((with, speed(server, tokens)?))
-    } else {
-        let without = speed(server, tokens)?;
-        Ok((with_agent()?, without))
-    }
-}
-
-fn speed(server: &LlamaServer, tokens: u32) -> Result<f64> {
-    let outcomes = run_checked(server.address(), &[Request::exact(16, tokens, 1)], 1)?;
-    let timings = outcomes[0].timings.context("the answer has no timings")?;
-    Ok((timings.predicted_n as f64 - 1.0) / timings.predicted_ms * 1e3)
 }
 
 fn median(mut values: Vec<f64>) -> f64 {

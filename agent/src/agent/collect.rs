@@ -96,7 +96,8 @@ impl Agent {
     pub(super) fn collect(&mut self, requests: &mut RingBuf<MapData>, payload: &mut RingBuf<MapData>) {
         let now = Instant::now();
         if let Some(prices) = &mut self.prices {
-            prices.bodies = self.programs.bodies;
+            let ran = &self.programs;
+            (prices.bodies, prices.tracepoints_ppb) = (ran.bodies, ran.tracepoints_ppb);
         }
         if let Some(prices) = self.prices {
             self.apply(Input::Prices(prices));

@@ -31,6 +31,10 @@ pub struct Prices {
     pub single_stepped_ns: u32,
     /// What the program that is hit takes beyond that, by its number, as far as it has been measured.
     pub bodies: [u32; Program::COUNT],
+    /// Time of the programs at tracepoints, in whichever process they ran, in billionths of one processor's. Not in
+    /// journals: it is the host's, not the session's.
+    #[serde(skip)]
+    pub tracepoints_ppb: u32,
 }
 
 impl Prices {

@@ -31,6 +31,9 @@ const EVERY: Duration = Duration::from_secs(30);
 pub struct Sample {
     /// Nanoseconds of one run of each program, by its number; 0 for one that has not run in a window yet.
     pub bodies: [u32; Program::COUNT],
+    /// Time of the programs at tracepoints, in whichever process they ran, in billionths of one processor's, in the last
+    /// window.
+    pub tracepoints_ppb: u32,
     /// Time of all programs of the agent, in whichever process they ran, per time of one processor, in the last window.
     pub cpu_ratio: Option<f64>,
 }
@@ -79,9 +82,22 @@ fn measure(programs: &Programs) -> io::Result<Sample> {
     sleep(WINDOW);
     let (elapsed, after) = (start.elapsed(), read(programs)?);
     drop(kept);
-    let time = |ran: &BTreeMap<&str, Ran>| ran.values().map(|ran| ran.time).sum::<Duration>();
-    let busy = time(&after).saturating_sub(time(&before));
-    Ok(Sample { bodies: bodies(&after), cpu_ratio: Some(busy.as_secs_f64() / elapsed.as_secs_f64()) })
+    let ratio = |of: fn(&str) -> bool| {
+        let time = |ran: &BTreeMap<&str, Ran>| {
+            ran.iter().filter(|(name, _)| of(name)).map(|(_, ran)| ran.time).sum::<Duration>()
+        };
+        time(&after).saturating_sub(time(&before)).as_secs_f64() / elapsed.as_secs_f64()
+    };
+    let tracepoints_ppb = (ratio(|name| !is_probe(name)) * 1e9) as u32;
+    Ok(Sample { bodies: bodies(&after), tracepoints_ppb, cpu_ratio: Some(ratio(|_| true)) })
+}
+
+/// Whether a program runs at a probe, and not at a tracepoint.
+fn is_probe(name: &str) -> bool {
+    let names = |program: &Program| {
+        [Some(program.name()), program.at_return(), program.at_end()].into_iter().flatten()
+    };
+    Program::ALL.iter().flat_map(names).any(|probe| probe == name)
 }
 
 fn read(programs: &Programs) -> io::Result<BTreeMap<&str, Ran>> {
@@ -106,6 +122,12 @@ fn bodies(ran: &BTreeMap<&str, Ran>) -> [u32; Program::COUNT] {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_no_probe_is_a_tracepoint() {
+        assert!(["lp_batch", "lp_tls_read_end"].iter().all(|name| is_probe(name)));
+        assert!(!["lp_switch", "lp_sent", "lp_exec"].iter().any(|name| is_probe(name)));
+    }
 
     #[test]
     fn the_time_of_a_run_is_that_of_entry_and_end() {

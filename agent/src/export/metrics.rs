@@ -591,7 +591,7 @@ pub static METRICS: &[Metric] = &[
     metric(
         Gauge,
         "llamaprobe_overhead_ratio",
-        "Share of wall time that a server's threads spend in probes: hits times the calibrated price of one and the measured run time of its program, over the last 10 seconds or more. System calls are not in it: see llamaprobe_programs_cpu_ratio.",
+        "Share of one processor's time that observing a server takes: hits of probes times the calibrated price of one and the measured run time of its program, over the last 10 seconds or more, and its part of what programs at system calls and switches of threads take on the whole host, as measured for a second of every half minute.",
         |all| {
             per_server(all, |server| {
                 server.live.iter().map(|live| (vec![], Value::Number(live.overhead))).collect()

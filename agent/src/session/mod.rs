@@ -75,7 +75,7 @@ use self::{
     live::{live, recent},
     loading::Loading,
     observed::{Hook, Observed},
-    overhead::{Overhead, spent},
+    overhead::{Overhead, spent, tracepoints},
     places::Places,
     requests::Requests,
     stalls::{Lost, Stalls, StepLoss},
@@ -488,6 +488,7 @@ impl Session {
         self.name(now, pid);
         // First who is known to have used something: the rest is nobody's.
         let records = self.book(now, None);
+        let observed = self.watched.len();
         let Some(watched) = self.watched.get_mut(&pid) else { return records };
         watched.sequences.clone_from(&reading.sequences);
         watched.contexts.clone_from(&reading.contexts);
@@ -497,7 +498,8 @@ impl Session {
         watched.loading.note(entered_ns, watched.started);
         watched.untold = reading.untold;
         if let Some(prices) = self.prices {
-            watched.overhead.update(now, spent(&watched.observed, &reading.stats, prices));
+            let spent = spent(&watched.observed, &reading.stats, prices);
+            watched.overhead.update(now, spent, tracepoints(prices, observed));
         }
         let Some(labels) = watched.labels.clone() else { return records };
         if reading.untold.is_some() {

@@ -689,13 +689,19 @@ fn what_waits_is_what_has_no_slot_and_what_no_thread_has_taken_up() {
 fn the_overhead_is_hits_times_price_over_ten_seconds() {
     let (mut session, start) = session();
     session.begin(start, target(1, Some(80), None), server_plan());
-    let prices = Some(Prices { emulated_ns: 1_000, single_stepped_ns: 10_000, bodies: [0; Program::COUNT] });
-    let mut at = |second, emulated, stepped| {
+    let prices = |tracepoints_ppb| Prices {
+        emulated_ns: 1_000,
+        single_stepped_ns: 10_000,
+        bodies: [0; Program::COUNT],
+        tracepoints_ppb,
+    };
+    let mut with = |second, emulated, stepped, tracepoints_ppb| {
         let mut reading = after(emulated);
         reading.stats.hits[ProbeId::ProcessToken as usize] = stepped;
-        session.read(start + seconds(second), 1, &reading, prices);
+        session.read(start + seconds(second), 1, &reading, Some(prices(tracepoints_ppb)));
         servers(&session)[0].live.as_ref().unwrap().overhead
     };
+    let mut at = |second, emulated, stepped| with(second, emulated, stepped, 0);
     let near = |ratio: f64, expected: f64| (ratio - expected).abs() < 1e-12;
     assert!(near(at(0, 50, 0), 0.0), "what was before the first reading has no duration");
     assert!(near(at(9, 60, 1_000), 0.0), "too early to tell");
@@ -703,4 +709,5 @@ fn the_overhead_is_hits_times_price_over_ten_seconds() {
     assert!(near(at(10, 150, 1_000), 0.00101));
     assert!(near(at(15, 99_999, 99_999), 0.00101), "until the next interval is over");
     assert!(near(at(30, 150, 1_000), 0.0), "idle");
+    assert!(near(with(40, 150, 1_000, 2_000_000), 0.002), "what runs at tracepoints counts, too");
 }

@@ -1,6 +1,5 @@
 //! What the agent itself uses: processor and memory under loads, a scrape, its start and its end, the recorder.
 
-use std::fs;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -13,36 +12,15 @@ use llamaprobe_tests::server::LlamaServer;
 use llamaprobe_tests::traffic::{Request, run_checked};
 
 use super::table::Table;
+use super::usage::{load, memory};
 use super::{Size, median};
 
-/// Time of a processor that a process has used, those of its threads included that have ended.
-fn used(pid: u32) -> Result<Duration> {
-    let text = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    let (_, fields) = text.rsplit_once(") ").context("no end of the name in stat")?;
-    // In user mode and in the kernel: the 14th and the 15th, of which two stand before.
-    let ticks = fields.split(' ').skip(11).take(2).map(str::parse::<u64>).sum::<Result<u64, _>>()?;
-    Ok(Duration::from_millis(ticks * 1000 / rustix::param::clock_ticks_per_second()))
-}
-
-/// Kilobytes of a line of `smaps_rollup`.
-fn memory(pid: u32, name: &str) -> Result<f64> {
-    let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
-    let line =
-        text.lines().find_map(|line| line.strip_prefix(name)).context("no such line of smaps_rollup")?;
-    Ok(line.trim_matches([':', ' ']).trim_end_matches(" kB").trim().parse()?)
-}
-
-/// Processor time of a process while something happens, per second of it, and how long that took.
-fn load(pid: u32, what: impl FnOnce() -> Result<()>) -> Result<(f64, f64)> {
-    let (begun, before) = (Instant::now(), used(pid)?);
-    what()?;
-    let seconds = begun.elapsed().as_secs_f64();
-    Ok((used(pid)?.saturating_sub(before).as_secs_f64() / seconds, seconds))
-}
+/// Tokens of a request that is one of ten a second: some 1,000 tokens a second, by a server that could make more.
+const BURST: u32 = 100;
 
 /// Measures all of it, with and without the recorder.
 pub fn measure(assets: &Assets, size: &Size) -> Result<[Table; 2]> {
-    let mut table = Table::new("agent", &["load", "a second", "processor", "RSS, MB", "PSS, MB"]);
+    let mut table = Table::new("agent", &["load", "a second", "processor", "of one, us", "PSS, MB"]);
     let mut times = Table::new("times", &["what", "median"]);
     let server = LlamaServer::start(Build::Process, &assets.fast(), &["-np", "4", "-c", "20000", "-t", "1"])?;
     let directory = Scratch::new()?;
@@ -62,6 +40,15 @@ pub fn measure(assets: &Assets, size: &Size) -> Result<[Table; 2]> {
             let requests: Vec<_> = (0..4).map(|_| Request::completion("a", size.tokens, stream)).collect();
             run_checked(server.address(), &requests, 4).map(drop)
         };
+        let bursts = || {
+            let begun = Instant::now();
+            for number in 1..=size.paced {
+                let due = Duration::from_millis(100) * number;
+                run_checked(server.address(), &[Request::completion("a", BURST, true)], 1)?;
+                sleep(due.saturating_sub(begun.elapsed()));
+            }
+            Ok(())
+        };
         let requests = || {
             let requests: Vec<_> = (0..size.requests).map(|_| Request::chat("hello", 1, false)).collect();
             run_checked(server.address(), &requests, 4).map(drop)
@@ -76,18 +63,19 @@ pub fn measure(assets: &Assets, size: &Size) -> Result<[Table; 2]> {
             Ok(())
         };
         let mut row = |name: &str, unit: &str, count: f64, (share, seconds): (f64, f64)| -> Result<()> {
-            let mb = |name| Ok::<_, anyhow::Error>(format!("{:.1}", memory(pid, name)? / 1e3));
             let rate = if count > 0.0 { format!("{:.0} {unit}", count / seconds) } else { "-".to_owned() };
             table.row(vec![
                 format!("{name}{how}"),
                 rate,
                 format!("{:.2} %", share * 100.0),
-                mb("Rss")?,
-                mb("Pss")?,
+                if count > 0.0 { format!("{:.1}", share * seconds / count * 1e6) } else { "-".to_owned() },
+                format!("{:.1}", memory(pid, "Pss")?),
             ]);
             Ok(())
         };
         row("no requests", "", 0.0, load(pid, idle)?)?;
+        let paced = f64::from(size.paced) * f64::from(BURST);
+        row("a stream of 100 tokens each tenth of a second", "tokens", paced, load(pid, bursts)?)?;
         row("4 streams", "tokens", tokens, load(pid, || token(true))?)?;
         row("4 plain requests of many tokens", "tokens", tokens, load(pid, || token(false))?)?;
         row("requests of 1 token", "requests", size.requests as f64, load(pid, requests)?)?;

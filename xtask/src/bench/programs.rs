@@ -13,6 +13,7 @@ use llamaprobe_tests::comparison::Moment;
 use llamaprobe_tests::scratch::Scratch;
 use llamaprobe_tests::server::LlamaServer;
 use llamaprobe_tests::traffic::{Request, run_checked};
+use llamaprobe_tests::wait_for;
 
 use super::Size;
 use super::table::Table;
@@ -39,9 +40,9 @@ impl Cost {
     }
 }
 
-/// The programs that a process has loaded: those of which it holds a descriptor.
+/// The programs that the agent has loaded: those of which its keeper holds a descriptor.
 fn read(agent: &Agent) -> Result<Ran> {
-    let directory = format!("/proc/{}/fdinfo", agent.pid());
+    let directory = format!("/proc/{}/fdinfo", agent.keeper()?);
     let mut own = Vec::new();
     for entry in fs::read_dir(&directory).with_context(|| format!("cannot read {directory}"))? {
         // One that was closed meanwhile is no program's.
@@ -70,7 +71,7 @@ pub fn measure(assets: &Assets, size: &Size) -> Result<[Table; 2]> {
         let arguments = ["-np", &parallel, "-c", &context, "-t", "1", "-fa", "off"];
         let server = LlamaServer::start(Build::Process, &assets.fast(), &arguments)?;
         let agent = Agent::observing(&server)?;
-        run_checked(server.address(), &[Request::completion("a", 20, false)], 1)?;
+        settle(&agent, &server)?;
         for stream in [false, true] {
             let how = if stream { "streamed" } else { "plain" };
             let tokens = size.tokens / slots as u32;
@@ -99,13 +100,24 @@ fn recorded(server: &LlamaServer, slots: usize, size: &Size) -> Result<Cost> {
     let (pid, path) = (server.pid().to_string(), directory.path().join("recordings").display().to_string());
     let agent = Agent::start(&["--pid", &pid, "--record-dir", &path])?;
     agent.wait_observed(server)?;
-    run_checked(server.address(), &[Request::completion("a", 20, false)], 1)?;
+    settle(&agent, server)?;
     let tokens = size.tokens / slots as u32;
     let long: Vec<_> = (0..slots).map(|_| Request::completion("a", tokens, false)).collect();
     let units = f64::from(tokens) * slots as f64;
     let cost = cost(&agent, server, &long, slots, units, format!("token, plain, recorded, {slots} slots"))?;
     agent.stop()?;
     Ok(cost)
+}
+
+/// Waits until the agent has taken away what it needs only until it knows that it is a server: it takes the kernel seconds.
+pub fn settle(agent: &Agent, server: &LlamaServer) -> Result<()> {
+    wait_for("the probes of programs that are no servers to go", Duration::from_secs(60), || {
+        let moment = Moment::now(agent, server).ok()?;
+        run_checked(server.address(), &[Request::completion("a", 20, false)], 1).ok()?;
+        let hits = moment.compare(agent, server).ok()?.own_delta("llamaprobe_probe_hits_total");
+        // A token's own, and some for the request.
+        (hits < 4.0 * 20.0).then_some(())
+    })
 }
 
 fn cost(

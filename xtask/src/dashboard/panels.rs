@@ -820,7 +820,7 @@ pub static GROUPS: &[Group] = &[
                 8,
                 "percentunit",
                 "Overhead",
-                "Share of wall time that a server's threads spend in probes; and the run time of all kernel programs of the agent as share of one processor, those at system calls of other processes included.",
+                "Share of one processor's time that observing each server takes, probes, system calls and switches of threads; and the run time of all kernel programs of the agent as share of one processor, those at system calls of other processes included.",
                 Each(&[
                     ("max by (server, model) (llamaprobe_overhead_ratio{@server})", SERVER),
                     ("max(llamaprobe_programs_cpu_ratio{@host})", "all kernel programs"),
