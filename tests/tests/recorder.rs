@@ -220,7 +220,8 @@ fn is_a_trace(assets: &Assets, scratch: &Scratch, file: &Path, said: &[Value]) -
     // Each decode call, up to that of the last token: also of the request by whose end a recording is made.
     let steps = slices.iter().filter(|slice| slice["track"] == "engine");
     let generated: u64 = steps.filter_map(|slice| slice["arguments"]["generated_tokens"].as_u64()).sum();
-    assert_eq!(generated, said.iter().filter_map(|line| line["completion_tokens"].as_u64()).sum());
+    let told: u64 = said.iter().filter_map(|line| line["completion_tokens"].as_u64()).sum();
+    assert_eq!(generated, told);
     for counter in ["requests in flight", "context used"] {
         assert!(read["counters"][counter].as_u64() > Some(0), "{counter}");
     }
