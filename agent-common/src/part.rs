@@ -1,6 +1,9 @@
 //! Where the time of a token goes: its parts, and the clock of an engine by which they are told.
 
-use crate::{plain, step::{Model, StepEvent}};
+use crate::{
+    plain,
+    step::{Model, StepEvent},
+};
 
 crate::named! {
     /// A part of the gap of a token: of the time from the token before it of the same sequence, or from the arrival of its

@@ -94,7 +94,11 @@ fn check(steps: &[Step], comparison: &Comparison) {
         assert!(pair[0].to_ns <= pair[1].from_ns, "{} and {}", pair[0].said, pair[1].said);
     }
     for step in steps {
-        assert!(step.to_ns > step.from_ns && step.count("prompt_tokens") <= step.count("tokens"), "{}", step.said);
+        assert!(
+            step.to_ns > step.from_ns && step.count("prompt_tokens") <= step.count("tokens"),
+            "{}",
+            step.said
+        );
     }
 }
 

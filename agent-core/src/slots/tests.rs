@@ -207,8 +207,7 @@ fn the_first_part_of_a_prompt_that_shows_a_server_is_counted() {
     world.sample(MAIN, -1).unwrap();
     world.turn(MAIN, 0).unwrap();
     assert_eq!((world.counted(), world.target.stats.borrow().batch.count()), ([11, 0, 1], 2));
-    let steps: Vec<_> =
-        world.told.steps.iter().map(|it| (it.prompt, it.generated, it.duration_ns)).collect();
+    let steps: Vec<_> = world.told.steps.iter().map(|it| (it.prompt, it.generated, it.duration_ns)).collect();
     assert_eq!(steps, [(8, 0, 70), (3, 1, 30)]);
 }
 
