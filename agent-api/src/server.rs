@@ -120,6 +120,27 @@ pub struct Live {
     /// What of its mapped model is in memory; absent where none is mapped or the kernel does not say.
     #[serde(default)]
     pub weights: Option<Weights>,
+    /// Its last 60 decode calls, the oldest first, without those of draft models and those that failed; absent where none are
+    /// told, as without `--record-dir` and `--journal`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub steps: Vec<Step>,
+}
+
+/// A decode call.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Step {
+    /// When it began, seconds since the Unix epoch.
+    pub started_at: f64,
+    /// From there to the first look at its logits, or else to the next call.
+    pub duration_ms: f64,
+    /// Tokens in its batch.
+    pub tokens: u32,
+    /// Those of them that are prompt.
+    pub prompt_tokens: u32,
+    /// Tokens that came of it.
+    pub generated_tokens: u32,
+    /// Sequences in its batch.
+    pub sequences: u32,
 }
 
 /// What of the mapped parts of model files is in memory, bytes.

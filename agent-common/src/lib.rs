@@ -18,6 +18,7 @@ pub mod probe;
 pub mod request;
 pub mod sequence;
 pub mod stall;
+pub mod step;
 pub mod target;
 pub mod task;
 

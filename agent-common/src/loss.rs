@@ -34,5 +34,7 @@ crate::named! {
         TokensUntold = "tokens_untold",
         /// No room in the ring buffer of processes for an event.
         ProcessRingFull = "process_ring_full",
+        /// No room in the ring buffer of decode calls for one that is over: counts them.
+        StepRingFull = "step_ring_full",
     }
 }

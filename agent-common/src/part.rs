@@ -1,6 +1,9 @@
 //! Where the time of a token goes: its parts, and the clock of an engine by which they are told.
 
-use crate::plain;
+use crate::{
+    plain,
+    step::{Model, StepEvent},
+};
 
 crate::named! {
     /// A part of the gap of a token: of the time from the token before it of the same sequence, or from the arrival of its
@@ -109,6 +112,8 @@ pub struct Clock {
     pub over_prompt: u32,
     /// Always 0.
     pub reserved: u32,
+    /// The last decode call of each [`Model`], where they are told, until it is.
+    pub steps: [StepEvent; Model::COUNT],
     /// How long decode calls without prompt take, by their tokens.
     pub usuals: [Usual; USUALS],
 }
@@ -127,11 +132,12 @@ impl Clock {
         rest: 0,
         over_prompt: 0,
         reserved: 0,
+        steps: [StepEvent::NONE; Model::COUNT],
         usuals: [Usual { ns: 0, seen: 0 }; USUALS],
     };
 }
 
-plain!(Usual = 16, Clock = 56 + 8 * DOINGS + 16 * USUALS);
+plain!(Usual = 16, Clock = 152 + 8 * DOINGS + 16 * USUALS);
 
 #[cfg(test)]
 mod tests {

@@ -58,6 +58,9 @@ impl TargetConfig {
     /// Set by the programs: a slot has started.
     pub const STARTED: u32 = 1024;
 
+    /// Each decode call is told.
+    pub const STEPS: u32 = 4096;
+
     /// Set by the programs: before any slot has started a token was counted as a program's that uses the library.
     pub const TOLD: u32 = 2048;
 

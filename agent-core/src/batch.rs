@@ -18,6 +18,7 @@ use crate::{
     sequences,
     slots::prove,
     source::Source,
+    steps,
     walk::{self, Found},
 };
 
@@ -45,12 +46,13 @@ pub fn enter<'a>(
     if target.is_undecided() {
         // Nothing came of them before others came there.
         if first.position == 0 && contexts::is_warm_up(context) {
-            context.flags &= !Context::PENDING;
+            contexts::dismiss(target, context);
         }
         context.flags |= Context::UNDECIDED;
     } else if context.flags & Context::UNDECIDED != 0 {
         // What a server did before its first slot is its warm-up.
-        context.flags &= !(Context::UNDECIDED | Context::PENDING);
+        context.flags &= !Context::UNDECIDED;
+        contexts::dismiss(target, context);
     }
     // Where positions are not given the same tokens at the same place are the same call, wherever they would go.
     let same_place = source.automatic || context.first_position == first.position;
@@ -60,9 +62,10 @@ pub fn enter<'a>(
         && context.mark == mark
         && source.len <= context.tokens;
     parts::enter(target, events, now, retried);
+    steps::enter(target, now);
     if retried {
         // The call before failed for want of room in the KV cache; the server tries the same tokens again.
-        contexts::fail(context);
+        contexts::fail(target, context);
         first.position = context.first_position;
     } else {
         // A server goes on at once; when the call before of any other program ended is not known.
@@ -115,6 +118,10 @@ pub fn attribute(
     }
     let turned =
         target.is_undecided() && turns_server(target, sequences, requests, context, sequence, position);
+    if turned {
+        // It is the server's own, also where the next one comes before a token of it.
+        context.flags &= !Context::UNDECIDED;
+    }
     let key = sequences::key(target, if turned { 0 } else { address }, sequence);
     if !target.has(TargetConfig::SLOTS) && !turned {
         let state = sequences.find_or_make(&key)?;

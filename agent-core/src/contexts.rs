@@ -8,10 +8,11 @@ use llamaprobe_common::{
 };
 
 use crate::{
+    events::Events,
     maps::{Contexts, Maps, Memories, Sequences},
     parts,
     process::{Process, Target},
-    sequences,
+    sequences, steps,
 };
 
 /// Tokens that a server decodes to warm up or to try its cache.
@@ -49,6 +50,7 @@ pub fn count_pending(target: &impl Target, context: &mut Context, now: u64) -> b
     }
     let duration_ns = now.saturating_sub(context.entered_ns);
     target.engine(duration_ns);
+    steps::over(target, context, now);
     let (number, tokens) = (context.step, context.tokens);
     let (excess_ns, prompt) = parts::excess(target, context);
     context.steps[number as usize & (STEPS - 1)] =
@@ -69,9 +71,16 @@ pub fn unread_prompt(context: &Context) -> u32 {
 #[inline(always)]
 pub fn count_passed(target: &impl Target, context: &mut Context, ended: u64) {
     if target.is_undecided() && is_warm_up(context) {
-        context.flags &= !Context::PENDING;
+        dismiss(target, context);
     }
     count_pending(target, context, ended);
+}
+
+/// The decode call under way, if there is one, is none that counts.
+#[inline(always)]
+pub fn dismiss(target: &impl Target, context: &mut Context) {
+    context.flags &= !Context::PENDING;
+    steps::dismiss(target, context);
 }
 
 /// The first logits of a decode call are looked at: it succeeded, and this is how long it took.
@@ -79,6 +88,8 @@ pub fn count_passed(target: &impl Target, context: &mut Context, ended: u64) {
 pub fn end_step(target: &impl Target, context: &mut Context, now: u64) {
     if count_pending(target, context, now) {
         target.step(now.saturating_sub(context.entered_ns));
+    } else if context.flags & Context::DRAFT != 0 {
+        steps::over(target, context, now);
     }
 }
 
@@ -91,7 +102,8 @@ pub fn is_warm_up(context: &Context) -> bool {
 
 /// The decode call under way has failed. Its sequences take back what they took from it when they are met again.
 #[inline(always)]
-pub fn fail(context: &mut Context) {
+pub fn fail(target: &impl Target, context: &mut Context) {
+    steps::fail(target, context);
     context.flags &= !Context::PENDING;
     context.failures[context.failed as usize & (FAILURES - 1)] = context.step;
     context.failed = context.failed.wrapping_add(1);
@@ -121,9 +133,10 @@ pub fn is_retry(context: &Context) -> bool {
 /// The batch under way is walked as far as possible. If that was not to its end the decode call counts all the same, if
 /// the context is one whose calls do.
 #[inline(always)]
-pub fn walked(target: &impl Target, context: &mut Context) {
+pub fn walked(target: &impl Target, events: &mut impl Events, context: &mut Context) {
     incomplete(target, context);
     parts::describe(target, context);
+    steps::begin(target, events, context);
 }
 
 /// Its end was not reached.

@@ -5,6 +5,7 @@ use llamaprobe_common::{
         BeginEvent, DraftEvent, EndEvent, PrefillEvent, PromptEvent, RequestKey, SlotEndEvent,
         SlotStartEvent, TaskEvent, WriteEvent,
     },
+    step::StepEvent,
     task::TaskKey,
 };
 
@@ -51,6 +52,9 @@ events!(
 pub trait Events {
     /// Tells an event, which is made only where there is room for it. Returns whether there was.
     fn tell<E: Into<Event> + 'static>(&mut self, event: impl FnOnce() -> E) -> bool;
+
+    /// Tells a decode call. Returns whether there was room for it.
+    fn tell_step(&mut self, step: &StepEvent) -> bool;
 }
 
 /// The requests that the engine works for.

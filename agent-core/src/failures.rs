@@ -23,7 +23,7 @@ pub fn slot(target: &impl Target, maps: &mut Maps<impl Contexts, impl Memories, 
         && context.flags & Context::PENDING != 0
         && (state.step == context.step || contexts::is_retry(context))
     {
-        contexts::fail(context);
+        contexts::fail(target, context);
     }
 }
 
@@ -37,7 +37,7 @@ pub fn task(target: &impl Target, maps: &mut Maps<impl Contexts, impl Memories, 
         return;
     }
     if contexts::is_retry(context) {
-        contexts::fail(context);
+        contexts::fail(target, context);
         return;
     }
     for i in 0..MAX_RUNS {
@@ -49,7 +49,7 @@ pub fn task(target: &impl Target, maps: &mut Maps<impl Contexts, impl Memories, 
             && state.task == task
             && state.step == context.step
         {
-            contexts::fail(context);
+            contexts::fail(target, context);
             return;
         }
     }

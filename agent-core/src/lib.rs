@@ -31,6 +31,7 @@ pub mod sequences;
 pub mod slots;
 pub mod source;
 pub mod stall;
+pub mod steps;
 pub mod talk;
 pub mod tokens;
 pub mod traffic;

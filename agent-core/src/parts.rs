@@ -14,6 +14,7 @@ use llamaprobe_common::{
     part::{Clock, DOINGS, Doing, Part, Parts, USUALS, Usual},
     request::{PrefillEvent, PromptEvent, RequestEventKind, RequestKey},
     sequence::Sequence,
+    step::Model,
     target::TargetConfig,
 };
 
@@ -41,7 +42,7 @@ struct Over {
 
 /// The clock, where there are slots: only of them it is known which token follows which.
 #[inline(always)]
-fn clock(target: &impl Process) -> Option<impl DerefMut<Target = Clock>> {
+pub(crate) fn clock(target: &impl Process) -> Option<impl DerefMut<Target = Clock>> {
     if target.may(TargetConfig::SLOTS) { target.clock() } else { None }
 }
 
@@ -259,6 +260,8 @@ pub fn charge(target: &impl Target, state: &mut Sequence, now: u64, sampling: u6
     let mut gap = [0; Part::COUNT];
     let first = state.last_token_ns == 0;
     let Some(mut clock) = clock(target) else { return gap };
+    let step = &mut clock.steps[Model::Main as usize];
+    step.generated = step.generated.wrapping_add(1);
     // The gap ends now, also where the call that has the token is none that sets the clock.
     pass(&mut clock, now);
     if state.flags & Sequence::ACTIVE == 0 {

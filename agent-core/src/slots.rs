@@ -17,7 +17,7 @@ use crate::{
     maps::{Contexts, Maps, Memories, Sequences},
     parts, pick,
     process::{Process, Target},
-    sequences,
+    sequences, steps,
 };
 
 /// A task takes a slot.
@@ -114,7 +114,7 @@ fn leave(
     if let Some(context) = contexts.find(&contexts::key(target, state.context)) {
         // The last try of a server that gives up: with one token, and no look at what came of it.
         if context.flags & Context::PENDING != 0 && context.tokens == 1 && contexts::is_retry(context) {
-            contexts::fail(context);
+            contexts::fail(target, context);
         }
         contexts::count_pending(target, context, now);
         sequences::undo(state, context);
@@ -126,6 +126,7 @@ fn leave(
         context.decoding = context.decoding.saturating_sub(1);
     }
     sequences::judge_draft(target, requests, state);
+    steps::leave(target, requests, now);
     let (held_tokens, fate, restored_ns) = (state.held, state.fate, state.restored_ns);
     state.held = state.n_past;
     state.restored_ns = 0;

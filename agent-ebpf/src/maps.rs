@@ -155,3 +155,8 @@ pub static CALL_CLASSES: Array<u32> = Array::with_max_entries(SYSTEM_CALLS, 0);
 /// as much as may be.
 #[map]
 pub static STALLS: RingBuf = RingBuf::with_byte_size(1024 * 1024, 0);
+
+/// Decode calls that are over, of processes of which they are wanted; where they never are the agent makes it a page long.
+/// It looks once a second, if not for something else: room for the calls of some 18,000 tokens.
+#[map]
+pub static STEP_EVENTS: RingBuf = RingBuf::with_byte_size(1024 * 1024, 0);

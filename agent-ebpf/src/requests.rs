@@ -1,6 +1,6 @@
 //! The requests that the engine works for, in their maps, and the way of what happens to them to the agent.
 
-use llamaprobe_common::{request::RequestKey, task::TaskKey};
+use llamaprobe_common::{request::RequestKey, step::StepEvent, task::TaskKey};
 use llamaprobe_core::{
     connections,
     events::{Event, Events, Requests},
@@ -11,7 +11,7 @@ use llamaprobe_core::{
 use crate::{
     connections::ConnectionMap,
     machine::Helpers,
-    maps::{REQUEST_EVENTS, TASKS},
+    maps::{REQUEST_EVENTS, STEP_EVENTS, TASKS},
     wake,
 };
 
@@ -23,6 +23,11 @@ impl Events for Helpers {
         entry.write(event());
         entry.submit(wake::for_event());
         true
+    }
+
+    #[inline(always)]
+    fn tell_step(&mut self, step: &StepEvent) -> bool {
+        STEP_EVENTS.output::<StepEvent>(step, wake::LET_SLEEP).is_ok()
     }
 }
 

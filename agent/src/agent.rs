@@ -18,6 +18,7 @@ mod seats;
 mod service;
 mod signals;
 mod stalls;
+mod steps;
 mod watch;
 
 use std::{
@@ -48,6 +49,7 @@ use self::{
     service::Service,
     signals::Order,
     stalls::Stalls,
+    steps::Steps,
 };
 use crate::{
     bpf::{self, Maps, calibrate::Prices, events::RequestEvent, run_time::Sample},
@@ -165,6 +167,9 @@ struct Agent {
     switches: Switches,
     /// What held decode steps back, in the kernel and of what is later than what happened to requests so far.
     stalls: Stalls,
+    steps: Steps,
+    /// Whether each decode call is told.
+    wants_steps: bool,
     /// The sockets could not be followed, which was said.
     sockets_unavailable: bool,
     /// When the agent started, by the kernel's clock.
@@ -207,8 +212,9 @@ pub async fn run(mut options: Options, mut signals: Signals, messages: &Messages
     let outward = move || Ok((Sinks::open(&sinks)?, Workloads::start(&kubernetes)?));
     let Some(outward) = signals.or_end(outward).await? else { return Ok(()) };
     let (only, log, messages) = (options.only.clone(), options.log.clone(), messages.clone());
+    let steps = options.wants_steps();
     let load = move || {
-        let (mut loaded, room, done) = keeper.load(&only, &log, output::is_coloured(), messages)?;
+        let (mut loaded, room, done) = keeper.load(&only, steps, &log, output::is_coloured(), messages)?;
         let (maps, rings) = Maps::of(std::mem::take(&mut loaded.maps))?;
         Ok((maps, rings, room, done, loaded))
     };
@@ -216,7 +222,7 @@ pub async fn run(mut options: Options, mut signals: Signals, messages: &Messages
     let (telling, mut looked) = mpsc::unbounded_channel();
     let looks = Looks::start(&telling, rings.told, doctor::kernel_version(&Roots::default()), &room)
         .context("cannot start a thread")?;
-    let kernel = (maps, Stalls::new(rings.stalls));
+    let kernel = (maps, Stalls::new(rings.stalls), Steps::new(rings.steps));
     let mut agent = Agent::new(looks, room, kernel, outward, opened, &options)?;
     (agent.prices, agent.late_loads, agent.needed) = (first.prices, first.late_loads, first.needed);
 
@@ -422,7 +428,7 @@ impl Agent {
     fn new(
         looks: Looks,
         room: Room,
-        (maps, stalls): (Maps, Stalls),
+        (maps, stalls, steps): (Maps, Stalls, Steps),
         (sinks, workloads): (Sinks, Workloads),
         Opened { billing, journal, store }: Opened,
         options: &Options,
@@ -498,6 +504,8 @@ impl Agent {
             follows_offspring: false,
             switches: Switches::Left,
             stalls,
+            steps,
+            wants_steps: options.wants_steps(),
             sockets_unavailable: false,
             started: Duration::from_nanos(monotonic_ns()),
             health: Arc::default(),
@@ -513,6 +521,7 @@ impl Agent {
         self.follow_sessions();
         // Nothing else may happen that they would be looked at for, and their ring is not large.
         self.stalls.read();
+        self.tell_steps();
     }
 
     /// Names and prices were read again. A bad file changes nothing.

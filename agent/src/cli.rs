@@ -487,6 +487,13 @@ pub struct Options {
     pub compat: Vec<Dialect>,
 }
 
+impl Options {
+    /// Whether somebody keeps what each decode call was.
+    pub const fn wants_steps(&self) -> bool {
+        self.journal.file.is_some() || self.recorder.directory.is_some()
+    }
+}
+
 impl RunArguments {
     /// What is said of OTLP, which has an environment of its own.
     fn otlp(&self) -> otlp::Arguments {

@@ -134,6 +134,8 @@ fn what_is_too_slow_is_recorded_and_plays() -> Result<()> {
     }
     assert_eq!(played(&scratch, &asked)?.len(), 5);
     is_a_trace(&assets, &scratch, &asked, &said)?;
+    let first = directory.join(said[0]["recording"].as_str().context("its recording")?);
+    is_a_trace(&assets, &scratch, &first, &said[..1])?;
     shows(&asked, &server)
 }
 
@@ -215,6 +217,11 @@ fn is_a_trace(assets: &Assets, scratch: &Scratch, file: &Path, said: &[Value]) -
         assert!(along.iter().any(|slice| slice["name"] == "answer"), "{along:?}");
     }
     assert_eq!(named("prefill").len(), 2 * said.len(), "of requests and of slots");
+    // Each decode call, up to that of the last token: also of the request by whose end a recording is made.
+    let steps = slices.iter().filter(|slice| slice["track"] == "engine");
+    let generated: u64 = steps.filter_map(|slice| slice["arguments"]["generated_tokens"].as_u64()).sum();
+    let told: u64 = said.iter().filter_map(|line| line["completion_tokens"].as_u64()).sum();
+    assert_eq!(generated, told);
     for counter in ["requests in flight", "context used"] {
         assert!(read["counters"][counter].as_u64() > Some(0), "{counter}");
     }

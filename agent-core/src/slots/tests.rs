@@ -195,6 +195,23 @@ fn what_may_be_a_server_is_a_program_until_a_slot_starts() {
 }
 
 #[test]
+fn the_first_part_of_a_prompt_that_shows_a_server_is_counted() {
+    let mut world = World::with(EITHER_INFERRED | TargetConfig::STEPS);
+    world.decode(MAIN, &[at(0, 0), at(0, 1)]).unwrap();
+    world.turn(MAIN, 0).unwrap();
+    world.cut(MAIN, 0, 0, -1).unwrap();
+    world.decode(MAIN, &tokens(&[(0, 0, 8)])).unwrap();
+    world.pass(70);
+    world.decode(MAIN, &tokens(&[(0, 8, 3)])).unwrap();
+    world.pass(30);
+    world.sample(MAIN, -1).unwrap();
+    world.turn(MAIN, 0).unwrap();
+    assert_eq!((world.counted(), world.target.stats.borrow().batch.count()), ([11, 0, 1], 2));
+    let steps: Vec<_> = world.told.steps.iter().map(|it| (it.prompt, it.generated, it.duration_ns)).collect();
+    assert_eq!(steps, [(8, 0, 70), (3, 1, 30)]);
+}
+
+#[test]
 fn a_program_that_maps_a_servers_functions_is_counted() {
     let mut world = World::with(EITHER);
     for i in 0..3 {
@@ -410,7 +427,7 @@ fn make(world: &mut World, call: &Call) -> Result<(), Loss> {
 }
 
 /// The kinds of processes that there are.
-const KINDS: [u32; 7] = [
+const KINDS: [u32; 8] = [
     0,
     TargetConfig::STEP_END,
     SERVER,
@@ -418,6 +435,7 @@ const KINDS: [u32; 7] = [
     INFERRED,
     EITHER,
     EITHER_INFERRED,
+    EITHER_INFERRED | TargetConfig::STEPS,
 ];
 
 proptest! {
@@ -451,6 +469,12 @@ proptest! {
         let stats = world.target.stats.borrow();
         prop_assert!(stats.unattributed[0] <= prompt);
         prop_assert_eq!(world.told.refused, world.target.lost(Loss::RingFull));
+        prop_assert_eq!(world.told.refused_steps, world.target.lost(Loss::StepRingFull));
+        let mut steps = world.told.steps.clone();
+        steps.sort_by_key(|step| step.start_ns);
+        for pair in steps.windows(2) {
+            prop_assert!(pair[0].end_ns() <= pair[1].start_ns, "{:?}", pair);
+        }
         for end in world.told.ends() {
             prop_assert!(end.wasted_tokens <= end.generated_tokens && end.accepted_tokens <= end.drafted_tokens);
         }

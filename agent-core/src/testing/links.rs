@@ -8,6 +8,7 @@ use llamaprobe_common::{
         BeginEvent, Connection, ConnectionKey, EndEvent, PAGE_BYTES, PIECE_BYTES, Peer, PieceHead,
         RequestKey, Talk, WriteEvent,
     },
+    step::StepEvent,
 };
 
 use super::{
@@ -83,6 +84,10 @@ impl Machine for Wire {
 impl Events for Wire {
     fn tell<E: Into<Event> + 'static>(&mut self, event: impl FnOnce() -> E) -> bool {
         self.told.tell(event)
+    }
+
+    fn tell_step(&mut self, step: &StepEvent) -> bool {
+        self.told.tell_step(step)
     }
 }
 

@@ -5,6 +5,7 @@ use std::{collections::HashMap, vec::Vec};
 use llamaprobe_common::{
     loss::Loss,
     request::{DraftEvent, RequestKey, SlotEndEvent, SlotStartEvent},
+    step::StepEvent,
     task::TaskKey,
 };
 
@@ -20,7 +21,11 @@ pub struct Told {
     pub events: Vec<Event>,
     /// Whether there is none for more.
     pub full: bool,
-    /// How many found none.
+    /// Decode calls.
+    pub steps: Vec<StepEvent>,
+    /// How many of them found no room.
+    pub refused_steps: u64,
+    /// How many events found none.
     pub refused: u64,
     /// The requests of which events were lost.
     pub lost: Vec<RequestKey>,
@@ -61,6 +66,15 @@ impl Events for Told {
             self.refused += 1;
         } else {
             self.events.push(event().into());
+        }
+        !self.full
+    }
+
+    fn tell_step(&mut self, step: &StepEvent) -> bool {
+        if self.full {
+            self.refused_steps += 1;
+        } else {
+            self.steps.push(*step);
         }
         !self.full
     }

@@ -111,7 +111,7 @@ impl World {
                 attribute(target, &mut maps.sequences, told, context, address, source.automatic, found);
             done = done.and(attributed);
         }
-        contexts::walked(target, context);
+        contexts::walked(target, told, context);
         done
     }
 

@@ -65,7 +65,7 @@ fn lp_batch(probe: ProbeContext) -> u32 {
 /// What a batch holds is known.
 #[inline(always)]
 fn finish(target: &Target, context: &mut Context) {
-    walked(target, context);
+    walked(target, &mut Helpers, context);
     if context.flags & Context::PENDING != 0 {
         begin_step(target, context.entered_ns);
     }
@@ -165,7 +165,7 @@ fn follow_on<const RUNS: usize>(
 fn go_on(probe: &ProbeContext, place: u32, target: &Target, context: &mut Context) -> Result<(), Loss> {
     // SAFETY: the map holds programs of the same type.
     unsafe { FOLLOW.tail_call(probe, place) };
-    walked(target, context);
+    walked(target, &mut Helpers, context);
     Err(Loss::BatchTooComplex)
 }
 

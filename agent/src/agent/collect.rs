@@ -47,6 +47,7 @@ impl Agent {
             }
             let all = batch.len() < BATCH;
             self.stalls.read();
+            self.tell_steps();
             let latest = batch.iter().map(RequestEvent::at_ns).max().unwrap_or(0);
             let until = if all { u64::MAX } else { latest.saturating_add(SLACK_NS) };
             self.drain_payload(payload, until);

@@ -10,6 +10,7 @@ use crate::recorder::{Asked, Reason, Refusal};
 impl Agent {
     /// Somebody asks for a recording over the endpoint.
     pub(super) fn record_asked(&mut self, asked: Asked) {
+        self.tell_steps();
         let epoch = self.clock.epoch();
         match &mut self.recorder {
             Some(recorder) => drop(recorder.record(Reason::Asked, epoch, Some(asked))),
@@ -20,6 +21,7 @@ impl Agent {
 
     /// Somebody asks for one by a signal.
     pub(super) fn record_signalled(&mut self) {
+        self.tell_steps();
         let epoch = self.clock.epoch();
         match &mut self.recorder {
             Some(recorder) => drop(recorder.record(Reason::Signal, epoch, None)),

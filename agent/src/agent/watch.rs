@@ -273,6 +273,9 @@ impl Agent {
         if self.trace_drafts {
             plan.flags |= TargetConfig::DRAFT_STEPS;
         }
+        if self.wants_steps {
+            plan.flags |= TargetConfig::STEPS;
+        }
         if target.told.predict.is_some() {
             plan.flags |= TargetConfig::PREDICTS;
         }

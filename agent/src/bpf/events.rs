@@ -8,6 +8,7 @@ use llamaprobe_common::{
         SlotEndEvent, SlotStartEvent, TaskEvent, WriteEvent,
     },
     stall::StallEvent,
+    step::StepEvent,
 };
 
 use serde::{Deserialize, Serialize};
@@ -135,6 +136,11 @@ pub fn process(entry: &[u8]) -> Option<ProcessEvent> {
 
 /// The stall of an entry.
 pub fn stall(entry: &[u8]) -> Option<StallEvent> {
+    value(entry)
+}
+
+/// The decode call of an entry.
+pub fn step(entry: &[u8]) -> Option<StepEvent> {
     value(entry)
 }
 

@@ -132,6 +132,8 @@ pub struct Rings {
     pub payload: RingBuf<MapData>,
     /// What held decode steps back.
     pub stalls: RingBuf<MapData>,
+    /// Decode calls that are over.
+    pub steps: RingBuf<MapData>,
     /// What holds process events back.
     pub told: Told,
 }
@@ -192,20 +194,21 @@ pub type Handle = (String, OwnedFd);
 
 impl Attacher {
     /// Loads everything and starts to watch process life. Of other processes than `only` nothing is told, unless it is
-    /// empty. Returns what says the lines of the programs beside, where such are wanted.
+    /// empty. Decode calls are told only where `steps` are wanted. Returns what says the lines of the programs beside, where
+    /// such are wanted.
     ///
     /// # Errors
     ///
     /// When the kernel refuses a program or a map: no rights, Linux older than 5.15, lockdown.
-    pub fn load(only: &[u32], lines: Lines) -> Result<(Self, Option<LineReader>), LoadError> {
+    pub fn load(only: &[u32], steps: bool, lines: Lines) -> Result<(Self, Option<LineReader>), LoadError> {
         raw::keep_no_large_memory();
         // Who may not even try that is told so when the rest is refused, too.
         let way = Way::here().unwrap_or(Way::PerfEvents);
         // Maps are bound to the kind of the programs that use them, so all is made anew.
-        let (way, loaded) = match Self::load_for(way, only, lines) {
+        let (way, loaded) = match Self::load_for(way, only, steps, lines) {
             Err(error) if way == Way::Links => {
                 debug!(%error, "this kernel has links for uprobes and refuses what is needed for them");
-                (Way::PerfEvents, Self::load_for(Way::PerfEvents, only, lines))
+                (Way::PerfEvents, Self::load_for(Way::PerfEvents, only, steps, lines))
             }
             loaded => (way, loaded),
         };
@@ -215,7 +218,12 @@ impl Attacher {
         loaded
     }
 
-    fn load_for(way: Way, only: &[u32], lines: Lines) -> Result<(Self, Option<LineReader>), LoadError> {
+    fn load_for(
+        way: Way,
+        only: &[u32],
+        steps: bool,
+        lines: Lines,
+    ) -> Result<(Self, Option<LineReader>), LoadError> {
         // No program needs relocation against kernel types, so the kernel's BTF (megabytes) is not read.
         let level = lines.level();
         let (kernel, undescribed) = match switches::kernel_layout() {
@@ -227,9 +235,13 @@ impl Attacher {
             .btf(None)
             .override_global(aya_log::LEVEL, &level, true)
             .override_global("KERNEL", &kernel, true);
+        // Where nothing will be in it.
+        let empty = rustix::param::page_size() as u32;
         if level == 0 {
-            // Nothing will be in it.
-            loader.map_max_entries(lines::MAP, rustix::param::page_size() as u32);
+            loader.map_max_entries(lines::MAP, empty);
+        }
+        if !steps {
+            loader.map_max_entries("STEP_EVENTS", empty);
         }
         let mut ebpf = loader.load(OBJECT).map_err(LoadError::object)?;
         let mut uprobes = Uprobes::new(way, OBJECT, &ebpf)?;
@@ -304,6 +316,7 @@ impl Maps {
             requests: open(all, "REQUEST_EVENTS")?,
             payload: open(all, "PAYLOAD")?,
             stalls: open(all, "STALLS")?,
+            steps: open(all, "STEP_EVENTS")?,
             told: Told(open(all, "TOLD")?),
         };
         let maps = Self {

@@ -5,18 +5,22 @@ mod story;
 #[cfg(test)]
 mod tests;
 
-use std::{path::Path, process::ExitCode};
+use std::{cmp::Reverse, collections::BTreeMap, ops::Range, path::Path, process::ExitCode};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use llamaprobe_api::{Document, Request};
+use llamaprobe_common::step::StepEvent;
 
 use self::story::Story;
 use crate::{
     cli::ExplainArguments,
     export::snapshot::{self, fetch::fetch, table::wedged},
-    journal::{JournalReader, play::play},
+    journal::{
+        JournalReader,
+        play::{Next, Player},
+    },
     output,
-    session::{identity::NONE, shown::ShownRequest},
+    session::{Input, identity::NONE, shown::ShownRequest},
 };
 
 /// A request, and where it was served.
@@ -27,7 +31,12 @@ struct Served {
     /// Where the engine is, if it has stopped to work.
     wedged: Option<String>,
     request: Request,
+    /// The decode calls that took longest while it had a slot, the longest first; none where they are not told.
+    steps: Vec<StepEvent>,
 }
+
+/// Decode calls of a request that are named.
+const NAMED_STEPS: usize = 3;
 
 impl Served {
     /// When it ended, or was looked at, seconds since the Unix epoch.
@@ -82,6 +91,7 @@ fn of_document(document: Document) -> Vec<Served> {
             model: model.clone(),
             wedged: wedged.clone().filter(|_| request.state != "done"),
             request,
+            steps: Vec::new(),
         })
     };
     document.servers.into_iter().flat_map(of).collect()
@@ -90,23 +100,51 @@ fn of_document(document: Document) -> Vec<Served> {
 /// The requests that a journal tells, and when it ends.
 fn played(file: &Path) -> Result<(Vec<Served>, f64, &'static str)> {
     let name = file.display();
-    let mut all = Vec::new();
-    let played = play(JournalReader::of_file(file)?, |record, epoch| {
-        if record.request.is_inference() {
-            let shown = ShownRequest::finished(record, |user| user.unwrap_or(NONE).to_owned());
-            all.push(Served {
-                server: record.labels.server.clone(),
-                model: record.labels.model.clone(),
-                wedged: None,
-                request: snapshot::request(&shown, epoch),
-            });
+    let (mut all, mut times) = (Vec::new(), Vec::new());
+    let mut steps: BTreeMap<u32, Vec<StepEvent>> = BTreeMap::new();
+    let mut player = Player::new(JournalReader::of_file(file)?);
+    while let Some(next) = player.upcoming() {
+        if let Next::Input(stamped) = next
+            && let Input::Steps(told) = &stamped.what
+        {
+            told.iter().for_each(|step| steps.entry(step.tgid).or_default().push(*step));
         }
-    });
+        player.step(&mut |record, epoch| {
+            let it = &record.request;
+            if it.is_inference() {
+                let shown = ShownRequest::finished(record, |user| user.unwrap_or(NONE).to_owned());
+                all.push(Served {
+                    server: record.labels.server.clone(),
+                    model: record.labels.model.clone(),
+                    wedged: None,
+                    request: snapshot::request(&shown, epoch),
+                    steps: Vec::new(),
+                });
+                times.push((it.key.tgid, it.prefill_ns..it.last_token_ns));
+            }
+        });
+    }
+    // Of a model some are told after those of its draft model.
+    steps.values_mut().for_each(|own| own.sort_by_key(|step| step.start_ns));
+    for (served, (pid, time)) in all.iter_mut().zip(&times) {
+        served.steps = longest(steps.get(pid).map_or(&[], Vec::as_slice), time);
+    }
+    let played = player.finish();
     if let Some(error) = &played.error {
         output::complain(&format!("llamaprobe: {name}: {error}; what came before was played"));
     }
     let now = all.iter().map(Served::until).fold(0.0, f64::max);
     Ok((all, now, "the journal tells no such request"))
+}
+
+/// The longest decode calls of a process in a time, `CLOCK_MONOTONIC` nanoseconds, among all of it in order.
+fn longest(steps: &[StepEvent], time: &Range<u64>) -> Vec<StepEvent> {
+    let from = steps.partition_point(|step| step.start_ns < time.start);
+    let until = steps.partition_point(|step| step.start_ns < time.end);
+    let mut own = steps.get(from..until).unwrap_or_default().to_vec();
+    own.sort_by_key(|step| Reverse(step.duration_ns));
+    own.truncate(NAMED_STEPS);
+    own
 }
 
 /// Those that were asked for: the one that is called so, or the slowest.

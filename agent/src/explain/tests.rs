@@ -17,10 +17,16 @@ fn served(id: &str, duration_ms: f64) -> Served {
         last_token_ms: Some(duration_ms),
         ..Request::default()
     };
-    Served { server: "127.0.0.1:8080".to_owned(), model: "m".to_owned(), wedged: None, request }
+    Served {
+        server: "127.0.0.1:8080".to_owned(),
+        model: "m".to_owned(),
+        wedged: None,
+        request,
+        steps: Vec::new(),
+    }
 }
 
-fn parts(parts: &[(&str, f64)]) -> std::collections::BTreeMap<String, f64> {
+fn parts(parts: &[(&str, f64)]) -> BTreeMap<String, f64> {
     parts.iter().map(|(name, ms)| ((*name).to_owned(), *ms)).collect()
 }
 
@@ -67,6 +73,26 @@ the longest pause between two tokens was 1.60 s, most of it neighbour_prefill
 a step of 1,957 prompt tokens of that neighbour took 1.40 s longer than one without; with -b 512 it would be about 366 ms
 ";
     assert_eq!(text, expected);
+}
+
+#[test]
+fn the_longest_steps_of_its_time_are_named() {
+    let step = |start_ns, duration_ns, prompt| StepEvent {
+        start_ns,
+        duration_ns,
+        tokens: prompt + 1,
+        prompt,
+        sequences: 1 + u32::from(prompt > 0),
+        ..StepEvent::NONE
+    };
+    let ms = 1_000_000;
+    let all = [step(1, 900 * ms, 0), step(10, 12 * ms, 0), step(20, 700 * ms, 2_048), step(30, 800 * ms, 0)];
+    let mut it = slow();
+    it.steps = longest(&all, &(5..30));
+    let text = Story::of(&it, None).to_string();
+    let said = "the longest steps in its time: 700 ms for 2,048 prompt tokens and 1 more of 2 sequences; 12 ms for 1 token of 1 sequence";
+    assert!(text.lines().any(|line| line == said), "{text}");
+    assert!(longest(&[], &(5..30)).is_empty());
 }
 
 #[test]

@@ -13,6 +13,7 @@ use llamaprobe_common::{
     part::Part,
     probe::ProbeId,
     stall::Cause,
+    step::StepEvent,
     target::TokenType,
 };
 
@@ -71,7 +72,7 @@ fn server(server: &Server, epoch: Duration) -> api::Server {
     api::Server {
         server: server.labels.server.clone(),
         model: server.labels.model.clone(),
-        live: server.live.as_ref().map(live),
+        live: server.live.as_ref().map(|it| live(it, epoch)),
         tokens: api::Tokens {
             prompt: tokens(TokenType::Prompt),
             cached: tokens(TokenType::Cached),
@@ -107,7 +108,7 @@ fn server(server: &Server, epoch: Duration) -> api::Server {
     }
 }
 
-fn live(live: &Live) -> api::Live {
+fn live(live: &Live, epoch: Duration) -> api::Live {
     let slots = live.seats.iter();
     api::Live {
         pid: live.pid,
@@ -143,6 +144,18 @@ fn live(live: &Live) -> api::Live {
             evicted: it.evicted,
             recently_evicted: it.recently_evicted,
         }),
+        steps: live.steps.iter().map(|it| step(it, epoch)).collect(),
+    }
+}
+
+fn step(step: &StepEvent, epoch: Duration) -> api::Step {
+    api::Step {
+        started_at: (epoch + Duration::from_nanos(step.start_ns)).as_secs_f64(),
+        duration_ms: ms(step.duration_ns),
+        tokens: step.tokens,
+        prompt_tokens: step.prompt,
+        generated_tokens: step.generated,
+        sequences: step.sequences,
     }
 }
 

@@ -6,6 +6,7 @@ use llamaprobe_common::{
     probe::ProbeId,
     request::RequestKey,
     stall::Cause,
+    step::StepEvent,
     target::{TargetStats, TokenType},
 };
 
@@ -185,6 +186,16 @@ fn busy() -> Server {
                 call: Some(libc::SYS_futex as u32),
                 channel: Some("do_signal_stop".to_owned()),
             }),
+            steps: vec![StepEvent {
+                start_ns: 1_000_000_000,
+                duration_ns: 12_500_000,
+                tgid: 7,
+                tokens: 9,
+                prompt: 8,
+                generated: 1,
+                sequences: 2,
+                ..StepEvent::NONE
+            }],
             resources: Resources {
                 read_bytes: None,
                 backend: "cpu".to_owned(),

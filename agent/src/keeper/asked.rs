@@ -99,11 +99,12 @@ impl Keeper {
     pub(crate) fn load(
         self,
         only: &[u32],
+        steps: bool,
         log: &str,
         ansi: bool,
         messages: Messages,
     ) -> Result<(Loaded, Room, UnboundedReceiver<Done>)> {
-        let order = Order::Load { only: only.to_vec(), log: log.to_owned(), ansi };
+        let order = Order::Load { only: only.to_vec(), steps, log: log.to_owned(), ansi };
         send(&self.socket, &order, &[]).context("the keeper does not live")?;
         let loaded = loop {
             let Some((done, files)) = receive(&self.socket, MOST).context("the keeper says nothing")? else {

@@ -55,6 +55,8 @@ pub(crate) enum Order {
     Load {
         /// The processes that are meant; all when empty.
         only: Vec<u32>,
+        /// Whether each decode call is to be told.
+        steps: bool,
         /// What is said, as `--log` has it.
         log: String,
         /// In colours.
@@ -200,7 +202,7 @@ pub fn serve() -> Result<()> {
     let socket = io::stdin().as_fd().try_clone_to_owned()?;
     let way = Way(Arc::new((socket.try_clone()?, Mutex::default())));
     let first = receive(&socket, MOST).context("no order")?;
-    let Some((Order::Load { only, log, ansi }, _)) = first else { return Ok(()) };
+    let Some((Order::Load { only, steps, log, ansi }, _)) = first else { return Ok(()) };
     let of_messages = way.clone();
     output::speak(&log, ansi, move || of_messages.clone())?;
     if let Err(error) = tracefs {
@@ -208,7 +210,7 @@ pub fn serve() -> Result<()> {
     }
     confine_keeper()?;
     scout::raise_files();
-    let attacher = match load(&only, &way) {
+    let attacher = match load(&only, steps, &way) {
         Ok(attacher) => attacher,
         Err(error) => {
             way.tell(&Done::NotLoaded(format!("{error:#}")));
@@ -245,8 +247,8 @@ fn attend(socket: &OwnedFd, way: &Way, room: &EngineRoom) -> Result<()> {
     Ok(())
 }
 
-fn load(only: &[u32], way: &Way) -> Result<Attacher> {
-    let (mut attacher, lines) = Attacher::load(only, Lines::wanted()).map_err(explain)?;
+fn load(only: &[u32], steps: bool, way: &Way) -> Result<Attacher> {
+    let (mut attacher, lines) = Attacher::load(only, steps, Lines::wanted()).map_err(explain)?;
     if let Some(lines) = lines {
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_io().build().context("no runtime")?;

@@ -60,7 +60,8 @@ impl What {
             | Input::Interrupt
             | Input::Asked(_)
             | Input::Since
-            | Input::Thread { .. } => Self::Passing,
+            | Input::Thread { .. }
+            | Input::Steps(_) => Self::Passing,
         }
     }
 }

@@ -7,6 +7,7 @@ use std::time::Instant;
 use llamaprobe_common::{
     request::{EndEvent, RequestKey},
     stall::StallEvent,
+    step::StepEvent,
 };
 use serde::{Deserialize, Serialize};
 
@@ -80,6 +81,8 @@ pub enum Input {
         /// The thread.
         thread: Thread,
     },
+    /// Decode calls are over.
+    Steps(Vec<StepEvent>),
 }
 
 /// What is to be done by that.
@@ -115,6 +118,10 @@ impl Session {
             Input::Fact(fact) => self.learn(now, fact),
             Input::Stalled(stalls) => {
                 self.stalled(stalls);
+                Vec::new()
+            }
+            Input::Steps(steps) => {
+                self.stepped(steps);
                 Vec::new()
             }
             Input::Reading { pid, reading, unread } => {

@@ -46,7 +46,7 @@ pub(crate) mod staged;
 mod tests;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -57,6 +57,7 @@ use llamaprobe_common::{
     request::{EndEvent, RequestKey},
     sequence::Sequence,
     stall::StallEvent,
+    step::StepEvent,
     target::TargetStats,
 };
 
@@ -97,6 +98,9 @@ use crate::{
 /// How long a process may go without listening before it is taken for one that never will (a binding).
 const LISTEN_WAIT: Duration = Duration::from_secs(10);
 
+/// Decode calls of a server that are shown.
+const SHOWN_STEPS: usize = 60;
+
 /// A process under observation.
 #[derive(Debug)]
 struct Watched {
@@ -129,6 +133,8 @@ struct Watched {
     stalls: Stalls,
     /// What was lost by that, and is not in the ledger yet.
     lost: Lost,
+    /// The last decode calls that count, where each is told.
+    steps: VecDeque<StepEvent>,
     /// Stalls of single threads that were not told, so far.
     untold: Option<Untold>,
     /// It has started servers of its own and passes requests on to them, which are where they count.
@@ -298,6 +304,17 @@ impl Session {
         }
     }
 
+    /// Decode calls are over: the last ones that count are kept, to be shown.
+    fn stepped(&mut self, steps: &[StepEvent]) {
+        for step in steps.iter().filter(|step| step.is_served()) {
+            let Some(watched) = self.watched.get_mut(&step.tgid) else { continue };
+            if watched.steps.len() >= SHOWN_STEPS {
+                watched.steps.pop_front();
+            }
+            watched.steps.push_back(*step);
+        }
+    }
+
     /// Charges what is known to have held a process's step back.
     fn charge_stalls(&mut self, pid: u32) {
         if let Some(step) = self.watched.get_mut(&pid).and_then(|watched| watched.stalls.charge()) {
@@ -424,6 +441,7 @@ impl Session {
             unbooked: Vec::new(),
             stalls: Stalls::default(),
             lost: Lost::default(),
+            steps: VecDeque::new(),
             untold: None,
             routes: false,
             among_all: !self.only_some,

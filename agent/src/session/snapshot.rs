@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use llamaprobe_common::{probe::ProbeId, target::TargetStats};
+use llamaprobe_common::{probe::ProbeId, step::StepEvent, target::TargetStats};
 use serde::{Deserialize, Serialize};
 
 use super::{shown::ShownRequest, stalls::Lost, tally::Tally, usage::Usage};
@@ -129,6 +129,8 @@ pub struct Live {
     pub reload_forecast_ns: Option<u64>,
     /// Where the thread of its engine is, if it has had a request for seconds and has entered no decode call.
     pub engine_thread: Option<Thread>,
+    /// Its last decode calls that count, the oldest first, where each is told.
+    pub steps: Vec<StepEvent>,
     /// What it has of its machine, as of the last look at it.
     pub resources: Resources,
     /// Probes attached for it.

@@ -1,6 +1,6 @@
 //! The screen: the agent, its servers, the requests of one of them, its slots, and what lies over them.
 
-use llamaprobe_api::{Document, Request, Server};
+use llamaprobe_api::{Document, Request, Server, Step};
 use ratatui::{
     Frame,
     layout::{Constraint, Layout, Rect},
@@ -218,21 +218,30 @@ fn draw_requests(frame: &mut Frame<'_>, view: &View, area: Rect) {
     frame.render_stateful_widget(table, area, &mut state);
 }
 
-/// What a server's engine computed in the last minute, one figure each time the agent answered: prompts, and tokens; or where
-/// it is, if it has stopped to work.
+/// What a server's engine computed: prompts, and tokens. One figure for each of its last decode calls where those are told,
+/// else one each time the agent answered in the last minute; or where it is, if it has stopped to work.
 fn strip_line(view: &View, server: &Server, width: u16) -> Line<'static> {
     if let Some(wedged) = server.live.as_ref().and_then(wedged) {
         return Line::from(vec![Span::from("work  ").dark_gray(), Span::from(wedged).red()]);
     }
     let room = (usize::from(width).saturating_sub(24) / 2).min(STRIP);
-    let strip =
-        |figure: fn(&Server) -> f64| format!("{:room$}", bars(&view.history.rates(server, figure, room)));
+    let steps = server.live.as_ref().map_or(&[][..], |live| &live.steps);
+    let steps = &steps[steps.len().saturating_sub(room)..];
+    let (name, prefill, decode) = if steps.is_empty() {
+        let rates = |figure: fn(&Server) -> f64| view.history.rates(server, figure, room);
+        ("work  ", rates(|it| it.tokens.prompt as f64), rates(|it| it.tokens.generated as f64))
+    } else {
+        let figures =
+            |figure: fn(&Step) -> u32| steps.iter().map(|it| f64::from(figure(it))).collect::<Vec<_>>();
+        ("steps ", figures(|it| it.prompt_tokens), figures(|it| it.generated_tokens))
+    };
+    let strip = |values: &[f64]| format!("{:room$}", bars(values));
     Line::from(vec![
-        Span::from("work  ").dark_gray(),
+        Span::from(name).dark_gray(),
         Span::from("prefill ").blue(),
-        Span::from(strip(|it| it.tokens.prompt as f64)).blue(),
+        Span::from(strip(&prefill)).blue(),
         Span::from("  decode ").green(),
-        Span::from(strip(|it| it.tokens.generated as f64)).green(),
+        Span::from(strip(&decode)).green(),
     ])
 }
 

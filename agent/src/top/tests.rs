@@ -1,4 +1,4 @@
-use llamaprobe_api::{Live, Server, SlotContext, Times, Tokens};
+use llamaprobe_api::{Live, Server, SlotContext, Step, Times, Tokens};
 use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 
 use super::*;
@@ -116,6 +116,19 @@ fn a_small_screen_shows_it_all() {
         "{lines:?}"
     );
     assert!(lines[23].starts_with("q quit"), "{lines:?}");
+}
+
+#[test]
+fn steps_that_are_told_are_drawn_one_by_one() {
+    let mut document = document(1_764_115_332.0, 60);
+    let step = |prompt_tokens, generated_tokens| Step { prompt_tokens, generated_tokens, ..Step::default() };
+    let steps = (0..60).map(|_| step(0, 1)).chain([step(700, 0), step(350, 2), step(0, 1)]);
+    document.servers[0].live.as_mut().unwrap().steps = steps.collect();
+    let mut view = view();
+    view.take(Ok(document));
+    let lines = screen(&view, 80, 24);
+    let drawn = lines.iter().find(|line| line.starts_with("steps prefill ")).unwrap();
+    assert!(drawn.contains("▁█▅▁  decode ") && drawn.ends_with("▅▁█▅"), "{drawn}");
 }
 
 #[test]

@@ -76,6 +76,7 @@ fn timeline<R: Read>(journal: JournalReader<R>) -> (Timeline, Duration, Played) 
                 match &stamped.what {
                     Input::Fact(Fact::Event(event)) => timeline.event(event),
                     Input::Stalled(stalls) => stalls.iter().for_each(|stall| timeline.stall(stall)),
+                    Input::Steps(steps) => steps.iter().for_each(|step| timeline.step(step)),
                     _ => {}
                 }
                 (stamped.ns, matches!(stamped.what, Input::AllRead | Input::Tick))

@@ -1,5 +1,6 @@
 use std::{collections::BTreeMap, io::Cursor};
 
+use llamaprobe_common::step::{Model, StepEvent};
 use prost::Message as _;
 
 use super::{timeline::Lane, *};
@@ -20,6 +21,19 @@ fn journal() -> Vec<u8> {
     bytes.extend(frame(&Header::new(0, billing, false, None)).unwrap());
     let mut inputs = vec![(MS, Input::Begin(Box::new(observed())))];
     let mut reader = Reader::new(options(), Phrases::default());
+    let step = |at_ms, model: Model, prompt| StepEvent {
+        start_ns: at_ms * MS,
+        duration_ns: 4 * MS,
+        tgid: key(1).tgid,
+        tokens: prompt + 1,
+        prompt,
+        generated: 1,
+        sequences: 2,
+        model: model as u32,
+        ..StepEvent::NONE
+    };
+    let steps = vec![step(3_012, Model::Main, 5), step(3_020, Model::Draft, 0), step(3_024, Model::Main, 0)];
+    inputs.push((3_030 * MS, Input::Steps(steps)));
     for arrived_ms in [1_000, 1_030, 3_000] {
         for event in chat_events(key(arrived_ms)) {
             for event in [Some(event.clone()), told(&event)].into_iter().flatten() {
@@ -62,6 +76,12 @@ fn requests_are_in_lanes_and_their_phases_in_them() {
     assert_eq!(of(Lane::Requests(0)), [chat(1_000), chat(3_000)].concat());
     assert_eq!(of(Lane::Requests(1)), chat(1_030));
     assert_eq!(of(Lane::Slot(1)).iter().filter(|(name, ..)| *name == "task 40").count(), 3);
+    let engine = [
+        ("decode call with prompts", 3_012, 3_016),
+        ("draft decode call", 3_020, 3_024),
+        ("decode call", 3_024, 3_028),
+    ];
+    assert_eq!(of(Lane::Engine), engine);
     assert!(timeline.counts.iter().any(|count| count.name == "requests in flight"));
 }
 

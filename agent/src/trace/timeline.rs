@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use llamaprobe_common::{
     request::{PrefillEvent, RequestKey, SlotEndEvent},
     stall::{Cause, StallEvent},
+    step::{Model, Outcome, StepEvent},
 };
 use serde::Serialize;
 use serde_json::{Map, Value, json};
@@ -16,6 +17,9 @@ use crate::{
     session::{Record, Snapshot, tally::Phase},
 };
 
+/// What a decode call is called that computes prompts.
+const PROMPTS: &str = "decode call with prompts";
+
 /// Where slices stand. They are sorted so.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(tag = "track", content = "number", rename_all = "snake_case")]
@@ -24,7 +28,7 @@ pub(super) enum Lane {
     Requests(u32),
     /// What a slot does.
     Slot(i32),
-    /// Decode calls with prompts.
+    /// Decode calls: all where each is told, else those with prompts of an engine that works for several.
     Engine,
     /// A thread that was off its processor while a step needed it.
     Thread(u32),
@@ -64,6 +68,9 @@ pub(super) struct Timeline {
     finished: Vec<(Slice, Vec<Slice>)>,
     numbers: BTreeMap<RequestKey, u64>,
     last: BTreeMap<(u32, &'static str), u64>,
+    steps: Vec<StepEvent>,
+    /// Decode calls that took longer for prompts, by process and begin.
+    prefills: BTreeMap<(u32, u64), PrefillEvent>,
 }
 
 fn arguments(value: Value) -> Map<String, Value> {
@@ -83,7 +90,9 @@ impl Timeline {
     pub(super) fn event(&mut self, event: &RequestEvent) {
         match event {
             RequestEvent::SlotEnd(event) => self.slot(event),
-            RequestEvent::Prefill(event) => self.step(event),
+            RequestEvent::Prefill(event) => {
+                self.prefills.insert((event.request.tgid, event.entered_ns), *event);
+            }
             _ => {}
         }
     }
@@ -117,17 +126,40 @@ impl Timeline {
         }
     }
 
-    fn step(&mut self, event: &PrefillEvent) {
-        let value = json!({"prompt_tokens": event.prompt, "excess_ms": event.excess_ns as f64 / 1e6});
-        self.slices.push(Slice {
-            pid: event.request.tgid,
-            lane: Lane::Engine,
-            name: "decode call with prompts".to_owned(),
-            from_ns: event.entered_ns,
-            to_ns: event.at_ns,
-            request: None,
-            arguments: arguments(value),
-        });
+    /// A decode call is over.
+    pub(super) fn step(&mut self, event: &StepEvent) {
+        self.steps.push(*event);
+    }
+
+    /// The decode calls, each once, by whichever of both it is told.
+    fn engines(&mut self) {
+        for step in std::mem::take(&mut self.steps) {
+            let prefill = self.prefills.remove(&(step.tgid, step.start_ns));
+            let model = Model::from_wire(step.model).map_or("unknown", Model::name);
+            let outcome = Outcome::from_wire(step.outcome).map_or("unknown", Outcome::name);
+            let mut value = arguments(json!({
+                "tokens": step.tokens, "prompt_tokens": step.prompt, "generated_tokens": step.generated,
+                "sequences": step.sequences, "model": model, "outcome": outcome,
+            }));
+            if let Some(prefill) = prefill {
+                value.insert("excess_ms".to_owned(), json!(prefill.excess_ns as f64 / 1e6));
+            }
+            let name = match (step.model == Model::Draft as u32, step.prompt) {
+                (true, _) => "draft decode call",
+                (false, 0) => "decode call",
+                (false, _) => PROMPTS,
+            };
+            self.engine(step.tgid, name, (step.start_ns, step.end_ns()), value);
+        }
+        for ((pid, entered_ns), event) in std::mem::take(&mut self.prefills) {
+            let value = json!({"prompt_tokens": event.prompt, "excess_ms": event.excess_ns as f64 / 1e6});
+            self.engine(pid, PROMPTS, (entered_ns, event.at_ns), arguments(value));
+        }
+    }
+
+    fn engine(&mut self, pid: u32, name: &str, (from_ns, to_ns): (u64, u64), arguments: Map<String, Value>) {
+        let (lane, name) = (Lane::Engine, name.to_owned());
+        self.slices.push(Slice { pid, lane, name, from_ns, to_ns, request: None, arguments });
     }
 
     /// A thread was held back.
@@ -236,6 +268,7 @@ impl Timeline {
             let lane = Lane::Requests(lane as u32);
             self.slices.extend([whole].into_iter().chain(phases).map(|slice| Slice { lane, ..slice }));
         }
+        self.engines();
         self.nest();
         self
     }

@@ -10,6 +10,7 @@ use aya::sys::{Stats, enable_stats};
 use llamaprobe_tests::agent::Agent;
 use llamaprobe_tests::assets::{Assets, Build};
 use llamaprobe_tests::comparison::Moment;
+use llamaprobe_tests::scratch::Scratch;
 use llamaprobe_tests::server::LlamaServer;
 use llamaprobe_tests::traffic::{Request, run_checked};
 use llamaprobe_tests::wait_for;
@@ -88,8 +89,24 @@ pub fn measure(assets: &Assets, size: &Size) -> Result<[Table; 2]> {
             costs.push(cost(&agent, &server, &prompts, 1, units, "token of a prompt".to_owned())?);
         }
         agent.stop()?;
+        costs.push(recorded(&server, slots, size)?);
     }
     Ok([summary(&costs), detail(&costs)])
+}
+
+/// What a token takes where a recorder is told each decode call.
+fn recorded(server: &LlamaServer, slots: usize, size: &Size) -> Result<Cost> {
+    let directory = Scratch::new()?;
+    let (pid, path) = (server.pid().to_string(), directory.path().join("recordings").display().to_string());
+    let agent = Agent::start(&["--pid", &pid, "--record-dir", &path])?;
+    agent.wait_observed(server)?;
+    settle(&agent, server)?;
+    let tokens = size.tokens / slots as u32;
+    let long: Vec<_> = (0..slots).map(|_| Request::completion("a", tokens, false)).collect();
+    let units = f64::from(tokens) * slots as f64;
+    let cost = cost(&agent, server, &long, slots, units, format!("token, plain, recorded, {slots} slots"))?;
+    agent.stop()?;
+    Ok(cost)
 }
 
 /// Waits until the agent has taken away what it needs only until it knows that it is a server: it takes the kernel seconds.

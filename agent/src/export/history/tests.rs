@@ -29,6 +29,7 @@ fn live() -> Live {
         load_ns: None,
         reload_forecast_ns: None,
         engine_thread: None,
+        steps: Vec::new(),
         resources: Resources::default(),
         probes: Vec::new(),
         layouts: Vec::new(),
