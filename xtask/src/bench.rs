@@ -103,7 +103,8 @@ pub fn run(options: &Options) -> Result<()> {
         let pairs = options.pairs.to_string();
         let flags = [("--quick", options.quick), ("--json", options.json), ("--write", options.write)];
         let flags = flags.into_iter().filter_map(|(flag, is_set)| is_set.then_some(flag));
-        let mut arguments: Vec<_> = ["bench", "--prepared", "--pairs", &pairs].into_iter().chain(flags).collect();
+        let mut arguments: Vec<_> =
+            ["bench", "--prepared", "--pairs", &pairs].into_iter().chain(flags).collect();
         let only: Vec<_> = options.only.iter().filter_map(ValueEnum::to_possible_value).collect();
         only.iter().for_each(|part| arguments.extend(["--only", part.get_name()]));
         return root::run_prepared(Purpose::Demo, "release", &arguments);
