@@ -60,9 +60,23 @@ impl Size {
     fn of(options: &Options) -> Self {
         let Options { pairs, quick, .. } = *options;
         if quick {
-            Self { pairs: pairs.min(2), tokens: 800, requests: 40, paced: 20, scrapes: 40, idle: Duration::from_secs(2) }
+            Self {
+                pairs: pairs.min(2),
+                tokens: 800,
+                requests: 40,
+                paced: 20,
+                scrapes: 40,
+                idle: Duration::from_secs(2),
+            }
         } else {
-            Self { pairs, tokens: 4000, requests: 400, paced: 300, scrapes: 400, idle: Duration::from_secs(30) }
+            Self {
+                pairs,
+                tokens: 4000,
+                requests: 400,
+                paced: 300,
+                scrapes: 400,
+                idle: Duration::from_secs(30),
+            }
         }
     }
 }

@@ -187,7 +187,14 @@ struct Pair {
 pub fn measure(assets: &Assets, size: &Size) -> Result<Table> {
     let arguments = ["-np", "1", "-c", "16384", "-t", "1", "-fa", "off"];
     let server = LlamaServer::start(Build::Process, &assets.fast(), &arguments)?;
-    let head = ["beside the server", "pairs", "tokens/s without", "tokens/s with", "median of the ratios", "processor"];
+    let head = [
+        "beside the server",
+        "pairs",
+        "tokens/s without",
+        "tokens/s with",
+        "median of the ratios",
+        "processor",
+    ];
     let mut table = Table::new("speed", &head);
     for watcher in Watcher::ALL {
         if matches!(watcher, Watcher::Script) && Command::new("bpftrace").arg("--version").output().is_err() {
