@@ -155,7 +155,7 @@ fn attempt(assets: &Assets, kernel: &Kernel, agent: &std::path::Path) -> Outcome
     judged.unwrap_or_else(|error| Outcome::Bad(format!("{error:#}")))
 }
 
-/// How long one machine may take; it needs 15 seconds where nothing else runs.
+/// How long one machine may take; it needs 15 seconds where nothing else runs, that of aarch64 a minute.
 const LIMIT: Duration = Duration::from_secs(240);
 
 /// On a kernel that has what is needed both sides must have counted the same, and nothing may be lost.
