@@ -15,7 +15,7 @@ use crate::{kernels, manifests, root, setup};
 const NOT_FOR_THE_HOST: &str = "llamaprobe-ebpf";
 
 /// A feature of the agent that is off by default, and tested all the same.
-const GRPC: &str = "otlp-grpc";
+pub const GRPC: &str = "otlp-grpc";
 
 /// Makes tests write what they compare with.
 pub const BLESS: &str = "LLAMAPROBE_BLESS";

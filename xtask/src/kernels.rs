@@ -3,6 +3,7 @@
 
 mod guest;
 mod package;
+mod parts;
 
 use std::time::{Duration, Instant};
 
@@ -12,28 +13,30 @@ use llamaprobe_tests::exposition::Exposition;
 
 use self::guest::{Figures, Guest};
 use crate::command::build_agent;
+use crate::machine::Machine;
 use crate::setup::{self, Purpose};
 
 /// A kernel that is tried.
 #[derive(Debug)]
 pub(crate) struct Kernel {
-    /// Its series.
-    pub series: &'static str,
+    /// What it is called here: its series, and its machine where that is another than this one.
+    series: &'static str,
+    machine: Machine,
     archive: package::Archive,
     /// Where its package is in the archive.
     suite: &'static str,
-    /// How the package's name begins and ends.
-    name: (&'static str, &'static str),
+    name: package::Name,
     /// Whether the agent must work on it; otherwise it must say why it cannot.
     supported: bool,
 }
 
 const CLOUD: &str = "-cloud-amd64-unsigned";
 
-/// From the oldest to the newest. The host's own kernel is tried by every other test.
-const KERNELS: [Kernel; 4] = [
+/// From the oldest to the newest, for each machine. The host's own kernel is tried by every other test.
+const KERNELS: [Kernel; 5] = [
     Kernel {
         series: "5.10",
+        machine: Machine::X86_64,
         archive: package::Archive::Debian,
         suite: "bullseye",
         name: ("linux-image-5.10.", CLOUD),
@@ -41,6 +44,7 @@ const KERNELS: [Kernel; 4] = [
     },
     Kernel {
         series: "5.15",
+        machine: Machine::X86_64,
         archive: package::Archive::Ubuntu,
         suite: "jammy",
         name: ("linux-image-unsigned-5.15.", "-generic"),
@@ -48,6 +52,7 @@ const KERNELS: [Kernel; 4] = [
     },
     Kernel {
         series: "6.1",
+        machine: Machine::X86_64,
         archive: package::Archive::Debian,
         suite: "bookworm",
         name: ("linux-image-6.1.", CLOUD),
@@ -55,9 +60,18 @@ const KERNELS: [Kernel; 4] = [
     },
     Kernel {
         series: "6.12",
+        machine: Machine::X86_64,
         archive: package::Archive::Debian,
         suite: "trixie",
         name: ("linux-image-6.12.", CLOUD),
+        supported: true,
+    },
+    Kernel {
+        series: "6.12-aarch64",
+        machine: Machine::Aarch64,
+        archive: package::Archive::Debian,
+        suite: "trixie",
+        name: ("linux-image-6.12.", "-cloud-arm64-unsigned"),
         supported: true,
     },
 ];
@@ -98,9 +112,10 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// Tries the oldest and the newest supported kernel, as a part of the tests. Returns those that could not be tried.
+/// Tries the oldest and the newest supported kernel of this machine, as a part of the tests. Returns those that could not be tried.
 pub(crate) fn ends(agent: &std::path::Path) -> Result<Vec<String>> {
-    let supported: Vec<&Kernel> = KERNELS.iter().filter(|kernel| kernel.supported).collect();
+    let supported: Vec<&Kernel> =
+        KERNELS.iter().filter(|kernel| kernel.supported && kernel.machine == Machine::X86_64).collect();
     let (Some(oldest), Some(newest)) = (supported.first(), supported.last()) else { return Ok(Vec::new()) };
     try_all(&[oldest, newest], agent)
 }
@@ -109,7 +124,7 @@ pub(crate) fn ends(agent: &std::path::Path) -> Result<Vec<String>> {
 fn try_all(kernels: &[&Kernel], agent: &std::path::Path) -> Result<Vec<String>> {
     let assets = Assets::locate()?;
     let (mut missing, mut bad) = (Vec::new(), Vec::new());
-    println!("{:<8} {:<8} {:>8}  what was seen", "kernel", "", "seconds");
+    println!("{:<12} {:<8} {:>8}  what was seen", "kernel", "", "seconds");
     for kernel in kernels {
         let start = Instant::now();
         let outcome = attempt(&assets, kernel, agent);
@@ -118,7 +133,7 @@ fn try_all(kernels: &[&Kernel], agent: &std::path::Path) -> Result<Vec<String>> 
             Outcome::Bad(text) => ("FAILED", text),
             Outcome::NotRun(text) => ("not run", text),
         };
-        println!("{:<8} {word:<8} {:>8.1}  {text}", kernel.series, start.elapsed().as_secs_f64());
+        println!("{:<12} {word:<8} {:>8.1}  {text}", kernel.series, start.elapsed().as_secs_f64());
         match outcome {
             Outcome::Good(_) => {}
             Outcome::Bad(_) => bad.push(kernel.series),
@@ -130,21 +145,17 @@ fn try_all(kernels: &[&Kernel], agent: &std::path::Path) -> Result<Vec<String>> 
 }
 
 fn attempt(assets: &Assets, kernel: &Kernel, agent: &std::path::Path) -> Outcome {
-    let prepared = guest::emulator().and_then(|emulator| {
-        let image = package::kernel(assets, kernel)?;
-        Ok(Guest { emulator, image, busybox: package::busybox(assets)? })
-    });
-    let guest = match prepared {
+    let guest = match Guest::prepare(assets, kernel, agent) {
         Ok(guest) => guest,
         Err(error) => return Outcome::NotRun(format!("{error:#}")),
     };
     let judged = guest
-        .run(assets, agent, LIMIT)
+        .run(assets, LIMIT)
         .and_then(|figures| if kernel.supported { judge(&figures) } else { Ok(judge_refusal(&figures)) });
     judged.unwrap_or_else(|error| Outcome::Bad(format!("{error:#}")))
 }
 
-/// How long one machine may take; it needs 15 seconds where nothing else runs.
+/// How long one machine may take; it needs 15 seconds where nothing else runs, that of aarch64 a minute.
 const LIMIT: Duration = Duration::from_secs(240);
 
 /// On a kernel that has what is needed both sides must have counted the same, and nothing may be lost.

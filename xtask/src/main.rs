@@ -11,6 +11,7 @@ mod drift;
 mod fuzz;
 mod harm;
 mod kernels;
+mod machine;
 mod manifests;
 mod package;
 mod pictures;

@@ -1,5 +1,6 @@
-//! `cargo xtask package`: what is handed to others, in `<target>/package`. A package of Debian, an archive and an image of
-//! a container, all with the same static executable; its debug information apart; what is in it (SBOM), and checksums.
+//! `cargo xtask package`: what is handed to others, in `<target>/package`. For each machine a package of Debian, an archive
+//! and an image of a container, all with the same static executable; its debug information apart; what is in it (SBOM),
+//! and checksums.
 
 mod archive;
 mod deb;
@@ -16,11 +17,12 @@ use llamaprobe_tests::assets::{target_directory, workspace_root};
 use ring::digest::{SHA256, digest};
 
 use self::archive::Entry;
+use crate::check::GRPC;
 use crate::command::{self, cargo, run_quietly};
+use crate::machine::Machine;
 use crate::setup::{self, Purpose};
 
-/// The target of the executable: it is linked statically and runs on every distribution.
-const TARGET: &str = "x86_64-unknown-linux-musl";
+const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// The program, beneath the root of whatever holds it.
 const PROGRAM: &str = "usr/bin/llamaprobe";
 
@@ -31,8 +33,9 @@ pub struct Options {
     trial: bool,
 }
 
-/// What everything is made of.
+/// What everything is made of that is for one machine.
 struct Release {
+    machine: Machine,
     version: String,
     /// Seconds since 1970 that all files carry: that of the last commit, so that the same sources give the same packages.
     time: u64,
@@ -44,33 +47,53 @@ struct Release {
 pub fn run(options: &Options) -> Result<()> {
     let place = target_directory().join("package");
     setup::run(Purpose::Build)?;
-    let release = Release { version: env!("CARGO_PKG_VERSION").to_owned(), time: time()?, files: Vec::new() };
     if place.exists() {
         fs::remove_dir_all(&place)?;
     }
     fs::create_dir_all(&place)?;
-    let stem = format!("llamaprobe-{}", release.version);
 
-    eprintln!("== build (about 4 minutes with an empty target directory)");
-    let built = executable()?;
-    let stripped = strip(&built, &place.join(format!("{stem}.debug")))?;
+    eprintln!("== build (about 4 minutes a machine with an empty target directory)");
     let documents = documents()?;
-    let bill = parts::Parts::read(TARGET)?;
-    write(&place, &format!("{stem}.cdx.json"), bill.cyclonedx(&release)?.as_bytes())?;
-    let files = installed(&stripped, &documents, &bill)?;
-    let release = Release { files, ..release };
+    let own = release(Machine::X86_64, &documents, &place)?;
+    let foreign = match Machine::Aarch64.compiler() {
+        Ok(()) => Some(release(Machine::Aarch64, &documents, &place)?),
+        Err(error) => {
+            println!("NOT BUILT for aarch64: {error:#}");
+            None
+        }
+    };
 
     eprintln!("== packages");
-    let package = format!("llamaprobe_{}_amd64.deb", release.version);
-    write(&place, &package, &deb::package(&release)?)?;
-    let archive = archive::gzip(&release.beneath(&stem)?)?;
-    write(&place, &format!("{stem}-x86_64-linux.tar.gz"), &archive)?;
-    oci::write(&release, &place.join(format!("{stem}-oci")))?;
+    let releases: Vec<&Release> = std::iter::once(&own).chain(&foreign).collect();
+    for release in &releases {
+        let package = format!("llamaprobe_{}_{}.deb", release.version, release.machine.debian());
+        write(&place, &package, &deb::package(release)?)?;
+        let archive = archive::gzip(&release.beneath(&stem())?)?;
+        write(&place, &format!("{}-{}-linux.tar.gz", stem(), release.machine.name()), &archive)?;
+    }
+    oci::write(&releases, &place.join(format!("{}-oci", stem())))?;
     checksums(&place)?;
     for file in sorted(&place)? {
         println!("{}", file.display());
     }
-    if options.trial { trial::run(&release, &place) } else { Ok(()) }
+    if options.trial { trial::run(&own, &place) } else { Ok(()) }
+}
+
+/// How the names of files begin.
+fn stem() -> String {
+    format!("llamaprobe-{VERSION}")
+}
+
+/// Builds for a machine, and writes what belongs to the executable.
+fn release(machine: Machine, documents: &Path, place: &Path) -> Result<Release> {
+    let built = machine.static_agent("release", &["--features", GRPC])?;
+    let own = format!("{}-{}", stem(), machine.name());
+    let stripped = strip(machine, &built, &place.join(format!("{own}.debug")))?;
+    let bill = parts::Parts::read(machine.target())?;
+    let files = installed(&stripped, documents, &bill)?;
+    let release = Release { machine, version: VERSION.to_owned(), time: time()?, files };
+    write(place, &format!("{own}.cdx.json"), bill.cyclonedx(&release)?.as_bytes())?;
+    Ok(release)
 }
 
 impl Release {
@@ -96,21 +119,9 @@ fn time() -> Result<u64> {
     text.trim().parse().with_context(|| format!("SOURCE_DATE_EPOCH is {text:?}: it should be seconds"))
 }
 
-fn executable() -> Result<PathBuf> {
-    let mut rustc = Command::new("rustc");
-    let libraries = run_quietly(rustc.args(["--print", "target-libdir", "--target", TARGET]))?;
-    if !Path::new(libraries.trim()).is_dir() {
-        command::run(Command::new("rustup").args(["target", "add", TARGET]).current_dir(workspace_root()))?;
-    }
-    let mut build = cargo(&["build", "--package", "llamaprobe", "--features", "otlp-grpc", "--release"])?;
-    // The C of `ring` needs no C library, so that the host's own compiler does.
-    command::run(build.args(["--target", TARGET]).env("CC_x86_64_unknown_linux_musl", "cc"))?;
-    Ok(target_directory().join(TARGET).join("release/llamaprobe"))
-}
-
 /// Puts the debug information into a file of its own; returns the executable without it, that names the file.
-fn strip(built: &Path, debug: &Path) -> Result<Vec<u8>> {
-    let objcopy = || Command::new("objcopy");
+fn strip(machine: Machine, built: &Path, debug: &Path) -> Result<Vec<u8>> {
+    let objcopy = || Command::new(machine.binutils("objcopy"));
     let needed = "binutils is needed (on Debian and Ubuntu: apt-get install binutils)";
     run_quietly(objcopy().args(["--only-keep-debug", "--compress-debug-sections"]).args([built, debug]))
         .context(needed)?;

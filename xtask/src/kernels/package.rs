@@ -1,4 +1,4 @@
-//! Kernels and the guest's shell, from the packages of Debian and Ubuntu; unpacked among the assets, not installed.
+//! Kernels, the guest's shell, and libraries of another machine, from the packages of Debian and Ubuntu; unpacked among the assets, not installed.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,6 +9,7 @@ use llamaprobe_tests::assets::Assets;
 
 use super::Kernel;
 use crate::command::run_quietly;
+use crate::machine::Machine;
 use crate::setup::Scratch;
 
 /// Where packages come from.
@@ -34,7 +35,8 @@ pub(super) fn kernel(assets: &Assets, kernel: &Kernel) -> Result<PathBuf> {
     let place = assets.root().join("kernels").join(kernel.series);
     if !place.exists() {
         eprintln!("  install  Linux {} (kernel of a virtual machine)", kernel.series);
-        unpack(assets, kernel.archive, kernel.suite, kernel.name, &place)
+        let from = Source { archive: kernel.archive, suite: kernel.suite, machine: kernel.machine };
+        from.unpack(assets, &[kernel.name], &place)
             .with_context(|| format!("no kernel {} can be had", kernel.series))?;
     }
     let mut files = fs::read_dir(place.join("boot"))?.filter_map(|entry| Some(entry.ok()?.path()));
@@ -44,37 +46,73 @@ pub(super) fn kernel(assets: &Assets, kernel: &Kernel) -> Result<PathBuf> {
 }
 
 /// A static busybox: the guest has no other programs.
-pub(super) fn busybox(assets: &Assets) -> Result<PathBuf> {
-    let place = assets.root().join("busybox");
-    if !place.exists() {
-        eprintln!("  install  busybox (shell of a virtual machine)");
-        unpack(assets, Archive::Debian, "bookworm", ("busybox-static", ""), &place)
-            .context("no busybox can be had")?;
-    }
-    ["usr/bin/busybox", "bin/busybox"]
-        .iter()
-        .map(|name| place.join(name))
-        .find(|path| path.is_file())
-        .context("the package holds no busybox")
+pub(super) fn busybox(assets: &Assets, machine: Machine) -> Result<PathBuf> {
+    let place = user_land(assets, machine, "busybox", &[("busybox-static", "")])?;
+    found(&place, &["usr/bin", "bin"], "busybox")
 }
 
-/// The newest package of a suite whose name begins and ends so, unpacked at `place`.
-fn unpack(assets: &Assets, archive: Archive, suite: &str, name: (&str, &str), place: &Path) -> Result<()> {
-    let scratch = Scratch::new(assets, "package")?;
-    let address = archive.address();
-    let index = scratch.file("Packages.xz");
-    download(&format!("{address}/dists/{suite}/main/binary-amd64/Packages.xz"), &index)?;
-    let index = run_quietly(Command::new("xz").args(["--decompress", "--stdout"]).arg(&index))?;
-    let package =
-        newest(&index, name).with_context(|| format!("{suite} has no package {}...{}", name.0, name.1))?;
-    let file = scratch.file("package.deb");
-    download(&format!("{address}/{}", package.file), &file)?;
-    let sum = run_quietly(Command::new("sha256sum").arg(&file))?;
-    ensure!(sum.starts_with(&package.sha256), "{} did not arrive whole", package.file);
-    let unpacked = scratch.file("unpacked");
-    run_quietly(Command::new("dpkg-deb").arg("--extract").args([&file, &unpacked]))?;
-    fs::create_dir_all(place.parent().unwrap_or(place))?;
-    Ok(fs::rename(&unpacked, place)?)
+/// Libraries of another machine, by their names, and where they belong beneath the guest's root.
+pub(super) fn libraries(
+    assets: &Assets,
+    machine: Machine,
+    names: &[&str],
+) -> Result<Vec<(PathBuf, PathBuf)>> {
+    let packages = [("libc6", ""), ("libgcc-s1", ""), ("libstdc++6", "")];
+    let place = user_land(assets, machine, "libraries", &packages)?;
+    let folders = ["lib", "usr/lib"].map(|it| format!("{it}/{}-linux-gnu", machine.name()));
+    let folders = folders.each_ref().map(String::as_str);
+    names.iter().map(|name| Ok((found(&place, &folders, name)?, Path::new("lib").join(name)))).collect()
+}
+
+/// Packages of Debian, unpacked into one directory.
+fn user_land(assets: &Assets, machine: Machine, what: &str, names: &[Name]) -> Result<PathBuf> {
+    let of_other = if machine == Machine::X86_64 { String::new() } else { format!("-{}", machine.name()) };
+    let place = assets.root().join(format!("{what}{of_other}"));
+    if !place.exists() {
+        eprintln!("  install  {what}{of_other} (of a virtual machine)");
+        let from = Source { archive: Archive::Debian, suite: "bookworm", machine };
+        from.unpack(assets, names, &place).with_context(|| format!("no {what} can be had"))?;
+    }
+    Ok(place)
+}
+
+fn found(place: &Path, folders: &[&str], name: &str) -> Result<PathBuf> {
+    let mut paths = folders.iter().map(|folder| place.join(folder).join(name));
+    paths.find(|path| path.is_file()).with_context(|| format!("the packages hold no {name}"))
+}
+
+/// How a package's name begins and ends; the whole name where nothing is said of its end.
+pub(super) type Name = (&'static str, &'static str);
+
+/// A part of an archive.
+struct Source {
+    archive: Archive,
+    suite: &'static str,
+    machine: Machine,
+}
+
+impl Source {
+    /// Unpacks the newest package of each name at `place`.
+    fn unpack(&self, assets: &Assets, names: &[Name], place: &Path) -> Result<()> {
+        let scratch = Scratch::new(assets, "package")?;
+        let address = self.archive.address();
+        let index = scratch.file("Packages.xz");
+        let (suite, machine) = (self.suite, self.machine.debian());
+        download(&format!("{address}/dists/{suite}/main/binary-{machine}/Packages.xz"), &index)?;
+        let index = run_quietly(Command::new("xz").args(["--decompress", "--stdout"]).arg(&index))?;
+        let unpacked = scratch.file("unpacked");
+        for name in names {
+            let package = newest(&index, *name)
+                .with_context(|| format!("{suite} has no package {}...{}", name.0, name.1))?;
+            let file = scratch.file("package.deb");
+            download(&format!("{address}/{}", package.file), &file)?;
+            let sum = run_quietly(Command::new("sha256sum").arg(&file))?;
+            ensure!(sum.starts_with(&package.sha256), "{} did not arrive whole", package.file);
+            run_quietly(Command::new("dpkg-deb").arg("--extract").args([&file, &unpacked]))?;
+        }
+        fs::create_dir_all(place.parent().unwrap_or(place))?;
+        Ok(fs::rename(&unpacked, place)?)
+    }
 }
 
 fn download(address: &str, file: &Path) -> Result<()> {
@@ -100,8 +138,8 @@ struct Package {
     sha256: String,
 }
 
-/// The package with the highest version among those whose name begins and ends so.
-fn newest(index: &str, (begin, end): (&str, &str)) -> Option<Package> {
+/// The package with the highest version among those of the name.
+fn newest(index: &str, (begin, end): Name) -> Option<Package> {
     let field = |stanza: &str, name: &str| {
         let line = stanza.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))?;
         Some(line.trim().to_owned())
@@ -109,7 +147,7 @@ fn newest(index: &str, (begin, end): (&str, &str)) -> Option<Package> {
     let mut found: Option<(Vec<u64>, Package)> = None;
     for stanza in index.split("\n\n") {
         let Some(name) = field(stanza, "Package") else { continue };
-        if !name.starts_with(begin) || !name.ends_with(end) {
+        if !name.starts_with(begin) || !name.ends_with(end) || (end.is_empty() && name != begin) {
             continue;
         }
         let (Some(version), Some(file), Some(sha256)) =
@@ -147,6 +185,8 @@ mod tests {
         ];
         let package = newest(&index.join("\n"), ("linux-image-6.1.", "-cloud-amd64-unsigned")).unwrap();
         assert_eq!(package.file, "pool/linux-image-6.1.0-42-cloud-amd64-unsigned_6.1.159-1.deb");
-        assert_eq!(newest(&index.join("\n"), ("linux-image-5.15.", "")), None);
+        assert_eq!(newest(&index.join("\n"), ("linux-image-6.1.", "-generic")), None);
+        let names = [stanza("libc6-dev", "2.9"), stanza("libc6", "2.4")].join("\n");
+        assert_eq!(newest(&names, ("libc6", "")).unwrap().file, "pool/libc6_2.4.deb");
     }
 }

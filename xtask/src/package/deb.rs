@@ -45,7 +45,7 @@ fn control(release: &Release) -> String {
     format!(
         "Package: llamaprobe\n\
          Version: {}\n\
-         Architecture: amd64\n\
+         Architecture: {}\n\
          Maintainer: The llamaprobe authors <llamaprobe@localhost>\n\
          Installed-Size: {}\n\
          Section: admin\n\
@@ -55,6 +55,7 @@ fn control(release: &Release) -> String {
          histograms, requests, tokens and costs by user; logs and traces beside.\n \
          Needs Linux 5.15 or later.\n",
         release.version,
+        release.machine.debian(),
         bytes.div_ceil(1024),
     )
 }

