@@ -18,8 +18,9 @@ use serde_json::{Value, json};
 
 /// How long traffic runs before anything is asked, unless the environment says otherwise.
 const SECONDS: u64 = 60;
-/// Panels that show nothing of a server that runs in no container and was there before the agent.
-const NOT_HERE: [&str; 2] = ["Pods", "Time to load"];
+/// Panels that show nothing of a server that runs in no container, was there before the agent, and has a model too small to be
+/// waited for.
+const NOT_HERE: [&str; 3] = ["Pods", "Time to load", "Time to read the model back"];
 /// A server that guesses from what it has seen, since a tiny model has no smaller one to guess for it.
 const SERVER: [&str; 12] = [
     "-np",
