@@ -32,7 +32,7 @@ pub fn run(prepared: bool) -> Result<()> {
             if installed {
                 "a minute if the agent is built"
             } else {
-                "six minutes on two processors, most of them once"
+                "four minutes on two processors, most of them once"
             }
         );
         eprintln!("== set-up and build");

@@ -79,7 +79,7 @@ pub fn measure(assets: &Assets, size: &Size) -> Result<[Table; 2]> {
         row("4 streams", "tokens", tokens, load(pid, || token(true))?)?;
         row("4 plain requests of many tokens", "tokens", tokens, load(pid, || token(false))?)?;
         row("requests of 1 token", "requests", size.requests as f64, load(pid, requests)?)?;
-        row("20 scrapes a second", "scrapes", scrapes, load(pid, scrape)?)?;
+        row("one scrape after the other", "scrapes", scrapes, load(pid, scrape)?)?;
         let mut bytes = 0;
         let mut taken = Vec::new();
         for _ in 0..size.scrapes {

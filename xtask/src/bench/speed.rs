@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::process::{Command, Stdio};
 use std::sync::mpsc::{Sender, channel};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use llamaprobe_tests::agent::Agent;
@@ -22,7 +22,6 @@ use rustix::process::Signal;
 
 use super::programs::settle;
 use super::table::Table;
-use super::usage::used;
 use super::{Size, median};
 
 /// How long bpftrace may take to begin, and to end.
@@ -97,15 +96,6 @@ enum Watching {
 }
 
 impl Watching {
-    /// The process whose use of the processor counts, with its children; of one's own scrapes nothing is counted.
-    fn pid(&self) -> Option<u32> {
-        match self {
-            Self::Agent(agent) => Some(agent.pid()),
-            Self::Script(script) => Some(script.process.pid()),
-            Self::OwnMetrics(_) => None,
-        }
-    }
-
     fn stop(self) -> Result<()> {
         match self {
             Self::Agent(agent) => agent.stop().map(drop),
@@ -192,26 +182,17 @@ impl Scraper {
 struct Pair {
     with: f64,
     without: f64,
-    /// Share of a processor that the watcher used.
-    used: Option<f64>,
 }
 
 /// Measures each way in pairs of runs with it and without, in an order that alternates.
 pub fn measure(assets: &Assets, size: &Size) -> Result<Table> {
     let arguments = ["-np", "1", "-c", "16384", "-t", "1", "-fa", "off"];
     let server = LlamaServer::start(Build::Process, &assets.fast(), &arguments)?;
-    let head = [
-        "beside the server",
-        "pairs",
-        "tokens/s without",
-        "tokens/s with",
-        "median of the ratios",
-        "processor",
-    ];
+    let head = ["beside the server", "pairs", "tokens/s without", "tokens/s with", "median of the ratios"];
     let mut table = Table::new("speed", &head);
     for watcher in Watcher::ALL {
         if matches!(watcher, Watcher::Script) && Command::new("bpftrace").arg("--version").output().is_err() {
-            let unknown = ["-"; 4].map(str::to_owned);
+            let unknown = ["-"; 3].map(str::to_owned);
             let name = format!("{}: not measured, bpftrace is not installed", watcher.name());
             table.row([&[name, "0".to_owned()], &unknown[..]].concat());
             continue;
@@ -222,14 +203,12 @@ pub fn measure(assets: &Assets, size: &Size) -> Result<Table> {
         };
         let pairs = (0..size.pairs).map(measure).collect::<Result<Vec<_>>>()?;
         let of = |figure: fn(&Pair) -> f64| median(pairs.iter().map(figure).collect());
-        let used = pairs.iter().map(|pair| pair.used).collect::<Option<Vec<_>>>();
         table.row(vec![
             watcher.name().to_owned(),
             size.pairs.to_string(),
             format!("{:.0}", of(|it| it.without)),
             format!("{:.0}", of(|it| it.with)),
             format!("{:.4}", of(|it| it.with / it.without)),
-            used.map_or_else(|| "-".to_owned(), |used| format!("{:.1} %", median(used) * 100.0)),
         ]);
     }
     Ok(table)
@@ -238,21 +217,15 @@ pub fn measure(assets: &Assets, size: &Size) -> Result<Table> {
 fn pair(watcher: Watcher, server: &LlamaServer, number: usize, tokens: u32) -> Result<Pair> {
     let with = || {
         let watching = watcher.start(server)?;
-        let pid = watching.pid();
-        let (begun, before) = (Instant::now(), pid.map(used).transpose()?);
         let speed = speed(server, tokens)?;
-        let busy = pid.map(used).transpose()?.zip(before).map(|(after, before)| after.saturating_sub(before));
-        let share = busy.map(|busy| busy.as_secs_f64() / begun.elapsed().as_secs_f64());
         watching.stop()?;
-        anyhow::Ok((speed, share))
+        anyhow::Ok(speed)
     };
     if number.is_multiple_of(2) {
-        let (with, used) = with()?;
-        Ok(Pair { with, without: speed(server, tokens)?, used })
+        Ok(Pair { with: with()?, without: speed(server, tokens)? })
     } else {
         let without = speed(server, tokens)?;
-        let (with, used) = with()?;
-        Ok(Pair { with, without, used })
+        Ok(Pair { without, with: with()? })
     }
 }
 
