@@ -27,24 +27,6 @@ fn named(parts: &Parts) -> Vec<(Part, u64)> {
     Part::ALL.into_iter().map(|part| (part, parts[part as usize])).filter(|(_, ns)| *ns != 0).collect()
 }
 
-/// A request takes a slot and cuts its cache.
-fn begin(world: &mut World, slot: i32) {
-    world.start(slot, slot, Some(request(slot as u64 + 1))).unwrap();
-    world.cut(MAIN, slot, 0, -1).unwrap();
-}
-
-/// A decode call that takes so long, and a token of each of the slots, sampled in 10 ns, with 1 ns of the server before.
-fn step(world: &mut World, runs: &[(i32, i32, u32)], ns: u64, slots: &[i32]) {
-    world.decode(MAIN, &tokens(runs)).unwrap();
-    world.pass(ns);
-    for slot in slots {
-        world.sample(MAIN, 0).unwrap();
-        world.pass(10);
-        world.token(*slot).unwrap();
-        world.pass(1);
-    }
-}
-
 fn prompts(world: &World) -> Vec<PromptEvent> {
     let prompt = |event: &Event| if let Event::Prompt(event) = event { Some(*event) } else { None };
     world.told.events.iter().filter_map(prompt).collect()
@@ -58,11 +40,11 @@ fn prefills(world: &World) -> Vec<PrefillEvent> {
 #[test]
 fn a_request_alone_waits_for_nobody() {
     let mut world = World::with(SERVER);
-    begin(&mut world, 0);
+    world.begin(0);
     world.pass(5);
-    step(&mut world, &[(0, 0, 7)], 700, &[0]);
-    step(&mut world, &[(0, 7, 1)], 100, &[0]);
-    step(&mut world, &[(0, 8, 1)], 200, &[0]);
+    world.step(&[(0, 0, 7)], 700, &[0]);
+    world.step(&[(0, 7, 1)], 100, &[0]);
+    world.step(&[(0, 8, 1)], 200, &[0]);
     world.end(0).unwrap();
     let end = *world.told.ends().next().unwrap();
     let all = [(Part::Host, 7), (Part::OwnPrefill, 700), (Part::Decode, 300), (Part::Sampling, 30)];
@@ -76,16 +58,16 @@ fn a_request_alone_waits_for_nobody() {
 #[test]
 fn a_prompt_is_charged_to_who_waits_for_it() {
     let mut world = World::with(SERVER);
-    begin(&mut world, 0);
-    step(&mut world, &[(0, 0, 2)], 50, &[0]);
+    world.begin(0);
+    world.step(&[(0, 0, 2)], 50, &[0]);
     for position in 2..5 {
-        step(&mut world, &[(0, position, 1)], 100, &[0]);
+        world.step(&[(0, position, 1)], 100, &[0]);
     }
-    begin(&mut world, 1);
-    begin(&mut world, 2);
+    world.begin(1);
+    world.begin(2);
     let entered = world.host.now.get();
-    step(&mut world, &[(0, 5, 1), (1, 0, 30), (2, 0, 10)], 900, &[0]);
-    step(&mut world, &[(0, 6, 1), (1, 30, 5), (2, 10, 15)], 700, &[0, 1, 2]);
+    world.step(&[(0, 5, 1), (1, 0, 30), (2, 0, 10)], 900, &[0]);
+    world.step(&[(0, 6, 1), (1, 30, 5), (2, 10, 15)], 700, &[0, 1, 2]);
     world.end(0).unwrap();
     world.end(1).unwrap();
     world.end(2).unwrap();
@@ -118,10 +100,10 @@ fn a_prompt_is_charged_to_who_waits_for_it() {
 #[test]
 fn without_a_measure_a_step_is_shared_by_tokens() {
     let mut world = World::with(SERVER);
-    begin(&mut world, 0);
-    step(&mut world, &[(0, 0, 2)], 50, &[0]);
-    begin(&mut world, 1);
-    step(&mut world, &[(0, 2, 1), (1, 0, 9)], 1000, &[0]);
+    world.begin(0);
+    world.step(&[(0, 0, 2)], 50, &[0]);
+    world.begin(1);
+    world.step(&[(0, 2, 1), (1, 0, 9)], 1000, &[0]);
     let parts = named(&world.sequence(0).parts);
     assert!(
         parts.contains(&(Part::Decode, 100)) && parts.contains(&(Part::NeighbourPrefill, 900)),
@@ -132,8 +114,8 @@ fn without_a_measure_a_step_is_shared_by_tokens() {
 #[test]
 fn a_draft_model_has_its_own_part() {
     let mut world = World::with(SERVER);
-    begin(&mut world, 0);
-    step(&mut world, &[(0, 0, 2)], 50, &[0]);
+    world.begin(0);
+    world.step(&[(0, 0, 2)], 50, &[0]);
     for _ in 0..2 {
         world.decode(DRAFT, &[at(0, 2)]).unwrap();
         world.pass(20);
@@ -185,7 +167,7 @@ fn where_the_sampler_is_the_token_its_time_is_the_servers() {
 #[test]
 fn who_shares_a_prompt_waits_for_its_own() {
     let mut world = World::with(SERVER);
-    begin(&mut world, 0);
+    world.begin(0);
     world.start(1, 1, Some(request(1))).unwrap();
     world.decode(MAIN, &tokens(&[(0, 0, 8)])).unwrap();
     world.pass(80);
@@ -203,11 +185,11 @@ fn who_shares_a_prompt_waits_for_its_own() {
 #[test]
 fn a_call_that_failed_is_no_measure() {
     let mut world = World::with(SERVER);
-    begin(&mut world, 0);
-    step(&mut world, &[(0, 0, 2)], 50, &[0]);
+    world.begin(0);
+    world.step(&[(0, 0, 2)], 50, &[0]);
     world.decode(MAIN, &[at(0, 2)]).unwrap();
     world.pass(9_000);
-    step(&mut world, &[(0, 2, 1)], 100, &[0]);
+    world.step(&[(0, 2, 1)], 100, &[0]);
     assert_eq!(world.target.clock.borrow().usuals[1], Usual { ns: 100, seen: 1 });
     assert!(named(&world.sequence(0).parts).contains(&(Part::Decode, 9_100)));
 }
@@ -276,7 +258,7 @@ proptest! {
         for (what, ns) in &all {
             world.pass(*ns);
             match what {
-                Happens::Begins(slot) => begin(&mut world, *slot),
+                Happens::Begins(slot) => world.begin(*slot),
                 Happens::Decodes(runs, main) => {
                     let mut places = vec![];
                     for (slot, len) in runs {

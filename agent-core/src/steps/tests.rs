@@ -8,7 +8,7 @@ use llamaprobe_common::{
 
 use crate::testing::{
     batch::tokens,
-    world::{DRAFT, MAIN, World, request},
+    world::{DRAFT, MAIN, World},
 };
 
 const SERVER: u32 = TargetConfig::SLOTS
@@ -16,22 +16,6 @@ const SERVER: u32 = TargetConfig::SLOTS
     | TargetConfig::STEP_END
     | TargetConfig::HTTP
     | TargetConfig::STEPS;
-
-fn begin(world: &mut World, slot: i32) {
-    world.start(slot, slot, Some(request(slot as u64 + 1))).unwrap();
-    world.cut(MAIN, slot, 0, -1).unwrap();
-}
-
-/// A decode call that takes so long, and a token of each of the slots.
-fn step(world: &mut World, runs: &[(i32, i32, u32)], ns: u64, slots: &[i32]) {
-    world.decode(MAIN, &tokens(runs)).unwrap();
-    world.pass(ns);
-    for slot in slots {
-        world.sample(MAIN, 0).unwrap();
-        world.pass(10);
-        world.token(*slot).unwrap();
-    }
-}
 
 /// Duration, tokens, prompt, generated, sequences.
 fn figures(world: &World) -> Vec<(u64, u32, u32, u32, u32)> {
@@ -42,15 +26,15 @@ fn figures(world: &World) -> Vec<(u64, u32, u32, u32, u32)> {
 #[test]
 fn each_call_is_told_with_what_came_of_it() {
     let mut world = World::with(SERVER);
-    begin(&mut world, 0);
+    world.begin(0);
     // Of the first no logits are looked at: it lasts until the next.
-    step(&mut world, &[(0, 0, 8)], 800, &[]);
-    step(&mut world, &[(0, 8, 3)], 300, &[0]);
-    begin(&mut world, 1);
-    step(&mut world, &[(0, 11, 1), (1, 0, 5)], 500, &[0, 1]);
+    world.step(&[(0, 0, 8)], 800, &[]);
+    world.step(&[(0, 8, 3)], 300, &[0]);
+    world.begin(1);
+    world.step(&[(0, 11, 1), (1, 0, 5)], 500, &[0, 1]);
     world.end(0).unwrap();
     assert_eq!(world.told.steps.len(), 2, "another one is under way, and goes on with it");
-    step(&mut world, &[(1, 5, 1)], 100, &[1]);
+    world.step(&[(1, 5, 1)], 100, &[1]);
     world.end(1).unwrap();
     let told = [(800, 8, 8, 0, 1), (300, 3, 3, 1, 1), (500, 6, 5, 2, 2), (100, 1, 0, 1, 1)];
     assert_eq!(figures(&world), told);
@@ -63,10 +47,10 @@ fn each_call_is_told_with_what_came_of_it() {
 #[test]
 fn one_that_failed_and_its_retry_are_two() {
     let mut world = World::with(SERVER);
-    begin(&mut world, 0);
-    step(&mut world, &[(0, 0, 8)], 40, &[]);
-    step(&mut world, &[(0, 0, 4)], 400, &[]);
-    step(&mut world, &[(0, 4, 4)], 400, &[0]);
+    world.begin(0);
+    world.step(&[(0, 0, 8)], 40, &[]);
+    world.step(&[(0, 0, 4)], 400, &[]);
+    world.step(&[(0, 4, 4)], 400, &[0]);
     world.end(0).unwrap();
     assert_eq!(figures(&world), [(40, 8, 8, 0, 1), (400, 4, 4, 0, 1), (400, 4, 4, 1, 1)]);
     let outcomes: Vec<_> = world.told.steps.iter().map(|it| Outcome::from_wire(it.outcome)).collect();
@@ -77,7 +61,7 @@ fn one_that_failed_and_its_retry_are_two() {
 #[test]
 fn calls_of_a_draft_model_are_told_apart() {
     let mut world = World::with(SERVER);
-    begin(&mut world, 0);
+    world.begin(0);
     world.decode(MAIN, &tokens(&[(0, 0, 8)])).unwrap();
     world.pass(800);
     world.sample(MAIN, 0).unwrap();
@@ -89,7 +73,7 @@ fn calls_of_a_draft_model_are_told_apart() {
     world.pass(50);
     world.sample(DRAFT, 0).unwrap();
     world.pass(7);
-    step(&mut world, &[(0, 8, 3)], 300, &[0, 0]);
+    world.step(&[(0, 8, 3)], 300, &[0, 0]);
     world.end(0).unwrap();
     world.told.steps.sort_by_key(|step| step.start_ns);
     let told = [(800, 8, 8, 1, 1), (30, 8, 0, 0, 1), (50, 1, 0, 0, 1), (300, 3, 0, 2, 1)];
@@ -102,9 +86,9 @@ fn calls_of_a_draft_model_are_told_apart() {
 fn what_is_not_wanted_is_not_told_and_what_finds_no_room_is_lost() {
     for (flags, lost) in [(SERVER, 1), (SERVER & !TargetConfig::STEPS, 0)] {
         let mut world = World::with(flags);
-        begin(&mut world, 0);
+        world.begin(0);
         world.told.full = true;
-        step(&mut world, &[(0, 0, 8)], 800, &[0]);
+        world.step(&[(0, 0, 8)], 800, &[0]);
         world.end(0).unwrap();
         assert!(world.told.steps.is_empty());
         assert_eq!((world.told.refused_steps, world.target.lost(Loss::StepRingFull)), (lost, lost));

@@ -57,6 +57,26 @@ pub fn request(arrived_ns: u64) -> RequestKey {
 }
 
 impl World {
+    /// A request takes a slot and cuts its cache.
+    pub fn begin(&mut self, slot: i32) {
+        self.start(slot, slot, Some(request(slot as u64 + 1))).unwrap();
+        self.cut(MAIN, slot, 0, -1).unwrap();
+    }
+
+    /// A decode call that takes so long, and a token of each of the slots, sampled in 10 ns, with 1 ns of the server before.
+    pub fn step(&mut self, runs: &[(i32, i32, u32)], ns: u64, slots: &[i32]) {
+        self.decode(MAIN, &super::batch::tokens(runs)).unwrap();
+        self.pass(ns);
+        for slot in slots {
+            self.sample(MAIN, 0).unwrap();
+            self.pass(10);
+            self.token(*slot).unwrap();
+            self.pass(1);
+        }
+    }
+}
+
+impl World {
     /// A process with flags of [`TargetConfig`](llamaprobe_common::target::TargetConfig), at second 1.
     pub fn with(flags: u32) -> Self {
         let world = Self { target: Fake::with(flags), ..Self::default() };

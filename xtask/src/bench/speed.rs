@@ -12,8 +12,7 @@ use anyhow::{Context as _, Result, ensure};
 use llamaprobe_tests::agent::Agent;
 use llamaprobe_tests::assets::{Assets, Build};
 use llamaprobe_tests::http;
-use llamaprobe_tests::process::{Process, tied};
-use llamaprobe_tests::scratch::Scratch;
+use llamaprobe_tests::process::{Log, Process, tied};
 use llamaprobe_tests::server::LlamaServer;
 use llamaprobe_tests::traffic::{Request, run_checked};
 use llamaprobe_tests::wait_for;
@@ -107,7 +106,7 @@ impl Watching {
 
 struct Script {
     process: Process,
-    log: Scratch,
+    log: Log,
 }
 
 impl Script {
@@ -122,8 +121,8 @@ impl Script {
             .replace("COMMON", file("/libllama-common.so")?)
             .replace("SERVER", file("/libllama-server-impl.so")?)
             .replace("PID", &server.pid().to_string());
-        let log = Scratch::new()?;
-        let output = fs::File::create(log.path().join("output"))?;
+        let log = Log::new("bpftrace");
+        let output = log.create()?;
         // It wants to see tracefs, which is not mounted everywhere.
         let mut command = tied("/usr/bin/unshare");
         command.args(["--mount", "sh", "-ec"]);
@@ -133,20 +132,16 @@ impl Script {
         let process = Process::start("bpftrace", &mut command)?;
         let script = Self { process, log };
         let begins =
-            wait_for("bpftrace to begin", PATIENCE, || script.said().ok()?.contains("begun").then_some(()));
-        begins.with_context(|| format!("bpftrace says:\n{}", script.said().unwrap_or_default()))?;
+            wait_for("bpftrace to begin", PATIENCE, || script.log.text().contains("begun").then_some(()));
+        begins.with_context(|| format!("bpftrace says:\n{}", script.log.tail()))?;
         Ok(script)
-    }
-
-    fn said(&self) -> Result<String> {
-        Ok(fs::read_to_string(self.log.path().join("output"))?)
     }
 
     /// Ends it; it must have seen what it is compared for.
     fn stop(mut self) -> Result<()> {
         self.process.signal(Signal::INT)?;
         wait_for("the end of bpftrace", PATIENCE, || self.process.ended())?;
-        let text = self.said()?;
+        let text = self.log.text();
         for histogram in ["@decode_us", "@inter_token_us", "@first_write_us"] {
             ensure!(text.contains(histogram), "the script has no {histogram}:\n{text}");
         }
