@@ -93,6 +93,7 @@ fn only_the_keeper_has_rights() -> Result<()> {
         println!("keeper {thread:x?}");
         assert!(thread.effective & (BPF | SYS_ADMIN) != 0, "{thread:x?}");
         assert!(thread.has_only(OF_SCOUTS | BPF | PERFMON | SYS_ADMIN), "{thread:x?}");
+        assert!(thread.is_confined(), "{thread:x?}");
     }
     // They come and go as there is something to look at.
     let helpers = wait_for("a scout with its parser", PATIENCE, || {

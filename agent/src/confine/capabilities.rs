@@ -7,7 +7,7 @@ use rustix::{
     fs::{Access, AtFlags, CWD, accessat},
     io::{Errno, Result},
     thread::{
-        CapabilitySet, CapabilitySets, capabilities, clear_ambient_capability_set,
+        CapabilitySet, CapabilitySets, capabilities, capability_is_in_ambient_set, clear_ambient_capability_set,
         remove_capability_from_bounding_set, set_capabilities,
     },
 };
@@ -71,13 +71,15 @@ pub(super) fn of_scout() -> Result<()> {
     keep_only((LOOKS | instead) & held)
 }
 
-/// Leaves the keeper what it and its scouts need. What is inherited stays: those may get their rights by it.
-pub(super) fn of_keeper() -> Result<()> {
+/// Leaves the keeper what it and its scouts need. What is inherited stays: those may get their rights by it. Returns whether
+/// they get all of them so.
+pub(super) fn of_keeper() -> Result<bool> {
     let held = capabilities(None)?;
     let keep = (LOOKS | ATTACHES) & held.permitted;
     unbind_but(keep);
     let last = CapabilitySets { effective: keep, permitted: keep, inheritable: held.inheritable & keep };
-    set_capabilities(None, last)
+    set_capabilities(None, last)?;
+    Ok(keep.iter().all(|capability| capability_is_in_ambient_set(capability).unwrap_or(false)))
 }
 
 /// Leaves these, and no way to any other.

@@ -20,7 +20,7 @@ use rustix::{
     process::geteuid,
     thread::{CapabilitySet, set_no_new_privs},
 };
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use self::paths::Reach;
 
@@ -73,10 +73,13 @@ pub(crate) fn confine(uses: &Uses) -> Result<()> {
 ///
 /// When the kernel takes nothing back.
 pub(crate) fn confine_keeper() -> Result<()> {
-    capabilities::of_keeper().context("capabilities cannot be given up")?;
+    let inherited = capabilities::of_keeper().context("capabilities cannot be given up")?;
     // Rights that stand in the file of the program would not come to the scouts then.
-    if geteuid().is_root() {
+    if inherited || geteuid().is_root() {
         set_no_new_privs(true).context("no_new_privs cannot be set")?;
+    }
+    if let Err(error) = calls::of_keeper() {
+        debug!(%error, "the system calls of the keeper are not restricted");
     }
     Ok(())
 }
