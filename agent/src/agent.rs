@@ -301,7 +301,11 @@ pub async fn run(mut options: Options, mut signals: Signals, messages: &Messages
             () = sleep_until(gathering.unwrap_or_else(Instant::now).into()), if gathering.is_some() => {
                 gathering = None;
             }
-            Some(looked) = looked.recv() => agent.looked(looked),
+            Some(looked) = looked.recv() => {
+                // A program that had started by then must not be told after what was seen of it.
+                drain(processes.get_mut(), |entry| agent.process_event(entry));
+                agent.looked(looked);
+            }
             Some(done) = done.recv() => match done {
                 Done::Ended(how) => break failed = Some(how),
                 done => agent.done(done),

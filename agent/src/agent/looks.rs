@@ -52,8 +52,8 @@ pub(super) enum Looked {
     Process(u32, Judged),
     /// At a process that is left alone for now, and the file system on which the scout stopped.
     Abandoned(u32, Option<Box<str>>, NoAnswer),
-    /// At all: who there is, and whose.
-    All(Vec<(u32, u32)>),
+    /// At all: who there was after this time, and whose.
+    All(Instant, Vec<(u32, u32)>),
     /// At the connections that a process has open on its listeners.
     Connections(ProcessId, Vec<(i32, Option<SocketAddr>)>),
     /// At a thread of a process.
@@ -215,9 +215,10 @@ impl Worker {
             Errand::Connections(id, listeners) => Question::Connections(*id, listeners.clone()),
             Errand::Thread(id, tid) => Question::Thread(*id, *tid),
         };
+        let asked = Instant::now();
         let seen = self.ask(&question).map(|answer| answer.map(|reply| reply.seen));
         match (seen, errand) {
-            (Some(Ok(Seen::All(all))), Errand::All) => vec![Looked::All(all)],
+            (Some(Ok(Seen::All(all))), Errand::All) => vec![Looked::All(asked, all)],
             (Some(Ok(Seen::Connections(open))), Errand::Connections(id, _)) => {
                 vec![Looked::Connections(id, open)]
             }
@@ -259,7 +260,10 @@ impl Worker {
                 let faults = faults.into_iter().map(|(path, fault)| Looked::Fault(path, fault));
                 std::iter::once(Looked::Process(turn.pid, judged)).chain(faults).collect()
             }
-            Some(Ok(_)) => Vec::new(),
+            Some(Ok(Reply { cost, .. })) => {
+                lock(&self.shared.0).schedule.done(turn, now, cost, true);
+                Vec::new()
+            }
             Some(Err((why, device))) => {
                 let mut board = lock(&self.shared.0);
                 board.counts.abandoned += 1;

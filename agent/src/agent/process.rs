@@ -24,6 +24,8 @@ pub(super) type Place = (ImageId, u64);
 pub(crate) struct Process {
     /// Which it is: another one may have its number later.
     pub(super) id: ProcessId,
+    /// Since when it is known.
+    pub(super) since: Instant,
     /// Its row of counters, if it has one.
     pub(super) seat: Option<Seat>,
     /// What the programs know of it, when it is observed.
@@ -102,6 +104,7 @@ impl Process {
     pub(super) fn new(target: &Target, now: Instant) -> Self {
         Self {
             id: target.id(),
+            since: now,
             seat: None,
             live: None,
             attaching: None,

@@ -88,14 +88,18 @@ impl Agent {
             self.looks.at_all();
         } else {
             let only = self.only.iter().map(|pid| (*pid, 0)).collect::<Vec<_>>();
-            self.listed(&only);
+            self.listed(Instant::now(), &only);
         }
     }
 
-    fn listed(&mut self, all: &[(u32, u32)]) {
+    /// These are all processes. One that was not known when they were `asked` for may have started since.
+    fn listed(&mut self, asked: Instant, all: &[(u32, u32)]) {
         let pids: BTreeSet<u32> = all.iter().map(|(pid, _)| *pid).collect();
         if self.only.is_empty() {
-            let gone: Vec<u32> = self.processes.keys().copied().filter(|pid| !pids.contains(pid)).collect();
+            let gone = |(pid, process): (&u32, &Process)| {
+                (process.since < asked && !pids.contains(pid)).then_some(*pid)
+            };
+            let gone: Vec<u32> = self.processes.iter().filter_map(gone).collect();
             gone.into_iter().for_each(|pid| self.end(pid));
             self.unobservable.retain(|pid, _| pids.contains(pid));
         }
@@ -128,7 +132,7 @@ impl Agent {
 
     pub(super) fn looked(&mut self, looked: Looked) {
         match looked {
-            Looked::All(pids) => self.listed(&pids),
+            Looked::All(asked, pids) => self.listed(asked, &pids),
             Looked::Process(pid, judged) => {
                 self.judged(pid, judged);
                 if let Some(first) = &mut self.first {

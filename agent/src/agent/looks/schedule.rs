@@ -3,6 +3,8 @@
 //! What looks cost is charged to the users whose processes they are for: of those that wait, the one of the user who cost
 //! least goes first, and beyond a share of a core a rank waits. A process that is told of again and again waits longer
 //! each time, and the longer the dearer a look at it is.
+//!
+//! No two look at one process at a time: what the first of them saw could come last, and is older.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -77,6 +79,10 @@ struct Entry {
     owner: u32,
     /// When to look; sorted.
     times: Vec<Instant>,
+    /// Somebody looks at it: it is not in a queue.
+    looking: bool,
+    /// Something was told of it meanwhile.
+    told: bool,
     /// When it was looked at last, and what that took.
     looked: Option<(Instant, Duration)>,
     /// Looks in a row that were asked for by what it did.
@@ -131,6 +137,8 @@ impl Schedule {
             rank,
             owner,
             times: Vec::new(),
+            looking: false,
+            told: false,
             looked: None,
             streak: 0,
             held: None,
@@ -138,6 +146,7 @@ impl Schedule {
         // What has a look waiting keeps the better rank.
         entry.rank = if entry.times.is_empty() { rank } else { rank.min(entry.rank) };
         entry.owner = owner;
+        entry.told = entry.looking;
         let earliest = entry.earliest();
         for time in times {
             let time = earliest.map_or(*time, |earliest| earliest.max(*time));
@@ -149,13 +158,15 @@ impl Schedule {
         self.queue(pid);
     }
 
-    /// The next process to look at, if it is one's time and within what looks may cost.
+    /// The next process to look at, if it is one's time and within what looks may cost. It comes to no other turn before this one
+    /// is [`done`](Self::done), put off ([`again`](Self::again)) or [held](Self::hold).
     pub(crate) fn take(&mut self, now: Instant) -> Option<Turn> {
         let turn = Rank::ALL.into_iter().find_map(|rank| self.first(rank, now))?;
         self.unqueue(turn.pid);
+        let entry = self.entries.get_mut(&turn.pid)?;
         // One look does for all that are due.
-        self.entries.get_mut(&turn.pid)?.times.retain(|time| *time > now);
-        self.queue(turn.pid);
+        entry.times.retain(|time| *time > now);
+        (entry.looking, entry.told) = (true, false);
         Some(turn)
     }
 
@@ -178,7 +189,7 @@ impl Schedule {
         queues.filter_map(|queue| Some(queue.first()?.0)).min()
     }
 
-    /// A process was looked at. What has ended is forgotten.
+    /// A process was looked at. What has ended is forgotten, unless something was told of it since.
     pub(crate) fn done(&mut self, turn: Turn, now: Instant, cost: Duration, alive: bool) {
         let (share, _) = turn.rank.budget();
         self.spent[turn.rank as usize].add(now, share, cost);
@@ -187,8 +198,11 @@ impl Schedule {
         owner.add(now, FORGIVEN, cost);
         entry.looked = Some((now, cost));
         entry.streak = if turn.rank == Rank::Any { entry.streak + 1 } else { entry.streak };
-        if !alive {
-            self.forget(turn.pid);
+        entry.looking = false;
+        if alive || entry.told {
+            self.queue(turn.pid);
+        } else {
+            self.entries.remove(&turn.pid);
         }
         if now.saturating_duration_since(self.tidied) > FORGET {
             self.tidy(now);
@@ -197,7 +211,10 @@ impl Schedule {
 
     /// A look at a process came to nothing, by no fault of its own.
     pub(crate) fn again(&mut self, turn: Turn, times: &[Instant]) {
-        let owner = self.entries.get(&turn.pid).map_or(0, |entry| entry.owner);
+        let owner = self.entries.get_mut(&turn.pid).map_or(0, |entry| {
+            entry.looking = false;
+            entry.owner
+        });
         self.add(turn.pid, owner, turn.rank, times);
     }
 
@@ -209,13 +226,9 @@ impl Schedule {
             let until = now + HOLD * 2_u32.pow(times.min(7));
             entry.held = Some((until, times));
             entry.times = vec![until];
+            entry.looking = false;
         }
         self.queue(pid);
-    }
-
-    fn forget(&mut self, pid: u32) {
-        self.unqueue(pid);
-        self.entries.remove(&pid);
     }
 
     /// How many processes wait whose time has come.
@@ -226,13 +239,16 @@ impl Schedule {
 
     fn tidy(&mut self, now: Instant) {
         let old = |when: Instant| now.saturating_duration_since(when) > FORGET;
-        self.entries.retain(|_, it| !it.times.is_empty() || it.looked.is_none_or(|(when, _)| !old(when)));
+        self.entries.retain(|_, it| {
+            it.looking || !it.times.is_empty() || it.looked.is_none_or(|(when, _)| !old(when))
+        });
         self.owners.retain(|_, debt| !debt.at(now, FORGIVEN).is_zero());
         self.tidied = now;
     }
 
     fn queue(&mut self, pid: u32) {
         if let Some(entry) = self.entries.get(&pid)
+            && !entry.looking
             && let Some(first) = entry.times.first()
         {
             self.queues[entry.rank as usize].entry(entry.owner).or_default().insert((*first, pid));
@@ -280,6 +296,26 @@ mod tests {
         assert_eq!(schedule.next(), Some(now + 200 * MS), "the later look stays");
         assert_eq!(turns(&mut schedule, now + 200 * MS, CHEAP), [7]);
         assert_eq!(schedule.next(), None);
+    }
+
+    #[test]
+    fn nobody_looks_at_a_process_at_which_another_looks() {
+        let now = Instant::now();
+        let mut schedule = Schedule::new(now);
+        schedule.add(7, 0, Rank::Likely, &[now, now + MS, now + 2 * MS]);
+        let turn = schedule.take(now).unwrap();
+        let later = now + 5 * MS;
+        assert_eq!((schedule.take(later), schedule.next()), (None, None));
+        schedule.add(7, 0, Rank::Likely, &[later]);
+        assert_eq!(schedule.take(later), None);
+        // It has started another program as it was looked at.
+        schedule.done(turn, later, CHEAP, false);
+        let turn = schedule.take(later).unwrap();
+        assert_eq!(schedule.next(), None, "one look does for all that are due");
+        schedule.again(turn, &[later]);
+        let turn = schedule.take(later).unwrap();
+        schedule.done(turn, later, CHEAP, false);
+        assert!(schedule.entries.is_empty());
     }
 
     #[test]
