@@ -11,6 +11,9 @@ pub struct Server {
     pub server: String,
     /// Alias, repository or file name of its model; empty while unknown.
     pub model: String,
+    /// Of which pod and container it is; absent where it is in none.
+    #[serde(default)]
+    pub workload: Option<Workload>,
     /// What is true only while its process lives; absent when it has ended.
     pub live: Option<Live>,
     /// Its tokens by type.
@@ -59,6 +62,21 @@ pub struct Server {
     pub probe_hits: BTreeMap<String, u64>,
     /// What was seen but could not be counted, by reason; only what is not 0.
     pub lost: BTreeMap<String, u64>,
+}
+
+/// A container, and the pod that it is of. Ids are known in any case, names only where the agent asks Kubernetes for them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Workload {
+    /// The namespace of the pod.
+    pub namespace: Option<String>,
+    /// The pod.
+    pub pod: Option<String>,
+    /// The container in it.
+    pub container: Option<String>,
+    /// The uid of the pod; absent of a container that is in none.
+    pub pod_uid: Option<String>,
+    /// The id of the container.
+    pub container_id: Option<String>,
 }
 
 /// What is known of a living process.

@@ -8,7 +8,7 @@ mod tests;
 use std::{cmp::Reverse, collections::BTreeMap, ops::Range, path::Path, process::ExitCode};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use llamaprobe_api::{Document, Request};
+use llamaprobe_api::{Document, Request, Workload};
 use llamaprobe_common::step::StepEvent;
 
 use self::story::Story;
@@ -28,6 +28,8 @@ use crate::{
 struct Served {
     server: String,
     model: String,
+    /// Of which pod the server is; a journal does not tell it.
+    workload: Option<Workload>,
     /// Where the engine is, if it has stopped to work.
     wedged: Option<String>,
     request: Request,
@@ -83,12 +85,13 @@ pub fn run(arguments: &ExplainArguments) -> Result<ExitCode> {
 
 fn of_document(document: Document) -> Vec<Served> {
     let of = |server: llamaprobe_api::Server| {
-        let (name, model) = (server.server, server.model);
+        let (name, model, workload) = (server.server, server.model, server.workload);
         let wedged = server.live.as_ref().and_then(wedged);
         let latest = server.latest.into_iter();
         latest.map(move |request| Served {
             server: name.clone(),
             model: model.clone(),
+            workload: workload.clone(),
             wedged: wedged.clone().filter(|_| request.state != "done"),
             request,
             steps: Vec::new(),
@@ -116,6 +119,7 @@ fn played(file: &Path) -> Result<(Vec<Served>, f64, &'static str)> {
                 all.push(Served {
                     server: record.labels.server.clone(),
                     model: record.labels.model.clone(),
+                    workload: None,
                     wedged: None,
                     request: snapshot::request(&shown, epoch),
                     steps: Vec::new(),

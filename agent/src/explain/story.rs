@@ -2,13 +2,13 @@
 
 use std::fmt;
 
-use llamaprobe_api::{Request, WaitedFor};
+use llamaprobe_api::{Request, WaitedFor, Workload};
 use llamaprobe_common::step::{Model, Outcome, StepEvent};
 use serde::Serialize;
 
 use super::Served;
 use crate::{
-    export::snapshot::table::plain,
+    export::snapshot::table::{plain, pod},
     top::text::{clock, time},
 };
 
@@ -27,6 +27,7 @@ pub struct Story {
     trace_id: Option<String>,
     server: String,
     model: String,
+    workload: Option<Workload>,
     user: String,
     state: String,
     finish_reason: Option<String>,
@@ -77,6 +78,7 @@ impl Story {
             trace_id: request.trace_id.clone(),
             server: served.server.clone(),
             model: served.model.clone(),
+            workload: served.workload.clone(),
             user: request.user.clone(),
             state: request.state.clone(),
             finish_reason: request.finish_reason.clone(),
@@ -281,7 +283,8 @@ impl fmt::Display for Story {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let at = clock(self.arrived_at);
         let (id, user, server) = (plain(&self.id), plain(&self.user), plain(&self.server));
-        write!(f, "request {id} of {user} at {server}, {at} UTC, ")?;
+        let pod = self.workload.as_ref().and_then(pod).map_or_else(String::new, |pod| format!(" ({pod})"));
+        write!(f, "request {id} of {user} at {server}{pod}, {at} UTC, ")?;
         let took = time(self.duration_ms);
         match (&self.finish_reason, self.lost_ms > 0.0) {
             (Some(_), true) => write!(f, "took {took}, {} of it lost", time(self.lost_ms))?,

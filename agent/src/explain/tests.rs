@@ -20,6 +20,7 @@ fn served(id: &str, duration_ms: f64) -> Served {
     Served {
         server: "127.0.0.1:8080".to_owned(),
         model: "m".to_owned(),
+        workload: None,
         wedged: None,
         request,
         steps: Vec::new(),

@@ -23,6 +23,7 @@ use super::metrics::token_parts;
 use crate::{
     bpf::calibrate::Prices,
     discovery::{model::Model, process::Thread},
+    kubernetes::Workload,
     session::{
         Live, Server, Snapshot,
         cost::Basis,
@@ -72,6 +73,7 @@ fn server(server: &Server, epoch: Duration) -> api::Server {
     api::Server {
         server: server.labels.server.clone(),
         model: server.labels.model.clone(),
+        workload: server.workload.as_ref().map(workload),
         live: server.live.as_ref().map(|it| live(it, epoch)),
         tokens: api::Tokens {
             prompt: tokens(TokenType::Prompt),
@@ -105,6 +107,19 @@ fn server(server: &Server, epoch: Duration) -> api::Server {
         joins: joins.into(),
         probe_hits: hits.filter(|(_, hits)| *hits > 0).collect(),
         lost: losses.filter(|(_, n)| *n > 0).collect(),
+    }
+}
+
+/// Of which pod a server is.
+pub(super) fn workload(workload: &Workload) -> api::Workload {
+    let known: BTreeMap<_, _> = workload.known().collect();
+    let field = |label: &str| known.get(label).map(|value| (*value).to_owned());
+    api::Workload {
+        namespace: field("namespace"),
+        pod: field("pod"),
+        container: field("container"),
+        pod_uid: field("pod_uid"),
+        container_id: field("container_id"),
     }
 }
 

@@ -219,7 +219,15 @@ fn busy() -> Server {
 
 /// A request as it is told, without a model or a price.
 fn record(request: Finished) -> Record {
-    Record { request, labels: Labels::default(), model: None, cost: [None; 2], trace: None, recording: None }
+    Record {
+        request,
+        labels: Labels::default(),
+        model: None,
+        cost: [None; 2],
+        trace: None,
+        workload: None,
+        recording: None,
+    }
 }
 
 /// A process that has ended after it decoded something.

@@ -92,6 +92,7 @@ use crate::{
         read::{Context, Reading, Untold},
     },
     discovery::{model::Model, process::Thread},
+    kubernetes::Workload,
     plan::{catalog::Role, layout},
 };
 
@@ -203,6 +204,8 @@ pub struct Record {
     pub cost: [Option<f64>; 2],
     /// Its trace, where requests are traced.
     pub trace: Option<Trace>,
+    /// Of which pod its server is. What is not of the session's making the agent adds: this, and what follows.
+    pub workload: Option<Workload>,
     /// The recording that was made because of it, by the name of its file.
     pub recording: Option<String>,
 }
@@ -392,7 +395,7 @@ impl Session {
                 tally.book(&request);
                 tally.book_operation(&request, Findable::of(&request, trace.as_ref()));
                 let cost = self.charge_finished(now, &labels, &request);
-                let record = Record { request, labels, model, cost, trace, recording: None };
+                let record = Record { request, labels, model, cost, trace, workload: None, recording: None };
                 if record.request.is_inference() {
                     self.ledger.account(now, &record.labels).show(&record);
                 }
