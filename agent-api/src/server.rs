@@ -159,6 +159,18 @@ pub struct Step {
     pub generated_tokens: u32,
     /// Sequences in its batch.
     pub sequences: u32,
+    /// A model has made it that guesses for the one that is served.
+    #[serde(default, skip_serializing_if = "is_not")]
+    pub draft: bool,
+    /// It was of no use: the server tried again with less, or gave up.
+    #[serde(default, skip_serializing_if = "is_not")]
+    pub failed: bool,
+}
+
+/// What is not so is left out.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands over a reference")]
+fn is_not(it: &bool) -> bool {
+    !it
 }
 
 /// What of the mapped parts of model files is in memory, bytes.
@@ -332,6 +344,10 @@ pub struct Request {
     pub stall_ms: BTreeMap<String, f64>,
     /// What made its longest gap so long, a cause as in `stall_ms`; absent unless most of it was lost to one.
     pub worst_gap_cause: Option<String>,
+    /// The decode calls that took longest while it had a slot, the longest first and no more than 3; absent where none are
+    /// told, as for [`Live::steps`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub longest_steps: Vec<Step>,
     /// The id of the request whose client went and by whose end the server ended this one, too; absent where it did not.
     pub cancelled_by: Option<String>,
     /// Why its prompt, or a part of it, was not found in the cache; absent while it is under way, and where it was.

@@ -5,7 +5,7 @@ mod story;
 #[cfg(test)]
 mod tests;
 
-use std::{cmp::Reverse, collections::BTreeMap, ops::Range, path::Path, process::ExitCode};
+use std::{collections::BTreeMap, ops::Range, path::Path, process::ExitCode};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use llamaprobe_api::{Document, Request, Workload};
@@ -20,7 +20,7 @@ use crate::{
         play::{Next, Player},
     },
     output,
-    session::{Input, identity::NONE, shown::ShownRequest},
+    session::{Input, identity::NONE, shown::ShownRequest, steps::longest},
 };
 
 /// A request, and where it was served.
@@ -33,12 +33,7 @@ struct Served {
     /// Where the engine is, if it has stopped to work.
     wedged: Option<String>,
     request: Request,
-    /// The decode calls that took longest while it had a slot, the longest first; none where they are not told.
-    steps: Vec<StepEvent>,
 }
-
-/// Decode calls of a request that are named.
-const NAMED_STEPS: usize = 3;
 
 impl Served {
     /// When it ended, or was looked at, seconds since the Unix epoch.
@@ -94,7 +89,6 @@ fn of_document(document: Document) -> Vec<Served> {
             workload: workload.clone(),
             wedged: wedged.clone().filter(|_| request.state != "done"),
             request,
-            steps: Vec::new(),
         })
     };
     document.servers.into_iter().flat_map(of).collect()
@@ -122,16 +116,17 @@ fn played(file: &Path) -> Result<(Vec<Served>, f64, &'static str)> {
                     workload: None,
                     wedged: None,
                     request: snapshot::request(&shown, epoch),
-                    steps: Vec::new(),
                 });
-                times.push((it.key.tgid, it.prefill_ns..it.last_token_ns));
+                times.push((it.key.tgid, shown.time(), epoch));
             }
         });
     }
     // Of a model some are told after those of its draft model.
     steps.values_mut().for_each(|own| own.sort_by_key(|step| step.start_ns));
-    for (served, (pid, time)) in all.iter_mut().zip(&times) {
-        served.steps = longest(steps.get(pid).map_or(&[], Vec::as_slice), time);
+    for (served, (pid, time, epoch)) in all.iter_mut().zip(&times) {
+        let own = steps.get(pid).map_or(&[][..], |all| within(all, time));
+        served.request.longest_steps =
+            longest(own.iter()).iter().map(|step| snapshot::step(step, *epoch)).collect();
     }
     let played = player.finish();
     if let Some(error) = &played.error {
@@ -141,14 +136,11 @@ fn played(file: &Path) -> Result<(Vec<Served>, f64, &'static str)> {
     Ok((all, now, "the journal tells no such request"))
 }
 
-/// The longest decode calls of a process in a time, `CLOCK_MONOTONIC` nanoseconds, among all of it in order.
-fn longest(steps: &[StepEvent], time: &Range<u64>) -> Vec<StepEvent> {
+/// The decode calls of a process in a time, `CLOCK_MONOTONIC` nanoseconds, among all of it in order.
+fn within<'a>(steps: &'a [StepEvent], time: &Range<u64>) -> &'a [StepEvent] {
     let from = steps.partition_point(|step| step.start_ns < time.start);
     let until = steps.partition_point(|step| step.start_ns < time.end);
-    let mut own = steps.get(from..until).unwrap_or_default().to_vec();
-    own.sort_by_key(|step| Reverse(step.duration_ns));
-    own.truncate(NAMED_STEPS);
-    own
+    steps.get(from..until).unwrap_or_default()
 }
 
 /// Those that were asked for: the one that is called so, or the slowest.

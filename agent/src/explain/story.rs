@@ -2,8 +2,7 @@
 
 use std::fmt;
 
-use llamaprobe_api::{Request, WaitedFor, Workload};
-use llamaprobe_common::step::{Model, Outcome, StepEvent};
+use llamaprobe_api::{Request, Step, WaitedFor, Workload};
 use serde::Serialize;
 
 use super::Served;
@@ -70,7 +69,7 @@ impl Story {
             served.wedged.clone(),
             cancelled(request),
             gap(request),
-            longest(&served.steps),
+            longest(&request.longest_steps),
             advice.and_then(|culprit| batch(culprit, gap_ms)),
         ];
         Self {
@@ -219,23 +218,23 @@ fn gap(request: &Request) -> Option<String> {
 }
 
 /// The decode calls that took longest while it had a slot.
-fn longest(steps: &[StepEvent]) -> Option<String> {
+fn longest(steps: &[Step]) -> Option<String> {
     let all: Vec<String> = steps.iter().map(step).collect();
     (!all.is_empty()).then(|| format!("the longest steps in its time: {}", all.join("; ")))
 }
 
-fn step(step: &StepEvent) -> String {
+fn step(step: &Step) -> String {
     let plural = |n: u32, what: &str| format!("{} {what}{}", number(n.into()), if n == 1 { "" } else { "s" });
-    let rest = step.tokens.saturating_sub(step.prompt);
-    let batch = match (step.prompt, rest) {
+    let rest = step.tokens.saturating_sub(step.prompt_tokens);
+    let batch = match (step.prompt_tokens, rest) {
         (0, rest) => plural(rest, "token"),
         (prompt, 0) => plural(prompt, "prompt token"),
         (prompt, rest) => format!("{} and {} more", plural(prompt, "prompt token"), number(rest.into())),
     };
     let sequences = plural(step.sequences, "sequence");
-    let draft = if step.model == Model::Draft as u32 { " by the draft model" } else { "" };
-    let failed = if step.outcome == Outcome::Failed as u32 { ", failed" } else { "" };
-    format!("{} for {batch} of {sequences}{draft}{failed}", time(step.duration_ns as f64 / 1e6))
+    let draft = if step.draft { " by the draft model" } else { "" };
+    let failed = if step.failed { ", failed" } else { "" };
+    format!("{} for {batch} of {sequences}{draft}{failed}", time(step.duration_ms))
 }
 
 /// What a smaller batch would change: the steps of who cost it most, by what their tokens were measured to take.

@@ -13,7 +13,7 @@ use llamaprobe_common::{
     part::Part,
     probe::ProbeId,
     stall::Cause,
-    step::StepEvent,
+    step::{self, StepEvent},
     target::TokenType,
 };
 
@@ -163,7 +163,8 @@ fn live(live: &Live, epoch: Duration) -> api::Live {
     }
 }
 
-fn step(step: &StepEvent, epoch: Duration) -> api::Step {
+/// A decode call; `epoch` is the kernel's monotonic time 0 since the Unix epoch.
+pub(crate) fn step(step: &StepEvent, epoch: Duration) -> api::Step {
     api::Step {
         started_at: (epoch + Duration::from_nanos(step.start_ns)).as_secs_f64(),
         duration_ms: ms(step.duration_ns),
@@ -171,6 +172,8 @@ fn step(step: &StepEvent, epoch: Duration) -> api::Step {
         prompt_tokens: step.prompt,
         generated_tokens: step.generated,
         sequences: step.sequences,
+        draft: step.model == step::Model::Draft as u32,
+        failed: step.outcome == step::Outcome::Failed as u32,
     }
 }
 
@@ -256,6 +259,7 @@ pub(crate) fn request(request: &ShownRequest, epoch: Duration) -> api::Request {
         waited_for: request.waited_for.iter().map(waited_for).collect(),
         stall_ms: request.lost.causes().map(|(cause, ns)| (cause.name().to_owned(), ms(ns))).collect(),
         worst_gap_cause: request.worst_gap_cause.map(|cause| cause.name().to_owned()),
+        longest_steps: request.longest_steps.iter().map(|it| step(it, epoch)).collect(),
         cancelled_by: request.cancelled_by.map(request_id),
         cache_miss: request.cache_miss.map(|miss| api::CacheMiss {
             reason: miss.reason.name().to_owned(),
