@@ -225,7 +225,8 @@ fn without_decode_calls_there_is_no_strip() -> Result<()> {
     let Some(assets) = privileged() else { return Ok(()) };
     let Some(mut browser) = Browser::start()? else { return Ok(()) };
     let server = LlamaServer::start(Build::Process, &assets.tiny(), &SERVER)?;
-    let agent = Agent::observing(&server)?;
+    let agent = Agent::start(&["--pid", &server.pid().to_string()])?;
+    agent.wait_observed(&server)?;
     load(&server)?;
     browser.look(1280, 900, "light")?;
     browser.open(&format!("http://{}/", agent.address()))?;
