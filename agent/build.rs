@@ -7,7 +7,7 @@
 use std::{
     env,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::{Command, ExitCode, Stdio},
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -19,7 +19,18 @@ const LINKER: &str = "bpf-linker";
 /// The last version that links with the toolchain's own LLVM.
 const LINKER_VERSION: &str = "0.10.3";
 
-fn main() -> Result<()> {
+/// What is wrong is for whoever builds, without a backtrace of this program.
+fn main() -> ExitCode {
+    match build() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn build() -> Result<()> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the workspace")?.to_path_buf();
     for sources in ["agent-common/src", "agent-core/src"] {
         println!("cargo:rerun-if-changed={}", root.join(sources).display());

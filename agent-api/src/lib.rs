@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 pub use self::history::{History, Point, ServerPoint};
 pub use self::server::{
     CacheMiss, Context, DraftTokens, EngineThread, Interference, Live, Model, Phases, Request, Requests,
-    Server, SlotContext, Step, Times, Tokens, User, WaitedFor, Weights,
+    Server, SlotContext, Step, Times, Tokens, User, WaitedFor, Weights, Workload,
 };
 
 /// The number of the schema that these types are.

@@ -11,6 +11,9 @@ pub struct Server {
     pub server: String,
     /// Alias, repository or file name of its model; empty while unknown.
     pub model: String,
+    /// Of which pod and container it is; absent where it is in none.
+    #[serde(default)]
+    pub workload: Option<Workload>,
     /// What is true only while its process lives; absent when it has ended.
     pub live: Option<Live>,
     /// Its tokens by type.
@@ -59,6 +62,21 @@ pub struct Server {
     pub probe_hits: BTreeMap<String, u64>,
     /// What was seen but could not be counted, by reason; only what is not 0.
     pub lost: BTreeMap<String, u64>,
+}
+
+/// A container, and the pod that it is of. Ids are known in any case, names only where the agent asks Kubernetes for them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Workload {
+    /// The namespace of the pod.
+    pub namespace: Option<String>,
+    /// The pod.
+    pub pod: Option<String>,
+    /// The container in it.
+    pub container: Option<String>,
+    /// The uid of the pod; absent of a container that is in none.
+    pub pod_uid: Option<String>,
+    /// The id of the container.
+    pub container_id: Option<String>,
 }
 
 /// What is known of a living process.
@@ -141,6 +159,18 @@ pub struct Step {
     pub generated_tokens: u32,
     /// Sequences in its batch.
     pub sequences: u32,
+    /// A model has made it that guesses for the one that is served.
+    #[serde(default, skip_serializing_if = "is_not")]
+    pub draft: bool,
+    /// It was of no use: the server tried again with less, or gave up.
+    #[serde(default, skip_serializing_if = "is_not")]
+    pub failed: bool,
+}
+
+/// What is not so is left out.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands over a reference")]
+fn is_not(it: &bool) -> bool {
+    !it
 }
 
 /// What of the mapped parts of model files is in memory, bytes.
@@ -314,6 +344,10 @@ pub struct Request {
     pub stall_ms: BTreeMap<String, f64>,
     /// What made its longest gap so long, a cause as in `stall_ms`; absent unless most of it was lost to one.
     pub worst_gap_cause: Option<String>,
+    /// The decode calls that took longest while it had a slot, the longest first and no more than 3; absent where none are
+    /// told, as for [`Live::steps`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub longest_steps: Vec<Step>,
     /// The id of the request whose client went and by whose end the server ended this one, too; absent where it did not.
     pub cancelled_by: Option<String>,
     /// Why its prompt, or a part of it, was not found in the cache; absent while it is under way, and where it was.

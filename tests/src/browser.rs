@@ -129,7 +129,7 @@ impl Browser {
     pub fn wait(&mut self, what: &str, script: &str) -> Result<()> {
         let start = Instant::now();
         while self.evaluate(script)? != true {
-            ensure!(start.elapsed() < PATIENCE, "waited for {what}");
+            ensure!(start.elapsed() < PATIENCE, "waited for {what}; it complains of {:?}", self.complaints());
             thread::sleep(Duration::from_millis(100));
         }
         Ok(())

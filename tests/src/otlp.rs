@@ -199,6 +199,8 @@ pub struct Span {
 /// A log record.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Record {
+    /// Attributes of the resource.
+    pub resource: Map<String, Value>,
     /// The name of the event.
     pub name: String,
     /// 9 info, 13 warn.

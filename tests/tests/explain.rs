@@ -80,11 +80,50 @@ fn a_neighbour_and_a_stop_are_named() -> Result<()> {
 
     agent.stop()?;
     let again = explained(&[trace.as_str(), "--gap", "50ms", "--journal", &journal])?;
-    // Behind the first line, which says when it was told. The journal also has each decode call.
+    // Behind the first line, which says when it was told.
     let told = |text: &str| -> Vec<String> { text.lines().skip(1).map(str::to_owned).collect() };
-    let (steps, same): (Vec<_>, Vec<_>) =
-        told(&again).into_iter().partition(|line| line.starts_with("the longest steps in its time: "));
-    assert_eq!(same, told(&text), "the journal tells the same");
+    assert_eq!(told(&again), told(&text), "the journal tells the same");
+    let steps: Vec<_> = text.lines().filter(|line| line.starts_with(STEPS)).collect();
     assert!(steps.len() == 1 && steps[0].contains("for 255 prompt tokens and 1 more"), "{steps:?}");
     Ok(())
+}
+
+/// The line that names decode calls.
+const STEPS: &str = "the longest steps in its time: ";
+
+/// A request that is slow, and a thousand fast decode calls after it: the agent still knows its own, if it keeps any.
+fn steps_long_after(recorded: bool) -> Result<()> {
+    let Some(assets) = privileged() else { return Ok(()) };
+    let server = LlamaServer::start(Build::Process, &assets.tiny(), &["-np", "2", "-c", "8192", "-t", "1"])?;
+    let scratch = Scratch::new()?;
+    let (folder, pid) = (scratch.path().display().to_string(), server.pid().to_string());
+    let more = if recorded { &["--record-dir", &*folder][..] } else { &[] };
+    let agent = Agent::start(&[&["--pid", &*pid][..], more].concat())?;
+    agent.wait_observed(&server)?;
+    let words: Vec<_> = (0..2000).map(|index| 360 + (index * 17) % 150).collect();
+    let slow = Call::post("/completion", &json!({"prompt": words, "n_predict": 1}));
+    let after = json!({"prompt": "red moon", "n_predict": 1000, "ignore_eos": true});
+    let trace = slow.trace.to_string();
+    run(server.endpoint(), &[slow, Call::post("/completion", &after)], 1)?;
+    agent.wait_metrics("both requests", |metrics| {
+        (metrics.sum("llm_requests_total", &[("route", "/completion")]) == 2.0).then_some(())
+    })?;
+    let text = explained(&[&trace, "--listen", &agent.address().to_string()])?;
+    println!("{text}");
+    let steps = text.lines().find(|line| line.starts_with(STEPS));
+    assert_eq!(steps.is_some(), recorded, "{text}");
+    // Batches of 2,048, of which no call of the other request was one.
+    assert!(steps.is_none_or(|line| line.contains("prompt tokens of 1 sequence")), "{text}");
+    assert!(steps.is_none_or(|line| !line.contains("for 1 token of")), "{text}");
+    agent.stop()
+}
+
+#[test]
+fn an_agent_that_keeps_decode_calls_names_those_of_long_ago() -> Result<()> {
+    steps_long_after(true)
+}
+
+#[test]
+fn an_agent_that_keeps_none_names_none() -> Result<()> {
+    steps_long_after(false)
 }

@@ -5,11 +5,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use llamaprobe_api::{Document, History};
+use llamaprobe_api::{Document, History, Step};
 use llamaprobe_tests::agent::Agent;
 use llamaprobe_tests::assets::{Assets, Build, target_directory};
 use llamaprobe_tests::browser::Browser;
 use llamaprobe_tests::client::{Call, run};
+use llamaprobe_tests::scratch::Scratch;
 use llamaprobe_tests::server::LlamaServer;
 use llamaprobe_tests::skip::privileged;
 use llamaprobe_tests::{http, skip, wait_for};
@@ -43,7 +44,10 @@ fn it_shows_what_the_agent_knows() -> Result<()> {
     let Some(mut browser) = Browser::start()? else { return Ok(()) };
     let server = LlamaServer::start(Build::Process, &assets.tiny(), &SERVER)?;
     let prices = agent_prices()?;
+    let recordings = Scratch::new()?;
     let agent = Agent::start(&[
+        "--record-dir",
+        recordings.path().to_str().context("a path")?,
         "--pid",
         &server.pid().to_string(),
         "--host-price",
@@ -88,7 +92,7 @@ fn it_shows_what_the_agent_knows() -> Result<()> {
     // Every graph has something drawn in it, and says it in words.
     browser.wait(
         "the graphs",
-        "[...document.querySelectorAll('.panel [role=slider]')].length === 5 \
+        "[...document.querySelectorAll('.panel [role=slider]')].length === 6 \
         && ['#gaps .heat', '#firsts .heat', '#parts .layer', '#agent .layer'].every((it) => \
             [...document.querySelectorAll(it)].some((path) => path.getAttribute('d').length > 0))",
     )?;
@@ -105,6 +109,7 @@ fn it_shows_what_the_agent_knows() -> Result<()> {
 
     requests_open(&mut browser, told.latest.len())?;
     keys_move(&mut browser)?;
+    calls_are_drawn(&mut browser, &told.live.as_ref().context("it lives")?.steps)?;
     accessible(&mut browser, &assets)?;
     pictures(&mut browser)?;
 
@@ -167,6 +172,68 @@ fn keys_move(browser: &mut Browser) -> Result<()> {
     let second = browser.evaluate("document.querySelectorAll('#timeline g.request')[1].dataset.key")?;
     assert_eq!(before, second);
     browser.evaluate("document.activeElement.blur()").map(drop)
+}
+
+/// A bar for each decode call, as wide as it took long and coloured by what it held; arrow keys say each in words. Where none
+/// are told there is no strip.
+fn calls_are_drawn(browser: &mut Browser, told: &[Step]) -> Result<()> {
+    assert_eq!(told.len(), 60, "24 requests made more than that");
+    let figures = browser.evaluate(
+        "[...document.querySelectorAll('#steps svg > g > g')].map((bar) => { \
+            const [prompt, rest] = [...bar.querySelectorAll('rect')].map((it) => it.getBoundingClientRect()); \
+            return [Math.max(prompt.width, rest.width), prompt.height, rest.height]; })",
+    )?;
+    let bars: Vec<[f64; 3]> = serde_json::from_value(figures)?;
+    assert_eq!(bars.len(), told.len());
+    let all: f64 = told.iter().map(|step| step.duration_ms).sum();
+    let room: f64 = bars.iter().map(|[width, ..]| width - 1.0).sum();
+    for ([width, prompt, rest], step) in bars.iter().zip(told) {
+        let share = f64::from(step.prompt_tokens) / f64::from(step.tokens);
+        assert!(((width - 1.0) / room - step.duration_ms / all).abs() < 0.01, "{width} for {step:?}");
+        assert!((prompt / (prompt + rest) - share).abs() < 0.01, "{prompt} and {rest} for {step:?}");
+    }
+    let colours = browser.evaluate(
+        "new Set([...document.querySelectorAll('#steps .phase')].map((it) => getComputedStyle(it).fill)).size",
+    )?;
+    assert_eq!(colours, 2);
+    let said = "document.querySelector('#steps svg').getAttribute('aria-valuetext')";
+    let summary = browser.evaluate(said)?;
+    assert!(summary.as_str().is_some_and(|it| it.starts_with("the last 60, ")), "{summary}");
+    browser.evaluate("document.querySelector('#steps svg').focus()")?;
+    let step = |key: &str, browser: &mut Browser| -> Result<String> {
+        browser.press(key)?;
+        Ok(browser.evaluate(said)?.as_str().unwrap_or_default().to_owned())
+    };
+    let (first, second) = (step("Home", browser)?, step("ArrowRight", browser)?);
+    println!("{summary}\n{first}\n{second}");
+    for (said, step) in [(first, &told[0]), (second, &told[1])] {
+        let held = if step.prompt_tokens > 0 { "prompt token" } else { "token" };
+        assert!(
+            said.contains(held) && said.ends_with(&format!("{} generated", step.generated_tokens)),
+            "{said}"
+        );
+    }
+    let titles = browser.evaluate(
+        "[...document.querySelectorAll('#steps title')].every((it) => it.textContent.includes(' generated'))",
+    )?;
+    assert_eq!(titles, true);
+    browser.evaluate("document.activeElement.blur()").map(drop)
+}
+
+#[test]
+fn without_decode_calls_there_is_no_strip() -> Result<()> {
+    let Some(assets) = privileged() else { return Ok(()) };
+    let Some(mut browser) = Browser::start()? else { return Ok(()) };
+    let server = LlamaServer::start(Build::Process, &assets.tiny(), &SERVER)?;
+    let agent = Agent::start(&["--pid", &server.pid().to_string()])?;
+    agent.wait_observed(&server)?;
+    load(&server)?;
+    browser.look(1280, 900, "light")?;
+    browser.open(&format!("http://{}/", agent.address()))?;
+    browser.wait("requests", "document.querySelectorAll('#requests tbody tr').length > 0")?;
+    assert_eq!(browser.evaluate("document.querySelector('#steps').getClientRects().length")?, 0);
+    assert_eq!(browser.complaints(), [""; 0]);
+    agent.stop()
 }
 
 /// No fault that axe knows, in both schemes of colours, with a request open and without.

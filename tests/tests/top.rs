@@ -22,7 +22,9 @@ const PATIENCE: Duration = Duration::from_secs(20);
 fn observed() -> Result<Option<(LlamaServer, Agent)>> {
     let Some(assets) = privileged() else { return Ok(None) };
     let server = LlamaServer::start(Build::Process, &assets.tiny(), &SERVER)?;
-    let agent = Agent::observing(&server)?;
+    // The first server is shown in detail, and others may be here.
+    let agent = Agent::start(&["--pid", &server.pid().to_string()])?;
+    agent.wait_observed(&server)?;
     let call = |user: &str, tokens: u32| {
         let body = json!({"prompt": "a word", "n_predict": tokens, "ignore_eos": true, "user": user});
         Call::post("/completion", &body)

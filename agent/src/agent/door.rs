@@ -120,6 +120,7 @@ impl Agent {
     fn tell(&mut self, mut record: Record) {
         self.told += 1;
         let epoch = self.clock.epoch();
+        record.workload = self.workloads.of(record.request.key.tgid);
         record.recording = self.recorder.as_mut().and_then(|recorder| recorder.finished(&record, epoch));
         self.sinks.record(&record, epoch);
         for task in &record.request.stale_tasks {

@@ -116,6 +116,7 @@ impl Agent {
         if plan.flags & TargetConfig::HTTP != 0 {
             self.looks.at_connections(target.id(), target.listeners.clone());
         }
+        self.workloads.learn(super::observed(&self.processes));
         self.sinks.started(Process { pid, name: &target.comm });
         self.apply(Input::Begin(Box::new(Observed::new(target, &plan))));
         self.follow_sockets();

@@ -5,10 +5,10 @@ mod story;
 #[cfg(test)]
 mod tests;
 
-use std::{cmp::Reverse, collections::BTreeMap, ops::Range, path::Path, process::ExitCode};
+use std::{collections::BTreeMap, ops::Range, path::Path, process::ExitCode};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use llamaprobe_api::{Document, Request};
+use llamaprobe_api::{Document, Request, Workload};
 use llamaprobe_common::step::StepEvent;
 
 use self::story::Story;
@@ -20,7 +20,7 @@ use crate::{
         play::{Next, Player},
     },
     output,
-    session::{Input, identity::NONE, shown::ShownRequest},
+    session::{Input, identity::NONE, shown::ShownRequest, steps::longest},
 };
 
 /// A request, and where it was served.
@@ -28,15 +28,12 @@ use crate::{
 struct Served {
     server: String,
     model: String,
+    /// Of which pod the server is; a journal does not tell it.
+    workload: Option<Workload>,
     /// Where the engine is, if it has stopped to work.
     wedged: Option<String>,
     request: Request,
-    /// The decode calls that took longest while it had a slot, the longest first; none where they are not told.
-    steps: Vec<StepEvent>,
 }
-
-/// Decode calls of a request that are named.
-const NAMED_STEPS: usize = 3;
 
 impl Served {
     /// When it ended, or was looked at, seconds since the Unix epoch.
@@ -83,15 +80,15 @@ pub fn run(arguments: &ExplainArguments) -> Result<ExitCode> {
 
 fn of_document(document: Document) -> Vec<Served> {
     let of = |server: llamaprobe_api::Server| {
-        let (name, model) = (server.server, server.model);
+        let (name, model, workload) = (server.server, server.model, server.workload);
         let wedged = server.live.as_ref().and_then(wedged);
         let latest = server.latest.into_iter();
         latest.map(move |request| Served {
             server: name.clone(),
             model: model.clone(),
+            workload: workload.clone(),
             wedged: wedged.clone().filter(|_| request.state != "done"),
             request,
-            steps: Vec::new(),
         })
     };
     document.servers.into_iter().flat_map(of).collect()
@@ -116,18 +113,20 @@ fn played(file: &Path) -> Result<(Vec<Served>, f64, &'static str)> {
                 all.push(Served {
                     server: record.labels.server.clone(),
                     model: record.labels.model.clone(),
+                    workload: None,
                     wedged: None,
                     request: snapshot::request(&shown, epoch),
-                    steps: Vec::new(),
                 });
-                times.push((it.key.tgid, it.prefill_ns..it.last_token_ns));
+                times.push((it.key.tgid, shown.time(), epoch));
             }
         });
     }
     // Of a model some are told after those of its draft model.
     steps.values_mut().for_each(|own| own.sort_by_key(|step| step.start_ns));
-    for (served, (pid, time)) in all.iter_mut().zip(&times) {
-        served.steps = longest(steps.get(pid).map_or(&[], Vec::as_slice), time);
+    for (served, (pid, time, epoch)) in all.iter_mut().zip(&times) {
+        let own = steps.get(pid).map_or(&[][..], |all| within(all, time));
+        served.request.longest_steps =
+            longest(own.iter()).iter().map(|step| snapshot::step(step, *epoch)).collect();
     }
     let played = player.finish();
     if let Some(error) = &played.error {
@@ -137,14 +136,11 @@ fn played(file: &Path) -> Result<(Vec<Served>, f64, &'static str)> {
     Ok((all, now, "the journal tells no such request"))
 }
 
-/// The longest decode calls of a process in a time, `CLOCK_MONOTONIC` nanoseconds, among all of it in order.
-fn longest(steps: &[StepEvent], time: &Range<u64>) -> Vec<StepEvent> {
+/// The decode calls of a process in a time, `CLOCK_MONOTONIC` nanoseconds, among all of it in order.
+fn within<'a>(steps: &'a [StepEvent], time: &Range<u64>) -> &'a [StepEvent] {
     let from = steps.partition_point(|step| step.start_ns < time.start);
     let until = steps.partition_point(|step| step.start_ns < time.end);
-    let mut own = steps.get(from..until).unwrap_or_default().to_vec();
-    own.sort_by_key(|step| Reverse(step.duration_ns));
-    own.truncate(NAMED_STEPS);
-    own
+    steps.get(from..until).unwrap_or_default()
 }
 
 /// Those that were asked for: the one that is called so, or the slowest.

@@ -2,13 +2,12 @@
 
 use std::fmt;
 
-use llamaprobe_api::{Request, WaitedFor};
-use llamaprobe_common::step::{Model, Outcome, StepEvent};
+use llamaprobe_api::{Request, Step, WaitedFor, Workload};
 use serde::Serialize;
 
 use super::Served;
 use crate::{
-    export::snapshot::table::plain,
+    export::snapshot::table::{plain, pod},
     top::text::{clock, time},
 };
 
@@ -27,6 +26,7 @@ pub struct Story {
     trace_id: Option<String>,
     server: String,
     model: String,
+    workload: Option<Workload>,
     user: String,
     state: String,
     finish_reason: Option<String>,
@@ -69,7 +69,7 @@ impl Story {
             served.wedged.clone(),
             cancelled(request),
             gap(request),
-            longest(&served.steps),
+            longest(&request.longest_steps),
             advice.and_then(|culprit| batch(culprit, gap_ms)),
         ];
         Self {
@@ -77,6 +77,7 @@ impl Story {
             trace_id: request.trace_id.clone(),
             server: served.server.clone(),
             model: served.model.clone(),
+            workload: served.workload.clone(),
             user: request.user.clone(),
             state: request.state.clone(),
             finish_reason: request.finish_reason.clone(),
@@ -217,23 +218,23 @@ fn gap(request: &Request) -> Option<String> {
 }
 
 /// The decode calls that took longest while it had a slot.
-fn longest(steps: &[StepEvent]) -> Option<String> {
+fn longest(steps: &[Step]) -> Option<String> {
     let all: Vec<String> = steps.iter().map(step).collect();
     (!all.is_empty()).then(|| format!("the longest steps in its time: {}", all.join("; ")))
 }
 
-fn step(step: &StepEvent) -> String {
+fn step(step: &Step) -> String {
     let plural = |n: u32, what: &str| format!("{} {what}{}", number(n.into()), if n == 1 { "" } else { "s" });
-    let rest = step.tokens.saturating_sub(step.prompt);
-    let batch = match (step.prompt, rest) {
+    let rest = step.tokens.saturating_sub(step.prompt_tokens);
+    let batch = match (step.prompt_tokens, rest) {
         (0, rest) => plural(rest, "token"),
         (prompt, 0) => plural(prompt, "prompt token"),
         (prompt, rest) => format!("{} and {} more", plural(prompt, "prompt token"), number(rest.into())),
     };
     let sequences = plural(step.sequences, "sequence");
-    let draft = if step.model == Model::Draft as u32 { " by the draft model" } else { "" };
-    let failed = if step.outcome == Outcome::Failed as u32 { ", failed" } else { "" };
-    format!("{} for {batch} of {sequences}{draft}{failed}", time(step.duration_ns as f64 / 1e6))
+    let draft = if step.draft { " by the draft model" } else { "" };
+    let failed = if step.failed { ", failed" } else { "" };
+    format!("{} for {batch} of {sequences}{draft}{failed}", time(step.duration_ms))
 }
 
 /// What a smaller batch would change: the steps of who cost it most, by what their tokens were measured to take.
@@ -281,7 +282,8 @@ impl fmt::Display for Story {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let at = clock(self.arrived_at);
         let (id, user, server) = (plain(&self.id), plain(&self.user), plain(&self.server));
-        write!(f, "request {id} of {user} at {server}, {at} UTC, ")?;
+        let pod = self.workload.as_ref().and_then(pod).map_or_else(String::new, |pod| format!(" ({pod})"));
+        write!(f, "request {id} of {user} at {server}{pod}, {at} UTC, ")?;
         let took = time(self.duration_ms);
         match (&self.finish_reason, self.lost_ms > 0.0) {
             (Some(_), true) => write!(f, "took {took}, {} of it lost", time(self.lost_ms))?,

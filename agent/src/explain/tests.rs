@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use clap::Parser as _;
-use llamaprobe_api::{CacheMiss, Tokens, WaitedFor};
+use llamaprobe_api::{CacheMiss, Step, Tokens, WaitedFor};
 
 use super::*;
 use crate::cli::{Cli, Command};
@@ -20,9 +20,9 @@ fn served(id: &str, duration_ms: f64) -> Served {
     Served {
         server: "127.0.0.1:8080".to_owned(),
         model: "m".to_owned(),
+        workload: None,
         wedged: None,
         request,
-        steps: Vec::new(),
     }
 }
 
@@ -77,22 +77,49 @@ a step of 1,957 prompt tokens of that neighbour took 1.40 s longer than one with
 
 #[test]
 fn the_longest_steps_of_its_time_are_named() {
-    let step = |start_ns, duration_ns, prompt| StepEvent {
-        start_ns,
-        duration_ns,
-        tokens: prompt + 1,
-        prompt,
-        sequences: 1 + u32::from(prompt > 0),
-        ..StepEvent::NONE
+    let step = |duration_ms, prompt_tokens| Step {
+        duration_ms,
+        tokens: prompt_tokens + 1,
+        prompt_tokens,
+        sequences: 1 + u32::from(prompt_tokens > 0),
+        ..Step::default()
     };
-    let ms = 1_000_000;
-    let all = [step(1, 900 * ms, 0), step(10, 12 * ms, 0), step(20, 700 * ms, 2_048), step(30, 800 * ms, 0)];
     let mut it = slow();
-    it.steps = longest(&all, &(5..30));
+    it.request.longest_steps = vec![
+        step(700.0, 2_048),
+        Step { draft: true, ..step(12.0, 0) },
+        Step { failed: true, ..step(7.5, 0) },
+    ];
     let text = Story::of(&it, None).to_string();
-    let said = "the longest steps in its time: 700 ms for 2,048 prompt tokens and 1 more of 2 sequences; 12 ms for 1 token of 1 sequence";
+    let said = "the longest steps in its time: 700 ms for 2,048 prompt tokens and 1 more of 2 sequences; 12 ms for 1 token of 1 sequence by the draft model; 7.50 ms for 1 token of 1 sequence, failed";
     assert!(text.lines().any(|line| line == said), "{text}");
-    assert!(longest(&[], &(5..30)).is_empty());
+    it.request.longest_steps.clear();
+    assert!(!Story::of(&it, None).to_string().contains("steps in its time"));
+}
+
+#[test]
+fn steps_of_a_journal_are_those_of_the_time_that_a_request_had_a_slot() {
+    let step = |start_ns| StepEvent { start_ns, ..StepEvent::NONE };
+    let all = [step(1), step(10), step(20), step(30)];
+    assert_eq!(within(&all, &(5..30)), &all[1..3]);
+    assert_eq!(within(&all, &(0..0)), []);
+    assert_eq!(within(&[], &(5..30)), []);
+}
+
+#[test]
+fn the_pod_of_a_server_is_named() {
+    let text = |it: &str| Some(it.to_owned());
+    let mut it = served("1-5", 80.0);
+    it.workload = Some(Workload {
+        namespace: text("inference"),
+        pod: text("llama-7d4b9"),
+        container: text("server"),
+        pod_uid: text("0b0e"),
+        container_id: text("3f1c"),
+    });
+    let named = Story::of(&it, None).to_string();
+    let said = "of team-2 at 127.0.0.1:8080 (pod inference/llama-7d4b9, container server), 00:02:11 UTC";
+    assert!(named.contains(said), "{named}");
 }
 
 #[test]

@@ -12,12 +12,15 @@ use llamaprobe_common::{part::Part, stall::Cause};
 use serde::Serialize;
 
 use super::{lines::Lines, sink::Sink};
-use crate::session::{
-    Record,
-    finished::{Finished, Outcome, UNKNOWN},
-    identity::NONE,
-    shown::request_id,
-    snapshot::{Delivery, Output},
+use crate::{
+    kubernetes::Workload,
+    session::{
+        Record,
+        finished::{Finished, Outcome, UNKNOWN},
+        identity::NONE,
+        shown::request_id,
+        snapshot::{Delivery, Output},
+    },
 };
 
 /// Which requests are logged.
@@ -44,6 +47,9 @@ pub struct Line<'a> {
     trace_id: Option<String>,
     server: &'a str,
     model: &'a str,
+    /// Of its pod, by the names of labels; nothing where it is in none.
+    #[serde(flatten)]
+    pod: BTreeMap<&'static str, &'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     quantisation: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -146,6 +152,7 @@ impl<'a> Line<'a> {
             trace_id: record.trace_id().map(|id| hex(&id)),
             server: &record.labels.server,
             model: &record.labels.model,
+            pod: record.workload.iter().flat_map(Workload::of_pod).collect(),
             quantisation: record.model.as_ref().map(|model| model.quantisation.as_str()),
             user_id: request.user.as_deref(),
             route: request.route.name(),

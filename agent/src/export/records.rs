@@ -15,10 +15,11 @@ use std::{
     time::{Duration, Instant},
 };
 
+use llamaprobe_api::Workload;
 use llamaprobe_common::{part::Part, stall::Cause};
 use serde::Serialize;
 
-use super::{lines::Lines, sink::Sink};
+use super::{lines::Lines, sink::Sink, snapshot::workload};
 use crate::{
     discovery::model::Model,
     session::{
@@ -44,6 +45,8 @@ struct Entry<'a> {
     /// As labels have it; `model_file` says more.
     model: &'a str,
     pid: u32,
+    /// Of which pod and container its server is; absent where it is in none.
+    workload: Option<Workload>,
     user: Option<&'a str>,
     trace: Trace,
     request: Request<'a>,
@@ -218,6 +221,7 @@ impl<'a> Entry<'a> {
             server: &record.labels.server,
             model: &record.labels.model,
             pid: request.key.tgid,
+            workload: record.workload.as_ref().map(workload),
             user: request.user.as_deref(),
             trace: Trace::new(record),
             request: Request::new(request),

@@ -13,7 +13,7 @@ use llamaprobe_common::{
     part::Part,
     probe::ProbeId,
     stall::Cause,
-    step::StepEvent,
+    step::{self, StepEvent},
     target::TokenType,
 };
 
@@ -23,6 +23,7 @@ use super::metrics::token_parts;
 use crate::{
     bpf::calibrate::Prices,
     discovery::{model::Model, process::Thread},
+    kubernetes::Workload,
     session::{
         Live, Server, Snapshot,
         cost::Basis,
@@ -72,6 +73,7 @@ fn server(server: &Server, epoch: Duration) -> api::Server {
     api::Server {
         server: server.labels.server.clone(),
         model: server.labels.model.clone(),
+        workload: server.workload.as_ref().map(workload),
         live: server.live.as_ref().map(|it| live(it, epoch)),
         tokens: api::Tokens {
             prompt: tokens(TokenType::Prompt),
@@ -105,6 +107,19 @@ fn server(server: &Server, epoch: Duration) -> api::Server {
         joins: joins.into(),
         probe_hits: hits.filter(|(_, hits)| *hits > 0).collect(),
         lost: losses.filter(|(_, n)| *n > 0).collect(),
+    }
+}
+
+/// Of which pod a server is.
+pub(super) fn workload(workload: &Workload) -> api::Workload {
+    let known: BTreeMap<_, _> = workload.known().collect();
+    let field = |label: &str| known.get(label).map(|value| (*value).to_owned());
+    api::Workload {
+        namespace: field("namespace"),
+        pod: field("pod"),
+        container: field("container"),
+        pod_uid: field("pod_uid"),
+        container_id: field("container_id"),
     }
 }
 
@@ -148,7 +163,8 @@ fn live(live: &Live, epoch: Duration) -> api::Live {
     }
 }
 
-fn step(step: &StepEvent, epoch: Duration) -> api::Step {
+/// A decode call; `epoch` is the kernel's monotonic time 0 since the Unix epoch.
+pub(crate) fn step(step: &StepEvent, epoch: Duration) -> api::Step {
     api::Step {
         started_at: (epoch + Duration::from_nanos(step.start_ns)).as_secs_f64(),
         duration_ms: ms(step.duration_ns),
@@ -156,6 +172,8 @@ fn step(step: &StepEvent, epoch: Duration) -> api::Step {
         prompt_tokens: step.prompt,
         generated_tokens: step.generated,
         sequences: step.sequences,
+        draft: step.model == step::Model::Draft as u32,
+        failed: step.outcome == step::Outcome::Failed as u32,
     }
 }
 
@@ -241,6 +259,7 @@ pub(crate) fn request(request: &ShownRequest, epoch: Duration) -> api::Request {
         waited_for: request.waited_for.iter().map(waited_for).collect(),
         stall_ms: request.lost.causes().map(|(cause, ns)| (cause.name().to_owned(), ms(ns))).collect(),
         worst_gap_cause: request.worst_gap_cause.map(|cause| cause.name().to_owned()),
+        longest_steps: request.longest_steps.iter().map(|it| step(it, epoch)).collect(),
         cancelled_by: request.cancelled_by.map(request_id),
         cache_miss: request.cache_miss.map(|miss| api::CacheMiss {
             reason: miss.reason.name().to_owned(),

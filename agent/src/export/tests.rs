@@ -6,7 +6,7 @@ use llamaprobe_common::{
     probe::ProbeId,
     request::RequestKey,
     stall::Cause,
-    step::StepEvent,
+    step::{self, StepEvent},
     target::{TargetStats, TokenType},
 };
 
@@ -150,6 +150,15 @@ fn busy() -> Server {
                 waited_for: vec![],
                 lost: Lost::default(),
                 worst_gap_cause: None,
+                longest_steps: vec![StepEvent {
+                    start_ns: 1_250_000_000,
+                    duration_ns: 8_000_000,
+                    tgid: 7,
+                    tokens: 2,
+                    sequences: 1,
+                    outcome: step::Outcome::Failed as u32,
+                    ..StepEvent::NONE
+                }],
                 cancelled_by: None,
                 cache_miss: None,
                 trace_id: None,
@@ -219,7 +228,15 @@ fn busy() -> Server {
 
 /// A request as it is told, without a model or a price.
 fn record(request: Finished) -> Record {
-    Record { request, labels: Labels::default(), model: None, cost: [None; 2], trace: None, recording: None }
+    Record {
+        request,
+        labels: Labels::default(),
+        model: None,
+        cost: [None; 2],
+        trace: None,
+        workload: None,
+        recording: None,
+    }
 }
 
 /// A process that has ended after it decoded something.

@@ -1,5 +1,5 @@
 //! Of which pod a server is. In: `/proc/PID/cgroup`, and, where that is wanted, the list of the node's pods. Out: a
-//! [`Workload`] for each server of a snapshot.
+//! [`Workload`] for each server of a snapshot and each request of it, whose names all outputs take from here.
 //!
 //! Pod and container are known by their ids from the cgroup alone. Their names only Kubernetes knows: a thread of its own asks,
 //! when somebody is there whose names are not known, and now and then.
@@ -130,18 +130,52 @@ pub struct Workload {
     pub names: Option<Names>,
 }
 
+/// What is known of a workload: labels, as cAdvisor and kube-state-metrics have them, and attributes, as OpenTelemetry does.
+const FIELDS: [(&str, &str); 5] = [
+    ("namespace", "k8s.namespace.name"),
+    ("pod", "k8s.pod.name"),
+    ("container", "k8s.container.name"),
+    ("pod_uid", "k8s.pod.uid"),
+    ("container_id", "container.id"),
+];
+
+/// The attribute of a label, if it is one of a workload.
+pub fn attribute(label: &str) -> Option<&'static str> {
+    FIELDS.into_iter().find(|(name, _)| *name == label).map(|(_, attribute)| attribute)
+}
+
 impl Workload {
+    /// Of which pod the agent is itself, as far as its control group says it.
+    pub fn own() -> Option<Self> {
+        Self::read(&fs::read_to_string("/proc/self/cgroup").unwrap_or_default())
+    }
+
     /// Reads the ids in the lines of `/proc/PID/cgroup`; none of what runs in no container.
     fn read(cgroup: &str) -> Option<Self> {
         let (container_id, pod_uid) = container(cgroup);
         (container_id.is_some() || pod_uid.is_some()).then_some(Self { pod_uid, container_id, names: None })
     }
 
-    /// The names as labels, as cAdvisor and kube-state-metrics have them; none while they are not known.
+    /// Its names as labels; none that is not known.
     pub fn labels(&self) -> impl Iterator<Item = (&'static str, &str)> {
-        self.names.iter().flat_map(|names| {
-            [("namespace", &*names.namespace), ("pod", &*names.pod), ("container", &*names.container)]
-        })
+        self.names
+            .iter()
+            .flat_map(|names| {
+                [("namespace", &*names.namespace), ("pod", &*names.pod), ("container", &*names.container)]
+            })
+            .filter(|(_, name)| !name.is_empty())
+    }
+
+    /// All that is known, by label.
+    pub fn known(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        let ids = [("pod_uid", self.pod_uid.as_deref()), ("container_id", self.container_id.as_deref())];
+        let ids = ids.into_iter().filter_map(|(name, id)| Some((name, id?)));
+        self.labels().chain(ids)
+    }
+
+    /// What is known of its pod, by label; nothing of a container that is in none.
+    pub fn of_pod(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        self.known().filter(|(name, _)| *name != "container_id")
     }
 }
 
@@ -217,13 +251,17 @@ impl Workloads {
         }
     }
 
+    /// Of which pod an observed process is.
+    pub fn of(&self, pid: u32) -> Option<Workload> {
+        self.processes.get(&pid)?.workload.clone()
+    }
+
     /// Says of each server of which pod it is.
     pub fn name(&mut self, snapshot: &mut Snapshot) {
         let before = std::mem::take(&mut self.servers);
         for server in &mut snapshot.servers {
-            let of_process = |pid: u32| self.processes.get(&pid)?.workload.clone();
             server.workload = match &server.live {
-                Some(live) => of_process(live.pid),
+                Some(live) => self.of(live.pid),
                 None => before.get(&server.labels).cloned(),
             };
             if let Some(workload) = &server.workload {

@@ -15,6 +15,7 @@ use super::{
     cost::Basis,
     shown::{LAST, ShownRequest},
     stalls::Lost,
+    steps::Steps,
     tally::Tally,
     usage::Usage,
     window::Window,
@@ -39,13 +40,20 @@ pub(super) struct Account {
 }
 
 impl Account {
-    /// A request is over: it is shown for a while.
-    pub(super) fn show(&mut self, record: &Record) {
+    /// A request is over: it is shown for a while, with the longest of the decode calls of its process.
+    pub(super) fn show(&mut self, record: &Record, steps: Option<&Steps>) {
         if self.last.len() >= LAST {
             self.last.pop_front();
         }
         let label = |user: Option<&str>| self.usage.label(user).to_owned();
-        self.last.push_back(ShownRequest::finished(record, label));
+        let mut shown = ShownRequest::finished(record, label);
+        shown.longest_steps = steps.map_or_else(Vec::new, |steps| steps.longest(&shown.time()));
+        self.last.push_back(shown);
+    }
+
+    /// They can be added to.
+    pub(super) fn last_mut(&mut self) -> impl Iterator<Item = &mut ShownRequest> {
+        self.last.iter_mut()
     }
 
     /// The last requests that are over, the latest first.
@@ -111,6 +119,11 @@ impl Ledger {
             last: VecDeque::new(),
             touched: now,
         })
+    }
+
+    /// The account of these labels, if there is one.
+    pub(super) fn opened(&mut self, labels: &Labels) -> Option<&mut Account> {
+        self.accounts.get_mut(labels)
     }
 
     /// What is counted of the requests of these labels.

@@ -132,7 +132,7 @@ pub(super) fn live(watched: &Watched, requests: &Requests, now_ns: u64) -> Live 
             .weights
             .and_then(|weights| watched.faults.forecast_ns(weights.mapped.saturating_sub(weights.resident))),
         engine_thread: engine_thread(watched, requests, now_ns),
-        steps: watched.steps.iter().copied().collect(),
+        steps: watched.steps.shown().copied().collect(),
         resources: resources.clone(),
         probes,
         layouts: layouts(watched),

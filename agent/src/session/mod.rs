@@ -32,6 +32,7 @@ mod runs;
 pub mod shown;
 pub mod snapshot;
 pub mod stalls;
+pub mod steps;
 mod streams;
 pub mod tally;
 pub mod tracer;
@@ -46,7 +47,7 @@ pub(crate) mod staged;
 mod tests;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, BTreeSet},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -83,6 +84,7 @@ use self::{
     places::Places,
     requests::Requests,
     stalls::{Lost, Stalls, StepLoss},
+    steps::Steps,
     tracer::{Trace, Tracer},
 };
 use crate::{
@@ -92,14 +94,12 @@ use crate::{
         read::{Context, Reading, Untold},
     },
     discovery::{model::Model, process::Thread},
+    kubernetes::Workload,
     plan::{catalog::Role, layout},
 };
 
 /// How long a process may go without listening before it is taken for one that never will (a binding).
 const LISTEN_WAIT: Duration = Duration::from_secs(10);
-
-/// Decode calls of a server that are shown.
-const SHOWN_STEPS: usize = 60;
 
 /// A process under observation.
 #[derive(Debug)]
@@ -133,8 +133,8 @@ struct Watched {
     stalls: Stalls,
     /// What was lost by that, and is not in the ledger yet.
     lost: Lost,
-    /// The last decode calls that count, where each is told.
-    steps: VecDeque<StepEvent>,
+    /// Its decode calls, where each is told.
+    steps: Steps,
     /// Stalls of single threads that were not told, so far.
     untold: Option<Untold>,
     /// It has started servers of its own and passes requests on to them, which are where they count.
@@ -203,6 +203,8 @@ pub struct Record {
     pub cost: [Option<f64>; 2],
     /// Its trace, where requests are traced.
     pub trace: Option<Trace>,
+    /// Of which pod its server is. What is not of the session's making the agent adds: this, and what follows.
+    pub workload: Option<Workload>,
     /// The recording that was made because of it, by the name of its file.
     pub recording: Option<String>,
 }
@@ -304,14 +306,14 @@ impl Session {
         }
     }
 
-    /// Decode calls are over: the last ones that count are kept, to be shown.
+    /// Decode calls are over. The last one of a request is often told after its end.
     fn stepped(&mut self, steps: &[StepEvent]) {
-        for step in steps.iter().filter(|step| step.is_served()) {
+        for step in steps {
             let Some(watched) = self.watched.get_mut(&step.tgid) else { continue };
-            if watched.steps.len() >= SHOWN_STEPS {
-                watched.steps.pop_front();
+            watched.steps.add(step);
+            if let Some(account) = watched.labels.as_ref().and_then(|labels| self.ledger.opened(labels)) {
+                account.last_mut().for_each(|request| request.add(step));
             }
-            watched.steps.push_back(*step);
         }
     }
 
@@ -392,9 +394,10 @@ impl Session {
                 tally.book(&request);
                 tally.book_operation(&request, Findable::of(&request, trace.as_ref()));
                 let cost = self.charge_finished(now, &labels, &request);
-                let record = Record { request, labels, model, cost, trace, recording: None };
+                let record = Record { request, labels, model, cost, trace, workload: None, recording: None };
                 if record.request.is_inference() {
-                    self.ledger.account(now, &record.labels).show(&record);
+                    let watched = self.watched.get(&record.request.key.tgid);
+                    self.ledger.account(now, &record.labels).show(&record, watched.map(|it| &it.steps));
                 }
                 record
             })
@@ -441,7 +444,7 @@ impl Session {
             unbooked: Vec::new(),
             stalls: Stalls::default(),
             lost: Lost::default(),
-            steps: VecDeque::new(),
+            steps: Steps::default(),
             untold: None,
             routes: false,
             among_all: !self.only_some,
@@ -558,7 +561,9 @@ impl Session {
                 let watched = self.watched.values().find(|watched| watched.labels.as_ref() == Some(labels));
                 let mut requests = watched.map_or_else(Vec::new, |watched| {
                     let pid = watched.observed.target.pid;
-                    self.requests.shown(pid, &account.usage, &watched.sequences, at.ns)
+                    let mut own = self.requests.shown(pid, &account.usage, &watched.sequences, at.ns);
+                    own.iter_mut().for_each(|it| it.longest_steps = watched.steps.longest(&it.time()));
+                    own
                 });
                 requests.extend(account.last().cloned());
                 Server {

@@ -1,6 +1,8 @@
 //! Requests one by one, as they are shown to whoever looks: those under way, and the last that are over.
 
-use llamaprobe_common::{request::RequestKey, sequence::Sequence, stall::Cause};
+use std::ops::Range;
+
+use llamaprobe_common::{request::RequestKey, sequence::Sequence, stall::Cause, step::StepEvent};
 
 use super::{
     Record,
@@ -11,6 +13,7 @@ use super::{
     parts::{Culprit, TokenTime},
     request::Request,
     stalls::Lost,
+    steps::longest,
     usage::Usage,
 };
 use crate::engines::Route;
@@ -82,6 +85,8 @@ pub struct ShownRequest {
     pub lost: Lost,
     /// What made its longest gap so long, where most of it was lost to one cause.
     pub worst_gap_cause: Option<Cause>,
+    /// The decode calls that took longest while it had a slot, the longest first, where each is told.
+    pub longest_steps: Vec<StepEvent>,
     /// The request by whose end the server ended this one, too.
     pub cancelled_by: Option<RequestKey>,
     /// What it missed in the cache, once it is over.
@@ -95,6 +100,23 @@ pub struct ShownRequest {
 }
 
 impl ShownRequest {
+    /// From when until when decode calls began that it took part in; empty where it never had a slot.
+    pub fn time(&self) -> Range<u64> {
+        match self.state {
+            _ if self.prefill_ns == 0 => 0..0,
+            State::Done { .. } => self.prefill_ns..self.last_token_ns,
+            _ => self.prefill_ns..self.until_ns,
+        }
+    }
+
+    /// A decode call is over, which it may have taken part in.
+    pub(super) fn add(&mut self, step: &StepEvent) {
+        if self.time().contains(&step.start_ns) {
+            self.longest_steps.push(*step);
+            self.longest_steps = longest(self.longest_steps.iter());
+        }
+    }
+
     /// One that is over, its users called as `label` says.
     pub(crate) fn finished(record: &Record, label: impl Fn(Option<&str>) -> String) -> Self {
         let request = &record.request;
@@ -118,6 +140,7 @@ impl ShownRequest {
             waited_for: request.slowed_by.iter().take(CULPRITS).map(labelled).collect(),
             lost: *request.losses.all(),
             worst_gap_cause: request.worst_gap_cause(),
+            longest_steps: Vec::new(),
             cancelled_by: request.cancelled_by,
             cache_miss: request.cache_miss,
             trace_id: record.trace_id(),
@@ -165,6 +188,7 @@ impl Request {
             waited_for: Vec::new(),
             lost: Lost::default(),
             worst_gap_cause: None,
+            longest_steps: Vec::new(),
             cancelled_by: self.cancelled_by(cancels, now_ns),
             cache_miss: None,
             trace_id: None,

@@ -577,6 +577,32 @@ fn a_request_is_booked_for_its_server() {
 }
 
 #[test]
+fn a_request_knows_its_longest_decode_calls_whenever_they_are_told() {
+    let (mut session, start) = session();
+    session.begin(start, target(PID, Some(80), Some("m")), http_plan());
+    // It has its slot from 1,012 ms on, and its last token at 1,052.
+    let step = |at_ms: u64, duration_ns| StepEvent {
+        start_ns: at_ms * MS,
+        duration_ns,
+        tgid: PID,
+        ..StepEvent::NONE
+    };
+    let longest = |session: &Tested| -> Vec<u64> {
+        let shown = servers(session).into_iter().flat_map(|server| server.requests).next();
+        shown.iter().flat_map(|it| &it.longest_steps).map(|step| step.start_ns / MS).collect()
+    };
+    let before = vec![step(1_001, 90 * MS), step(1_012, 5 * MS), step(1_020, 7 * MS), step(1_030, 6 * MS)];
+    session.enter(start, 0, &Input::Steps(before));
+    over(&mut session, start, &chat_events(key(1_000)));
+    assert_eq!(longest(&session), [1_020, 1_030, 1_012]);
+    // That of its last token is told by the next one, which is none of its own.
+    session.enter(start, 0, &Input::Steps(vec![step(1_045, 8 * MS), step(1_053, 80 * MS)]));
+    assert_eq!(longest(&session), [1_045, 1_020, 1_030]);
+    session.enter(start, 0, &Input::Steps(vec![StepEvent { tgid: PID + 1, ..step(1_046, 80 * MS) }]));
+    assert_eq!(longest(&session), [1_045, 1_020, 1_030], "of another process");
+}
+
+#[test]
 fn what_a_router_passes_on_counts_where_it_runs() {
     let (mut session, start) = session();
     session.begin(start, target(PID, Some(80), Some("m")), http_plan());

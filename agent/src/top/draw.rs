@@ -15,7 +15,7 @@ use super::{
     text::{bars, clock, count, maybe_time, name, rate, share, time},
     view::{Layer, View},
 };
-use crate::export::snapshot::table::wedged;
+use crate::export::snapshot::table::{pod, wedged};
 
 /// From this width on there is room for the route and the reason of the end.
 const WIDE: u16 = 120;
@@ -202,8 +202,9 @@ fn draw_requests(frame: &mut Frame<'_>, view: &View, area: Rect) {
     let running = server.latest.iter().filter(|it| it.state != "done").count();
     let filter = if view.query.is_empty() { String::new() } else { format!("  filter {}", view.typed) };
     let reverse = if view.reverse { ", reversed" } else { "" };
+    let pod = server.workload.as_ref().and_then(pod).map_or_else(String::new, |pod| format!("  {pod}"));
     let title = format!(
-        " {running} under way, {} ended  by {}{reverse}{filter} ",
+        " {running} under way, {} ended  by {}{reverse}{filter}{pod} ",
         server.latest.len() - running,
         view.sort.name()
     );

@@ -30,7 +30,7 @@ macro_rules! files {
 }
 
 /// Path, content type and text of each file.
-const FILES: [(&str, &str, &str); 14] = files! {
+const FILES: [(&str, &str, &str); 15] = files! {
     "/", HTML, "index.html";
     "/page/page.css", CSS, "page.css";
     "/page/icon.svg", SVG, "icon.svg";
@@ -42,6 +42,7 @@ const FILES: [(&str, &str, &str); 14] = files! {
     "/page/graph.js", SCRIPT, "graph.js";
     "/page/graphs.js", SCRIPT, "graphs.js";
     "/page/overview.js", SCRIPT, "overview.js";
+    "/page/steps.js", SCRIPT, "steps.js";
     "/page/timeline.js", SCRIPT, "timeline.js";
     "/page/waterfall.js", SCRIPT, "waterfall.js";
     "/page/tables.js", SCRIPT, "tables.js";

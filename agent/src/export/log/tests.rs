@@ -3,6 +3,7 @@ use std::{fs, path::Path, sync::Arc};
 use super::*;
 use crate::{
     discovery::model::Model,
+    kubernetes::Names,
     session::{
         Labels,
         cache::{CacheMiss, MissReason},
@@ -40,6 +41,7 @@ fn record(request: Finished) -> Record {
         model: Some(Arc::new(model)),
         cost: [Some(0.1 + 0.2), None],
         trace: None,
+        workload: None,
         recording: None,
     }
 }
@@ -116,6 +118,28 @@ fn what_there_was_not_is_absent() {
         r#""context_used":0,"cached":false,"engine_ms":0.0,"join":"none"}"#,
     );
     assert_eq!(line, expected);
+}
+
+#[test]
+fn of_a_server_in_a_pod_its_names_are_there_as_far_as_they_are_known() {
+    let of = |workload: Option<Workload>| {
+        let line = json(&Record { workload, ..record(chat()) });
+        let known = ["namespace", "pod", "container", "pod_uid", "container_id"];
+        known
+            .iter()
+            .filter_map(|name| Some((*name, line.get(*name)?.as_str()?.to_owned())))
+            .collect::<Vec<_>>()
+    };
+    let pair = |name, value: &str| (name, value.to_owned());
+    let container = Workload { container_id: Some("3f1c".to_owned()), ..Workload::default() };
+    assert_eq!(of(None), []);
+    assert_eq!(of(Some(container.clone())), [], "in no pod");
+    let ids = Workload { pod_uid: Some("0b0e".to_owned()), ..container };
+    assert_eq!(of(Some(ids.clone())), [pair("pod_uid", "0b0e")]);
+    let (namespace, pod, container) = ("inference".to_owned(), "llama-7d4b9".to_owned(), String::new());
+    let named = Workload { names: Some(Names { namespace, pod, container }), ..ids };
+    let all = [pair("namespace", "inference"), pair("pod", "llama-7d4b9"), pair("pod_uid", "0b0e")];
+    assert_eq!(of(Some(named)), all, "which container it is, is not known yet");
 }
 
 #[test]

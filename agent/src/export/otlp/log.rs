@@ -6,9 +6,9 @@ use opentelemetry_proto::tonic::logs::v1::{LogRecord, SeverityNumber};
 use serde_json::Value;
 
 use super::attribute::{Attributes, any};
-use crate::{export::log::Line, session::Record};
+use crate::{export::log::Line, kubernetes::attribute, session::Record};
 
-/// Fields that a record has places of its own for.
+/// Fields that a record has places of its own for; what is of a pod is in the resource.
 const PLACED: [&str; 4] = ["timestamp", "level", "event", "trace_id"];
 
 /// The record of a request; `epoch_ns` is the kernel's time 0 since the Unix epoch.
@@ -21,7 +21,7 @@ pub(super) fn record(record: &Record, epoch_ns: u64, observed_ns: u64) -> LogRec
     let mut attributes = Attributes::default();
     for (key, value) in line.as_object().into_iter().flatten() {
         match value {
-            _ if PLACED.contains(&key.as_str()) => {}
+            _ if PLACED.contains(&key.as_str()) || attribute(key).is_some() => {}
             Value::String(text) => attributes.put(key, text.as_str()),
             Value::Bool(truth) => attributes.put(key, *truth),
             Value::Number(number) => match number.as_u64() {
@@ -61,7 +61,8 @@ mod tests {
         let request = Finished { outcome, ..finished(key(1_000), &chat_events(key(1_000))) };
         let trace = Tracer::new(Rules { ratio, slow: Slow::default() }, [7; 16]).trace(&request);
         let labels = Labels { server: "127.0.0.1:8080".to_owned(), model: "tiny".to_owned() };
-        let request = Record { request, labels, model: None, cost: [None; 2], trace, recording: None };
+        let request =
+            Record { request, labels, model: None, cost: [None; 2], trace, workload: None, recording: None };
         record(&request, 5, 9)
     }
 

@@ -19,6 +19,7 @@ use opentelemetry_proto::tonic::{
 use super::attribute::Attributes;
 use crate::{
     export::metrics::{Kind, METRICS, Metric, Sample, Value},
+    kubernetes::attribute,
     session::Snapshot,
 };
 
@@ -124,12 +125,7 @@ fn split(labels: Vec<(&'static str, String)>) -> (Server, Vec<KeyValue>) {
                 owner.1 = value;
             }
             "server" | "model" => {}
-            "namespace" => attributes.put("k8s.namespace.name", value),
-            "pod" => attributes.put("k8s.pod.name", value),
-            "container" => attributes.put("k8s.container.name", value),
-            "pod_uid" => attributes.put("k8s.pod.uid", value),
-            "container_id" => attributes.put("container.id", value),
-            name => attributes.put(name, value),
+            name => attributes.put(attribute(name).unwrap_or(name), value),
         }
     }
     (owner, attributes.0)

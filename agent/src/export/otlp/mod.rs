@@ -51,9 +51,12 @@ pub use self::{
     signal::Signal,
 };
 use super::sink::{Process, Sink};
-use crate::session::{
-    Record, Snapshot,
-    snapshot::{Delivery, Output},
+use crate::{
+    kubernetes::Workload,
+    session::{
+        Record, Snapshot,
+        snapshot::{Delivery, Output},
+    },
 };
 
 /// A finished request, and the process that served it.
@@ -64,6 +67,9 @@ struct Told {
     /// The kernel's time 0 since the Unix epoch, as the clock was set when it was told.
     epoch_ns: u64,
 }
+
+/// A process, and of which pod it is.
+type Served = (Arc<Identity>, Option<Workload>);
 
 /// A signal that is on.
 struct Channel<T> {
@@ -81,9 +87,9 @@ pub struct Otlp {
     metrics: Option<Channel<Metrics>>,
     host: Arc<Host>,
     processes: BTreeMap<u32, Arc<Identity>>,
-    own: Arc<Identity>,
+    own: Served,
     /// Whose process serves under these labels, as long as there are series of it.
-    served: BTreeMap<metric::Server, Arc<Identity>>,
+    served: BTreeMap<metric::Server, Served>,
     series: Series,
     schedule: Schedule,
     closing: watch::Sender<bool>,
@@ -118,7 +124,7 @@ impl Otlp {
             metrics,
             host,
             processes: BTreeMap::new(),
-            own: Arc::new(Identity::own()),
+            own: (Arc::new(Identity::own()), Workload::own()),
             served: BTreeMap::new(),
             series: Series::new(now_ns()),
             schedule: Schedule::new(Instant::now(), options.interval),
@@ -184,14 +190,15 @@ impl Sink for Otlp {
         for server in &all.servers {
             let key = (server.labels.server.clone(), server.labels.model.clone());
             if let Some(identity) = server.live.as_ref().and_then(|live| self.processes.get(&live.pid)) {
-                self.served.insert(key, identity.clone());
+                self.served.insert(key, (identity.clone(), server.workload.clone()));
             }
         }
         let resource = |server: &metric::Server| {
             let own = server.0.is_empty();
-            let identity = if own { Some(&self.own) } else { self.served.get(server) };
+            let served = if own { Some(&self.own) } else { self.served.get(server) };
+            let (identity, workload) = served.cloned().unwrap_or_default();
             let instance = if own { "agent" } else { &server.0 };
-            self.host.resource(&identity.cloned().unwrap_or_default(), instance)
+            self.host.resource(&identity, workload.as_ref(), instance)
         };
         let of_server = |(server, metrics)| ResourceMetrics {
             resource: Some(resource(&server)),
@@ -296,8 +303,15 @@ fn by_process(told: &[Arc<Told>]) -> BTreeMap<(u32, &str), Vec<&Told>> {
 /// `epoch` is the kernel's time 0 since the Unix epoch.
 pub fn spans_alone(record: &Record, epoch: Duration) -> Option<ExportTraceServiceRequest> {
     let trace = record.trace.as_ref().filter(|trace| trace.kept && record.request.is_inference())?;
-    let resource = Host::default().resource(&Identity::default(), &record.labels.server);
+    let workload = record.workload.as_ref();
+    let resource = Host::default().resource(&Identity::default(), workload, &record.labels.server);
     Some(export(vec![(Some(resource), span::spans(record, trace, nanoseconds(epoch)))]))
+}
+
+/// The resource of requests of one process. What its pod is called may have become known between them.
+fn resource(host: &Host, told: &[&Told], instance: &str) -> Option<Resource> {
+    let last = told.last()?;
+    Some(host.resource(&last.identity, last.record.workload.as_ref(), instance))
 }
 
 fn export(spans: Vec<(Option<Resource>, Vec<Span>)>) -> ExportTraceServiceRequest {
@@ -310,7 +324,7 @@ fn export(spans: Vec<(Option<Resource>, Vec<Span>)>) -> ExportTraceServiceReques
 
 fn spans(host: &Host, told: &[Arc<Told>]) -> Vec<u8> {
     let of_process = |((_, instance), told): ((u32, &str), Vec<&Told>)| {
-        let resource = told.first().map(|told| host.resource(&told.identity, instance));
+        let resource = resource(host, &told, instance);
         let spans = told.iter().filter_map(|told| {
             let trace = told.record.trace.as_ref()?;
             Some(span::spans(&told.record, trace, told.epoch_ns))
@@ -322,7 +336,7 @@ fn spans(host: &Host, told: &[Arc<Told>]) -> Vec<u8> {
 
 fn records(host: &Host, told: &[Arc<Told>]) -> Vec<u8> {
     let of_process = |((_, instance), told): ((u32, &str), Vec<&Told>)| {
-        let resource = told.first().map(|told| host.resource(&told.identity, instance));
+        let resource = resource(host, &told, instance);
         let records = told.iter().map(|told| log::record(&told.record, told.epoch_ns, told.observed_ns));
         let logs = ScopeLogs { scope: scope(), log_records: records.collect(), ..ScopeLogs::default() };
         ResourceLogs { resource, scope_logs: vec![logs], ..ResourceLogs::default() }

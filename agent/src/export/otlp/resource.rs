@@ -1,6 +1,4 @@
 //! Who is spoken of: the process of a server, its host, its container and pod; or the agent itself.
-//!
-//! Other names of pods need the API server: the collector's `k8sattributes` adds them by the uid or the container.
 
 #[cfg(test)]
 mod tests;
@@ -10,7 +8,10 @@ use std::{fs, path::Path};
 use opentelemetry_proto::tonic::{common::v1::InstrumentationScope, resource::v1::Resource};
 
 use super::attribute::Attributes;
-use crate::{discovery::process::container, engines::PROVIDER};
+use crate::{
+    engines::PROVIDER,
+    kubernetes::{Workload, attribute},
+};
 
 /// A process, as far as a resource names it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -18,8 +19,6 @@ pub struct Identity {
     pid: u32,
     name: String,
     executable: Option<String>,
-    container: Option<String>,
-    pod: Option<String>,
 }
 
 impl Identity {
@@ -27,9 +26,7 @@ impl Identity {
     pub fn read(proc: &Path, pid: u32, name: &str) -> Self {
         let directory = proc.join(pid.to_string());
         let executable = fs::read_link(directory.join("exe")).ok().map(|path| path.display().to_string());
-        let cgroup = fs::read_to_string(directory.join("cgroup")).unwrap_or_default();
-        let (container, pod) = container(&cgroup);
-        Self { pid, name: name.to_owned(), executable, container, pod }
+        Self { pid, name: name.to_owned(), executable }
     }
 
     /// The agent.
@@ -52,8 +49,13 @@ impl Host {
         Self { name: rustix::system::uname().nodename().to_string_lossy().into_owned(), given }
     }
 
-    /// The resource of a process; `instance` tells it from others of its name on this host.
-    pub(super) fn resource(&self, identity: &Identity, instance: &str) -> Resource {
+    /// The resource of a process and its pod; `instance` tells it from others of its name on this host.
+    pub(super) fn resource(
+        &self,
+        identity: &Identity,
+        workload: Option<&Workload>,
+        instance: &str,
+    ) -> Resource {
         let mut attributes = Attributes::default();
         let name = if identity.name.is_empty() { PROVIDER } else { &identity.name };
         attributes.put("service.name", name);
@@ -68,8 +70,9 @@ impl Host {
             attributes.put("process.executable.name", identity.name.as_str());
         }
         attributes.put_some("process.executable.path", identity.executable.as_deref());
-        attributes.put_some("container.id", identity.container.as_deref());
-        attributes.put_some("k8s.pod.uid", identity.pod.as_deref());
+        for (label, value) in workload.into_iter().flat_map(Workload::known) {
+            attributes.put(attribute(label).unwrap_or(label), value);
+        }
         attributes.put("telemetry.sdk.name", env!("CARGO_PKG_NAME"));
         attributes.put("telemetry.sdk.language", "rust");
         attributes.put("telemetry.sdk.version", env!("CARGO_PKG_VERSION"));

@@ -3,13 +3,16 @@ use std::{fs, sync::Arc};
 use serde_json::{Value, json};
 
 use super::*;
-use crate::session::{
-    Labels,
-    cache::{CacheMiss, MissReason},
-    finished::Outcome,
-    payload::{head, route::Route},
-    staged::{MARKER, MS, answer, chat_events, finished, key, options, post, read, write},
-    stalls::{Lost, StepLoss},
+use crate::{
+    kubernetes,
+    session::{
+        Labels,
+        cache::{CacheMiss, MissReason},
+        finished::Outcome,
+        payload::{head, route::Route},
+        staged::{MARKER, MS, answer, chat_events, finished, key, options, post, read, write},
+        stalls::{Lost, StepLoss},
+    },
 };
 
 const PARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
@@ -30,7 +33,19 @@ fn record(request: Finished) -> Record {
     };
     let labels = Labels { server: "127.0.0.1:8080".to_owned(), model: "tiny".to_owned() };
     let cost = [Some(0.1 + 0.2), None];
-    Record { request, labels, model: Some(Arc::new(model)), cost, trace: None, recording: None }
+    Record {
+        request,
+        labels,
+        model: Some(Arc::new(model)),
+        cost,
+        trace: None,
+        workload: Some(kubernetes::Workload {
+            pod_uid: Some("0b0e".to_owned()),
+            container_id: Some("3f1c".to_owned()),
+            names: None,
+        }),
+        recording: None,
+    }
 }
 
 fn chat() -> Finished {
@@ -71,6 +86,13 @@ fn golden() {
         "server": "127.0.0.1:8080",
         "model": "tiny",
         "pid": 7,
+        "workload": {
+            "namespace": null,
+            "pod": null,
+            "container": null,
+            "pod_uid": "0b0e",
+            "container_id": "3f1c",
+        },
         "user": "ada",
         "trace": {
             "trace_id": "4bf92f3577b34da6a3ce929d0e0e4736",

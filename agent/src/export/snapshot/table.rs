@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Write as _};
 
-use llamaprobe_api::{Document, EngineThread, Live, Server, Times, User};
+use llamaprobe_api::{Document, EngineThread, Live, Server, Times, User, Workload};
 
 use crate::top::text::time;
 
@@ -28,6 +28,7 @@ fn write(text: &mut String, document: &Document) -> fmt::Result {
 
 fn server(text: &mut String, server: &Server) -> fmt::Result {
     writeln!(text, "\n{}  {}", plain(&server.server), plain(&server.model))?;
+    server.workload.as_ref().and_then(pod).map_or(Ok(()), |it| writeln!(text, "  {it}"))?;
     match &server.live {
         None => writeln!(text, "  ended")?,
         Some(it) => live(text, it)?,
@@ -70,6 +71,16 @@ fn live(text: &mut String, live: &Live) -> fmt::Result {
         live.pid, live.slots_busy, live.in_flight, live.queue_depth, live.context_used, live.context_size
     )?;
     wedged(live).map_or(Ok(()), |it| writeln!(text, "  {it}"))
+}
+
+/// Of which pod a server is: by name, or by the uid while that is not known. Nothing of a container that is in none.
+pub fn pod(workload: &Workload) -> Option<String> {
+    let Some(pod) = &workload.pod else {
+        return workload.pod_uid.as_ref().map(|uid| format!("pod {}", plain(uid)));
+    };
+    let namespace = workload.namespace.as_ref().map(|namespace| format!("{}/", plain(namespace)));
+    let container = workload.container.as_ref().map(|container| format!(", container {}", plain(container)));
+    Some(format!("pod {}{}{}", namespace.unwrap_or_default(), plain(pod), container.unwrap_or_default()))
 }
 
 /// Where the engine of a server is that has requests and makes no decode call.
@@ -149,6 +160,7 @@ mod tests {
 llamaprobe 0.1.0: 1 observed, 2 not observable
 
 127.0.0.1:8080  a \"tiny\" one
+  pod 0b0e
   pid 7, slots busy 1, in flight 3, queue 2, context 1024 of 4096
   the last decode call was 250 ms ago: the engine's thread 7 is stopped (T), in the system call futex, waits in do_signal_stop
   tokens: 3 generated, 12 prompt, 0 cached, in 4 decode calls
@@ -164,6 +176,18 @@ llamaprobe 0.1.0: 1 observed, 2 not observable
         ] {
             assert!(text.lines().any(|it| it == line), "{line:?} is not in\n{text}");
         }
+    }
+
+    #[test]
+    fn a_pod_is_called_by_what_is_known_of_it() {
+        let text = |it: &str| Some(it.to_owned());
+        let ids = Workload { pod_uid: text("0b0e"), container_id: text("3f1c"), ..Workload::default() };
+        let named = Workload { namespace: text("inference"), pod: text("llama-7d4b9"), ..ids.clone() };
+        let all = Workload { container: text("server"), ..named.clone() };
+        assert_eq!(pod(&ids), text("pod 0b0e"));
+        assert_eq!(pod(&named), text("pod inference/llama-7d4b9"));
+        assert_eq!(pod(&all), text("pod inference/llama-7d4b9, container server"));
+        assert_eq!(pod(&Workload { pod_uid: None, ..ids }), None, "a container that is in no pod");
     }
 
     #[test]

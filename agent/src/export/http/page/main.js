@@ -6,6 +6,7 @@ import { Graph } from "./graph.js";
 import { HeatMap, legend, Load, Own, Parts } from "./graphs.js";
 import { modelLine, showSlots, showTiles } from "./overview.js";
 import { Source } from "./source.js";
+import { Steps } from "./steps.js";
 import { showAgent, showStalls, showUsers } from "./tables.js";
 import { Timeline } from "./timeline.js";
 import { Waterfall } from "./waterfall.js";
@@ -23,6 +24,7 @@ const painters = {
 };
 const heights = { gaps: 190, firsts: 190, parts: 170, load: 170, agent: 90 };
 const graphs = Object.entries(painters).map(([id, painter]) => new Graph(panel(id), heights[id], painter));
+const calls = new Steps(panel("steps"));
 const waterfall = new Waterfall(panel("request"));
 const timeline = new Timeline(panel("timeline"), (id) => chosen() && waterfall.open(id, chosen()));
 const choice = panel("server");
@@ -82,12 +84,14 @@ function show() {
   legend(panel("parts"), history.parts, part);
   showStalls(panel("parts"), server);
   showSlots(panel("slots"), server);
+  calls.show(server.live?.steps ?? []);
   timeline.show(server, newest.taken_at, Number(span.value));
   waterfall.show(server);
   showUsers(panel("users"), server, newest.host);
 }
 
 legend(panel("load"), painters.load.layers, (name) => (name === "busy" ? "slots busy" : "requests waiting"));
+legend(panel("steps"), ["prefill", "decode"], (name) => (name === "prefill" ? "prompt tokens" : "generated tokens"));
 legend(panel("timeline"), ["queue", "prefill", "decode", "answer"], (name) => name);
 choice.addEventListener("change", () => {
   wanted = choice.value;

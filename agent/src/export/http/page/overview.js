@@ -49,11 +49,18 @@ export function showSlots(box, server) {
   });
 }
 
-// The model in a line.
+// Of which pod a server is, as far as that is known.
+function pod({ namespace, pod, container, pod_uid: uid }) {
+  if (!pod) return uid ? `pod ${uid}` : null;
+  return `pod ${namespace ? `${namespace}/` : ""}${pod}${container ? `, container ${container}` : ""}`;
+}
+
+// The model in a line, and the pod that serves it.
 export function modelLine(server) {
   const model = server.live?.model;
-  if (!model) return server.model;
+  const place = pod(server.workload ?? {});
+  if (!model) return [server.model, place].filter(Boolean).join(" · ");
   const parameters = `${count(model.parameters)} parameters`;
   const context = model.context_train ? `trained for ${count(model.context_train)} tokens` : null;
-  return [server.model, model.architecture, model.quantisation, parameters, context].filter(Boolean).join(" · ");
+  return [server.model, model.architecture, model.quantisation, parameters, context, place].filter(Boolean).join(" · ");
 }

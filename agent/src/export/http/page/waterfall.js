@@ -3,6 +3,7 @@
 import { html, keyed, measure, say } from "./dom.js";
 import { clock, count, NONE, part, percent, rate, time } from "./format.js";
 import { phases, speed, stateOf } from "./request.js";
+import { words } from "./steps.js";
 
 const head = (caption, ...names) => [
   html("caption", {}, caption),
@@ -48,6 +49,7 @@ export class Waterfall {
       ["Speed", speed(request) === null ? NONE : `${rate(speed(request))} tokens a second`],
       ["Worst gap", request.worst_gap_part ? `${time(request.worst_gap_ms)}, most of it ${part(request.worst_gap_part)}`
         : time(request.worst_gap_ms)],
+      ["Longest step", request.longest_steps?.map(words)[0] ?? null],
       ["Slowed by", request.slowed_by ? `prompts of ${request.slowed_by}` : null],
     ].filter(([, value]) => value !== null);
     showFacts(this.facts, facts);

@@ -24,8 +24,15 @@ fn called(fields: &str) -> Finished {
 fn of(request: Finished) -> Vec<Span> {
     let trace = Tracer::new(Rules { ratio: 1.0, slow: Slow::default() }, [7; 16]).trace(&request).unwrap();
     let labels = Labels { server: "127.0.0.1:8080".to_owned(), model: "tiny".to_owned() };
-    let record =
-        Record { request, labels, model: None, cost: [None; 2], trace: Some(trace), recording: None };
+    let record = Record {
+        request,
+        labels,
+        model: None,
+        cost: [None; 2],
+        trace: Some(trace),
+        workload: None,
+        recording: None,
+    };
     let spans = spans(&record, &trace, EPOCH);
     assert_eq!(spans.len() as u64, count(&record.request));
     spans
