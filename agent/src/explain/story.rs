@@ -33,8 +33,13 @@ pub struct Story {
     /// Seconds since the Unix epoch.
     arrived_at: f64,
     duration_ms: f64,
-    /// What it waited for others, or for what held its steps back; never more than its duration.
+    /// What it waited for others, or for what held its steps back. At least: of one that lost time to both the larger of the
+    /// two, since steps of others are held back, too.
     lost_ms: f64,
+    #[serde(skip)]
+    overlap: bool,
+    #[serde(skip)]
+    is_stalled: bool,
     /// What it lost, the most first.
     lost: Vec<Sentence>,
     /// What the rest of its time was spent on, the most first.
@@ -44,7 +49,7 @@ pub struct Story {
 }
 
 /// Some time, and what it went to.
-#[derive(Debug, Serialize)]
+#[derive(Clone, Debug, Serialize)]
 pub struct Sentence {
     /// The part or the cause, as metrics and log lines call it.
     what: String,
@@ -56,14 +61,20 @@ impl Story {
     /// The story of a request. With a budget for gaps between tokens it says which `-b` keeps it.
     pub fn of(served: &Served, gap_ms: Option<f64>) -> Self {
         let request = &served.request;
-        let mut lost = waits(request);
-        lost.extend(stalls(request));
-        let mut spent = work(request);
-        for sentences in [&mut lost, &mut spent] {
+        let worth = |mut sentences: Vec<Sentence>| {
             sentences.retain(|it| it.ms >= request.duration_ms * WORTH);
+            sentences
+        };
+        let (waited, stalled) = (worth(waits(request)), worth(stalls(request)));
+        let sum = |sentences: &[Sentence]| sentences.iter().map(|it| it.ms).sum::<f64>();
+        let lost_ms = sum(&waited).max(sum(&stalled)).min(request.duration_ms);
+        let is_stalled = !stalled.is_empty();
+        let overlap = is_stalled && !waited.is_empty();
+        let mut lost = [waited, stalled].concat();
+        let mut spent = worth(work(request));
+        for sentences in [&mut lost, &mut spent] {
             sentences.sort_by(|a, b| b.ms.total_cmp(&a.ms));
         }
-        let lost_ms = lost.iter().map(|it| it.ms).sum::<f64>().min(request.duration_ms);
         let advice = request.waited_for.iter().max_by(|a, b| a.ms.total_cmp(&b.ms));
         let notes = [
             served.wedged.clone(),
@@ -84,6 +95,8 @@ impl Story {
             arrived_at: request.arrived_at,
             duration_ms: request.duration_ms,
             lost_ms,
+            overlap,
+            is_stalled,
             lost,
             spent,
             notes: notes.into_iter().flatten().collect(),
@@ -286,7 +299,10 @@ impl fmt::Display for Story {
         write!(f, "request {id} of {user} at {server}{pod}, {at} UTC, ")?;
         let took = time(self.duration_ms);
         match (&self.finish_reason, self.lost_ms > 0.0) {
-            (Some(_), true) => write!(f, "took {took}, {} of it lost", time(self.lost_ms))?,
+            (Some(_), true) => {
+                let least = if self.overlap { "at least " } else { "" };
+                write!(f, "took {took}, {least}{} of it lost", time(self.lost_ms))?;
+            }
             (Some(_), false) => write!(f, "took {took}, none of it lost")?,
             (None, _) => write!(f, "under way for {took} ({})", plain(&self.state))?,
         }
@@ -298,7 +314,8 @@ impl fmt::Display for Story {
             writeln!(f, "  {:>8}  {}", time(it.ms), it.text)?;
         }
         if !self.spent.is_empty() {
-            writeln!(f, "its own work:")?;
+            let how = if self.is_stalled { ", with what held it back" } else { "" };
+            writeln!(f, "its own work{how}:")?;
         }
         for it in &self.spent {
             writeln!(f, "  {:>8}  {}", time(it.ms), it.text)?;

@@ -63,10 +63,10 @@ fn slow() -> Served {
 fn it_is_told_as_a_person_would() {
     let text = Story::of(&slow(), Some(500.0)).to_string();
     let expected = "\
-request 7f3a-5 of team-2 at 127.0.0.1:8080, 00:02:11 UTC, took 9.80 s, 4.70 s of it lost
+request 7f3a-5 of team-2 at 127.0.0.1:8080, 00:02:11 UTC, took 9.80 s, at least 4.20 s of it lost
     4.20 s  waited in 3 steps that computed 5,871 prompt tokens for team-7 (request 81c0-6)
     500 ms  the server was stopped: SIGSTOP, a debugger, or the freezer of its control group
-its own work:
+its own work, with what held it back:
     4.00 s  generated 150 tokens
     1.00 s  computed 900 of 920 prompt tokens: the prompt differs from token 20 on from the 1,000 that its slot held
 the longest pause between two tokens was 1.60 s, most of it neighbour_prefill
