@@ -7,7 +7,10 @@ use llamaprobe_common::{
     stall::{IDLE, MOST_STALLS, ON_CPU, SHORT_NS, StallEvent, Step, Thread},
     target::TargetConfig,
 };
-use llamaprobe_core::stall::{self, Stall};
+use llamaprobe_core::{
+    process::Process as _,
+    stall::{self, Stall},
+};
 
 use super::now;
 use crate::{
@@ -207,10 +210,13 @@ pub fn end_step(target: &Target) {
     }
 }
 
-/// A request leaves its slot: it may be the last one, and what the server does until the next decode call is nobody's.
+/// A request has left its slot. If no other is running, what the server does until the next decode call is nobody's.
 #[inline(always)]
 pub fn rest(target: &Target) {
     end_step(target);
+    if target.clock().is_some_and(|clock| clock.running != 0) {
+        return;
+    }
     let Some(step) = STEPS.get_ptr_mut(target.index) else { return };
     // SAFETY: as above.
     unsafe { (*step).between_ns = 0 };

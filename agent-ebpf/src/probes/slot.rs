@@ -26,8 +26,10 @@ fn lp_slot_start(probe: ProbeContext) -> u32 {
 #[uprobe]
 fn lp_slot_end(probe: ProbeContext) -> u32 {
     observe(&probe, |target, _, call| {
+        let slot = call.get(0)?;
+        let ended = slots::end(target, &Helpers, &mut { MAPS }, &mut Helpers, slot);
         rest(target);
-        slots::end(target, &Helpers, &mut { MAPS }, &mut Helpers, call.get(0)?)
+        ended
     })
 }
 
@@ -36,8 +38,10 @@ fn lp_slot_end(probe: ProbeContext) -> u32 {
 #[uprobe]
 fn lp_slot_turn(probe: ProbeContext) -> u32 {
     observe(&probe, |target, _, call| {
+        let (context, sequence) = (call.get(0)?, call.get(1)? as i32);
+        let turned = slots::turn(target, &Helpers, &mut { MAPS }, &mut Helpers, context, sequence);
         rest(target);
-        slots::turn(target, &Helpers, &mut { MAPS }, &mut Helpers, call.get(0)?, call.get(1)? as i32)
+        turned
     })
 }
 
