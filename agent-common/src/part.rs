@@ -11,8 +11,8 @@ crate::named! {
     #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
     #[repr(u8)]
     pub enum Part {
-        /// From arrival until the request takes a slot; of a first token only. It is not the kernel's: who arrived is
-        /// known elsewhere.
+        /// From arrival, or from the end of `load`, until the request takes a slot; of a first token only. It is not the
+        /// kernel's: who arrived is known elsewhere.
         Queue = "queue",
         /// The server's own work between decode calls.
         Host = "host",
@@ -28,11 +28,19 @@ crate::named! {
         Sampling = "sampling",
         /// Sampling for others.
         OthersSampling = "others_sampling",
+        /// From arrival until the server has loaded its model again, which slept; of a first token only. It is not the
+        /// kernel's, either, which has no room for it.
+        Load = "load",
     }
 }
 
-/// Nanoseconds by [`Part`].
-pub type Parts = [u64; Part::COUNT];
+impl Part {
+    /// How many of them the kernel has room for: those before the last.
+    pub const COUNTED: usize = Self::Load as usize;
+}
+
+/// Nanoseconds by [`Part`], as the kernel counts them.
+pub type Parts = [u64; Part::COUNTED];
 
 /// The number of the largest of parts; the first of several.
 #[inline(always)]

@@ -155,7 +155,7 @@ plain!(
     TargetConfig = 16,
     Notes = 32,
     TargetStats =
-        (ProbeId::COUNT + Loss::COUNT + 2 * TokenType::COUNT + 4 + Part::COUNT + 3 * (BUCKETS + 1)) * 8
+        (ProbeId::COUNT + Loss::COUNT + 2 * TokenType::COUNT + 4 + Part::COUNTED + 3 * (BUCKETS + 1)) * 8
 );
 
 impl Default for TargetStats {
@@ -169,7 +169,7 @@ impl Default for TargetStats {
             rejected: 0,
             shifts: 0,
             engine_ns: 0,
-            parts: [0; Part::COUNT],
+            parts: [0; Part::COUNTED],
             inter_token: Histogram::default(),
             step: Histogram::default(),
             batch: Histogram::default(),

@@ -257,7 +257,7 @@ pub fn leave(target: &impl Target, events: &mut impl Events, now: u64) {
 /// A token of a sequence is ready, `now`, after so long a `sampling`: the parts of its gap are counted.
 #[inline(always)]
 pub fn charge(target: &impl Target, state: &mut Sequence, now: u64, sampling: u64) -> Parts {
-    let mut gap = [0; Part::COUNT];
+    let mut gap = [0; Part::COUNTED];
     let first = state.last_token_ns == 0;
     let Some(mut clock) = clock(target) else { return gap };
     let step = &mut clock.steps[Model::Main as usize];

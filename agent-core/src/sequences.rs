@@ -44,7 +44,7 @@ pub const BLANK: Sequence = Sequence {
     step_accepted: 0,
     step_prompt: 0,
     spent: [0; DOINGS],
-    parts: [0; Part::COUNT],
+    parts: [0; Part::COUNTED],
     worst_part: 0,
     held: 0,
     restored_ns: 0,

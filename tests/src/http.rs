@@ -168,6 +168,11 @@ impl Connection {
         Ok(self.stream.get_mut().flush()?)
     }
 
+    /// What comes, line by line as it comes, until the server closes: heads, sizes of chunks, and bodies.
+    pub fn lines(self) -> impl Iterator<Item = std::io::Result<Vec<u8>>> {
+        self.stream.split(b'\n')
+    }
+
     /// Receives the answer, up to its end or up to its event number `events`.
     pub fn receive(&mut self, events: Option<usize>) -> Result<Reply> {
         let status_line = self.line()?;

@@ -27,8 +27,10 @@ pub mod server;
 pub mod skip;
 pub mod terminal;
 pub mod text;
+pub mod ticks;
 pub mod tls;
 pub mod traffic;
+pub mod watch;
 
 use std::time::{Duration, Instant};
 

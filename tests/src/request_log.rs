@@ -2,12 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use serde::Deserialize;
+use serde_json::Value;
 
 use crate::scratch::Scratch;
 use crate::wait_for;
@@ -42,6 +44,15 @@ impl fmt::Display for TraceId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "7e57{:08x}{:020x}", std::process::id(), self.0)
     }
+}
+
+/// The lines of a record file by trace id: one a request that was named so.
+pub fn by_trace(records: &Path) -> BTreeMap<String, Value> {
+    let text = fs::read_to_string(records).unwrap_or_default();
+    // The last line may be on its way.
+    let lines = text.split_inclusive('\n').filter(|line| line.ends_with('\n'));
+    let records = lines.filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    records.filter_map(|it| Some((it.pointer("/trace/trace_id")?.as_str()?.to_owned(), it))).collect()
 }
 
 /// A line: one finished request. Times are milliseconds; none where there was no such moment.
@@ -123,7 +134,7 @@ impl RequestLog {
 
     /// The whole log as it is.
     pub fn text(&self) -> String {
-        String::from_utf8_lossy(&std::fs::read(&self.file).unwrap_or_default()).into_owned()
+        String::from_utf8_lossy(&fs::read(&self.file).unwrap_or_default()).into_owned()
     }
 
     /// The lines that are whole.

@@ -1,88 +1,24 @@
-//! Where the time of tokens goes: its parts add up for every request, and who made whom wait is told.
+//! Where the time of tokens goes: its parts add up for every request.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-use std::thread;
-use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
-use llamaprobe_tests::agent::Agent;
+use anyhow::{Context as _, Result};
 use llamaprobe_tests::assets::Build;
-use llamaprobe_tests::client::{Answer, Call, run};
+use llamaprobe_tests::client::Call;
 use llamaprobe_tests::exposition::Exposition;
-use llamaprobe_tests::scratch::Scratch;
+use llamaprobe_tests::http;
 use llamaprobe_tests::server::LlamaServer;
 use llamaprobe_tests::skip::privileged;
 use llamaprobe_tests::traffic::{Fate, prompt};
 use llamaprobe_tests::wait_for;
-use serde_json::{Value, json};
+use llamaprobe_tests::watch::{PATIENCE, Watch, check, part, parts};
+use serde_json::json;
 
-/// How long a record may be late: the agent waits 10 s for a slot that a cancelled request does not leave.
-const PATIENCE: Duration = Duration::from_secs(20);
 const TOTAL: &str = "llm_token_seconds_total";
 
-/// An agent with a record file, and the requests of one server.
-struct Watch {
-    agent: Agent,
-    server: LlamaServer,
-    _scratch: Scratch,
-    file: PathBuf,
-}
-
-impl Watch {
-    fn new(server: LlamaServer) -> Result<Self> {
-        let scratch = Scratch::new()?;
-        let file = scratch.path().join("records.ndjson");
-        let (path, pid) = (file.display().to_string(), server.pid().to_string());
-        let agent = Agent::start(&["--record-file", &path, "--user-from", "body", "--pid", &pid])?;
-        agent.wait_observed(&server)?;
-        Ok(Self { agent, server, _scratch: scratch, file })
-    }
-
-    /// Sends requests; returns their records, in their order.
-    fn ask(&self, calls: &[Call], clients: usize) -> Result<Vec<Value>> {
-        let answers = run(self.server.endpoint(), calls, clients)?;
-        self.told(&answers)
-    }
-
-    fn told(&self, answers: &[Answer]) -> Result<Vec<Value>> {
-        let told = || {
-            let mut told = records(&self.file);
-            answers.iter().map(|answer| told.remove(&answer.call.trace.to_string())).collect()
-        };
-        wait_for("a record of each request", PATIENCE, told)
-    }
-
-    fn part(&self, metrics: &Exposition, part: &str) -> f64 {
-        metrics.sum(TOTAL, &[("server", &self.server.label()), ("part", part)])
-    }
-}
-
-/// The lines of a record file by trace id.
-fn records(file: &Path) -> BTreeMap<String, Value> {
-    let text = std::fs::read_to_string(file).unwrap_or_default();
-    let lines = text.split_inclusive('\n').filter(|line| line.ends_with('\n'));
-    let records = lines.filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    records.filter_map(|it| Some((it.pointer("/trace/trace_id")?.as_str()?.to_owned(), it))).collect()
-}
-
-/// The parts of a request, nanoseconds; none where they are not known.
-fn parts(record: &Value) -> Option<BTreeMap<&str, u64>> {
-    let parts = record["parts_ns"].as_object()?;
-    parts.iter().map(|(name, ns)| Some((name.as_str(), ns.as_u64()?))).collect()
-}
-
-fn part(record: &Value, name: &str) -> f64 {
-    record["parts_ns"][name].as_u64().map_or(f64::NAN, |ns| ns as f64 / 1e9)
-}
-
-/// Fails unless the parts of a request with one slot are all of its time.
-fn check(record: &Value) -> Result<u64> {
-    let parts = parts(record).with_context(|| format!("no parts: {record}"))?;
-    let last = record["times"]["last_token_ns"].as_u64().context("no token")?;
-    let sum: u64 = parts.values().sum();
-    ensure!(sum == last, "{sum} ns of {last}: {record:#}");
-    Ok(record["tokens"]["generated"].as_u64().unwrap_or(0))
+/// What is counted of a part of a server's tokens, seconds.
+fn counted(watch: &Watch, metrics: &Exposition, part: &str) -> f64 {
+    metrics.sum(TOTAL, &[("server", &watch.server.label()), ("part", part)])
 }
 
 fn mixed(count: usize) -> Vec<Call> {
@@ -144,7 +80,7 @@ fn add_up(
     println!("{requests} requests, {tokens} tokens, nanoseconds: {sums:?}");
     for (name, ns) in &sums {
         let name = name.as_str();
-        let counted = watch.part(&metrics, name);
+        let counted = counted(&watch, &metrics, name);
         assert!((counted - *ns as f64 / 1e9).abs() < 1e-6, "{name}: {counted} s of {ns} ns");
         let absent = metrics.select(TOTAL, &[("part", name)]).next().is_none();
         assert_eq!(absent, without.contains(&name), "{name}");
@@ -169,7 +105,7 @@ fn parts_add_up_before_llama_process() -> Result<()> {
 
 #[test]
 fn parts_add_up_where_slots_are_inferred() -> Result<()> {
-    add_up(Build::Stripped, &[], &["sampling", "others_sampling"], 0).map(drop)
+    add_up(Build::Stripped, &[], &["load", "sampling", "others_sampling"], 0).map(drop)
 }
 
 #[test]
@@ -220,105 +156,40 @@ fn a_slow_grammar_is_sampling() -> Result<()> {
     watch.agent.stop()
 }
 
-/// A request that generates, alone or beside a prompt of so many tokens; its record and that of the prompt.
-fn beside(watch: &Watch, tokens: usize, seed: usize) -> Result<(Value, Option<Value>)> {
-    let body = json!({
-        "prompt": "red moon", "n_predict": 3000, "ignore_eos": true, "temperature": 0, "cache_prompt": false,
-        "user": "victim",
-    });
-    let victim = Call::post("/completion", &body);
-    let words: Vec<_> = (0..tokens).map(|index| 360 + (index * 17 + seed * 31) % 150).collect();
-    let body = json!({"prompt": words, "n_predict": 1, "cache_prompt": false, "user": "culprit"});
-    let culprit = Call::post("/completion", &body);
-    let endpoint = watch.server.endpoint();
-    let client = thread::spawn(move || run(endpoint, &[victim], 1));
-    // It generates for seconds; by then it has begun.
-    thread::sleep(Duration::from_millis(200));
-    let other = if tokens == 0 { None } else { watch.ask(&[culprit], 1)?.pop() };
-    let answers = client.join().map_err(|_| anyhow::anyhow!("the victim's client failed"))??;
-    let own = watch.told(&answers)?.pop().context("no record")?;
-    Ok((own, other))
-}
-
 #[test]
-fn who_made_whom_wait_is_told() -> Result<()> {
-    neighbours(&[256, 512], &[500, 2_000, 4_000], 1)
-}
-
-#[test]
-#[ignore = "takes minutes: cargo xtask long"]
-fn who_made_whom_wait_is_told_in_54_runs() -> Result<()> {
-    neighbours(&[256, 512, 2048], &[500, 2_000, 5_871], 6)
-}
-
-/// The middle one; NaN of none.
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
-}
-
-/// Prompts of these sizes beside a request that generates, for each size of a batch, so many times.
-fn neighbours(batches: &[usize], prompts: &[usize], times: usize) -> Result<()> {
+fn a_model_that_is_loaded_again_is_no_queue() -> Result<()> {
     let Some(assets) = privileged() else { return Ok(()) };
-    for &batch in batches {
-        let size = batch.to_string();
-        let arguments = ["-np", "2", "-c", "16384", "-t", "1", "-b", &size];
-        let watch = Watch::new(LlamaServer::start(Build::Process, &assets.tiny(), &arguments)?)?;
-        let took =
-            |record: &Value| record["times"]["last_token_ns"].as_u64().map_or(f64::NAN, |ns| ns as f64 / 1e9);
-        let runs = (0..times).flat_map(|_| prompts);
-        let mut pairs: BTreeMap<usize, Vec<(f64, f64)>> = BTreeMap::new();
-        for (seed, &tokens) in runs.enumerate() {
-            let (alone, _) = beside(&watch, 0, 0)?;
-            check(&alone)?;
-            let (victim, culprit) = beside(&watch, tokens, seed + batch)?;
-            let culprit = culprit.context("no record")?;
-            check(&victim)?;
-            check(&culprit)?;
-            let slowed = victim["slowed_by"].as_array().context("nobody")?;
-            let [by] = &slowed[..] else { anyhow::bail!("slowed by {slowed:?}") };
-            let (charged, told) = (by["ns"].as_u64().unwrap_or(0), part(&victim, "neighbour_prefill"));
-            let excess = took(&victim) - took(&alone);
-            pairs.entry(tokens).or_default().push((told, excess));
-            println!(
-                "-b {batch}, a prompt of {tokens} tokens: {} calls with {} of them; {told:.3} s waited, {excess:.3} s \
-                 longer than alone, {:.3} s of the prompt itself; {}",
-                by["calls"],
-                by["prompt_tokens"],
-                part(&culprit, "own_prefill"),
-                victim["times"]["worst_gap_part"],
-            );
-            assert_eq!((&by["user"], &by["prompt_tokens"]), (&json!("culprit"), &json!(tokens)));
-            // Its record goes back to when it could have been read.
-            let arrived = |it: &Value| it["arrived_unix_us"].as_u64().unwrap_or(0);
-            assert!(
-                (0..1_000_000).contains(&arrived(by).saturating_sub(arrived(&culprit))),
-                "{by} {culprit}"
-            );
-            assert_eq!(charged, victim["parts_ns"]["neighbour_prefill"], "one other, all of it");
-            // One token of the victim is in each batch.
-            assert_eq!(by["calls"], json!(tokens.div_ceil(batch - 1)));
-            let worst = &victim["times"]["worst_gap_part"];
-            assert!(tokens < 2_000 || worst == "neighbour_prefill", "{worst}");
-            // Both saw the same calls.
-            let prefill = part(&culprit, "own_prefill");
-            assert!(told > 0.5 * prefill && told < 2.0 * prefill, "{told} s of {prefill} s");
-        }
-        for (tokens, pairs) in pairs.into_iter().filter(|_| times > 1) {
-            let (told, excess) = pairs.into_iter().unzip();
-            println!(
-                "-b {batch}, {tokens} tokens: median of {times}: {:.3} s waited, {:.3} s longer than alone",
-                median(told),
-                median(excess)
-            );
-        }
-        let metrics = watch.agent.scrape()?;
-        let waited = |victim: &str, culprit: &str| {
-            metrics.sum("llm_interference_seconds_total", &[("victim", victim), ("culprit", culprit)])
-        };
-        println!("{} s and {} s", waited("victim", "culprit"), waited("culprit", "victim"));
-        assert!(waited("victim", "culprit") > 10.0 * waited("culprit", "victim"));
-        watch.agent.stop()?;
+    let arguments = ["-np", "2", "-c", "4096", "-t", "1", "--sleep-idle-seconds", "1"];
+    let watch = Watch::new(LlamaServer::start(Build::Process, &assets.tiny(), &arguments)?)?;
+    let call = || {
+        let body = json!({"prompt": "red moon", "n_predict": 20, "ignore_eos": true, "temperature": 0});
+        Call::post("/completion", &body)
+    };
+    watch.ask(&[call()], 1)?;
+    let asleep = || {
+        let props = http::get(watch.server.endpoint(), "/props").ok()?;
+        props.body.contains("\"is_sleeping\":true").then_some(())
+    };
+    wait_for("the server to sleep", PATIENCE, asleep)?;
+    let before = watch.agent.scrape()?;
+    // Who comes before it is there waits for it; one after that does not.
+    let mut told = watch.ask(&[call(), call()], 2)?;
+    told.extend(watch.ask(&[call()], 1)?);
+    told.iter().try_for_each(|record| check(record).map(drop))?;
+    for record in &told {
+        println!("{} {}", record["times"], record["parts_ns"]);
+        assert_eq!(
+            record["times"]["loaded_ns"].as_u64().unwrap_or(0),
+            record["parts_ns"]["load"],
+            "{record:#}"
+        );
     }
-    Ok(())
+    assert_eq!(told[2]["parts_ns"]["load"], 0);
+    let load: f64 = told.iter().map(|record| part(record, "load")).sum();
+    assert!(load > 0.0);
+    watch.agent.wait_metrics("the load", |metrics| {
+        let more = counted(&watch, metrics, "load") - counted(&watch, &before, "load");
+        ((more - load).abs() < 1e-6).then_some(())
+    })?;
+    watch.agent.stop()
 }

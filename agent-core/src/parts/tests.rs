@@ -24,7 +24,7 @@ const INFERRED: u32 =
 
 /// Parts by those that are not 0.
 fn named(parts: &Parts) -> Vec<(Part, u64)> {
-    Part::ALL.into_iter().map(|part| (part, parts[part as usize])).filter(|(_, ns)| *ns != 0).collect()
+    Part::ALL.into_iter().zip(*parts).filter(|(_, ns)| *ns != 0).collect()
 }
 
 fn prompts(world: &World) -> Vec<PromptEvent> {

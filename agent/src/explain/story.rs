@@ -112,13 +112,17 @@ fn sentence(what: &str, ms: f64, text: String) -> Sentence {
 fn waits(request: &Request) -> Vec<Sentence> {
     let part = |name: &str| request.token_ms.get(name).copied().unwrap_or(0.0);
     let mut all = Vec::new();
-    let queue = if request.token_ms.is_empty() { request.queue_ms.unwrap_or(0.0) } else { part("queue") };
+    // Before it is over, or where its parts are not known, by its moments: they are all counted from its arrival.
     let load = request.load_ms.unwrap_or(0.0);
+    let queue = match request.queue_ms {
+        _ if request.state == "queue" => request.duration_ms - load,
+        _ if !request.token_ms.is_empty() => part("queue"),
+        until => until.map_or(0.0, |until| (until - load).max(0.0)),
+    };
     all.push(sentence("load", load, "the server loaded its model again: it had slept".into()));
-    let still = if request.state == "queue" { request.duration_ms } else { (queue - load).max(0.0) };
     all.push(sentence(
         "queue",
-        still,
+        queue,
         "waited for a slot: others had them all, or the engine was busy".into(),
     ));
     all.extend(request.waited_for.iter().map(|it| sentence("neighbour_prefill", it.ms, neighbour(it))));

@@ -144,6 +144,22 @@ fn a_request_that_lost_nothing_says_so() {
 }
 
 #[test]
+fn a_model_that_had_to_be_loaded_is_not_the_queue() {
+    let mut it = served("1-5", 5_000.0);
+    it.request.load_ms = Some(4_000.0);
+    let text = |it: &Served| Story::of(it, None).to_string();
+    let load = "  4.00 s  the server loaded its model again: it had slept\n";
+    it.request.queue_ms = Some(4_500.0);
+    assert!(text(&it).contains(load) && text(&it).contains("500 ms  waited for a slot"), "{}", text(&it));
+    it.request.token_ms =
+        [("load", 4_000.0), ("queue", 700.0)].map(|(part, ms)| (part.to_owned(), ms)).into();
+    assert!(text(&it).contains(load) && text(&it).contains("700 ms  waited for a slot"), "{}", text(&it));
+    (it.request.token_ms, it.request.queue_ms) = Default::default();
+    it.request.state = "queue".to_owned();
+    assert!(text(&it).contains(load) && text(&it).contains("1.00 s  waited for a slot"), "{}", text(&it));
+}
+
+#[test]
 fn each_miss_has_its_words() {
     let text = |reason: &str, differs_at, restore_ms| {
         let mut it = slow();

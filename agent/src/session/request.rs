@@ -650,7 +650,7 @@ impl Request {
             && !unended
             && ended().all(|task| task.unread == 0 && task.incomplete == 0 && task.launched_ns != 0);
         let (arrived_ns, slot) = (self.arrived_ns(), self.slot());
-        let token_time = TokenTime::of(ended(), arrived_ns).filter(|_| told);
+        let token_time = TokenTime::of(ended(), arrived_ns, self.loaded_ns).filter(|_| told);
         let cache_miss = self.cache_miss(user.as_deref());
         let finished = Finished {
             key: self.key,

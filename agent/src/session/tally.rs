@@ -162,6 +162,15 @@ impl Failure {
     }
 }
 
+/// Time before a slot, nanoseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Waited {
+    /// The server loaded its model again.
+    pub load_ns: u64,
+    /// There was no slot, or the engine was busy.
+    pub queue_ns: u64,
+}
+
 /// What is counted of finished requests.
 #[derive(Clone, Debug, Default)]
 pub struct Tally {
@@ -191,8 +200,8 @@ pub struct Tally {
     pub refusals: Option<u64>,
     /// Tokens generated after the client had gone.
     pub wasted_tokens: u64,
-    /// Time that requests with tokens waited for a slot, nanoseconds; `None` before the first.
-    pub queue_ns: Option<u64>,
+    /// Time that requests with tokens waited before they took a slot; `None` before the first.
+    pub waited: Option<Waited>,
     /// The latencies once more, by operation and failure: OpenTelemetry tells them apart by these.
     pub operations: BTreeMap<(&'static str, Option<Failure>), Latencies>,
     /// How often the server has loaded its model again.
@@ -231,7 +240,9 @@ impl Tally {
             *tokens += miss.computed_tokens;
         }
         if let Some(time) = &request.token_time {
-            *self.queue_ns.get_or_insert(0) += time.get(Part::Queue);
+            let waited = self.waited.get_or_insert_default();
+            waited.load_ns += time.get(Part::Load);
+            waited.queue_ns += time.get(Part::Queue);
         }
         self.duration.observe(&DURATION_NS, request.latency_ns());
         let observe = |histogram: &mut Histogram, bounds: &Bounds, value: Option<u64>| {

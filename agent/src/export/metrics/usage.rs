@@ -60,12 +60,18 @@ pub(crate) fn token_parts(server: &Server) -> Vec<(Part, u64)> {
     // Otherwise the sampler is the token, or ends no step.
     let samples = server.stats.hits[ProbeId::ProcessToken as usize] > 0 && server.is_live(Role::StepEnd);
     let told = |part: &Part| match part {
-        Part::Queue => server.tally.queue_ns.is_some(),
+        Part::Queue => server.tally.waited.is_some(),
+        // That is seen by tasks; where there are none it is in the queue.
+        Part::Load => server.tally.waited.is_some() && server.is_live(Role::Task),
         Part::Sampling | Part::OthersSampling => samples,
         _ => true,
     };
-    let queue = server.tally.queue_ns.unwrap_or(0);
-    let ns = |part| if part == Part::Queue { queue } else { server.stats.parts[part as usize] };
+    let waited = server.tally.waited.unwrap_or_default();
+    let ns = |part| match part {
+        Part::Queue => waited.queue_ns,
+        Part::Load => waited.load_ns,
+        _ => server.stats.parts[part as usize],
+    };
     Part::ALL.into_iter().filter(told).map(|part| (part, ns(part))).collect()
 }
 

@@ -133,6 +133,7 @@ fn golden() {
         "parts_ns": {
             "queue": 10_000_000, "host": 2_000_000, "draft": 0, "own_prefill": 20_000_000,
             "decode": 18_000_000, "neighbour_prefill": 0, "sampling": 2_000_000, "others_sampling": 0,
+            "load": 0,
         },
         "slowed_by": [{
             "user": "bob", "arrived_unix_us": 1_795_448_518_900_000_u64, "ns": 3_000_000, "calls": 2,

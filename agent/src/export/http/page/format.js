@@ -58,6 +58,7 @@ export const minute = (seconds) =>
   new Date(seconds * 1000).toLocaleTimeString([], { hour12: false, hour: "2-digit", minute: "2-digit" });
 
 const WORDS = {
+  load: "loading the model again",
   queue: "waiting for a slot",
   host: "server between calls",
   draft: "draft model",
