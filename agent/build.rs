@@ -5,14 +5,19 @@
 //! safe code cannot change, hence the second run of this program by itself.
 
 use std::{
-    env,
+    env, fs,
     path::{Path, PathBuf},
     process::{Command, ExitCode, Stdio},
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
 use aya_build::{Package, Toolchain};
+use object::{
+    build::elf::{Builder, SectionData},
+    elf::SHT_STRTAB,
+};
 
+const PROGRAMS: &str = "llamaprobe-ebpf";
 const TOOLCHAIN: &str = "1.95.0";
 const INNER: &str = "LLAMAPROBE_BUILD_INNER";
 const LINKER: &str = "bpf-linker";
@@ -38,7 +43,7 @@ fn build() -> Result<()> {
     if env::var_os(INNER).is_some() {
         let root_dir = root.join("agent-ebpf");
         let root_dir = root_dir.to_str().context("the path of the workspace is not UTF-8")?;
-        let package = Package { name: "llamaprobe-ebpf", root_dir, ..Package::default() };
+        let package = Package { name: PROGRAMS, root_dir, ..Package::default() };
         return aya_build::build_ebpf([package], Toolchain::Custom(TOOLCHAIN));
     }
     let target = env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
@@ -71,7 +76,23 @@ fn build() -> Result<()> {
         inner.status.success(),
         "the kernel programs do not build: see above; `cargo xtask setup build` installs what they need"
     );
-    Ok(())
+    strip(&PathBuf::from(env::var_os("OUT_DIR").context("cargo names no OUT_DIR")?).join(PROGRAMS))
+}
+
+/// Takes out what only a debugger reads, three quarters of the object. What the kernel reads of types and lines (BTF) stays.
+fn strip(path: &Path) -> Result<()> {
+    let whole = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let mut object = Builder::read(&*whole).context("the object of the kernel programs is no ELF file")?;
+    for section in &mut object.sections {
+        section.delete |= [".debug_", ".rel.debug_"].iter().any(|of| section.name.starts_with(of.as_bytes()));
+    }
+    object.delete_orphans();
+    // LLVM keeps the names of sections with those of symbols.
+    let names = object.sections.add();
+    (names.name, names.sh_type, names.data) = (".shstrtab".into(), SHT_STRTAB, SectionData::SectionString);
+    let mut stripped = Vec::new();
+    object.write(&mut stripped).context("the object of the kernel programs cannot be written")?;
+    fs::write(path, stripped).with_context(|| format!("cannot write {}", path.display()))
 }
 
 fn rust_src() -> Result<bool> {

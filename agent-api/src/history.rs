@@ -32,7 +32,7 @@ pub struct Point {
     pub seconds: f64,
     /// Processor time that the agent used, its child processes included, seconds.
     pub cpu_seconds: f64,
-    /// Memory that it held in the end, its child processes included, bytes.
+    /// Memory that it held in the end, its child processes included, bytes; what they share counts once.
     pub resident_bytes: u64,
     /// What was seen in it but could not be counted, for whatever reason.
     pub lost: u64,

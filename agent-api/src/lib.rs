@@ -63,7 +63,7 @@ pub struct Agent {
     pub attach_failures: u64,
     /// Processor time it has used, its child processes included, seconds.
     pub cpu_seconds: f64,
-    /// Memory it holds, its child processes included, bytes.
+    /// Memory it holds, its child processes included, bytes; what they share counts once.
     pub resident_bytes: u64,
     /// Entries of the kernel's maps that grow with the work, by the map's name.
     pub map_entries: BTreeMap<String, u64>,

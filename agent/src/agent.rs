@@ -44,7 +44,7 @@ use tracing::{error, info, warn};
 pub use self::signals::Signals;
 use self::{
     looks::Looks,
-    own::{Clock, cpu_time, cpu_time_of, monotonic_ns, resident_bytes, secret},
+    own::{Clock, cpu_time, monotonic_ns, secret},
     process::Process,
     service::Service,
     signals::Order,
@@ -139,6 +139,8 @@ struct Agent {
     prices: Option<Prices>,
     /// What the programs cost, as the keeper measures.
     programs: Sample,
+    /// What the agent's processes hold in memory, bytes, as the keeper measures: it costs too much for every question.
+    memory: u64,
     /// Libraries loaded late announce themselves.
     late_loads: bool,
     /// What attaching takes, for people.
@@ -499,6 +501,7 @@ impl Agent {
             faults: BTreeMap::new(),
             prices: None,
             programs: Sample::default(),
+            memory: 0,
             late_loads: false,
             needed: String::new(),
             attach_failures: 0,
@@ -573,15 +576,10 @@ impl Agent {
     /// What the agent knows of itself without asking the kernel's maps.
     fn own(&mut self) -> Snapshot {
         let epoch = self.clock.epoch();
-        let (looks, scouts) = self.looks.counts();
+        let looks = self.looks.counts();
         Snapshot {
-            cpu: cpu_time() + looks.cpu + cpu_time_of(self.room.pid),
-            resident_bytes: resident_bytes("self")
-                + scouts
-                    .iter()
-                    .chain([&self.room.pid])
-                    .map(|pid| resident_bytes(&pid.to_string()))
-                    .sum::<u64>(),
+            cpu: cpu_time() + looks.cpu + bpf::processor_time(self.room.pid).unwrap_or_default(),
+            resident_bytes: self.memory,
             started: (epoch + self.started).as_secs_f64(),
             taken: (epoch + Duration::from_nanos(monotonic_ns())).as_secs_f64(),
             epoch,

@@ -103,6 +103,17 @@ pub fn children(pid: u32) -> Result<BTreeMap<u32, String>> {
     Ok(children)
 }
 
+/// Memory that a process and its descendants hold beside what they map of files, bytes: the file of a debug build is many
+/// times that of a release.
+pub fn own_memory(pid: u32) -> Result<u64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
+    let field = text.lines().find_map(|line| line.strip_prefix("Anonymous:")?.trim().strip_suffix(" kB"));
+    let own = field.context("no line Anonymous in smaps_rollup")?.trim().parse::<u64>()? * 1024;
+    // One that has ended meanwhile holds nothing.
+    let others = children(pid)?.into_keys().map(|child| own_memory(child).unwrap_or(0));
+    Ok(own + others.sum::<u64>())
+}
+
 /// A log file of a child: removed in the end, but kept when a test fails.
 #[derive(Debug)]
 pub struct Log {

@@ -11,6 +11,7 @@ use llamaprobe_tests::client::{Answer, Call, run};
 use llamaprobe_tests::comparison::Moment;
 use llamaprobe_tests::exposition::Exposition;
 use llamaprobe_tests::otlp::Taken;
+use llamaprobe_tests::process::own_memory;
 use llamaprobe_tests::request_log::RequestLog;
 use llamaprobe_tests::server::{LlamaServer, free_address};
 use llamaprobe_tests::skip::privileged;
@@ -25,7 +26,7 @@ const ROOM: u64 = 400;
 /// Tokens of each request.
 const TOKENS: u64 = 24;
 /// What the agent may hold more when the queues are full than when they have been full for long.
-const GROWTH: f64 = 2e6;
+const GROWTH: u64 = 2_000_000;
 
 /// Requests of different prompts.
 fn calls(count: usize) -> Vec<Call> {
@@ -119,12 +120,13 @@ fn an_outage_costs_what_is_counted_and_nothing_else() -> Result<()> {
     // Then it is killed, and more comes than there is room for.
     receiver.kill()?;
     let mut killed = run(server.address(), &calls(400), 4)?;
-    let full = wait_told(&agent, 500)?.value("process_resident_memory_bytes").unwrap_or(0.0);
+    wait_told(&agent, 500)?;
+    let full = own_memory(agent.pid())?;
     killed.extend(run(server.address(), &calls(800), 4)?);
     let metrics = wait_told(&agent, 1300)?;
-    let later = metrics.value("process_resident_memory_bytes").unwrap_or(0.0);
-    println!("resident: {full} B with full queues, {later} B after 800 requests more");
-    assert!(later - full < GROWTH, "the agent grows from {full} to {later} B");
+    let later = own_memory(agent.pid())?;
+    println!("its own: {full} B with full queues, {later} B after 800 requests more");
+    assert!(later < full + GROWTH, "the agent grows from {full} to {later} B");
     let lost = of(&metrics, "dropped_total", "traces") + of(&metrics, "waiting", "traces");
     let missing = made(&metrics, "traces") - taken.spans()?.len() as u64;
     println!(

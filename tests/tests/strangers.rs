@@ -2,11 +2,12 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use llamaprobe_tests::agent::Agent;
 use llamaprobe_tests::assets::Build;
 use llamaprobe_tests::bystander::{Fakes, Hung, Storm};
 use llamaprobe_tests::comparison::assert_counted;
+use llamaprobe_tests::process::own_memory;
 use llamaprobe_tests::server::LlamaServer;
 use llamaprobe_tests::skip;
 use llamaprobe_tests::skip::privileged;
@@ -54,23 +55,6 @@ fn a_file_system_that_hangs_costs_one_process_its_observation() -> Result<()> {
     agent.stop()?;
     assert!(asked.elapsed() < Duration::from_secs(3), "the end took {:?}", asked.elapsed());
     Ok(())
-}
-
-/// Memory that a process and its children hold beside what they map of files, bytes: the file of a debug build is many
-/// times that of a release.
-fn own_memory(pid: u32) -> Result<u64> {
-    let mut children = String::new();
-    for thread in std::fs::read_dir(format!("/proc/{pid}/task"))?.flatten() {
-        children += &std::fs::read_to_string(thread.path().join("children")).unwrap_or_default();
-    }
-    let mut bytes = 0;
-    for process in std::iter::once(pid.to_string()).chain(children.split_whitespace().map(str::to_owned)) {
-        let text = std::fs::read_to_string(format!("/proc/{process}/smaps_rollup")).unwrap_or_default();
-        let field = text.lines().find_map(|line| line.strip_prefix("Anonymous:")?.trim().strip_suffix(" kB"));
-        bytes += field.and_then(|kib| kib.trim().parse::<u64>().ok()).unwrap_or(0) * 1024;
-    }
-    ensure!(bytes > 0, "no memory is known of {pid}");
-    Ok(bytes)
 }
 
 #[test]

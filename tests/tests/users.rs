@@ -9,6 +9,7 @@ use llamaprobe_tests::assets::Build;
 use llamaprobe_tests::client::{Call, Tokens, run};
 use llamaprobe_tests::comparison::Moment;
 use llamaprobe_tests::exposition::Exposition;
+use llamaprobe_tests::process::own_memory;
 use llamaprobe_tests::scratch::Scratch;
 use llamaprobe_tests::server::LlamaServer;
 use llamaprobe_tests::skip::privileged;
@@ -228,7 +229,7 @@ fn a_new_user_with_every_request_takes_neither_series_nor_memory() -> Result<()>
             .collect();
         let answers = run(server.address(), &calls, CLIENTS)?;
         anyhow::ensure!(answers.iter().all(|answer| answer.status() == Some(200)), "not all were answered");
-        agent.scrape()
+        own_memory(agent.pid())
     };
     // A seated user that works on keeps its seat among the crowd.
     for _ in 0..20 {
@@ -241,15 +242,14 @@ fn a_new_user_with_every_request_takes_neither_series_nor_memory() -> Result<()>
     assert!(comparison.differences().is_empty(), "\n{comparison}");
     assert_eq!(comparison.own_delta("llamaprobe_lost_total"), 0.0);
     let users = by_user(comparison.after(), &server);
-    let memory = |metrics: &Exposition| metrics.sum("process_resident_memory_bytes", &[]);
     println!(
-        "{} users told apart, {:.1} then {:.1} MB resident",
+        "{} users told apart, {:.1} then {:.1} MB of its own",
         users.len(),
-        memory(&early) / 1e6,
-        memory(&late) / 1e6
+        early as f64 / 1e6,
+        late as f64 / 1e6
     );
     assert!(users.len() <= SEATS + 2 && users.contains_key("other"), "{:?}", users.keys());
     assert_eq!(users["user-0"].generated, 20);
-    assert!(memory(&late) < memory(&early) + 4e6, "memory grows with the users");
+    assert!(late < early + 4_000_000, "memory grows with the users");
     agent.stop()
 }

@@ -93,8 +93,6 @@ struct Board {
     avoid: HashMap<Box<str>, (Instant, u32)>,
     /// Since when each thread has been at one thing.
     busy: [Option<Instant>; WORKERS as usize],
-    /// The scouts that are there, by thread, with their parsers.
-    scouts: [Option<[u32; 2]>; WORKERS as usize],
     told: Told,
     counts: LookCounts,
     /// When the first thread wakes up.
@@ -123,7 +121,6 @@ impl Looks {
             errands: VecDeque::new(),
             avoid: HashMap::new(),
             busy: Default::default(),
-            scouts: Default::default(),
             told,
             counts: LookCounts::default(),
             wakes: None,
@@ -171,11 +168,11 @@ impl Looks {
         self.shared.1.notify_all();
     }
 
-    /// What looking has cost, and the processes that do it.
-    pub(super) fn counts(&self) -> (LookCounts, Vec<u32>) {
+    /// What looking has cost.
+    pub(super) fn counts(&self) -> LookCounts {
         let board = lock(&self.shared.0);
         let waiting = board.schedule.waiting(Instant::now());
-        (LookCounts { waiting, ..board.counts }, board.scouts.iter().flatten().flatten().copied().collect())
+        LookCounts { waiting, ..board.counts }
     }
 }
 
@@ -315,10 +312,7 @@ impl Worker {
     }
 
     fn start(&self) -> Option<Scout> {
-        let scout = self.room.scout().inspect_err(|error| error!(%error, "no process to look with")).ok()?;
-        let mut board = lock(&self.shared.0);
-        board.scouts[self.number as usize] = Some(scout.pids());
-        Some(scout)
+        self.room.scout().inspect_err(|error| error!(%error, "no process to look with")).ok()
     }
 
     /// Waits for something to do.
@@ -333,7 +327,6 @@ impl Worker {
                 && now.saturating_duration_since(start) > IDLE
                 && let Some(scout) = self.scout.take()
             {
-                board.scouts[self.number as usize] = None;
                 scout.abandon();
             }
             if board.busy[..self.number as usize].iter().all(|since| since.is_some_and(|at| at + lag <= now))

@@ -2,14 +2,11 @@
 
 use std::{
     io,
-    path::Path,
     time::{Duration, SystemTime},
 };
 
 use rustix::{io::Errno, rand::GetRandomFlags};
 use tracing::info;
-
-use crate::discovery::process::ProcessRoot;
 
 /// The wall's clock may wander that far from the kernel's before it counts as set: two readings of both differ by less.
 const STEP: Duration = Duration::from_millis(1);
@@ -67,18 +64,6 @@ pub(super) fn monotonic_ns() -> u64 {
 pub(super) fn cpu_time() -> Duration {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
     Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or(0))
-}
-
-/// Processor time of another process of the agent, as exactly as the kernel's clock ticks; none of one that has ended.
-pub(super) fn cpu_time_of(pid: u32) -> Duration {
-    ProcessRoot::new(Path::new("/proc"), pid).cpu_time().unwrap_or_default()
-}
-
-/// Resident memory of this process, or of another of the agent's, bytes.
-pub(super) fn resident_bytes(process: &str) -> u64 {
-    let text = std::fs::read_to_string(format!("/proc/{process}/statm")).unwrap_or_default();
-    let pages: u64 = text.split(' ').nth(1).and_then(|pages| pages.parse().ok()).unwrap_or(0);
-    pages * rustix::param::page_size() as u64
 }
 
 /// A random key, new at each start: for the hashes that API keys leave as, unless the operator gives a secret; another

@@ -172,7 +172,7 @@ mod tests {
         plan::{
             Probe,
             catalog::Program,
-            site::{Site, Stepping},
+            site::{Probed, Site, Stepping},
         },
         session::staged::process,
     };
@@ -199,13 +199,7 @@ mod tests {
             image: image.clone(),
             symbol: String::new(),
             entry: offset,
-            site: Site {
-                offset: 0,
-                instruction: String::new(),
-                first_instruction: String::new(),
-                stepping,
-                entry_stepping: stepping,
-            },
+            site: Site { offset: 0, instruction: Probed::default(), stepping, entry_stepping: stepping },
             end: None,
             program: Program::Batch,
             cookie: Cookie::plain(ProbeId::DecodeExt),

@@ -84,6 +84,7 @@ impl Agent {
 
     /// Has all processes looked at, those of the first time at once.
     pub(super) fn rescan(&mut self) {
+        self.room.order(Order::Memory);
         if self.only.is_empty() {
             self.looks.at_all();
         } else {
@@ -126,6 +127,7 @@ impl Agent {
             && self.processes.values().all(|process| process.attaching.is_none())
         {
             self.health.set_ready();
+            self.room.order(Order::Memory);
             info!(targets = self.seats().len(), late_loads = self.late_loads, "ready");
         }
     }
@@ -353,6 +355,7 @@ impl Agent {
                 warn!(%error, "requests over TLS on connections that were open before are not followed");
             }
             Done::Cost(programs) => self.programs = programs,
+            Done::Memory(bytes) => self.memory = bytes,
             // Those are heard before they come here.
             Done::Loaded { .. } | Done::NotLoaded(_) | Done::Said(_) | Done::Scout(_) => {}
             Done::NoScout(_) | Done::Closed | Done::Ended(_) => {}

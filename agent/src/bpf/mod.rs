@@ -7,6 +7,7 @@
 pub mod attach;
 pub mod btf;
 pub mod calibrate;
+mod entries;
 pub mod events;
 pub mod lines;
 pub mod load;
@@ -20,5 +21,5 @@ pub mod tracefs;
 pub mod uprobes;
 
 pub use load::{Attacher, Handle, LoadError, Maps, Told};
-pub use raw::{ignore_ends, page_cache, waitable};
+pub use raw::{give_memory_back, ignore_ends, page_cache, processor_time, waitable};
 pub use uprobes::Way;

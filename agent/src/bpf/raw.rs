@@ -1,11 +1,13 @@
 //! The one file of the agent with `unsafe`: functions made of chosen instructions, the call that gives the process a
 //! mount namespace of its own, the registration of a ring buffer, the reading of its entries, signals that are not heard,
-//! memory that is given back, what the page cache holds of a file, and the calls of bpf(2) that aya does not make.
+//! memory that is given back, the clock of another process, what the page cache holds of a file, and the calls of bpf(2) that
+//! aya does not make.
 
 use std::{
     ffi::{CStr, c_char, c_long},
     os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
     ptr,
+    time::Duration,
 };
 
 use aya::Pod;
@@ -87,7 +89,7 @@ pub(super) fn keep_no_large_memory() {
 }
 
 /// Gives memory back to the system that the allocator keeps for later: glibc holds on to what lies between pieces in use.
-pub(super) fn give_memory_back() {
+pub fn give_memory_back() {
     #[cfg(target_env = "gnu")]
     {
         unsafe extern "C" {
@@ -219,6 +221,54 @@ pub(super) fn ran(program: BorrowedFd<'_>) -> std::io::Result<(u64, u64)> {
     Ok((info.run_time_ns, info.run_cnt))
 }
 
+/// Entries of a hash that one call of the kernel has read.
+pub(super) struct Batch<K, V> {
+    /// Their keys.
+    pub(super) keys: Vec<K>,
+    /// The value of each.
+    pub(super) values: Vec<V>,
+    /// Where the next call goes on; none at the end.
+    pub(super) next: Option<u32>,
+}
+
+/// Reads a hash, bucket by bucket, from a place on or from its beginning, up to `most` entries (Linux 5.6).
+///
+/// # Errors
+///
+/// What the kernel answers: `ENOSPC` where the first bucket alone has more.
+pub(super) fn read<K: Pod, V: Pod>(
+    map: BorrowedFd<'_>,
+    from: Option<u32>,
+    most: usize,
+) -> std::io::Result<Batch<K, V>> {
+    let (mut keys, mut values, mut next) = (Vec::with_capacity(most), Vec::with_capacity(most), 0_u32);
+    let mut attr = blank();
+    // SAFETY: as in `load`.
+    let batch = unsafe { &mut attr.batch };
+    batch.map_fd = map.as_raw_fd().cast_unsigned();
+    batch.in_batch = from.as_ref().map_or(0, |from| ptr::from_ref(from) as u64);
+    batch.out_batch = ptr::from_mut(&mut next) as u64;
+    batch.keys = keys.as_mut_ptr() as u64;
+    batch.values = values.as_mut_ptr() as u64;
+    batch.count = size(most);
+    // SAFETY: a place is of four bytes, there is room for so many keys and values, and all outlive the call.
+    let read = unsafe { bpf(bpf_cmd::BPF_MAP_LOOKUP_BATCH, &mut attr) };
+    let next = match read {
+        Ok(_) => Some(next),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+        Err(error) => return Err(error),
+    };
+    // SAFETY: as in `load`. The kernel writes there how many it has read.
+    let count = unsafe { attr.batch.count } as usize;
+    assert!(count <= most, "the kernel has read {count} entries, of {most} at most");
+    // SAFETY: there is room for so many, all have been written, and any bytes are a key and a value.
+    unsafe {
+        keys.set_len(count);
+        values.set_len(count);
+    }
+    Ok(Batch { keys, values, next })
+}
+
 fn blank() -> bpf_attr {
     // SAFETY: it holds numbers only.
     unsafe { std::mem::zeroed() }
@@ -247,6 +297,17 @@ unsafe fn descriptor(command: bpf_cmd, attr: &mut bpf_attr) -> std::io::Result<O
     let number = RawFd::try_from(done).expect("a descriptor is an int");
     // SAFETY: it is new, and nobody else's.
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// Processor time of a process, that of its threads included that have ended; `None` of one that is not there.
+pub fn processor_time(pid: u32) -> Option<Duration> {
+    /// `CPUCLOCK_SCHED` of linux/posix-timers.h.
+    const SCHED: i32 = 2;
+    let clock = !pid.cast_signed() << 3 | SCHED;
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the call writes one time, which lives on.
+    let failed = unsafe { libc::clock_gettime(clock, &raw mut time) };
+    (failed == 0).then(|| Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec as u32))
 }
 
 /// Pages of a range of a file.

@@ -22,7 +22,7 @@ use llamaprobe_common::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{LoadError, Maps};
+use super::{LoadError, Maps, entries::entries};
 use crate::plan::layout;
 
 /// What the kernel knows of a context, as far as it is told.
@@ -161,7 +161,7 @@ impl Maps {
     /// Connections on which nothing has been read yet, accepted and waiting for a thread or for the client, by process.
     pub fn unread(&self) -> BTreeMap<u32, usize> {
         let mut unread = BTreeMap::new();
-        for (key, connection) in walk(&self.connections) {
+        for (key, connection) in entries(&self.connections, "CONNECTIONS") {
             if connection.accepted_ns != 0 {
                 *unread.entry(key.tgid).or_default() += 1;
             }
@@ -171,13 +171,11 @@ impl Maps {
 
     /// The slots of all servers as they are now, by process: a slot is a sequence without a context in its key.
     pub fn slots(&self) -> BTreeMap<u32, Vec<Sequence>> {
-        // What is met again, since an entry went meanwhile, is the same slot.
-        let met = self.sequences.iter().flatten().filter(|(key, _)| key.context == 0);
-        let each: BTreeMap<(u32, i32), Sequence> =
-            met.map(|(key, state)| ((key.tgid, key.sequence), state)).collect();
         let mut slots: BTreeMap<u32, Vec<Sequence>> = BTreeMap::new();
-        for ((pid, _), state) in each {
-            slots.entry(pid).or_default().push(state);
+        for (key, state) in entries(&self.sequences, "SEQUENCES") {
+            if key.context == 0 {
+                slots.entry(key.tgid).or_default().push(state);
+            }
         }
         slots
     }
@@ -185,15 +183,15 @@ impl Maps {
     /// How many entries each map that grows with the work holds, by name.
     pub fn occupancy(&self) -> [(&'static str, usize); 9] {
         [
-            ("sequences", count(&self.sequences)),
-            ("contexts", count(&self.contexts)),
-            ("connections", count(&self.connections)),
+            ("sequences", entries(&self.sequences, "SEQUENCES").len()),
+            ("contexts", entries(&self.contexts, "CONTEXTS").len()),
+            ("connections", entries(&self.connections, "CONNECTIONS").len()),
             ("talks", count(&self.talks)),
-            ("peers", count(&self.peers)),
-            ("threads", count(&self.threads)),
-            ("tasks", count(&self.tasks)),
-            ("calls", count(&self.calls)),
-            ("scheduled", count(&self.scheduled)),
+            ("peers", entries(&self.peers, "PEERS").len()),
+            ("threads", entries(&self.threads, "THREADS").len()),
+            ("tasks", entries(&self.tasks, "TASKS").len()),
+            ("calls", entries(&self.calls, "CALLS").len()),
+            ("scheduled", entries(&self.scheduled, "SCHEDULED").len()),
         ]
     }
 
@@ -251,7 +249,7 @@ impl Maps {
                 reading.is_server = servers.contains(pid);
             }
         }
-        for (key, state) in self.sequences.iter().flatten() {
+        for (key, state) in entries(&self.sequences, "SEQUENCES") {
             // What a server decoded before it was known to be one is on no slot.
             if key.context != 0 && servers.contains(&key.tgid) {
                 continue;
@@ -260,13 +258,15 @@ impl Maps {
                 reading.sequences.push((key.sequence, state));
             }
         }
-        for (key, state) in self.contexts.iter().flatten() {
+        for (key, state) in entries(&self.contexts, "CONTEXTS") {
             if let Some(Ok(reading)) = readings.get_mut(&key.tgid) {
                 reading.contexts.push((key.context, state.into()));
             }
         }
-        for (key, state) in self.layouts.iter().flatten().filter(|(key, _)| key.image != LayoutKey::ALL) {
-            if let Some(Ok(reading)) = readings.get_mut(&key.tgid) {
+        for (key, state) in entries(&self.layouts, "LAYOUTS") {
+            if key.image != LayoutKey::ALL
+                && let Some(Ok(reading)) = readings.get_mut(&key.tgid)
+            {
                 reading.layouts.push((key.image, state));
             }
         }
@@ -286,23 +286,8 @@ impl Maps {
 /// Steps of a walk, as a multiple of what was found: where entries go faster than that it ends early.
 const STEPS: usize = 4;
 
-/// The entries of a hash. A walk over one starts anew where its entry has gone meanwhile, so what is met again is the
-/// same entry, not one more.
-pub(super) fn walk<K: Pod + Ord, V: Pod>(map: &HashMap<MapData, K, V>) -> BTreeMap<K, V> {
-    let mut all = BTreeMap::new();
-    for (step, entry) in map.iter().enumerate() {
-        // An entry that has gone between its key and its value is none.
-        if let Ok((key, value)) = entry {
-            all.insert(key, value);
-        }
-        if step > STEPS * (all.len() + 1024) {
-            break;
-        }
-    }
-    all
-}
-
-/// How many entries a hash holds, as [`walk`] finds them.
+/// How many entries a hash holds whose values are too large to be read for that. A walk over its keys starts anew where one
+/// has gone meanwhile, so what is met again is the same entry, not one more.
 fn count<K: Pod + Eq + Hash, V: Pod>(map: &HashMap<MapData, K, V>) -> usize {
     let mut all = HashSet::new();
     for (step, key) in map.keys().enumerate() {

@@ -14,7 +14,7 @@ use llamaprobe_common::{
     task::TaskKey,
 };
 
-use super::{Attacher, LoadError, Maps, read::walk};
+use super::{Attacher, LoadError, Maps, entries::entries};
 use crate::engines::{Serving, serving::Call};
 
 /// What tells the descriptor of a TLS session.
@@ -131,7 +131,7 @@ impl Attacher {
 impl Maps {
     /// Whether a process has a connection that was open before and of which no thread was seen since.
     pub fn has_adopted(&self, pid: u32) -> bool {
-        let all = walk(&self.connections);
+        let all = entries(&self.connections, "CONNECTIONS");
         all.iter().any(|(key, it)| key.tgid == pid && it.flags & Connection::ADOPTED != 0)
     }
 

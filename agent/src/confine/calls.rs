@@ -154,8 +154,8 @@ const OLDER_FILES: &[u32] = &[];
 #[cfg(not(target_arch = "x86_64"))]
 const OLDER_SERVES: &[u32] = &[];
 
-/// What is done with maps: look up, update, delete, next key, and what a map is; `enum bpf_cmd` of linux/bpf.h.
-const MAPS: [u64; 5] = [1, 2, 3, 4, 15];
+/// What is done with maps: look up, update, delete, next key, what a map is, and look up many; `enum bpf_cmd` of linux/bpf.h.
+const MAPS: [u64; 6] = [1, 2, 3, 4, 15, 24];
 /// `BPF_PROG_LOAD`.
 const PROG_LOAD: u64 = 5;
 

@@ -422,9 +422,8 @@ impl Service {
         match request.uri().path() {
             "/metrics" => {
                 let format = Format::wanted(request);
-                let view = self.views.clone().fresh().await;
-                match view.and_then(|view| view.metrics(format)) {
-                    Some(body) => respond(StatusCode::OK, format.content_type(), body),
+                match self.views.clone().fresh().await {
+                    Some(view) => respond(StatusCode::OK, format.content_type(), view.metrics(format)),
                     None => away(),
                 }
             }

@@ -43,6 +43,17 @@ pub enum Kind {
     Histogram,
 }
 
+impl Kind {
+    /// As the text formats call it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Counter => "counter",
+            Self::Gauge => "gauge",
+            Self::Histogram => "histogram",
+        }
+    }
+}
+
 /// One sample of a metric.
 #[derive(Clone, Debug)]
 pub struct Sample {
@@ -693,9 +704,12 @@ pub static METRICS: &[Metric] = &[
         number(all.cpu.as_secs_f64())
     })
     .known_as("process.cpu.time", None),
-    metric(Gauge, "process_resident_memory_bytes", "Resident memory of the agent, bytes.", |all| {
-        number(all.resident_bytes as f64)
-    })
+    metric(
+        Gauge,
+        "process_resident_memory_bytes",
+        "Resident memory of the agent's processes, bytes: what several of them share counts once. As of the last half minute.",
+        |all| if all.resident_bytes > 0 { number(all.resident_bytes as f64) } else { Vec::new() },
+    )
     .known_as("process.memory.usage", None),
     metric(Gauge, "process_start_time_seconds", "When the agent started, seconds since the epoch.", |all| {
         number(all.started)

@@ -15,6 +15,7 @@ pub mod protobuf;
 pub mod records;
 pub mod sink;
 pub mod snapshot;
+mod text;
 pub(crate) mod tls;
 
 #[cfg(test)]

@@ -7,6 +7,7 @@
 //! who ends the agent nor who starts the next.
 
 mod asked;
+mod memory;
 mod room;
 mod scouts;
 
@@ -66,6 +67,8 @@ pub(crate) enum Order {
     Scout,
     /// End a scout.
     EndScout(u32),
+    /// Tell what the agent's processes hold in memory.
+    Memory,
     /// Let nothing be under way: the agent ends.
     Close,
     /// Give up what was attached by an order.
@@ -125,6 +128,8 @@ pub(crate) enum Done {
     NoScout(String),
     /// What the programs cost.
     Cost(Sample),
+    /// What the agent's processes hold in memory, bytes.
+    Memory(u64),
     /// Nothing is under way any more, and nothing will be.
     Closed,
     /// All probes of this order that could be attached are. Those of a process that has ended are not worth a word.
@@ -240,6 +245,7 @@ fn attend(socket: &OwnedFd, way: &Way, room: &EngineRoom) -> Result<()> {
                 Err(error) => way.tell(&Done::NoScout(error.to_string())),
             },
             Order::EndScout(pid) => scouts.end(pid),
+            Order::Memory => way.tell(&Done::Memory(memory::held(scouts.pids()))),
             Order::Close => break,
             order => room.order(order, files),
         }

@@ -114,7 +114,7 @@ impl Inside {
             }
             Order::Attach(attach) => self.attach(&attach, &files),
             // Those are not for the engine room.
-            Order::Load { .. } | Order::Scout | Order::EndScout(_) | Order::Close => {}
+            Order::Load { .. } | Order::Scout | Order::EndScout(_) | Order::Memory | Order::Close => {}
         }
     }
 
@@ -156,7 +156,8 @@ fn rank(order: &Order) -> u8 {
         Order::DetachOwn(_) => 2,
         Order::Sockets(_) | Order::Sessions(_) | Order::Offspring(_) | Order::Switches(_) => 3,
         Order::Attach(attach) if attach.urgent => 4,
-        Order::Attach(_) | Order::Load { .. } | Order::Scout | Order::EndScout(_) | Order::Close => 5,
+        Order::Attach(_) | Order::Load { .. } | Order::Scout | Order::EndScout(_) => 5,
+        Order::Memory | Order::Close => 5,
     }
 }
 

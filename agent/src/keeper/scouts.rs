@@ -37,6 +37,11 @@ impl Scouts {
         self.reap();
     }
 
+    /// The process ids of all of them, and of their parsers.
+    pub(super) fn pids(&self) -> impl Iterator<Item = u32> {
+        self.0.values().flatten().map(Child::id)
+    }
+
     fn reap(&mut self) {
         let lives = |child: &mut Child| child.try_wait().is_ok_and(|ended| ended.is_none());
         // Both are asked: who has ended and is not asked stays in the table of processes.

@@ -120,7 +120,7 @@ impl ProcessReport {
                     symbol: probe.symbol.clone(),
                     file: probe.image.path.display().to_string(),
                     offset: probe.offset(),
-                    instruction: probe.site.instruction.clone(),
+                    instruction: probe.site.instruction.to_string(),
                     stepping: probe.site.stepping,
                     entry_stepping: probe.site.entry_stepping,
                     price_ns: price_ns(probe.site.stepping, virtual_machine),

@@ -1,7 +1,7 @@
 //! Chooses the instruction a probe is put on, because that instruction decides what a hit costs.
 //!
 //! In: the bytes of one function and what the probe's program reads. Out: a [`Site`]: an offset from the
-//! function's entry, the two instructions concerned, and how the kernel will execute the probed one.
+//! function's entry, the instruction there, and how the kernel will execute the probed one.
 //!
 //! The kernel emulates a few instructions in its breakpoint handler and executes every other one out of line
 //! with a trap after it, which in a virtual machine is some fifteen times dearer ([`price_ns`]). The
@@ -17,6 +17,8 @@ mod x86;
 
 #[cfg(test)]
 mod tests;
+
+use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
@@ -46,19 +48,54 @@ pub enum Stepping {
     Unknown,
 }
 
+/// A probed instruction, as it stands in the code. It is put into words for people alone: the names of all instructions of x86-64
+/// take more than a megabyte.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Probed {
+    /// No instruction that is known.
+    #[default]
+    Undecodable,
+    /// Of x86-64.
+    X86 {
+        /// Its bytes.
+        bytes: Vec<u8>,
+        /// Where it stands, from the function's entry.
+        offset: u64,
+    },
+    /// Of 64-bit Arm.
+    Aarch64(u32),
+}
+
+/// Intel syntax; branch targets are counted in bytes from the function's entry.
+impl fmt::Display for Probed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&match self {
+            Self::Undecodable => "(undecodable)".to_owned(),
+            Self::X86 { bytes, offset } => x86::text(bytes, *offset),
+            Self::Aarch64(word) => aarch64::text(*word),
+        })
+    }
+}
+
 /// Where a probe goes, and why there.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Site {
     /// Bytes from the function's entry to the probed instruction.
     pub offset: u64,
-    /// The probed instruction, Intel syntax; branch targets are counted in bytes from the function's entry.
-    pub instruction: String,
-    /// The instruction at the function's entry.
-    pub first_instruction: String,
+    /// The probed instruction.
+    pub instruction: Probed,
     /// How the probed instruction is executed.
     pub stepping: Stepping,
     /// How the instruction at the entry would have been executed.
     pub entry_stepping: Stepping,
+}
+
+impl Site {
+    /// The entry of a function whose code is none that is known.
+    fn undecodable() -> Self {
+        let stepping = Stepping::Unknown;
+        Self { offset: 0, instruction: Probed::Undecodable, stepping, entry_stepping: stepping }
+    }
 }
 
 /// Picks the site for a probe on the function that `code` begins with.
@@ -100,8 +137,4 @@ pub fn price_ns(stepping: Stepping, virtual_machine: bool) -> u32 {
         (Stepping::SingleStepped | Stepping::Unknown, true) => 10_000,
         (Stepping::SingleStepped | Stepping::Unknown, false) => 1_600,
     }
-}
-
-fn undecodable() -> (String, Stepping) {
-    ("(undecodable)".to_owned(), Stepping::Unknown)
 }

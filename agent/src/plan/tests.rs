@@ -215,7 +215,10 @@ fn a_server_of_the_llama_decode_era() {
     assert_eq!(serving(&plan, Role::Token), ["process_token"]);
     assert_eq!(only(&plan, ProbeId::DecodeBatch).cookie.context_layout().total, Some(8));
     let cache = only(&plan, ProbeId::MemorySeqRm);
-    assert_eq!((cache.entry, cache.offset(), cache.site.instruction.as_str()), (0x3000, 0x3003, "je +0x10"));
+    assert_eq!(
+        (cache.entry, cache.offset(), cache.site.instruction.to_string()),
+        (0x3000, 0x3003, "je +0x10".to_owned())
+    );
     assert_eq!(missing(&plan), [Role::Task], "requests cannot be joined by their tasks");
     assert_eq!(plan.joining(), Joining::Inferred);
 }

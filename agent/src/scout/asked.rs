@@ -97,12 +97,6 @@ impl Scout {
     pub(crate) fn over(pids: [u32; 2], socket: OwnedFd, end: impl FnOnce() + Send + 'static) -> Self {
         Self { pids, socket, known: HashMap::new(), end: Box::new(end) }
     }
-
-    /// Its process id, and that of its parser.
-    pub const fn pids(&self) -> [u32; 2] {
-        self.pids
-    }
-
     /// Asks, and waits for the answer.
     ///
     /// # Errors

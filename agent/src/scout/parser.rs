@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::bound_memory;
 use crate::{
+    bpf::give_memory_back,
     confine::confine_parser,
     discovery::{
         Wanted,
@@ -92,6 +93,8 @@ pub fn serve() -> Result<()> {
             let parsed = here.image(file, named, &budget);
             answer(&socket, parsed, &budget, costs())?;
         }
+        // Large files are many times what is known of them, and rare.
+        give_memory_back();
     }
     Ok(())
 }

@@ -219,7 +219,7 @@ pub struct Snapshot {
     pub reload_failures: u64,
     /// CPU time the agent has used.
     pub cpu: Duration,
-    /// Memory the agent holds, bytes.
+    /// Memory the agent holds, bytes; 0 when that is not known.
     pub resident_bytes: u64,
     /// When the agent started, seconds since the Unix epoch.
     pub started: f64,

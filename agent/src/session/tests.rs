@@ -16,7 +16,7 @@ use crate::{
     plan::{
         Missing, Plan, Probe,
         catalog::Program,
-        site::{Site, Stepping},
+        site::{Probed, Site, Stepping},
     },
 };
 use llamaprobe_common::{
@@ -60,13 +60,7 @@ fn probe(role: Role, probe: ProbeId, stepping: Stepping) -> Probe {
         imports: vec![],
         stripped: false,
     };
-    let site = Site {
-        offset: 0,
-        instruction: String::new(),
-        first_instruction: String::new(),
-        stepping,
-        entry_stepping: stepping,
-    };
+    let site = Site { offset: 0, instruction: Probed::default(), stepping, entry_stepping: stepping };
     Probe {
         role,
         probe,

@@ -1,6 +1,6 @@
 //! AArch64: the walk over a prologue, and what the kernel simulates.
 
-use super::{Needs, Site, Stepping, undecodable};
+use super::{Needs, Probed, Site, Stepping};
 
 /// Instructions the probe may move forward: prologues that save all registers are that long.
 const MAX_SKIPPED: usize = 16;
@@ -10,22 +10,18 @@ const WORD: usize = 4;
 /// The earliest simulated instruction before which nothing but a prologue runs, or the entry of `code`.
 pub(super) fn pick(code: &[u8], needs: Needs) -> Site {
     let words: Vec<u32> = code.as_chunks().0.iter().map(|word| u32::from_le_bytes(*word)).collect();
-    let Some(first) = words.first() else {
-        let (instruction, stepping) = undecodable();
-        let first_instruction = instruction.clone();
-        return Site { offset: 0, instruction, first_instruction, stepping, entry_stepping: stepping };
-    };
+    let Some(first) = words.first() else { return Site::undecodable() };
     let at = choose(&words, needs).unwrap_or(0);
     Site {
         offset: (at * WORD) as u64,
-        instruction: text(words[at]),
-        first_instruction: text(*first),
+        instruction: Probed::Aarch64(words[at]),
         stepping: class(words[at]).1,
         entry_stepping: class(*first).1,
     }
 }
 
-fn text(word: u32) -> String {
+/// What an instruction is called, as far as that matters here.
+pub(super) fn text(word: u32) -> String {
     format!("{} ({word:#010x})", class(word).0)
 }
 

@@ -5,7 +5,7 @@ use iced_x86::{
     IntelFormatter, Mnemonic, OpAccess, OpKind, Register, UsedRegister,
 };
 
-use super::{Needs, Site, Stepping, undecodable};
+use super::{Needs, Probed, Site, Stepping};
 
 /// Instructions the probe may move forward; a prologue that is not over by then has no cheap instruction.
 const MAX_SKIPPED: usize = 8;
@@ -15,16 +15,11 @@ const X86_ARGUMENTS: [Register; 6] =
     [Register::RDI, Register::RSI, Register::RDX, Register::RCX, Register::R8, Register::R9];
 
 pub(super) fn pick(code: &[u8], needs: Needs) -> Site {
-    let Some(first) = decode(code).next() else {
-        let (instruction, stepping) = undecodable();
-        let first_instruction = instruction.clone();
-        return Site { offset: 0, instruction, first_instruction, stepping, entry_stepping: stepping };
-    };
+    let Some(first) = decode(code).next() else { return Site::undecodable() };
     let site = choose(code, needs).unwrap_or(first);
     Site {
         offset: site.ip(),
-        instruction: text(&site),
-        first_instruction: text(&first),
+        instruction: probed(code, &site),
         stepping: stepping(bytes_of(code, &site)),
         entry_stepping: stepping(bytes_of(code, &first)),
     }
@@ -61,8 +56,7 @@ pub(super) fn pick_end(code: &[u8]) -> Option<Site> {
             let cheap = stepping(bytes_of(code, instruction)) == Stepping::Emulated;
             return (guard && cheap).then(|| Site {
                 offset: instruction.ip(),
-                instruction: text(instruction),
-                first_instruction: text(&all[0]),
+                instruction: probed(code, instruction),
                 stepping: Stepping::Emulated,
                 entry_stepping: stepping(bytes_of(code, &all[0])),
             });
@@ -190,7 +184,13 @@ fn refused(instruction: &[u8]) -> bool {
     bad_prefix || (prefixes.contains(&0x66) && branch_or_nop) || matches!(rest, [0x40..=0x4f, 0x90])
 }
 
-fn text(instruction: &Instruction) -> String {
+fn probed(code: &[u8], instruction: &Instruction) -> Probed {
+    Probed::X86 { bytes: bytes_of(code, instruction).to_vec(), offset: instruction.ip() }
+}
+
+/// What an instruction is called that stands at an offset from the function's entry.
+pub(super) fn text(bytes: &[u8], offset: u64) -> String {
+    let instruction = &Decoder::with_ip(64, bytes, offset, DecoderOptions::NONE).decode();
     let mut formatter = IntelFormatter::new();
     let options = formatter.options_mut();
     options.set_hex_prefix("0x");
