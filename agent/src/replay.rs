@@ -59,11 +59,9 @@ pub fn run(arguments: &ReplayArguments) -> Result<ExitCode> {
     if let Some(past) = past {
         serve::the_end(arguments, &played.snapshot, past.history)?;
     } else {
-        let text = prometheus::render(&played.snapshot, &arguments.compat);
+        let text = prometheus::render(&played.snapshot, &arguments.compat).context("the metrics")?;
         let to = arguments.metrics.as_deref().unwrap_or(Path::new("-"));
-        output::create(to)?
-            .write_all(text.as_bytes())
-            .with_context(|| format!("cannot write {}", to.display()))?;
+        output::create(to)?.write_all(&text).with_context(|| format!("cannot write {}", to.display()))?;
     }
     Ok(code)
 }

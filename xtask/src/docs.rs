@@ -45,8 +45,13 @@ fn metrics() -> String {
     let mut page =
         ABOUT_METRICS.to_owned() + "| Name | Labels | Kind | Meaning |\n| --- | --- | --- | --- |\n";
     for metric in METRICS {
+        let kind = match metric.kind {
+            Kind::Counter => "counter",
+            Kind::Gauge => "gauge",
+            Kind::Histogram => "histogram",
+        };
         let labels: Vec<_> = metric.labels.iter().map(|label| format!("`{label}`")).collect();
-        row(&mut page, &[&format!("`{}`", metric.name), &labels.join(", "), metric.kind.name(), metric.help]);
+        row(&mut page, &[&format!("`{}`", metric.name), &labels.join(", "), kind, metric.help]);
     }
     page
 }

@@ -422,8 +422,9 @@ impl Service {
         match request.uri().path() {
             "/metrics" => {
                 let format = Format::wanted(request);
-                match self.views.clone().fresh().await {
-                    Some(view) => respond(StatusCode::OK, format.content_type(), view.metrics(format)),
+                let view = self.views.clone().fresh().await;
+                match view.and_then(|view| view.metrics(format)) {
+                    Some(body) => respond(StatusCode::OK, format.content_type(), body),
                     None => away(),
                 }
             }

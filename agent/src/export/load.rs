@@ -3,7 +3,7 @@
 
 use std::fmt::Write as _;
 
-use super::text::labelled;
+use super::openmetrics::Labels;
 use crate::session::load::Load;
 
 /// A figure: names with the label of the model, what it says, its value.
@@ -53,7 +53,7 @@ pub fn render<'a>(loads: impl Iterator<Item = &'a Load> + Clone) -> String {
             let _ = writeln!(text, "# HELP {name} {}\n# TYPE {name} gauge", row.help);
             for (load, value) in samples {
                 let labels = [("server", load.labels.server.clone()), (*model, load.labels.model.clone())];
-                let _ = writeln!(text, "{name}{} {value}", labelled(&labels));
+                let _ = writeln!(text, "{name}{} {value}", Labels(&labels, None));
             }
         }
     }

@@ -15,7 +15,6 @@ pub mod protobuf;
 pub mod records;
 pub mod sink;
 pub mod snapshot;
-mod text;
 pub(crate) mod tls;
 
 #[cfg(test)]

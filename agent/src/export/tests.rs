@@ -49,7 +49,7 @@ fn histogram(bounds: &Bounds, values: &[u64]) -> Histogram {
 }
 
 /// A server whose probes all fired but that of the cache.
-pub(super) fn busy() -> Server {
+fn busy() -> Server {
     let mut stats = TargetStats::default();
     for (probe, hits) in [
         (ProbeId::LaunchSlot, 1),
@@ -240,7 +240,7 @@ fn record(request: Finished) -> Record {
 }
 
 /// A process that has ended after it decoded something.
-pub(super) fn ended() -> Server {
+fn ended() -> Server {
     let mut stats = TargetStats::default();
     stats.hits[ProbeId::LlamaDecode as usize] = 1;
     stats.tokens[TokenType::Prompt as usize] = 5;
@@ -263,7 +263,7 @@ pub(super) fn ended() -> Server {
     }
 }
 
-pub(super) fn snapshot(servers: Vec<Server>) -> Snapshot {
+fn snapshot(servers: Vec<Server>) -> Snapshot {
     let mut own = TargetStats::default();
     own.losses[Loss::RingFull as usize] = 1;
     Snapshot {
@@ -314,7 +314,7 @@ pub(super) fn snapshot(servers: Vec<Server>) -> Snapshot {
 
 /// The samples, without help and type.
 fn samples(snapshot: &Snapshot) -> Vec<String> {
-    let text = render(snapshot, &[]);
+    let text = String::from_utf8(render(snapshot, &[]).unwrap()).unwrap();
     text.lines().filter(|line| !line.starts_with('#')).map(str::to_owned).collect()
 }
 
@@ -403,7 +403,7 @@ fn all_series_of_a_server_in_a_pod_have_its_names_where_they_are_known() {
     if let Some(workload) = &mut server.workload {
         workload.names = Some(names);
     }
-    let text = render(&snapshot(vec![server]), &[Dialect::Vllm]);
+    let text = String::from_utf8(render(&snapshot(vec![server]), &[Dialect::Vllm]).unwrap()).unwrap();
     let own: Vec<_> = text.lines().filter(|line| line.contains("server=\"127.0.0.1:8080\"")).collect();
     assert!(own.len() > 50 && own.iter().any(|line| line.starts_with("vllm:")), "{text}");
     for line in own {
@@ -517,7 +517,7 @@ fn every_metric_says_what_it_is() {
     server.stats.hits[ProbeId::WaitingTask as usize] = 1;
     server.served.insert((Role::Task, ProbeId::WaitingTask));
     server.usage.wait(Some("ada"), Some("bob"), 1);
-    let text = render(&snapshot(vec![server]), &[]);
+    let text = String::from_utf8(render(&snapshot(vec![server]), &[]).unwrap()).unwrap();
     let mut names = BTreeSet::new();
     for metric in METRICS {
         assert!(names.insert(metric.name), "{} twice", metric.name);

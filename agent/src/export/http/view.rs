@@ -16,7 +16,7 @@ use tokio::{
     sync::{Mutex, mpsc, oneshot},
     time::{sleep_until, timeout},
 };
-use tracing::debug;
+use tracing::{debug, error};
 
 use super::{Format, Question};
 use crate::{
@@ -44,19 +44,27 @@ pub(super) struct View {
 }
 
 impl View {
-    /// The metrics.
-    pub(super) fn metrics(&self, format: Format) -> Bytes {
-        let Self { snapshot, dialects, .. } = self;
+    /// The metrics; `None` when the encoder refuses them, a defect of the table.
+    pub(super) fn metrics(&self, format: Format) -> Option<Bytes> {
         match format {
-            Format::Prometheus => {
-                self.prometheus.get_or_init(|| prometheus::render(snapshot, dialects).into())
-            }
             Format::OpenMetrics => {
-                self.openmetrics.get_or_init(|| openmetrics::render(snapshot, dialects).into())
+                let render = || openmetrics::render(&self.snapshot, &self.dialects).into();
+                Some(self.openmetrics.get_or_init(render).clone())
             }
-            Format::Protobuf => self.protobuf.get_or_init(|| protobuf::render(snapshot, dialects).into()),
+            Format::Protobuf => {
+                let render = || protobuf::render(&self.snapshot, &self.dialects).into();
+                Some(self.protobuf.get_or_init(render).clone())
+            }
+            Format::Prometheus => {
+                let render = || {
+                    let text = prometheus::render(&self.snapshot, &self.dialects);
+                    text.inspect_err(|error| error!(%error, "the metrics cannot be rendered"))
+                        .unwrap_or_default()
+                        .into()
+                };
+                Some(self.prometheus.get_or_init(render).clone()).filter(|text| !text.is_empty())
+            }
         }
-        .clone()
     }
 
     /// What the agent knew.
@@ -203,7 +211,7 @@ mod tests {
         let _agent = tokio::spawn(agent(receiver, Duration::ZERO));
         let view = Arc::new(Views::new(sender, Vec::new())).fresh().await.unwrap();
         for format in [Format::Prometheus, Format::OpenMetrics, Format::Protobuf] {
-            let (one, two) = (view.metrics(format), view.metrics(format));
+            let (one, two) = (view.metrics(format).unwrap(), view.metrics(format).unwrap());
             assert_eq!(one.as_ptr(), two.as_ptr(), "{format:?}");
         }
     }
