@@ -7,8 +7,8 @@ use rustix::{
     fs::{Access, AtFlags, CWD, accessat},
     io::{Errno, Result},
     thread::{
-        CapabilitySet, CapabilitySets, capabilities, capability_is_in_ambient_set, clear_ambient_capability_set,
-        remove_capability_from_bounding_set, set_capabilities,
+        CapabilitySet, CapabilitySets, capabilities, capability_is_in_ambient_set,
+        clear_ambient_capability_set, remove_capability_from_bounding_set, set_capabilities,
     },
 };
 
