@@ -88,7 +88,7 @@ impl Size {
             Self {
                 pairs,
                 tokens: 4000,
-                requests: 400,
+                requests: 4000,
                 paced: 300,
                 scrapes: 400,
                 idle: Duration::from_secs(30),
