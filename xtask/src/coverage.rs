@@ -22,10 +22,12 @@ pub fn run_tests(options: &Options) -> Result<()> {
     setup::for_coverage()?;
     let packages = ["llamaprobe", "llamaprobe-core", "llamaprobe-common", "llamaprobe-api"];
     let packages = packages.into_iter().flat_map(|package| ["--package", package]);
-    run(cargo(&["llvm-cov", "--no-report"])?.args(packages))?;
+    // What ran is told, though a test has failed; and then that.
+    let ran = run(cargo(&["llvm-cov", "--no-report", "--no-fail-fast"])?.args(packages));
     let report = ["llvm-cov", "report", "--ignore-filename-regex", NOT_COUNTED];
     if options.html {
         run(cargo(&report)?.args(["--html", "--output-dir"]).arg(target_directory()))?;
     }
-    run(&mut cargo(&report)?)
+    run(&mut cargo(&report)?)?;
+    ran
 }
