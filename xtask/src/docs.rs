@@ -45,11 +45,7 @@ fn metrics() -> String {
     let mut page =
         ABOUT_METRICS.to_owned() + "| Name | Labels | Kind | Meaning |\n| --- | --- | --- | --- |\n";
     for metric in METRICS {
-        let kind = match metric.kind {
-            Kind::Counter => "counter",
-            Kind::Gauge => "gauge",
-            Kind::Histogram => "histogram",
-        };
+        let kind = metric.kind.name();
         let labels: Vec<_> = metric.labels.iter().map(|label| format!("`{label}`")).collect();
         row(&mut page, &[&format!("`{}`", metric.name), &labels.join(", "), kind, metric.help]);
     }

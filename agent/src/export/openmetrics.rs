@@ -44,10 +44,10 @@ fn family(
     if samples.is_empty() {
         return Ok(());
     }
-    let (kind, name) = match kind_of {
-        Kind::Counter => ("counter", name.strip_suffix("_total").unwrap_or(name)),
-        Kind::Gauge => ("gauge", name),
-        Kind::Histogram => ("histogram", name),
+    let kind = kind_of.name();
+    let name = match kind_of {
+        Kind::Counter => name.strip_suffix("_total").unwrap_or(name),
+        Kind::Gauge | Kind::Histogram => name,
     };
     writeln!(text, "# TYPE {name} {kind}")?;
     if let Some(unit) =

@@ -97,6 +97,7 @@ impl Scout {
     pub(crate) fn over(pids: [u32; 2], socket: OwnedFd, end: impl FnOnce() + Send + 'static) -> Self {
         Self { pids, socket, known: HashMap::new(), end: Box::new(end) }
     }
+
     /// Asks, and waits for the answer.
     ///
     /// # Errors
