@@ -334,9 +334,13 @@ pub struct Request {
     /// Where the time of its tokens went, milliseconds by part; empty while it is under way, and where it is not told.
     #[serde(default)]
     pub token_ms: BTreeMap<String, f64>,
-    /// The user whose prompts it waited for most; absent where it waited for none.
+    /// The user for whom it waited most; absent where it waited for none.
     pub slowed_by: Option<String>,
-    /// The requests for whose prompts it waited, who cost it most first and no more than 8; empty while it is under way.
+    /// What caches were saved and restored for it, milliseconds by operation: `save`, `restore`, `checkpoint`, `rewind`; only
+    /// what is not 0.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub copies_ms: BTreeMap<String, f64>,
+    /// The requests for whose prompts and caches it waited, who cost it most first and no more than 8; empty while it is under way.
     #[serde(default)]
     pub waited_for: Vec<WaitedFor>,
     /// What its decode steps have lost, milliseconds by cause; empty while it is under way, and where nothing was.
@@ -367,8 +371,11 @@ pub struct WaitedFor {
     pub id: Option<String>,
     /// Under which user its tokens count.
     pub user: String,
-    /// How long, milliseconds.
+    /// How long for its prompt, milliseconds.
     pub ms: f64,
+    /// How long while the server saved and restored caches for it, milliseconds.
+    #[serde(default)]
+    pub copy_ms: f64,
     /// In how many decode calls.
     pub steps: u64,
     /// How many tokens of its prompt were in them.

@@ -8,6 +8,7 @@
 pub mod batch;
 pub mod call;
 pub mod cookie;
+pub mod copying;
 mod enums;
 pub mod event;
 pub mod histogram;

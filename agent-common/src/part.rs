@@ -1,6 +1,7 @@
 //! Where the time of a token goes: its parts, and the clock of an engine by which they are told.
 
 use crate::{
+    copying::Copying,
     plain,
     step::{Model, StepEvent},
 };
@@ -69,6 +70,8 @@ crate::numbered! {
         Prefill,
         /// From the logits of a decode call to a token.
         Sampling,
+        /// The cache of a sequence is saved or restored. The server's own work, too, but told apart.
+        Copy,
     }
 }
 
@@ -120,6 +123,8 @@ pub struct Clock {
     pub over_prompt: u32,
     /// Always 0.
     pub reserved: u32,
+    /// The copy of a cache under way.
+    pub copying: Copying,
     /// The last decode call of each [`Model`], where they are told, until it is.
     pub steps: [StepEvent; Model::COUNT],
     /// How long decode calls without prompt take, by their tokens.
@@ -140,12 +145,13 @@ impl Clock {
         rest: 0,
         over_prompt: 0,
         reserved: 0,
+        copying: Copying::NONE,
         steps: [StepEvent::NONE; Model::COUNT],
         usuals: [Usual { ns: 0, seen: 0 }; USUALS],
     };
 }
 
-plain!(Usual = 16, Clock = 152 + 8 * DOINGS + 16 * USUALS);
+plain!(Usual = 16, Clock = 176 + 8 * DOINGS + 16 * USUALS);
 
 #[cfg(test)]
 mod tests {

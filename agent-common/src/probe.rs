@@ -78,5 +78,9 @@ crate::named! {
         SslAccept = "ssl_accept",
         /// `llama_state_seq_set_data_ext`, from ~b6400.
         StateSeqSet = "llama_state_seq_set_data_ext",
+        /// `llama_state_seq_get_data_ext`, from ~b6400.
+        StateSeqGet = "llama_state_seq_get_data_ext",
+        /// `llama_state_seq_get_size_ext`, from ~b6400: a copy begins by it.
+        StateSeqSize = "llama_state_seq_get_size_ext",
     }
 }

@@ -219,6 +219,8 @@ pub enum RequestEventKind {
     Prompt = 9,
     /// [`PrefillEvent`]
     Prefill = 10,
+    /// [`CopyEvent`]
+    Copy = 11,
 }
 
 /// A request begins.
@@ -487,6 +489,29 @@ pub struct PrefillEvent {
     pub excess_ns: u64,
 }
 
+/// A server has saved or restored the cache of a slot.
+#[derive(Clone, Copy, Debug)]
+#[cfg_attr(feature = "user", derive(serde::Serialize, serde::Deserialize))]
+#[repr(C)]
+pub struct CopyEvent {
+    /// [`RequestEventKind::Copy`]
+    pub kind: u32,
+    /// An [`Operation`](crate::copying::Operation).
+    pub operation: u32,
+    /// No request: the process.
+    pub request: RequestKey,
+    /// When it was over: when the engine did the next thing that is seen.
+    pub at_ns: u64,
+    /// When it began.
+    pub entered_ns: u64,
+    /// Bytes that were copied.
+    pub bytes: u64,
+    /// The slot.
+    pub slot: i32,
+    /// Always 0.
+    pub reserved: u32,
+}
+
 plain!(
     ConnectionKey = 8,
     RequestKey = 16,
@@ -503,4 +528,5 @@ plain!(
     SlotEndEvent = 144 + 64,
     PromptEvent = 32,
     PrefillEvent = 48,
+    CopyEvent = 56,
 );

@@ -1,4 +1,4 @@
-//! The KV cache of a sequence is cut back, or a saved state put in its place.
+//! The KV cache of a sequence is cut back.
 
 use llamaprobe_common::{
     cookie::Cookie,
@@ -13,11 +13,8 @@ use crate::{
     maps::{Contexts, Maps, Memories, Sequences},
     parts,
     process::Target,
-    sequences, slots,
+    sequences,
 };
-
-/// `LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY`: only layers with a window, or a recurrent memory.
-const PARTIAL_ONLY: u32 = 1;
 
 /// `seq_rm(memory or context, seq_id, p0, p1)`, with what is cut as its last three arguments.
 #[inline(always)]
@@ -129,33 +126,6 @@ fn cut_slot(
     } else {
         let kept = if from < 0 { 0 } else { from as u32 };
         state.n_past = if kept < state.n_past { kept } else { state.n_past };
-    }
-    Ok(())
-}
-
-/// `state_seq_set_data(context, ..., seq_id, flags)`: a server puts a saved state into a slot before a request takes it, or
-/// that of some layers while it looks where the request's prompt goes on.
-#[inline(always)]
-pub fn restore(
-    target: &impl Target,
-    machine: &impl Machine,
-    sequences: &mut impl Sequences,
-    sequence: i32,
-    flags: u32,
-) -> Result<(), Loss> {
-    if !target.may(TargetConfig::SLOTS) {
-        return Ok(());
-    }
-    let state = sequences.find_or_make(&sequences::key(target, 0, slots::plausible(sequence)?))?;
-    let partial = flags & PARTIAL_ONLY != 0;
-    match (state.flags & Sequence::ACTIVE != 0, partial) {
-        (false, false) => {
-            state.fate |= Held::RESTORED;
-            state.restored_ns = machine.now();
-        }
-        // Also where slots are inferred, of a request that nothing proves yet. Guesses that were wrong are taken back so, too.
-        (_, true) if state.flags & Sequence::DECODING == 0 => state.fate |= Held::REWOUND,
-        _ => {}
     }
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 use llamaprobe_common::{
     request::{
-        BeginEvent, DraftEvent, EndEvent, PrefillEvent, PromptEvent, RequestKey, SlotEndEvent,
+        BeginEvent, CopyEvent, DraftEvent, EndEvent, PrefillEvent, PromptEvent, RequestKey, SlotEndEvent,
         SlotStartEvent, TaskEvent, WriteEvent,
     },
     step::StepEvent,
@@ -24,6 +24,7 @@ pub enum Event {
     Draft(DraftEvent),
     Prompt(PromptEvent),
     Prefill(PrefillEvent),
+    Copy(CopyEvent),
 }
 
 macro_rules! events {
@@ -46,6 +47,7 @@ events!(
     Draft(DraftEvent),
     Prompt(PromptEvent),
     Prefill(PrefillEvent),
+    Copy(CopyEvent),
 );
 
 /// The way to the agent.

@@ -16,6 +16,7 @@ pub mod arguments;
 pub mod batch;
 pub mod connections;
 pub mod contexts;
+pub mod copies;
 pub mod cuts;
 pub mod events;
 pub mod exchange;

@@ -5,14 +5,18 @@
 //! A decode call that holds prompts is taken apart when it is over: as long as one without them usually takes is decode, the
 //! rest is theirs, by tokens. Where it is not known how long one without them takes, the tokens that are no prompt have their
 //! share of it by tokens.
+//!
+//! Between decode calls a server saves and restores caches, and all of its slots wait. Such a copy begins when the size of a
+//! cache is asked for, and is over when the engine does the next thing that is seen. Its time is the server's own work.
 
 use core::ops::DerefMut;
 
 use llamaprobe_common::{
     batch::Context,
+    copying::{Copying, Operation},
     loss::Loss,
     part::{Clock, DOINGS, Doing, Part, Parts, USUALS, Usual},
-    request::{PrefillEvent, PromptEvent, RequestEventKind, RequestKey},
+    request::{CopyEvent, PrefillEvent, PromptEvent, RequestEventKind, RequestKey},
     sequence::Sequence,
     step::Model,
     target::TargetConfig,
@@ -31,13 +35,12 @@ const FAST: u64 = 2;
 /// Observations until it is one halving slower.
 const PATIENCE: u64 = 8;
 
-/// A decode call that took longer for its prompts.
-struct Over {
-    now: u64,
-    entered_ns: u64,
-    excess_ns: u64,
-    prompt: u32,
-    running: u32,
+/// What is over, and held up others.
+enum Over {
+    /// A decode call that took longer for its prompts.
+    Prompts { now: u64, entered_ns: u64, excess_ns: u64, prompt: u32, running: u32 },
+    /// A copy of a cache.
+    Copy { now: u64, copying: Copying },
 }
 
 /// The clock, where there are slots: only of them it is known which token follows which.
@@ -79,6 +82,11 @@ fn pass(clock: &mut Clock, now: u64) {
 /// What it does is over; if that is a decode call it is taken apart, unless it has failed.
 #[inline(always)]
 fn end(clock: &mut Clock, now: u64, failed: bool) -> Option<Over> {
+    if clock.doing == Doing::Copy as u32 {
+        pass(clock, now);
+        clock.doing = Doing::Host as u32;
+        return Some(Over::Copy { now, copying: clock.copying });
+    }
     if clock.doing != Doing::Decode as u32 {
         pass(clock, now);
         return None;
@@ -112,28 +120,74 @@ fn end(clock: &mut Clock, now: u64, failed: bool) -> Option<Over> {
     clock.over_ns = clock.entered_ns;
     clock.excess_ns = excess_ns;
     clock.over_prompt = prompt;
-    Some(Over { now, entered_ns: clock.entered_ns, excess_ns, prompt, running: clock.running })
+    Some(Over::Prompts { now, entered_ns: clock.entered_ns, excess_ns, prompt, running: clock.running })
 }
 
-/// Tells that others have waited for prompts.
+/// Tells what others have waited for. Without that the parts are as they are, and it is not known for whom.
 #[inline(always)]
 fn tell(target: &impl Target, events: &mut impl Events, over: Option<Over>) {
-    let Some(Over { now, entered_ns, excess_ns, prompt, running }) = over else { return };
-    if excess_ns == 0 || running < 2 || !is_told(target) {
-        return;
-    }
-    // Without it the parts are as they are, and it is not known whose prompts they were.
-    let told = events.tell(|| PrefillEvent {
-        kind: RequestEventKind::Prefill as u32,
-        prompt,
-        request: RequestKey { arrived_ns: 0, tgid: target.tgid(), fd: -1 },
-        at_ns: now,
-        entered_ns,
-        excess_ns,
-    });
+    let request = RequestKey { arrived_ns: 0, tgid: target.tgid(), fd: -1 };
+    let told = match over {
+        Some(Over::Prompts { now, entered_ns, excess_ns, prompt, running })
+            if excess_ns != 0 && running >= 2 && is_told(target) =>
+        {
+            events.tell(|| PrefillEvent {
+                kind: RequestEventKind::Prefill as u32,
+                prompt,
+                request,
+                at_ns: now,
+                entered_ns,
+                excess_ns,
+            })
+        }
+        // Of one that only asked for the size nothing is told.
+        Some(Over::Copy { now, copying }) if copying.bytes != 0 && target.has(TargetConfig::HTTP) => events
+            .tell(|| CopyEvent {
+                kind: RequestEventKind::Copy as u32,
+                operation: copying.operation,
+                request,
+                at_ns: now,
+                entered_ns: copying.entered_ns,
+                bytes: copying.bytes,
+                slot: copying.sequence,
+                reserved: 0,
+            }),
+        _ => true,
+    };
     if !told {
         target.lose(Loss::RingFull);
     }
+}
+
+/// A cache is copied from here on, or goes on being copied; `bytes` is 0 when only its size is asked for.
+#[inline(always)]
+pub fn copy(
+    target: &impl Target,
+    events: &mut impl Events,
+    now: u64,
+    operation: Operation,
+    sequence: i32,
+    bytes: u64,
+) {
+    let Some(mut clock) = clock(target) else { return };
+    let operation = operation as u32;
+    let at = clock.copying;
+    if clock.doing == Doing::Copy as u32 && (at.sequence, at.operation) == (sequence, operation) {
+        clock.copying.bytes = at.bytes.saturating_add(bytes);
+        return;
+    }
+    let over = end(&mut clock, now, false);
+    clock.doing = Doing::Copy as u32;
+    clock.copying = Copying { entered_ns: now, bytes, sequence, operation };
+    tell(target, events, over);
+}
+
+/// A copy, if there was one, is over.
+#[inline(always)]
+pub fn copied(target: &impl Target, events: &mut impl Events, now: u64) {
+    let Some(mut clock) = clock(target) else { return };
+    let over = if clock.doing == Doing::Copy as u32 { end(&mut clock, now, false) } else { None };
+    tell(target, events, over);
 }
 
 /// A prompt goes into the decode call under way.
@@ -249,7 +303,8 @@ pub fn leave(target: &impl Target, events: &mut impl Events, now: u64) {
     let Some(mut clock) = clock(target) else { return };
     let running = clock.running;
     // Embeddings are ready without a look at logits.
-    let over = if clock.doing == Doing::Decode as u32 { end(&mut clock, now, false) } else { None };
+    let ends = clock.doing == Doing::Decode as u32 || clock.doing == Doing::Copy as u32;
+    let over = if ends { end(&mut clock, now, false) } else { None };
     clock.running = running.saturating_sub(1);
     tell(target, events, over);
 }
@@ -274,7 +329,7 @@ pub fn charge(target: &impl Target, state: &mut Sequence, now: u64, sampling: u6
     let sampling = sampling.min(sampled);
     // Of a request that was running when the agent came the first gap is not known.
     if !first || state.launched_ns != 0 {
-        gap[Part::Host as usize] = since(Doing::Host);
+        gap[Part::Host as usize] = since(Doing::Host) + since(Doing::Copy);
         gap[Part::Draft as usize] = since(Doing::Draft);
         gap[Part::OwnPrefill as usize] = own;
         gap[Part::Decode as usize] = since(Doing::Decode);

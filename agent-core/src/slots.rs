@@ -34,6 +34,8 @@ pub fn start(
     let task = machine.read::<i32>(task)?;
     let now = machine.now();
     target.note(TargetConfig::STARTED);
+    // What was saved and restored was for this one.
+    parts::copied(target, requests, now);
     let state = sequences.find_or_make(&sequences::key_of_slot(target, slot))?;
     parts::begin(target, state, now);
     parts::run(target, state);
@@ -201,6 +203,7 @@ pub fn turn(
     }
     state.flags = Sequence::LAUNCHED;
     state.launched_ns = machine.now();
+    parts::copied(target, requests, state.launched_ns);
     parts::begin(target, state, state.launched_ns);
     Ok(())
 }

@@ -41,6 +41,11 @@ impl LlamaServer {
         Ok(())
     }
 
+    /// What it has written so far.
+    pub fn log(&self) -> String {
+        self.log.text()
+    }
+
     /// Kills the server with SIGKILL.
     pub fn kill(mut self) -> Result<()> {
         self.process.kill().map(drop)

@@ -1,18 +1,20 @@
 use std::{vec, vec::Vec};
 
 use llamaprobe_common::{
+    copying::Operation,
     part::{Part, Parts, Usual},
-    request::{PrefillEvent, PromptEvent},
+    request::{CopyEvent, PrefillEvent, PromptEvent},
     target::TargetConfig,
 };
 use proptest::prelude::*;
 
 use super::observe;
 use crate::{
+    copies,
     events::Event,
     testing::{
         batch::{at, tokens},
-        world::{DRAFT, MAIN, World, request},
+        world::{COPIED_BYTES, DRAFT, MAIN, World, request},
     },
 };
 
@@ -95,6 +97,48 @@ fn a_prompt_is_charged_to_who_waits_for_it() {
     let told: Vec<_> = prefills(&world).iter().map(|told| (told.prompt, told.excess_ns)).collect();
     assert_eq!(told, [(40, 800), (20, 600)]);
     assert_eq!((prefills(&world)[0].entered_ns, prefills(&world)[0].at_ns), (entered, entered + 900));
+}
+
+fn copied(world: &World) -> Vec<CopyEvent> {
+    let copy = |event: &Event| if let Event::Copy(event) = event { Some(*event) } else { None };
+    world.told.events.iter().filter_map(copy).collect()
+}
+
+#[test]
+fn copies_are_the_servers_own_work_and_told_with_their_length() {
+    let mut world = World::with(SERVER);
+    world.begin(0);
+    world.step(&[(0, 0, 2)], 50, &[0]);
+    let before = world.sequence(0).parts;
+    let entered = world.host.now.get();
+    world.save(1, 0, 700);
+    world.restore(1, 0).unwrap();
+    world.pass(300);
+    world.begin(1);
+    world.pass(20);
+    // Before the prompt of the other a checkpoint, and one of which only the size is asked for.
+    world.save(1, 1, 40);
+    world.step(&[(0, 2, 1), (1, 0, 9)], 1000, &[0]);
+    copies::save(&world.target, &world.host, &mut world.told, 1, 1, 0).unwrap();
+    world.pass(5);
+    world.step(&[(0, 3, 1), (1, 9, 1)], 100, &[0, 1]);
+    let told: Vec<_> =
+        copied(&world).iter().map(|it| (it.operation, it.slot, it.at_ns - it.entered_ns)).collect();
+    let number = |operation: Operation| operation as u32;
+    let [save, restore, checkpoint] =
+        [Operation::Save, Operation::Restore, Operation::Checkpoint].map(number);
+    assert_eq!(told, [(save, 1, 700), (restore, 1, 300), (checkpoint, 1, 40)]);
+    assert!(copied(&world).iter().all(|it| it.bytes == COPIED_BYTES && it.request.arrived_ns == 0));
+    assert_eq!(copied(&world)[0].entered_ns, entered);
+    world.end(0).unwrap();
+    world.end(1).unwrap();
+    let ends: Vec<_> = world.told.ends().copied().collect();
+    for end in &ends {
+        assert_eq!(end.parts.iter().sum::<u64>(), end.last_token_ns - end.launched_ns);
+    }
+    let host = ends[0].parts[Part::Host as usize] - before[Part::Host as usize];
+    assert_eq!(host, 700 + 300 + 20 + 40 + 5 + 2, "and a nanosecond after each of two tokens");
+    assert_eq!(ends[1].parts[Part::Host as usize], 20 + 40 + 5 + 2);
 }
 
 #[test]

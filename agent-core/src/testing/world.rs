@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     batch::{attribute, enter},
-    contexts, cuts, failures,
+    contexts, copies, cuts, failures,
     maps::Contexts as _,
     sequences, slots,
     source::Place,
@@ -34,6 +34,8 @@ pub const MAIN: u64 = 0x7000_0000;
 pub const DRAFT: u64 = 0x7100_0000;
 /// Where the memory of a context is named in it.
 pub const MEMORY_OFFSET: u16 = 64;
+/// How large the state of a slot is.
+pub const COPIED_BYTES: u64 = 4096;
 /// Where the arguments of slots are.
 const SLOT: u64 = 0x6000_0000;
 const TASK: u64 = 0x6000_1000;
@@ -179,7 +181,23 @@ impl World {
 
     /// A saved state is put into a slot.
     pub fn restore(&mut self, slot: i32, flags: u32) -> Result<(), Loss> {
-        cuts::restore(&self.target, &self.host, &mut self.maps.sequences, slot, flags)
+        copies::restore(
+            &self.target,
+            &self.host,
+            &mut self.maps.sequences,
+            &mut self.told,
+            slot,
+            flags,
+            COPIED_BYTES,
+        )
+    }
+
+    /// The state of a slot is saved, in so long from the question for its size on.
+    pub fn save(&mut self, slot: i32, flags: u32, ns: u64) {
+        for (ns, bytes) in [(ns / 2, 0), (ns - ns / 2, COPIED_BYTES)] {
+            copies::save(&self.target, &self.host, &mut self.told, slot, flags, bytes).unwrap();
+            self.pass(ns);
+        }
     }
 
     /// A context is freed.

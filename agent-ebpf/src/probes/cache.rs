@@ -1,8 +1,8 @@
-//! Roles cache hit and restore: the KV cache of a sequence is cut back; the first cut of a request tells what it reuses. A
-//! saved state is put in its place.
+//! Roles cache hit and restore: the KV cache of a sequence is cut back; the first cut of a request tells what it reuses. It
+//! is saved, and a saved one is put in its place.
 
 use aya_ebpf::{macros::uprobe, programs::ProbeContext};
-use llamaprobe_core::cuts;
+use llamaprobe_core::{copies, cuts};
 
 use super::observe;
 use crate::{
@@ -23,7 +23,25 @@ fn lp_cache_hit(probe: ProbeContext) -> u32 {
 #[uprobe]
 fn lp_restore(probe: ProbeContext) -> u32 {
     observe(&probe, |target, _, call| {
-        let (sequence, flags) = (call.get(3)? as i32, call.get(4)? as u32);
-        cuts::restore(target, &Helpers, &mut SequenceMap, sequence, flags)
+        let (bytes, sequence, flags) = (call.get(2)?, call.get(3)? as i32, call.get(4)? as u32);
+        copies::restore(target, &Helpers, &mut SequenceMap, &mut Helpers, sequence, flags, bytes)
+    })
+}
+
+/// `llama_state_seq_get_data_ext(context, destination, size, seq_id, flags)`.
+#[uprobe]
+fn lp_save(probe: ProbeContext) -> u32 {
+    observe(&probe, |target, _, call| {
+        let (bytes, sequence, flags) = (call.get(2)?, call.get(3)? as i32, call.get(4)? as u32);
+        copies::save(target, &Helpers, &mut Helpers, sequence, flags, bytes)
+    })
+}
+
+/// `llama_state_seq_get_size_ext(context, seq_id, flags)`.
+#[uprobe]
+fn lp_measure(probe: ProbeContext) -> u32 {
+    observe(&probe, |target, _, call| {
+        let (sequence, flags) = (call.get(1)? as i32, call.get(2)? as u32);
+        copies::save(target, &Helpers, &mut Helpers, sequence, flags, 0)
     })
 }

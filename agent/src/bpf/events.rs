@@ -4,8 +4,8 @@ use bytes::Bytes;
 use llamaprobe_common::{
     event::{ProcessEvent, ShownEvent},
     request::{
-        BeginEvent, DraftEvent, EndEvent, PieceHead, PrefillEvent, PromptEvent, RequestEventKind, RequestKey,
-        SlotEndEvent, SlotStartEvent, TaskEvent, WriteEvent,
+        BeginEvent, CopyEvent, DraftEvent, EndEvent, PieceHead, PrefillEvent, PromptEvent, RequestEventKind,
+        RequestKey, SlotEndEvent, SlotStartEvent, TaskEvent, WriteEvent,
     },
     stall::StallEvent,
     step::StepEvent,
@@ -38,6 +38,8 @@ pub enum RequestEvent {
     Prompt(PromptEvent),
     /// A decode call with prompts is over, of an engine that works for several. It is about no request, but a process.
     Prefill(PrefillEvent),
+    /// The cache of a slot was saved or restored. It is about no request, but a process.
+    Copy(CopyEvent),
 }
 
 /// Bytes of a request or an answer. Not `Debug`: they may be of a prompt.
@@ -76,6 +78,7 @@ impl RequestEvent {
             Self::Draft(event) => event.request,
             Self::Prompt(event) => event.request,
             Self::Prefill(event) => event.request,
+            Self::Copy(event) => event.request,
         }
     }
 
@@ -92,6 +95,7 @@ impl RequestEvent {
             Self::Draft(event) => event.at_ns,
             Self::Prompt(event) => event.at_ns,
             Self::Prefill(event) => event.at_ns,
+            Self::Copy(event) => event.at_ns,
         }
     }
 }
@@ -107,6 +111,7 @@ pub fn request(entry: &[u8]) -> Option<RequestEvent> {
     const DRAFT: u32 = RequestEventKind::Draft as u32;
     const PROMPT: u32 = RequestEventKind::Prompt as u32;
     const PREFILL: u32 = RequestEventKind::Prefill as u32;
+    const COPY: u32 = RequestEventKind::Copy as u32;
     Some(match u32::from_ne_bytes(entry.get(..4)?.try_into().ok()?) {
         BEGIN => RequestEvent::Begin(value(entry)?),
         WRITE => RequestEvent::Write(value(entry)?),
@@ -117,6 +122,7 @@ pub fn request(entry: &[u8]) -> Option<RequestEvent> {
         DRAFT => RequestEvent::Draft(value(entry)?),
         PROMPT => RequestEvent::Prompt(value(entry)?),
         PREFILL => RequestEvent::Prefill(value(entry)?),
+        COPY => RequestEvent::Copy(value(entry)?),
         _ => return None,
     })
 }

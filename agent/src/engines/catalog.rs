@@ -69,7 +69,9 @@ impl Role {
             Self::CacheHit => "cached tokens",
             Self::Tls => "requests over TLS",
             Self::Task => "the exact join of HTTP requests to slots",
-            Self::Restore => "what came from the prompt cache in memory counts as what the slot held",
+            Self::Restore => {
+                "llm_cache_copy_seconds_total; what came from the prompt cache in memory counts as what the slot held"
+            }
             Self::Draft => "accepted draft tokens behind a stop word count as rejected",
             Self::Failure => {
                 "the last of several tries of a decode call that failed counts as one that did not"
@@ -116,6 +118,10 @@ named! {
         CacheHit = "lp_cache_hit",
         /// Where a saved state is put into a sequence.
         Restore = "lp_restore",
+        /// Where the state of a sequence is saved.
+        Save = "lp_save",
+        /// Where its size is asked for.
+        Measure = "lp_measure",
         /// Where a slot is taken.
         SlotStart = "lp_slot_start",
         /// Where a slot is left.
@@ -172,7 +178,7 @@ impl Program {
             Self::Batch => Role::Batch,
             Self::Sample | Self::SlotToken => Role::Token,
             Self::CacheHit => Role::CacheHit,
-            Self::Restore => Role::Restore,
+            Self::Restore | Self::Save | Self::Measure => Role::Restore,
             Self::SlotStart | Self::SlotTurn | Self::SlotFork => Role::SlotStart,
             Self::SlotEnd => Role::SlotEnd,
             Self::Embedded => Role::StepEnd,
@@ -195,12 +201,12 @@ impl Program {
             (Self::Sample, Layout::Token(_, context, ..)) => (1 << context, false),
             (Self::CacheHit, Layout::Cut(_)) => (0b1111, false),
             (Self::CacheHit, _) => (0b1110, false),
-            (Self::Restore, _) => (0b1_1000, false),
+            (Self::Restore | Self::Save, _) => (0b1_1100, false),
             // Where the return is probed the stack pointer must be that of the entry.
             (Self::TlsRead, _) => (0b011, true),
             (Self::TlsWrite, _) => (0b111, false),
             (Self::Batch | Self::SlotTurn, _) => (0b011, false),
-            (Self::SlotStart | Self::SlotFork | Self::Accepted, _) => (0b110, false),
+            (Self::SlotStart | Self::SlotFork | Self::Accepted | Self::Measure, _) => (0b110, false),
             (Self::Sample | Self::SlotToken, _) => (0b100, false),
             (Self::SlotError | Self::TaskError | Self::Task | Self::Tasks, _) => (0b010, false),
             (Self::SlotEnd | Self::Embedded | Self::Clear | Self::Free | Self::TlsAccept, _) => {

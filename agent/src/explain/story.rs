@@ -120,12 +120,22 @@ fn waits(request: &Request) -> Vec<Sentence> {
         until => until.map_or(0.0, |until| (until - load).max(0.0)),
     };
     all.push(sentence("load", load, "the server loaded its model again: it had slept".into()));
+    let copied = |name: &str| request.copies_ms.get(name).copied().unwrap_or(0.0);
+    let (saved, restored) = (copied("save"), copied("restore"));
+    let kept = "the server copied what its slot held to the prompt cache in memory".to_owned();
+    all.push(sentence("save", saved, kept));
+    all.push(sentence(
+        "restore",
+        restored,
+        "its own prompt came back from the prompt cache in memory".into(),
+    ));
     all.push(sentence(
         "queue",
-        queue,
+        (queue - saved - restored).max(0.0),
         "waited for a slot: others had them all, or the engine was busy".into(),
     ));
     all.extend(request.waited_for.iter().map(|it| sentence("neighbour_prefill", it.ms, neighbour(it))));
+    all.extend(request.waited_for.iter().map(|it| sentence("neighbour_copy", it.copy_ms, copies(it))));
     let named: f64 = request.waited_for.iter().map(|it| it.ms).sum();
     let rest = (part("neighbour_prefill") - named).max(0.0);
     all.push(sentence("neighbour_prefill", rest, "waited in steps that computed prompts of others".into()));
@@ -136,9 +146,17 @@ fn waits(request: &Request) -> Vec<Sentence> {
 
 fn neighbour(it: &WaitedFor) -> String {
     let steps = if it.steps == 1 { "1 step that".to_owned() } else { format!("{} steps that", it.steps) };
-    let whose = it.id.as_ref().map_or_else(String::new, |id| format!(" (request {})", plain(id)));
     let tokens = number(it.prompt_tokens);
-    format!("waited in {steps} computed {tokens} prompt tokens for {}{whose}", plain(&it.user))
+    format!("waited in {steps} computed {tokens} prompt tokens for {}", whose(it))
+}
+
+fn copies(it: &WaitedFor) -> String {
+    format!("waited while the server saved or restored caches for {}", whose(it))
+}
+
+fn whose(it: &WaitedFor) -> String {
+    let request = it.id.as_ref().map_or_else(String::new, |id| format!(" (request {})", plain(id)));
+    format!("{}{request}", plain(&it.user))
 }
 
 /// What held its steps back.
@@ -172,6 +190,11 @@ fn work(request: &Request) -> Vec<Sentence> {
     let part = |name: &str| request.token_ms.get(name).copied().unwrap_or(0.0);
     let tokens = request.tokens;
     let prompt = prompt(request);
+    // What the server did between steps and is told apart.
+    let copied = |name: &str| request.copies_ms.get(name).copied().unwrap_or(0.0);
+    let checkpoints = copied("checkpoint") + copied("rewind");
+    let others: f64 = request.waited_for.iter().map(|it| it.copy_ms).sum();
+    let host = (part("host") - checkpoints - others).max(0.0);
     let last = request.last_token_ms.unwrap_or(request.duration_ms);
     let answer = if request.state == "done" { (request.duration_ms - last).max(0.0) } else { 0.0 };
     vec![
@@ -179,7 +202,8 @@ fn work(request: &Request) -> Vec<Sentence> {
         sentence("decode", part("decode"), format!("generated {} tokens", number(tokens.generated))),
         sentence("draft", part("draft"), "a draft model guessed".into()),
         sentence("sampling", part("sampling"), "its tokens were chosen, by its grammar if it has one".into()),
-        sentence("host", part("host"), "the server's own work between steps".into()),
+        sentence("host", host, "the server's own work between steps".into()),
+        sentence("checkpoint", checkpoints, "checkpoints of its context were made or taken up".into()),
         sentence("answer", answer, "from its last token to the last byte of its answer".into()),
     ]
 }

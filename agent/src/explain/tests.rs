@@ -43,6 +43,7 @@ fn slow() -> Served {
         id: Some("81c0-6".to_owned()),
         user: "team-7".to_owned(),
         ms: 4_200.0,
+        copy_ms: 0.0,
         steps: 3,
         prompt_tokens: 5_871,
     }];
@@ -73,6 +74,25 @@ the longest pause between two tokens was 1.60 s, most of it neighbour_prefill
 a step of 1,957 prompt tokens of that neighbour took 1.40 s longer than one without; with -b 512 it would be about 366 ms
 ";
     assert_eq!(text, expected);
+}
+
+#[test]
+fn copies_of_caches_are_told_with_for_whom_they_were() {
+    let mut it = slow();
+    it.request.waited_for[0].copy_ms = 600.0;
+    it.request.copies_ms = parts(&[("save", 80.0), ("restore", 90.0), ("checkpoint", 70.0)]);
+    it.request.token_ms.extend(parts(&[("queue", 270.0), ("host", 750.0)]));
+    let text = Story::of(&it, None).to_string();
+    for said in [
+        "    600 ms  waited while the server saved or restored caches for team-7 (request 81c0-6)",
+        "     80 ms  the server copied what its slot held to the prompt cache in memory",
+        "     90 ms  its own prompt came back from the prompt cache in memory",
+        "    100 ms  waited for a slot: others had them all, or the engine was busy",
+        "     70 ms  checkpoints of its context were made or taken up",
+        "     80 ms  the server's own work between steps",
+    ] {
+        assert!(text.lines().any(|line| line.trim_start() == said.trim_start()), "{said}\n{text}");
+    }
 }
 
 #[test]

@@ -88,7 +88,10 @@ pub struct Line<'a> {
     parts_ms: BTreeMap<&'static str, f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     neighbour_prefill_ms: Option<f64>,
-    /// The user whose prompt it waited for longest.
+    /// While caches were saved and restored for others.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    neighbour_copy_ms: Option<f64>,
+    /// The user for whom it waited longest.
     #[serde(skip_serializing_if = "Option::is_none")]
     slowed_by: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -114,6 +117,9 @@ pub struct Line<'a> {
     cache_held_tokens: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     cache_restore_ms: Option<f64>,
+    /// What caches were saved and restored for it, by operation.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    cache_copies_ms: BTreeMap<&'static str, f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     draft_tokens: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -173,6 +179,7 @@ impl<'a> Line<'a> {
             worst_gap_part: request.worst_part().map(Part::name),
             parts_ms: request.parts().map(|(part, ns)| (part.name(), ms(ns))).collect(),
             neighbour_prefill_ms: request.neighbour_prefill_ns().map(ms),
+            neighbour_copy_ms: request.neighbour_copy_ns().map(ms),
             slowed_by: request.slowed_by.first().map(|it| it.user.as_deref().unwrap_or(NONE)),
             worst_gap_cause: request.worst_gap_cause().map(Cause::name),
             cancelled_by: request.cancelled_by.map(request_id),
@@ -186,6 +193,7 @@ impl<'a> Line<'a> {
             cache_differs_at: miss.and_then(|miss| miss.differs_at),
             cache_held_tokens: miss.map(|miss| miss.held_tokens),
             cache_restore_ms: miss.and_then(|miss| miss.restore_ns).map(ms),
+            cache_copies_ms: request.copies().map(|(operation, ns)| (operation.name(), ms(ns))).collect(),
             draft_tokens: drafted.map(|[drafted, _]| drafted),
             accepted_tokens: drafted.map(|[_, accepted]| accepted),
             wasted_tokens: Some(request.wasted_tokens).filter(|n| *n > 0),

@@ -204,7 +204,7 @@ pub static METRICS: &[Metric] = &[
     metric(
         Counter,
         "llm_interference_seconds_total",
-        "Time that requests of one user waited for prompts of another request, by its user; counted at the end of the request that waited.",
+        "Time that requests of one user waited for the prompt of another request, or while caches were saved and restored for it, by its user; counted at the end of the request that waited.",
         usage::interference,
     )
     .by(&["victim", "culprit"]),
@@ -261,6 +261,27 @@ pub static METRICS: &[Metric] = &[
         |all| usage::cache_misses(all, |(_, tokens)| tokens),
     )
     .by(&["reason"]),
+    metric(
+        Counter,
+        "llm_cache_copies_total",
+        "Caches of slots that the server copied between decode calls, while all slots wait: what a slot held into the prompt cache in memory (save) or back (restore), and of layers that cannot be cut (checkpoint, rewind).",
+        |all| usage::copies(all, |copied| copied.count as f64),
+    )
+    .by(&["operation"]),
+    metric(
+        Counter,
+        "llm_cache_copy_seconds_total",
+        "Time of these copies, from the question for the size until the engine does the next thing that is seen.",
+        |all| usage::copies(all, |copied| copied.ns as f64 / 1e9),
+    )
+    .by(&["operation"]),
+    metric(
+        Counter,
+        "llm_cache_copied_bytes_total",
+        "Bytes of these copies.",
+        |all| usage::copies(all, |copied| copied.bytes as f64),
+    )
+    .by(&["operation"]),
     metric(Gauge, "llm_users", "Users that are told apart; the rest is counted as `other`.", usage::users),
     metric(
         Counter,

@@ -16,7 +16,7 @@ use std::{
 };
 
 use llamaprobe_api::Workload;
-use llamaprobe_common::{part::Part, stall::Cause};
+use llamaprobe_common::{copying::Operation, part::Part, stall::Cause};
 use serde::Serialize;
 
 use super::{lines::Lines, sink::Sink, snapshot::workload};
@@ -55,9 +55,11 @@ struct Entry<'a> {
     /// Where the time of its tokens went, nanoseconds by part; they add up to that from the arrival to the last token. Absent
     /// where they are not known.
     parts_ns: BTreeMap<&'static str, Option<u64>>,
-    /// For whose prompts it waited, who cost it most first.
+    /// For whose prompts and caches it waited, who cost it most first.
     slowed_by: Vec<Culprit<'a>>,
     tokens: Tokens,
+    /// What caches were saved and restored for it, nanoseconds by operation.
+    copies_ns: BTreeMap<&'static str, u64>,
     cache: Cache,
     engine: Engine,
     cost: Cost,
@@ -136,6 +138,8 @@ struct Culprit<'a> {
     /// Decode calls in which prompt tokens of it were.
     calls: u64,
     prompt_tokens: u64,
+    /// While the server saved and restored caches for it.
+    copy_ns: u64,
 }
 
 impl<'a> Culprit<'a> {
@@ -148,6 +152,7 @@ impl<'a> Culprit<'a> {
             ns: culprit.ns,
             calls: culprit.calls,
             prompt_tokens: culprit.tokens,
+            copy_ns: culprit.copy_ns,
         }
     }
 }
@@ -232,6 +237,7 @@ impl<'a> Entry<'a> {
                 .into(),
             slowed_by: request.slowed_by.iter().map(|culprit| Culprit::new(culprit, epoch)).collect(),
             tokens: Tokens::new(request),
+            copies_ns: Operation::ALL.map(|it| (it.name(), request.copies[it as usize])).into(),
             cache: Cache::new(request),
             engine: Engine::new(request),
             cost: Cost { by_tokens, by_host },

@@ -28,7 +28,7 @@ use crate::{
         Live, Server, Snapshot,
         cost::Basis,
         finished::Join,
-        parts::Culprit,
+        parts::{Culprit, told},
         shown::{ShownRequest, State, request_id},
         stalls::Lost,
         tally::{DURATION_NS, FIRST_TOKEN_NS, Phase, Tally},
@@ -256,6 +256,9 @@ pub(crate) fn request(request: &ShownRequest, epoch: Duration) -> api::Request {
             .flat_map(|time| Part::ALL.map(|part| (part.name().to_owned(), ms(time.get(part)))))
             .collect(),
         slowed_by: request.slowed_by.clone(),
+        copies_ms: told(request.copies)
+            .map(|(operation, ns)| (operation.name().to_owned(), ms(ns)))
+            .collect(),
         waited_for: request.waited_for.iter().map(waited_for).collect(),
         stall_ms: request.lost.causes().map(|(cause, ns)| (cause.name().to_owned(), ms(ns))).collect(),
         worst_gap_cause: request.worst_gap_cause.map(|cause| cause.name().to_owned()),
@@ -283,6 +286,7 @@ fn waited_for(culprit: &Culprit) -> api::WaitedFor {
         id: (culprit.request.arrived_ns != 0).then(|| request_id(culprit.request)),
         user: culprit.user.clone().unwrap_or_default(),
         ms: ms(culprit.ns),
+        copy_ms: ms(culprit.copy_ns),
         steps: culprit.calls,
         prompt_tokens: culprit.tokens,
     }

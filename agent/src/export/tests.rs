@@ -99,7 +99,9 @@ fn busy() -> Server {
         ns: 3_000_000,
         calls: 2,
         tokens: 90,
+        copy_ns: 2_000_000,
     }];
+    chat.copies = [4_000_000, 0, 0, 0];
     chat.cancelled_by = Some(RequestKey { fd: 6, ..key(1_000) });
     chat.losses.add(&StepLoss { step_ns: 1_040_000_000, lost: Lost::staged(Cause::Stopped, 5_000_000) });
     tally.book(&chat);
@@ -148,6 +150,7 @@ fn busy() -> Server {
                 token_time: None,
                 slowed_by: None,
                 waited_for: vec![],
+                copies: [6_000_000, 0, 0, 0],
                 lost: Lost::default(),
                 worst_gap_cause: None,
                 longest_steps: vec![StepEvent {
@@ -516,6 +519,8 @@ fn every_metric_says_what_it_is() {
     server.stats.hits[ProbeId::CommonSeqRm as usize] = 1;
     server.stats.hits[ProbeId::WaitingTask as usize] = 1;
     server.served.insert((Role::Task, ProbeId::WaitingTask));
+    server.stats.hits[ProbeId::StateSeqGet as usize] = 1;
+    server.served.insert((Role::Restore, ProbeId::StateSeqGet));
     server.usage.wait(Some("ada"), Some("bob"), 1);
     let text = String::from_utf8(render(&snapshot(vec![server]), &[]).unwrap()).unwrap();
     let mut names = BTreeSet::new();

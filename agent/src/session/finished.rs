@@ -2,12 +2,12 @@
 
 use std::net::IpAddr;
 
-use llamaprobe_common::{part::Part, request::RequestKey, stall::Cause};
+use llamaprobe_common::{copying::Operation, part::Part, request::RequestKey, stall::Cause};
 
 use super::{
     cache::CacheMiss,
     charge::Charge,
-    parts::{Culprit, TokenTime},
+    parts::{Copies, Culprit, TokenTime, told},
     payload::{body::Body, head::Head, route::Route},
     stalls::Losses,
 };
@@ -158,7 +158,9 @@ pub struct Finished {
     pub worst_gap_ns: u64,
     /// Where the time of its tokens went; `None` where that is not known, or there were none.
     pub token_time: Option<TokenTime>,
-    /// The requests for whose prompts it waited, who cost it most first.
+    /// What caches were saved and restored for it.
+    pub copies: Copies,
+    /// The requests for whose prompts and caches it waited, who cost it most first.
     pub slowed_by: Vec<Culprit>,
     /// Prompt tokens computed.
     pub prompt_tokens: u64,
@@ -282,6 +284,16 @@ impl Finished {
     /// How long it waited for the prompts of others, nanoseconds, if it did.
     pub fn neighbour_prefill_ns(&self) -> Option<u64> {
         self.token_time.as_ref().map(|time| time.get(Part::NeighbourPrefill)).filter(|ns| *ns > 0)
+    }
+
+    /// How long it waited while caches were copied for others, nanoseconds, if it did.
+    pub fn neighbour_copy_ns(&self) -> Option<u64> {
+        Some(self.slowed_by.iter().map(|culprit| culprit.copy_ns).sum()).filter(|ns| *ns > 0)
+    }
+
+    /// What caches were copied for it, nanoseconds; what is not 0.
+    pub fn copies(&self) -> impl Iterator<Item = (Operation, u64)> {
+        told(self.copies)
     }
 
     /// What made that gap so long, where most of it was lost to one cause that is known.

@@ -365,6 +365,11 @@ impl Session {
                 self.ledger.tally(now, &labels).reloads += 1;
             }
         }
+        for (pid, operation, copy) in self.requests.take_copies() {
+            if let Some(labels) = self.watched.get(&pid).and_then(|watched| watched.labels.clone()) {
+                self.ledger.tally(now, &labels).copies[operation as usize].add(&copy);
+            }
+        }
         for request in finished {
             if let (Some((slot, tokens)), Some(watched)) =
                 (request.restored, self.watched.get_mut(&request.key.tgid))

@@ -19,7 +19,7 @@ use super::{
     fact::{Answered, Asked, Read},
     finished::{CLIENT_GONE, DraftStep, Finished, Join, Outcome, UNKNOWN},
     identity::Naming,
-    parts::{Culprit, TokenTime, Waits},
+    parts::{Copies, Culprit, TokenTime, Waits},
     payload::{
         answer::{Closing, Finish},
         body::Body,
@@ -136,6 +136,8 @@ pub struct Request {
     resumed: bool,
     /// For whom it has waited.
     waits: Waits,
+    /// What was copied for it.
+    copies: Copies,
     /// Until when its server loaded its model again for it; 0 when it did not.
     loaded_ns: u64,
     /// It began before a recording: what it waited for until then is not known.
@@ -178,6 +180,7 @@ impl Request {
             patient_until_ns: 0,
             resumed: false,
             waits: Waits::default(),
+            copies: Copies::default(),
             loaded_ns: 0,
             cut: false,
         }
@@ -392,7 +395,17 @@ impl Request {
         (self.user(naming), due)
     }
 
-    /// It has waited for the prompt of another.
+    /// A cache was copied for it.
+    pub fn copied(&mut self, copies: Copies) {
+        self.copies.iter_mut().zip(copies).for_each(|(sum, ns)| *sum += ns);
+    }
+
+    /// What was.
+    pub(super) const fn copies(&self) -> Copies {
+        self.copies
+    }
+
+    /// It has waited for another.
     pub fn wait(&mut self, culprit: Culprit) {
         self.waits.add(culprit);
     }
@@ -600,7 +613,7 @@ impl Request {
     pub fn finish(mut self, now_ns: u64, naming: &Naming, cancels: Option<&Cancels>) -> Finished {
         let cancelled_by = self.cancelled_by(cancels, now_ns);
         if self.cut {
-            (self.waits, self.losses, self.draft_steps) = Default::default();
+            (self.waits, self.copies, self.losses, self.draft_steps) = Default::default();
         }
         let user = self.user(naming);
         let used = self.used();
@@ -673,6 +686,7 @@ impl Request {
             last_token_ns: latest(|task| task.last_token_ns),
             answered_ns: self.end.as_ref().map_or(now_ns, |end| end.answered_ns),
             worst_gap_ns: latest(|task| task.worst_gap_ns),
+            copies: self.copies,
             slowed_by: if token_time.is_some() { self.waits.sorted() } else { Vec::new() },
             token_time,
             prompt_tokens: total(|task| task.prompt_tokens) + running[0],

@@ -6,7 +6,8 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 
 use llamaprobe_common::{
-    request::{EndEvent, RequestKey, TaskEvent},
+    copying::Operation,
+    request::{CopyEvent, EndEvent, RequestKey, TaskEvent},
     sequence::Sequence,
 };
 
@@ -19,7 +20,7 @@ use super::{
     identity::Naming,
     join::Joins,
     loading::Reload,
-    parts::{Culprit, Engine},
+    parts::{Copies, Culprit, Engine, Wait},
     payload::head::{Head, Method},
     request::Request,
     shown::{MOST, ShownRequest},
@@ -41,6 +42,8 @@ pub struct Requests {
     unmatched: Vec<u32>,
     /// Servers that have loaded their models again, and how long that took; taken by the session.
     reloads: Vec<(u32, u64)>,
+    /// Copies of caches; taken by the session.
+    copies: Vec<(u32, Operation, CopyEvent)>,
     /// What is known of the processes that they are asked of.
     servers: BTreeMap<u32, Server>,
 }
@@ -88,8 +91,8 @@ impl Server {
 impl Requests {
     /// No request yet.
     pub fn new(naming: Naming) -> Self {
-        let (open, servers) = Default::default();
-        Self { open, naming, given_up: 0, unmatched: Vec::new(), reloads: Vec::new(), servers }
+        let (open, servers, unmatched, reloads, copies) = Default::default();
+        Self { open, naming, given_up: 0, unmatched, reloads, copies, servers }
     }
 
     /// Requests get their names otherwise from now on; those that have one keep it.
@@ -263,7 +266,14 @@ impl Requests {
                 }
             }
             Some(RequestEvent::Draft(event)) => request.draft(event),
-            Some(RequestEvent::Prompt(_) | RequestEvent::Prefill(_) | RequestEvent::Piece(_)) | None => {}
+            // What is of an engine is booked there.
+            Some(
+                RequestEvent::Prompt(_)
+                | RequestEvent::Prefill(_)
+                | RequestEvent::Copy(_)
+                | RequestEvent::Piece(_),
+            )
+            | None => {}
         }
         if let Some(path) = self.servers.get(&key.tgid).and_then(|server| server.predict.as_ref()) {
             request.predicts_at(path);
@@ -293,26 +303,51 @@ impl Requests {
         std::mem::take(&mut self.reloads)
     }
 
+    /// The copies of caches since the last call, by process.
+    pub fn take_copies(&mut self) -> Vec<(u32, Operation, CopyEvent)> {
+        std::mem::take(&mut self.copies)
+    }
+
     /// Books who waits for whom.
     fn wait(&mut self, event: &RequestEvent) {
-        let Some(server) = self.servers.get_mut(&event.request().tgid) else { return };
-        match event {
+        let pid = event.request().tgid;
+        let Some(server) = self.servers.get_mut(&pid) else { return };
+        let waits = match event {
             RequestEvent::SlotStart(event) if event.request.arrived_ns != 0 => {
-                server.engine.start(event.request);
-            }
-            RequestEvent::SlotEnd(event) if event.request.arrived_ns != 0 => server.engine.end(event.request),
-            RequestEvent::Prompt(event) => server.engine.prompt(event),
-            RequestEvent::Prefill(event) => {
-                for wait in server.engine.prefill(event) {
-                    let user =
-                        self.open.get_mut(&wait.culprit).and_then(|request| request.user(&self.naming));
-                    if let Some(victim) = self.open.get_mut(&wait.victim) {
-                        let (ns, tokens) = (wait.ns, u64::from(wait.tokens));
-                        victim.wait(Culprit { request: wait.culprit, user, ns, calls: 1, tokens });
-                    }
+                let (copies, waits) = server.engine.start(event.slot, event.request);
+                if let Some(request) = self.open.get_mut(&event.request) {
+                    request.copied(copies);
                 }
+                waits
             }
-            _ => {}
+            RequestEvent::SlotEnd(event) if event.request.arrived_ns != 0 => {
+                server.engine.end(event.slot, event.request);
+                return;
+            }
+            RequestEvent::Prompt(event) => {
+                server.engine.prompt(event);
+                return;
+            }
+            RequestEvent::Prefill(event) => server.engine.prefill(event),
+            RequestEvent::Copy(event) => {
+                let Some(operation) = Operation::from_wire(event.operation) else { return };
+                self.copies.push((pid, operation, *event));
+                let Some((request, waits)) = server.engine.copy(operation, event) else { return };
+                if let Some(request) = self.open.get_mut(&request) {
+                    let mut copies = Copies::default();
+                    copies[operation as usize] = event.at_ns.saturating_sub(event.entered_ns);
+                    request.copied(copies);
+                }
+                waits
+            }
+            _ => return,
+        };
+        for Wait { victim, culprit, ns, tokens, copy_ns } in waits {
+            let user = self.open.get_mut(&culprit).and_then(|request| request.user(&self.naming));
+            if let Some(victim) = self.open.get_mut(&victim) {
+                let calls = u64::from(tokens != 0);
+                victim.wait(Culprit { request: culprit, user, ns, calls, tokens: tokens.into(), copy_ns });
+            }
         }
     }
 

@@ -10,7 +10,7 @@ use super::{
     cancels::Cancels,
     finished::Outcome,
     identity::Naming,
-    parts::{Culprit, TokenTime},
+    parts::{Copies, Culprit, TokenTime},
     request::Request,
     stalls::Lost,
     steps::longest,
@@ -81,6 +81,8 @@ pub struct ShownRequest {
     pub slowed_by: Option<String>,
     /// The requests for whose prompts it waited, who cost it most first, once it is over; their users as labels have them.
     pub waited_for: Vec<Culprit>,
+    /// What caches were copied for it, nanoseconds.
+    pub copies: Copies,
     /// What the steps that it waited for have lost, once it is over.
     pub lost: Lost,
     /// What made its longest gap so long, where most of it was lost to one cause.
@@ -137,6 +139,7 @@ impl ShownRequest {
             worst_gap_ns: request.worst_gap_ns,
             token_time: request.token_time,
             slowed_by: request.slowed_by.first().map(|it| label(it.user.as_deref())),
+            copies: request.copies,
             waited_for: request.slowed_by.iter().take(CULPRITS).map(labelled).collect(),
             lost: *request.losses.all(),
             worst_gap_cause: request.worst_gap_cause(),
@@ -186,6 +189,7 @@ impl Request {
             token_time: None,
             slowed_by: None,
             waited_for: Vec::new(),
+            copies: self.copies(),
             lost: Lost::default(),
             worst_gap_cause: None,
             longest_steps: Vec::new(),

@@ -6,9 +6,11 @@ mod tests;
 use std::collections::BTreeMap;
 
 use llamaprobe_common::{
+    copying::Operation,
     histogram::{Bounds, Histogram, LATENCY_NS},
     named,
     part::Part,
+    request::CopyEvent,
 };
 
 use super::{
@@ -206,10 +208,32 @@ pub struct Tally {
     pub operations: BTreeMap<(&'static str, Option<Failure>), Latencies>,
     /// How often the server has loaded its model again.
     pub reloads: u64,
+    /// Caches of slots that it saved and restored, by [`Operation`].
+    pub copies: [Copied; Operation::COUNT],
     /// Requests that missed the cache, and the prompt tokens that they computed, by [`MissReason`].
     pub cache_misses: [(u64, u64); MissReason::COUNT],
     /// Requests with a `traceparent` that is none.
     pub traceparent_invalid: u64,
+}
+
+/// Copies of caches.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Copied {
+    /// How many.
+    pub count: u64,
+    /// How long they took, nanoseconds.
+    pub ns: u64,
+    /// How many bytes that were.
+    pub bytes: u64,
+}
+
+impl Copied {
+    /// One more.
+    pub fn add(&mut self, copy: &CopyEvent) {
+        self.count += 1;
+        self.ns += copy.at_ns.saturating_sub(copy.entered_ns);
+        self.bytes += copy.bytes;
+    }
 }
 
 impl Tally {

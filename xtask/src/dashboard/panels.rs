@@ -430,6 +430,33 @@ pub static GROUPS: &[Group] = &[
                 Each(&[("sum by (reason) (rate(llm_cache_misses_total{@server}[@rate]))", "{{reason}}")]),
             ),
             panel(
+                Stacked,
+                8,
+                "percentunit",
+                "Time spent copying caches",
+                "All slots of a server wait meanwhile. save and restore: a slot changes hands, and the prompt cache in memory (--cache-ram) is written or read; checkpoint and rewind: of layers that cannot be cut.",
+                Each(&[("sum by (operation) (rate(llm_cache_copy_seconds_total{@server}[@rate]))", "{{operation}}")]),
+            ),
+            panel(
+                Lines,
+                8,
+                "s",
+                "How long copying a cache takes",
+                "The mean of each operation.",
+                Each(&[(
+                    "sum by (operation) (rate(llm_cache_copy_seconds_total{@server}[@rate])) / (sum by (operation) (rate(llm_cache_copies_total{@server}[@rate])) > 0)",
+                    "{{operation}}",
+                )]),
+            ),
+            panel(
+                Lines,
+                8,
+                "Bps",
+                "Cache bytes copied",
+                "Each second, by operation.",
+                Each(&[("sum by (operation) (rate(llm_cache_copied_bytes_total{@server}[@rate]))", "{{operation}}")]),
+            ),
+            panel(
                 Lines,
                 8,
                 "percentunit",

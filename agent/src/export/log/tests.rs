@@ -8,6 +8,7 @@ use crate::{
         Labels,
         cache::{CacheMiss, MissReason},
         finished::Finished,
+        parts::Culprit,
         payload::{head, route::Route},
         staged::{MARKER, MS, answer, chat_events, finished, key, options, post, read, write},
     },
@@ -154,6 +155,16 @@ fn why_the_cache_missed_is_told_with_where() {
     let line = json(&record(Finished { cache_miss: Some(miss), ..chat() }));
     assert_eq!((&line["cache_miss"], &line["cache_differs_at"]), (&"prefix_changed".into(), &20.into()));
     assert_eq!((&line["cache_held_tokens"], line.get("cache_restore_ms")), (&900.into(), None));
+}
+
+#[test]
+fn what_was_copied_for_it_and_for_others_is_told() {
+    let by = Culprit { request: key(900), user: None, ns: 0, calls: 0, tokens: 0, copy_ns: 3 * MS };
+    let line = json(&record(Finished { copies: [2 * MS, 0, MS, 0], slowed_by: vec![by], ..chat() }));
+    assert_eq!(line["cache_copies_ms"], serde_json::json!({"save": 2.0, "checkpoint": 1.0}));
+    assert_eq!(line["neighbour_copy_ms"], 3.0);
+    let line = json(&record(chat()));
+    assert_eq!((line.get("cache_copies_ms"), line.get("neighbour_copy_ms")), (None, None));
 }
 
 #[test]

@@ -1,11 +1,11 @@
 //! Who has used what: tokens, engine time, cost, cache and slots.
 
-use llamaprobe_common::{part::Part, probe::ProbeId, target::TokenType};
+use llamaprobe_common::{copying::Operation, part::Part, probe::ProbeId, target::TokenType};
 
 use super::{Row, Sample, Value, by_server, number, per_server};
 use crate::{
     plan::catalog::Role,
-    session::{Recent, Server, Snapshot, cache::MissReason, cost::Basis},
+    session::{Recent, Server, Snapshot, cache::MissReason, cost::Basis, tally::Copied},
 };
 
 /// The role whose probe counts tokens of a type.
@@ -164,6 +164,17 @@ pub(super) fn cache_misses(all: &Snapshot, of: fn((u64, u64)) -> u64) -> Vec<Sam
             (vec![("reason", reason.name().to_owned())], Value::Number(of(counts) as f64))
         })
         .collect()
+    })
+}
+
+/// By operation, where the calls that copy are seen.
+pub(super) fn copies(all: &Snapshot, of: fn(Copied) -> f64) -> Vec<Sample> {
+    by_server(all, Role::Restore, |server| {
+        let row = |operation: Operation| {
+            let labels = vec![("operation", operation.name().to_owned())];
+            (labels, Value::Number(of(server.tally.copies[operation as usize])))
+        };
+        Operation::ALL.map(row).into()
     })
 }
 

@@ -178,12 +178,16 @@ fn attributes(record: &Record) -> Attributes {
     for (part, ns) in request.parts() {
         it.put(&format!("llamaprobe.part.{}_ms", part.name()), ms(ns));
     }
+    it.put_some("llamaprobe.neighbour_copy_ms", request.neighbour_copy_ns().map(ms));
     let culprit = request.slowed_by.first();
     it.put_some("llamaprobe.slowed_by", culprit.map(|it| it.user.as_deref().unwrap_or(NONE)));
     it.put_some("llamaprobe.worst_gap_cause", request.worst_gap_cause().map(Cause::name));
     it.put_some("llamaprobe.cancelled_by", request.cancelled_by.map(request_id).as_deref());
     for (cause, ns) in request.losses.all().causes() {
         it.put(&format!("llamaprobe.stall_ms.{}", cause.name()), ms(ns));
+    }
+    for (operation, ns) in request.copies() {
+        it.put(&format!("llamaprobe.cache_copies_ms.{}", operation.name()), ms(ns));
     }
     let miss = request.cache_miss.as_ref();
     it.put_some("llamaprobe.cache_miss", miss.map(|miss| miss.reason.name()));

@@ -68,7 +68,9 @@ fn golden() {
         ns: 3 * MS,
         calls: 2,
         tokens: 90,
+        copy_ns: MS,
     }];
+    request.copies = [4 * MS, 5 * MS, 0, 0];
     request.draft_tokens = [6, 4];
     request.cache_miss = Some(CacheMiss {
         reason: MissReason::PrefixChanged,
@@ -137,8 +139,9 @@ fn golden() {
         },
         "slowed_by": [{
             "user": "bob", "arrived_unix_us": 1_795_448_518_900_000_u64, "ns": 3_000_000, "calls": 2,
-            "prompt_tokens": 90,
+            "prompt_tokens": 90, "copy_ns": 1_000_000,
         }],
+        "copies_ns": { "save": 4_000_000, "restore": 5_000_000, "checkpoint": 0, "rewind": 0 },
         "tokens": {
             "prompt": 1, "cached": 20, "generated": 5, "wasted": 0, "drafted": 6, "accepted": 4,
         },

@@ -63,9 +63,9 @@ export function showUsers(panel, server, host) {
   say(panel.querySelector(".readout"), `${users.length} users${more}${cost}`);
   const waits = server.interference.map((it) => ({ key: `${it.victim}\n${it.culprit}`, ...it }));
   waits.sort((one, other) => other.seconds - one.seconds);
-  show(panel.querySelector("#interference"), "Who waited for whose prompts", [
+  show(panel.querySelector("#interference"), "Who waited for whose requests", [
     ["Waited", (it) => it.victim],
-    ["For prompts of", (it) => it.culprit],
+    ["For requests of", (it) => it.culprit],
     ["How long", (it) => time(it.seconds * 1000)],
   ], waits.slice(0, PAIRS));
 }

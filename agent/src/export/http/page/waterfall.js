@@ -50,7 +50,7 @@ export class Waterfall {
       ["Worst gap", request.worst_gap_part ? `${time(request.worst_gap_ms)}, most of it ${part(request.worst_gap_part)}`
         : time(request.worst_gap_ms)],
       ["Longest step", request.longest_steps?.map(words)[0] ?? null],
-      ["Slowed by", request.slowed_by ? `prompts of ${request.slowed_by}` : null],
+      ["Slowed by", request.slowed_by ? `requests of ${request.slowed_by}` : null],
     ].filter(([, value]) => value !== null);
     showFacts(this.facts, facts);
     const all = Math.max(request.duration_ms, Number.MIN_VALUE);
