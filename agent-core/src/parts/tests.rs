@@ -10,7 +10,6 @@ use proptest::prelude::*;
 
 use super::observe;
 use crate::{
-    copies,
     events::Event,
     testing::{
         batch::{at, tokens},
@@ -119,7 +118,7 @@ fn copies_are_the_servers_own_work_and_told_with_their_length() {
     // Before the prompt of the other a checkpoint, and one of which only the size is asked for.
     world.save(1, 1, 40);
     world.step(&[(0, 2, 1), (1, 0, 9)], 1000, &[0]);
-    copies::save(&world.target, &world.host, &mut world.told, 1, 1, 0).unwrap();
+    world.ask_size(1, 1, 0);
     world.pass(5);
     world.step(&[(0, 3, 1), (1, 9, 1)], 100, &[0, 1]);
     let told: Vec<_> =

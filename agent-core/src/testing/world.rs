@@ -195,9 +195,15 @@ impl World {
     /// The state of a slot is saved, in so long from the question for its size on.
     pub fn save(&mut self, slot: i32, flags: u32, ns: u64) {
         for (ns, bytes) in [(ns / 2, 0), (ns - ns / 2, COPIED_BYTES)] {
-            copies::save(&self.target, &self.host, &mut self.told, slot, flags, bytes).unwrap();
+            self.ask_size(slot, flags, bytes);
             self.pass(ns);
         }
+    }
+
+    /// How large it is is asked for, or it is saved.
+    pub fn ask_size(&mut self, slot: i32, flags: u32, bytes: u64) {
+        let Self { host, target, maps, told } = self;
+        copies::save(target, host, &mut maps.contexts, told, MAIN, (slot, flags), bytes).unwrap();
     }
 
     /// A context is freed.

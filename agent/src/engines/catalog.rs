@@ -201,12 +201,14 @@ impl Program {
             (Self::Sample, Layout::Token(_, context, ..)) => (1 << context, false),
             (Self::CacheHit, Layout::Cut(_)) => (0b1111, false),
             (Self::CacheHit, _) => (0b1110, false),
-            (Self::Restore | Self::Save, _) => (0b1_1100, false),
+            (Self::Restore, _) => (0b1_1100, false),
+            (Self::Save, _) => (0b1_1101, false),
+            (Self::Measure, _) => (0b111, false),
             // Where the return is probed the stack pointer must be that of the entry.
             (Self::TlsRead, _) => (0b011, true),
             (Self::TlsWrite, _) => (0b111, false),
             (Self::Batch | Self::SlotTurn, _) => (0b011, false),
-            (Self::SlotStart | Self::SlotFork | Self::Accepted | Self::Measure, _) => (0b110, false),
+            (Self::SlotStart | Self::SlotFork | Self::Accepted, _) => (0b110, false),
             (Self::Sample | Self::SlotToken, _) => (0b100, false),
             (Self::SlotError | Self::TaskError | Self::Task | Self::Tasks, _) => (0b010, false),
             (Self::SlotEnd | Self::Embedded | Self::Clear | Self::Free | Self::TlsAccept, _) => {

@@ -1,13 +1,19 @@
 use std::{collections::BTreeMap, io::Cursor};
 
-use llamaprobe_common::step::{Model, StepEvent};
+use llamaprobe_common::{
+    copying::Operation,
+    request::{CopyEvent, RequestEventKind, RequestKey},
+    step::{Model, StepEvent},
+};
 use prost::Message as _;
 
 use super::{timeline::Lane, *};
 use crate::{
+    bpf::events::RequestEvent,
     journal::{Entry, Header, MARK, Stamped, frame},
     session::{
         Billing,
+        fact::Fact,
         payload::text::Phrases,
         reader::Reader,
         staged::{MS, chat_events, key, naming, observed, options, told},
@@ -34,6 +40,17 @@ fn journal() -> Vec<u8> {
     };
     let steps = vec![step(3_012, Model::Main, 5), step(3_020, Model::Draft, 0), step(3_024, Model::Main, 0)];
     inputs.push((3_030 * MS, Input::Steps(steps)));
+    let copy = CopyEvent {
+        kind: RequestEventKind::Copy as u32,
+        operation: Operation::Save as u32,
+        request: RequestKey { arrived_ns: 0, ..key(0) },
+        at_ns: 3_012 * MS,
+        entered_ns: 3_002 * MS,
+        bytes: 4_096,
+        slot: 1,
+        reserved: 0,
+    };
+    inputs.push((3_012 * MS, Input::Fact(Fact::Event(RequestEvent::Copy(copy)))));
     for arrived_ms in [1_000, 1_030, 3_000] {
         for event in chat_events(key(arrived_ms)) {
             for event in [Some(event.clone()), told(&event)].into_iter().flatten() {
@@ -77,6 +94,7 @@ fn requests_are_in_lanes_and_their_phases_in_them() {
     assert_eq!(of(Lane::Requests(1)), chat(1_030));
     assert_eq!(of(Lane::Slot(1)).iter().filter(|(name, ..)| *name == "task 40").count(), 3);
     let engine = [
+        ("copy of a cache", 3_002, 3_012),
         ("decode call with prompts", 3_012, 3_016),
         ("draft decode call", 3_020, 3_024),
         ("decode call", 3_024, 3_028),

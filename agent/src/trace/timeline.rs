@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use llamaprobe_common::{
+    copying::Operation,
     request::{PrefillEvent, RequestKey, SlotEndEvent},
     stall::{Cause, StallEvent},
     step::{Model, Outcome, StepEvent},
@@ -20,6 +21,9 @@ use crate::{
 /// What a decode call is called that computes prompts.
 const PROMPTS: &str = "decode call with prompts";
 
+/// What saving and restoring a cache is called.
+const COPY: &str = "copy of a cache";
+
 /// Where slices stand. They are sorted so.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(tag = "track", content = "number", rename_all = "snake_case")]
@@ -28,7 +32,7 @@ pub(super) enum Lane {
     Requests(u32),
     /// What a slot does.
     Slot(i32),
-    /// Decode calls: all where each is told, else those with prompts of an engine that works for several.
+    /// Decode calls: all where each is told, else those with prompts of an engine that works for several. Copies of caches.
     Engine,
     /// A thread that was off its processor while a step needed it.
     Thread(u32),
@@ -92,6 +96,12 @@ impl Timeline {
             RequestEvent::SlotEnd(event) => self.slot(event),
             RequestEvent::Prefill(event) => {
                 self.prefills.insert((event.request.tgid, event.entered_ns), *event);
+            }
+            RequestEvent::Copy(event) => {
+                let operation = Operation::from_wire(event.operation).map_or("unknown", Operation::name);
+                let value =
+                    arguments(json!({"operation": operation, "bytes": event.bytes, "slot": event.slot}));
+                self.engine(event.request.tgid, COPY, (event.entered_ns, event.at_ns), value);
             }
             _ => {}
         }

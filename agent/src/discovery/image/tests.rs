@@ -65,7 +65,9 @@ fn exported_functions_of_libc() {
     assert!(image.build_id.as_ref().is_some_and(|id| id.len() == 40), "{:?}", image.build_id);
     assert!(image.symbols.iter().any(|symbol| symbol.name == "malloc"));
     assert!(!image.imports.iter().any(|name| name == "malloc"), "what it defines is no import");
-    let caller = read_path(&std::env::current_exe().unwrap(), &path, &|name| name == "malloc", ANY).unwrap();
+    // Of this program, which has more names than are taken when it is instrumented, no others are looked at.
+    let only: &dyn Fn(&[u8]) -> bool = &|text| memchr::memmem::find(text, b"malloc").is_some();
+    let caller = read_path(&std::env::current_exe().unwrap(), &path, &|name| name == "malloc", only).unwrap();
     assert_eq!((caller.symbols.len(), caller.imports), (0, vec!["malloc".to_owned()]));
     assert!(image.symbols.is_sorted_by(|a, b| a.name < b.name), "sorted and unique");
     for symbol in &image.symbols {
