@@ -85,8 +85,9 @@ pub fn lines(request: &Request, width: usize) -> Vec<Line<'static>> {
                 Some(part) => format!("{}, most of it {part}", maybe_time(request.worst_gap_ms)),
             },
         ),
-        Line::default(),
     ];
+    lines.extend(copies(request).map(|copies| pair("caches copied", copies)));
+    lines.push(Line::default());
     let all = request.duration_ms.max(f64::MIN_POSITIVE);
     let bar = width.saturating_sub(26).max(10);
     for phase in phases(request) {
@@ -103,6 +104,14 @@ pub fn lines(request: &Request, width: usize) -> Vec<Line<'static>> {
     }
     lines.extend(parts(request, bar));
     lines
+}
+
+/// What caches were copied for it, and for others while it waited.
+fn copies(request: &Request) -> Option<String> {
+    let others: f64 = request.waited_for.iter().map(|it| it.copy_ms).sum();
+    let own = request.copies_ms.iter().map(|(operation, ms)| format!("{operation} {}", time(*ms)));
+    let others = (others > 0.0).then(|| format!("for others {}", time(others)));
+    Some(own.chain(others).collect::<Vec<_>>().join(", ")).filter(|copies| !copies.is_empty())
 }
 
 /// Where the time of its tokens went, the largest part first.
@@ -126,4 +135,23 @@ fn parts(request: &Request, bar: usize) -> Vec<Line<'static>> {
         lines.insert(0, Line::default());
     }
     lines
+}
+
+#[cfg(test)]
+mod tests {
+    use llamaprobe_api::WaitedFor;
+
+    use super::*;
+
+    #[test]
+    fn copies_of_caches_are_named_where_there_were_any() {
+        let mut request = Request::default();
+        assert_eq!(copies(&request), None);
+        request.copies_ms = [("restore", 3.93), ("save", 42.7)].map(|(it, ms)| (it.to_owned(), ms)).into();
+        request.waited_for = vec![WaitedFor { copy_ms: 45.1, ..WaitedFor::default() }; 2];
+        let said = "restore 3.93 ms, save 43 ms, for others 90 ms";
+        assert_eq!(copies(&request).as_deref(), Some(said));
+        let lines = lines(&request, 80).iter().map(ToString::to_string).collect::<Vec<_>>();
+        assert!(lines.contains(&format!("{:<14}{said}", "caches copied")), "{lines:?}");
+    }
 }

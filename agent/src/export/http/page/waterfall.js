@@ -50,6 +50,7 @@ export class Waterfall {
       ["Worst gap", request.worst_gap_part ? `${time(request.worst_gap_ms)}, most of it ${part(request.worst_gap_part)}`
         : time(request.worst_gap_ms)],
       ["Longest step", request.longest_steps?.map(words)[0] ?? null],
+      ["Caches copied", copies(request)],
       ["Slowed by", request.slowed_by ? `requests of ${request.slowed_by}` : null],
     ].filter(([, value]) => value !== null);
     showFacts(this.facts, facts);
@@ -73,6 +74,14 @@ export class Waterfall {
       row.cells[2].replaceChildren(measure(percent(ms / all), ms / all, name));
     });
   }
+}
+
+// What caches were copied for it, and for others while it waited.
+function copies(request) {
+  const all = Object.entries(request.copies_ms ?? {}).map(([operation, ms]) => `${operation} ${time(ms)}`);
+  const others = request.waited_for.reduce((sum, it) => sum + (it.copy_ms ?? 0), 0);
+  if (others > 0) all.push(`for others ${time(others)}`);
+  return all.length > 0 ? all.join(", ") : null;
 }
 
 function phaseRow(phase) {
