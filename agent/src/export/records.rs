@@ -25,10 +25,10 @@ use crate::{
     session::{
         Record,
         finished::{DraftStep, Finished, UNKNOWN},
-        parts,
         payload::body::Body,
         shown::request_id,
         snapshot::{Delivery, Output},
+        waits,
     },
 };
 
@@ -143,7 +143,7 @@ struct Culprit<'a> {
 }
 
 impl<'a> Culprit<'a> {
-    fn new(culprit: &'a parts::Culprit, epoch: Duration) -> Self {
+    fn new(culprit: &'a waits::Culprit, epoch: Duration) -> Self {
         let arrived_ns = culprit.request.arrived_ns;
         let arrived = epoch + Duration::from_nanos(arrived_ns);
         Self {

@@ -28,11 +28,11 @@ use crate::{
         Live, Server, Snapshot,
         cost::Basis,
         finished::Join,
-        parts::{Culprit, told},
         shown::{ShownRequest, State, request_id},
         stalls::Lost,
         tally::{DURATION_NS, FIRST_TOKEN_NS, Phase, Tally},
         usage::Row,
+        waits::{Culprit, told},
     },
 };
 

@@ -32,13 +32,13 @@ use crate::{
         charge::Charge,
         cost::TokenPrices,
         finished::Finished,
-        parts::Culprit,
         shown::{ShownRequest, State},
         snapshot::{Delivery, Output, Recordings},
         staged::{answer, chat_events, finished, get, key, read, write},
         stalls::{Lost, StepLoss},
         tally::Tally,
         usage::Usage,
+        waits::Culprit,
     },
 };
 

@@ -7,9 +7,10 @@ use llamaprobe_common::{copying::Operation, part::Part, request::RequestKey, sta
 use super::{
     cache::CacheMiss,
     charge::Charge,
-    parts::{Copies, Culprit, TokenTime, told},
+    parts::TokenTime,
     payload::{body::Body, head::Head, route::Route},
     stalls::Losses,
+    waits::{Copies, Culprit, told},
 };
 
 /// The code of a request whose client went before there was an answer, as proxies write it.

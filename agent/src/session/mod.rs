@@ -38,6 +38,7 @@ pub mod tally;
 pub mod tracer;
 pub mod usage;
 mod users;
+pub mod waits;
 mod wedged;
 mod window;
 

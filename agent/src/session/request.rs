@@ -19,7 +19,7 @@ use super::{
     fact::{Answered, Asked, Read},
     finished::{CLIENT_GONE, DraftStep, Finished, Join, Outcome, UNKNOWN},
     identity::Naming,
-    parts::{Copies, Culprit, TokenTime, Waits},
+    parts::TokenTime,
     payload::{
         answer::{Closing, Finish},
         body::Body,
@@ -27,6 +27,7 @@ use super::{
         route::Route,
     },
     stalls::{Losses, StepLoss},
+    waits::{Copies, Culprit, Waits},
 };
 use crate::bpf::events::RequestEvent;
 

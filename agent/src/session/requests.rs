@@ -20,12 +20,12 @@ use super::{
     identity::Naming,
     join::Joins,
     loading::Reload,
-    parts::{Copies, Culprit, Engine, Wait},
     payload::head::{Head, Method},
     request::Request,
     shown::{MOST, ShownRequest},
     stalls::StepLoss,
     usage::Usage,
+    waits::{Copies, Culprit, Engine, Wait},
 };
 use crate::{bpf::events::RequestEvent, discovery::Target, plan::Joining};
 

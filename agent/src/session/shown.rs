@@ -10,11 +10,12 @@ use super::{
     cancels::Cancels,
     finished::Outcome,
     identity::Naming,
-    parts::{Copies, Culprit, TokenTime},
+    parts::TokenTime,
     request::Request,
     stalls::Lost,
     steps::longest,
     usage::Usage,
+    waits::{Copies, Culprit},
 };
 use crate::engines::Route;
 

@@ -8,9 +8,9 @@ use crate::{
         Labels,
         cache::{CacheMiss, MissReason},
         finished::Finished,
-        parts::Culprit,
         payload::{head, route::Route},
         staged::{MARKER, MS, answer, chat_events, finished, key, options, post, read, write},
+        waits::Culprit,
     },
 };
 

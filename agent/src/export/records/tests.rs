@@ -62,7 +62,7 @@ fn golden() {
     let bytes = post("/v1/chat/completions", &format!("traceparent: {PARENT}\r\nX-User: ada\r\n"), "");
     request.head = Some(head::parse(&bytes, &options()).unwrap());
     request.user = Some("ada".to_owned());
-    request.slowed_by = vec![parts::Culprit {
+    request.slowed_by = vec![waits::Culprit {
         request: key(900),
         user: Some("bob".to_owned()),
         ns: 3 * MS,

@@ -1,0 +1,280 @@
+//! For whom a request waited.
+//!
+//! In: decode calls with prompts, copies of caches, and who was on a slot meanwhile. Out: for each request the others whose
+//! prompts and caches it waited for, and how long. The kernel tells such calls only of engines that work for several requests,
+//! and only where these are known by their tasks.
+
+use llamaprobe_common::{
+    copying::Operation,
+    request::{CopyEvent, PrefillEvent, PromptEvent, RequestKey},
+};
+
+/// Slots that are followed of one process: llama.cpp has no more than 256 sequences. A slot whose end was lost makes room.
+const MAX_RUNNING: usize = 256;
+/// Requests whose names are kept of those that one has waited for; the rest is one.
+const MAX_CULPRITS: usize = 64;
+
+/// Nanoseconds by [`Operation`].
+pub type Copies = [u64; Operation::COUNT];
+
+/// Those of them that are not 0.
+pub fn told(copies: Copies) -> impl Iterator<Item = (Operation, u64)> {
+    Operation::ALL.into_iter().zip(copies).filter(|(_, ns)| *ns > 0)
+}
+
+/// Another request for which one has waited.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Culprit {
+    /// The request; `arrived_ns` 0 for those that are not known, and for the rest of many.
+    pub request: RequestKey,
+    /// Its user.
+    pub user: Option<String>,
+    /// How long for its prompt, nanoseconds.
+    pub ns: u64,
+    /// In how many decode calls.
+    pub calls: u64,
+    /// How many prompt tokens were in them.
+    pub tokens: u64,
+    /// How long while the server saved and restored caches for it, nanoseconds.
+    pub copy_ns: u64,
+}
+
+impl Culprit {
+    fn add(&mut self, other: &Self) {
+        self.ns += other.ns;
+        self.calls += other.calls;
+        self.tokens += other.tokens;
+        self.copy_ns += other.copy_ns;
+    }
+
+    /// How long one has waited for it, nanoseconds.
+    pub const fn total_ns(&self) -> u64 {
+        self.ns + self.copy_ns
+    }
+}
+
+/// For whom a request has waited.
+#[derive(Clone, Debug, Default)]
+pub struct Waits(Vec<Culprit>);
+
+impl Waits {
+    /// It has waited.
+    pub fn add(&mut self, culprit: Culprit) {
+        let rest = RequestKey { arrived_ns: 0, ..culprit.request };
+        let full = self.0.len() >= MAX_CULPRITS;
+        match self.0.iter().position(|it| it.request == culprit.request) {
+            Some(at) => self.0[at].add(&culprit),
+            None if !full => self.0.push(culprit),
+            None => match self.0.iter().position(|it| it.request == rest) {
+                Some(at) => self.0[at].add(&culprit),
+                None => self.0.push(Culprit { request: rest, user: None, ..culprit }),
+            },
+        }
+    }
+
+    /// The others, who cost it most first.
+    pub fn sorted(mut self) -> Vec<Culprit> {
+        self.0.sort_by_key(|culprit| std::cmp::Reverse(culprit.total_ns()));
+        self.0
+    }
+}
+
+/// That a request waits for another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wait {
+    /// The one that waits.
+    pub victim: RequestKey,
+    /// The one it waits for.
+    pub culprit: RequestKey,
+    /// How long for its prompt, nanoseconds.
+    pub ns: u64,
+    /// How many tokens of it.
+    pub tokens: u32,
+    /// How long while a cache was copied for it, nanoseconds.
+    pub copy_ns: u64,
+}
+
+/// Who works on the slots of a server at the same time as whom.
+#[derive(Debug, Default)]
+pub struct Engine {
+    /// The requests on its slots.
+    running: Vec<(i32, RequestKey)>,
+    /// When its last decode call with prompts was entered.
+    entered_ns: u64,
+    /// Whose they are, and their tokens.
+    prompts: Vec<(RequestKey, u32)>,
+    /// Copies that were made for the request that takes a slot next.
+    copies: Copies,
+}
+
+impl Engine {
+    /// A request takes a slot. Returns what was copied for it, and who has waited for that.
+    pub fn start(&mut self, slot: i32, request: RequestKey) -> (Copies, Vec<Wait>) {
+        let copies = std::mem::take(&mut self.copies);
+        let waits = self.copied(request, copies.iter().sum());
+        if self.running.len() >= MAX_RUNNING {
+            self.running.remove(0);
+        }
+        self.running.push((slot, request));
+        (copies, waits)
+    }
+
+    /// A request leaves a slot.
+    pub fn end(&mut self, slot: i32, request: RequestKey) {
+        if let Some(at) = self.running.iter().position(|it| *it == (slot, request)) {
+            self.running.swap_remove(at);
+        }
+    }
+
+    /// A cache was copied. Returns for whom, if that is known already, and who has waited for it: the server saves and restores
+    /// what a slot holds before it gives the slot to the next.
+    pub fn copy(&mut self, operation: Operation, event: &CopyEvent) -> Option<(RequestKey, Vec<Wait>)> {
+        let ns = event.at_ns.saturating_sub(event.entered_ns);
+        match operation {
+            Operation::Save | Operation::Restore => {
+                self.copies[operation as usize] += ns;
+                None
+            }
+            Operation::Checkpoint | Operation::Rewind => {
+                let (_, request) = *self.running.iter().find(|(slot, _)| *slot == event.slot)?;
+                Some((request, self.copied(request, ns)))
+            }
+        }
+    }
+
+    /// Who waited while so much was copied for a request.
+    fn copied(&self, culprit: RequestKey, copy_ns: u64) -> Vec<Wait> {
+        let victims = self.running.iter().filter(|(_, victim)| copy_ns != 0 && *victim != culprit);
+        victims.map(|(_, victim)| Wait { victim: *victim, culprit, ns: 0, tokens: 0, copy_ns }).collect()
+    }
+
+    /// A request's prompt goes into a decode call.
+    pub fn prompt(&mut self, event: &PromptEvent) {
+        if self.entered_ns != event.at_ns {
+            self.entered_ns = event.at_ns;
+            self.prompts.clear();
+        }
+        self.prompts.push((event.request, event.tokens));
+    }
+
+    /// That decode call is over. Returns who has waited for whom.
+    pub fn prefill(&mut self, event: &PrefillEvent) -> Vec<Wait> {
+        let prompts = std::mem::take(&mut self.prompts);
+        if self.entered_ns != event.entered_ns || event.prompt == 0 {
+            return Vec::new();
+        }
+        let share = |tokens: u32| {
+            let ns = u128::from(event.excess_ns) * u128::from(tokens) / u128::from(event.prompt);
+            u64::try_from(ns).unwrap_or(event.excess_ns)
+        };
+        let of = |victim: RequestKey| {
+            let others = prompts.iter().filter(move |(culprit, _)| *culprit != victim);
+            others.map(move |(culprit, tokens)| Wait {
+                victim,
+                culprit: *culprit,
+                ns: share(*tokens),
+                tokens: *tokens,
+                copy_ns: 0,
+            })
+        };
+        self.running.iter().flat_map(|(_, victim)| of(*victim)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use llamaprobe_common::request::RequestEventKind;
+
+    use super::{super::staged::key, *};
+
+    fn prompt(request: RequestKey, tokens: u32, at_ns: u64) -> PromptEvent {
+        PromptEvent { kind: RequestEventKind::Prompt as u32, tokens, request, at_ns }
+    }
+
+    fn prefill(prompt: u32, entered_ns: u64, excess_ns: u64) -> PrefillEvent {
+        let request = RequestKey { arrived_ns: 0, ..key(0) };
+        let kind = RequestEventKind::Prefill as u32;
+        PrefillEvent { kind, prompt, request, at_ns: entered_ns + excess_ns, entered_ns, excess_ns }
+    }
+
+    #[test]
+    fn a_call_is_split_by_the_prompts_of_others() {
+        let [a, b, c] = [1, 2, 3].map(key);
+        let mut engine = Engine::default();
+        for (slot, request) in (0..).zip([a, b, c]) {
+            assert_eq!(engine.start(slot, request), Default::default());
+        }
+        engine.prompt(&prompt(b, 30, 5));
+        engine.prompt(&prompt(c, 10, 5));
+        let wait = |victim, culprit, ns, tokens| Wait { victim, culprit, ns, tokens, copy_ns: 0 };
+        let all = [wait(a, b, 750, 30), wait(a, c, 250, 10), wait(b, c, 250, 10), wait(c, b, 750, 30)];
+        assert_eq!(engine.prefill(&prefill(40, 5, 1000)), all);
+        assert_eq!(engine.prefill(&prefill(40, 5, 1000)), [], "once");
+        engine.end(1, b);
+        engine.end(2, c);
+        engine.prompt(&prompt(b, 7, 6));
+        // Of a call that failed nothing is told; the next is another.
+        engine.prompt(&prompt(c, 4, 7));
+        assert_eq!(engine.prefill(&prefill(4, 7, 80)), [wait(a, c, 80, 4)]);
+        engine.prompt(&prompt(c, 4, 8));
+        assert_eq!(engine.prefill(&prefill(4, 9, 80)), [], "another call");
+    }
+
+    #[test]
+    fn all_wait_while_a_cache_is_copied_for_one() {
+        let [a, b, c] = [1, 2, 3].map(key);
+        let mut engine = Engine::default();
+        engine.start(0, a);
+        engine.start(1, b);
+        let mut copy = |slot, operation: Operation, ns: u64| {
+            let event = CopyEvent {
+                kind: RequestEventKind::Copy as u32,
+                operation: operation as u32,
+                request: RequestKey { arrived_ns: 0, ..a },
+                at_ns: 7 + ns,
+                entered_ns: 7,
+                bytes: 1 << 20,
+                slot,
+                reserved: 0,
+            };
+            engine.copy(operation, &event)
+        };
+        let wait = |victim, culprit, copy_ns| Wait { victim, culprit, ns: 0, tokens: 0, copy_ns };
+        assert_eq!(copy(2, Operation::Save, 30), None, "for whoever comes");
+        assert_eq!(copy(2, Operation::Restore, 12), None);
+        assert_eq!(copy(1, Operation::Checkpoint, 5), Some((b, vec![wait(a, b, 5)])));
+        assert_eq!(copy(7, Operation::Rewind, 5), None, "nobody is known there");
+        assert_eq!(engine.start(2, c), ([30, 12, 0, 0], vec![wait(a, c, 42), wait(b, c, 42)]));
+        assert_eq!(engine.start(3, key(4)), Default::default(), "once");
+    }
+
+    #[test]
+    fn slots_without_an_end_make_room() {
+        let mut engine = Engine::default();
+        (0..2_000).for_each(|ms| drop(engine.start(0, key(ms))));
+        engine.prompt(&prompt(key(5_000), 1, 1));
+        let waits = engine.prefill(&prefill(1, 1, 1));
+        assert_eq!((waits.len(), waits[0].victim), (MAX_RUNNING, key(2_000 - MAX_RUNNING as u64)));
+    }
+
+    #[test]
+    fn of_many_others_the_rest_is_one() {
+        let mut waits = Waits::default();
+        for ms in 1..=100 {
+            waits.add(Culprit {
+                request: key(ms),
+                user: Some(ms.to_string()),
+                ns: 1,
+                calls: 1,
+                tokens: 2,
+                copy_ns: 0,
+            });
+        }
+        waits.add(Culprit { request: key(3), user: None, ns: 0, calls: 1, tokens: 2, copy_ns: 40 });
+        let sorted = waits.sorted();
+        assert_eq!(sorted.len(), MAX_CULPRITS + 1);
+        assert_eq!((sorted[1].request.arrived_ns, sorted[1].ns, &sorted[1].user), (0, 36, &None));
+        assert_eq!((sorted[0].request, sorted[0].user.as_deref()), (key(3), Some("3")));
+        assert_eq!((sorted[0].ns, sorted[0].copy_ns, sorted[0].calls, sorted[0].tokens), (1, 40, 2, 4));
+    }
+}
