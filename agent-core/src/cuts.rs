@@ -9,6 +9,7 @@ use llamaprobe_common::{
 
 use crate::{
     contexts,
+    events::Events,
     machine::Machine,
     maps::{Contexts, Maps, Memories, Sequences},
     parts,
@@ -22,10 +23,13 @@ pub fn cut(
     target: &impl Target,
     machine: &impl Machine,
     maps: &mut Maps<impl Contexts, impl Memories, impl Sequences>,
+    events: &mut impl Events,
     cookie: Cookie,
     owner: u64,
     part: (i32, i32, i32),
 ) -> Result<(), Loss> {
+    // An idle slot is saved before it is cleared.
+    parts::copied(target, events, machine.now());
     if target.has(TargetConfig::SLOTS) {
         return cut_slot(target, machine, &mut maps.sequences, part);
     }

@@ -104,6 +104,28 @@ fn as_the_server_says(watch: &Watch, build: Build) -> Result<()> {
     Ok(())
 }
 
+/// Where all slots share one cache, what idle ones hold is saved when the next request has its slot.
+#[test]
+fn idle_slots_are_saved_for_the_request_that_came() -> Result<()> {
+    let Some(assets) = privileged() else { return Ok(()) };
+    let arguments = ["-np", "4", "-c", "16384", "-t", "1", "-lv", "5", "-kvu"];
+    let watch = Watch::new(LlamaServer::start(Build::Process, &assets.tiny(), &arguments)?)?;
+    let told = watch.ask(&CONVERSATIONS.map(|seed| conversation(seed, 600)), 1)?;
+    let log = watch.server.log();
+    let saved = log.lines().filter(|line| line.contains("saving prompt with length")).count();
+    println!("{saved} saved; {:?}", told.iter().map(|record| &record["copies_ns"]).collect::<Vec<_>>());
+    assert_eq!(saved, CONVERSATIONS.len() - 1, "{log}");
+    for (at, record) in told.iter().enumerate() {
+        check(record)?;
+        let has = [copied(record, "save") != 0, copied(record, "restore") != 0];
+        assert_eq!(has, [at > 0, RESTORED.contains(&at)], "{record:#}");
+        // Its slot was its own then.
+        let host = record["parts_ns"]["host"].as_u64().unwrap_or(0);
+        assert!(copied(record, "save") <= host, "{record:#}");
+    }
+    watch.agent.stop()
+}
+
 #[test]
 fn checkpoints_are_told() -> Result<()> {
     let Some(assets) = privileged() else { return Ok(()) };

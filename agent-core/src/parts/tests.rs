@@ -117,6 +117,10 @@ fn copies_are_the_servers_own_work_and_told_with_their_length() {
     world.pass(20);
     // Before the prompt of the other a checkpoint, and one of which only the size is asked for.
     world.save(1, 1, 40);
+    // Cleared slots end a copy, too, and what comes after is no copy.
+    world.save(5, 0, 60);
+    world.cut(MAIN, 5, -1, -1).unwrap();
+    world.pass(8);
     world.step(&[(0, 2, 1), (1, 0, 9)], 1000, &[0]);
     world.ask_size(1, 1, 0);
     world.pass(5);
@@ -126,7 +130,7 @@ fn copies_are_the_servers_own_work_and_told_with_their_length() {
     let number = |operation: Operation| operation as u32;
     let [save, restore, checkpoint] =
         [Operation::Save, Operation::Restore, Operation::Checkpoint].map(number);
-    assert_eq!(told, [(save, 1, 700), (restore, 1, 300), (checkpoint, 1, 40)]);
+    assert_eq!(told, [(save, 1, 700), (restore, 1, 300), (checkpoint, 1, 40), (save, 5, 60)]);
     assert!(copied(&world).iter().all(|it| it.bytes == COPIED_BYTES && it.request.arrived_ns == 0));
     assert_eq!(copied(&world)[0].entered_ns, entered);
     world.end(0).unwrap();
@@ -136,8 +140,8 @@ fn copies_are_the_servers_own_work_and_told_with_their_length() {
         assert_eq!(end.parts.iter().sum::<u64>(), end.last_token_ns - end.launched_ns);
     }
     let host = ends[0].parts[Part::Host as usize] - before[Part::Host as usize];
-    assert_eq!(host, 700 + 300 + 20 + 40 + 5 + 2, "and a nanosecond after each of two tokens");
-    assert_eq!(ends[1].parts[Part::Host as usize], 20 + 40 + 5 + 2);
+    assert_eq!(host, 700 + 300 + 20 + 40 + 68 + 5 + 2, "and a nanosecond after each of two tokens");
+    assert_eq!(ends[1].parts[Part::Host as usize], 20 + 40 + 68 + 5 + 2);
 }
 
 #[test]

@@ -303,16 +303,20 @@ fn a_program_cuts_by_the_memory_of_its_context() {
     let mut world = World::default();
     world.decode(MAIN, &tokens(&[(0, 0, 9), (1, 0, 5)])).unwrap();
     let by_memory = Cookie::cut(ProbeId::MemorySeqRm, true);
-    let mut cut =
-        |owner, part| cuts::cut(&world.target, &world.host, &mut world.maps, by_memory, owner, part);
+    let mut cut = |owner, part| {
+        let World { host, target, maps, told } = &mut world;
+        cuts::cut(target, host, maps, told, by_memory, owner, part)
+    };
     cut(MAIN + 0x2000, (0, 0, -1)).unwrap();
     cut(MAIN + 0x1000, (0, 3, 5)).unwrap();
     cut(MAIN + 0x1000, (0, 6, -1)).unwrap();
     cut(MAIN + 0x1000, (7, 0, -1)).unwrap();
     assert_eq!((world.sequence(0).n_past, world.sequence(1).n_past), (6, 5));
     assert_eq!(world.counted()[0], 14, "what was decoded before is decoded");
-    let mut cut =
-        |part| cuts::cut(&world.target, &world.host, &mut world.maps, by_memory, MAIN + 0x1000, part);
+    let mut cut = |part| {
+        let World { host, target, maps, told } = &mut world;
+        cuts::cut(target, host, maps, told, by_memory, MAIN + 0x1000, part)
+    };
     cut((-1, 2, -1)).unwrap();
     cut((-1, 0, -1)).unwrap();
     assert_eq!((world.sequence(0).n_past, world.sequence(1).n_past), (0, 0));

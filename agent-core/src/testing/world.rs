@@ -176,7 +176,8 @@ impl World {
     /// A part of a sequence is cut out of the cache of a context.
     pub fn cut(&mut self, address: u64, sequence: i32, from: i32, to: i32) -> Result<(), Loss> {
         let cookie = Cookie::cut(ProbeId::MemorySeqRm, false);
-        cuts::cut(&self.target, &self.host, &mut self.maps, cookie, address, (sequence, from, to))
+        let Self { host, target, maps, told } = self;
+        cuts::cut(target, host, maps, told, cookie, address, (sequence, from, to))
     }
 
     /// A saved state is put into a slot.

@@ -16,7 +16,7 @@ use crate::{
 fn lp_cache_hit(probe: ProbeContext) -> u32 {
     observe(&probe, |target, cookie, call| {
         let part = (call.get(1)? as i32, call.get(2)? as i32, call.get(3)? as i32);
-        cuts::cut(target, &Helpers, &mut { MAPS }, cookie, call.get(0)?, part)
+        cuts::cut(target, &Helpers, &mut { MAPS }, &mut Helpers, cookie, call.get(0)?, part)
     })
 }
 

@@ -79,6 +79,7 @@ impl Story {
         let notes = [
             served.wedged.clone(),
             cancelled(request),
+            copied(request),
             gap(request),
             longest(&request.longest_steps),
             advice.and_then(|culprit| batch(culprit, gap_ms)),
@@ -120,18 +121,9 @@ fn waits(request: &Request) -> Vec<Sentence> {
         until => until.map_or(0.0, |until| (until - load).max(0.0)),
     };
     all.push(sentence("load", load, "the server loaded its model again: it had slept".into()));
-    let copied = |name: &str| request.copies_ms.get(name).copied().unwrap_or(0.0);
-    let (saved, restored) = (copied("save"), copied("restore"));
-    let kept = "the server copied what its slot held to the prompt cache in memory".to_owned();
-    all.push(sentence("save", saved, kept));
-    all.push(sentence(
-        "restore",
-        restored,
-        "its own prompt came back from the prompt cache in memory".into(),
-    ));
     all.push(sentence(
         "queue",
-        (queue - saved - restored).max(0.0),
+        queue,
         "waited for a slot: others had them all, or the engine was busy".into(),
     ));
     all.extend(request.waited_for.iter().map(|it| sentence("neighbour_prefill", it.ms, neighbour(it))));
@@ -247,6 +239,19 @@ fn cancelled(request: &Request) -> Option<String> {
     Some(format!(
         "its client was there when the server left its slot: the client of request {other} had gone at that moment"
     ))
+}
+
+/// What the server saved to give it a slot, and what it took from there: before the slot was its, or just after.
+fn copied(request: &Request) -> Option<String> {
+    let took = |name: &str| {
+        let ms = *request.copies_ms.get(name)?;
+        (ms >= request.duration_ms * WORTH).then(|| time(ms))
+    };
+    let saved =
+        took("save").map(|took| format!("saved what slots held to the prompt cache in memory, in {took}"));
+    let restored = took("restore").map(|took| format!("took the request's own from there, in {took}"));
+    let all: Vec<String> = saved.into_iter().chain(restored).collect();
+    (!all.is_empty()).then(|| format!("to give it a slot the server {}", all.join(", and ")))
 }
 
 /// Its longest gap.

@@ -85,9 +85,8 @@ fn copies_of_caches_are_told_with_for_whom_they_were() {
     let text = Story::of(&it, None).to_string();
     for said in [
         "    600 ms  waited while the server saved or restored caches for team-7 (request 81c0-6)",
-        "     80 ms  the server copied what its slot held to the prompt cache in memory",
-        "     90 ms  its own prompt came back from the prompt cache in memory",
-        "    100 ms  waited for a slot: others had them all, or the engine was busy",
+        "    270 ms  waited for a slot: others had them all, or the engine was busy",
+        "to give it a slot the server saved what slots held to the prompt cache in memory, in 80 ms, and took the request's own from there, in 90 ms",
         "     70 ms  checkpoints of its context were made or taken up",
         "     80 ms  the server's own work between steps",
     ] {

@@ -25,7 +25,7 @@ use super::{
     shown::{MOST, ShownRequest},
     stalls::StepLoss,
     usage::Usage,
-    waits::{Copies, Culprit, Engine, Wait},
+    waits::{Culprit, Engine, Wait},
 };
 use crate::{bpf::events::RequestEvent, discovery::Target, plan::Joining};
 
@@ -312,36 +312,33 @@ impl Requests {
     fn wait(&mut self, event: &RequestEvent) {
         let pid = event.request().tgid;
         let Some(server) = self.servers.get_mut(&pid) else { return };
-        let waits = match event {
-            RequestEvent::SlotStart(event) if event.request.arrived_ns != 0 => {
-                let (copies, waits) = server.engine.start(event.slot, event.request);
-                if let Some(request) = self.open.get_mut(&event.request) {
-                    request.copied(copies);
-                }
-                waits
+        let engine = &mut server.engine;
+        let (copied, mut waits) = match event {
+            RequestEvent::SlotStart(event) => {
+                (Vec::from_iter(engine.start(event.slot, event.request, event.at_ns)), Vec::new())
             }
-            RequestEvent::SlotEnd(event) if event.request.arrived_ns != 0 => {
-                server.engine.end(event.slot, event.request);
-                return;
+            RequestEvent::SlotEnd(event) => {
+                (Vec::from_iter(engine.end(event.slot, event.request)), Vec::new())
             }
             RequestEvent::Prompt(event) => {
-                server.engine.prompt(event);
-                return;
+                let copied = Vec::from_iter(engine.settle());
+                engine.prompt(event);
+                (copied, Vec::new())
             }
-            RequestEvent::Prefill(event) => server.engine.prefill(event),
+            RequestEvent::Prefill(event) => (Vec::from_iter(engine.settle()), engine.prefill(event)),
             RequestEvent::Copy(event) => {
                 let Some(operation) = Operation::from_wire(event.operation) else { return };
                 self.copies.push((pid, operation, *event));
-                let Some((request, waits)) = server.engine.copy(operation, event) else { return };
-                if let Some(request) = self.open.get_mut(&request) {
-                    let mut copies = Copies::default();
-                    copies[operation as usize] = event.at_ns.saturating_sub(event.entered_ns);
-                    request.copied(copies);
-                }
-                waits
+                (engine.copy(operation, event), Vec::new())
             }
             _ => return,
         };
+        for it in copied {
+            if let Some(request) = self.open.get_mut(&it.request) {
+                request.copied(it.copies);
+            }
+            waits.extend(it.waits);
+        }
         for Wait { victim, culprit, ns, tokens, copy_ns } in waits {
             let user = self.open.get_mut(&culprit).and_then(|request| request.user(&self.naming));
             if let Some(victim) = self.open.get_mut(&victim) {

@@ -103,49 +103,88 @@ pub struct Engine {
     entered_ns: u64,
     /// Whose they are, and their tokens.
     prompts: Vec<(RequestKey, u32)>,
-    /// Copies that were made for the request that takes a slot next.
+    /// The request that took a slot last.
+    latest: Option<RequestKey>,
+    /// Copies one after the other of which it is not known yet for whom they were.
     copies: Copies,
+    /// When the last of them was over.
+    copied_ns: u64,
+}
+
+/// What was copied for a request, and who has waited for that.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Copied {
+    /// The request.
+    pub request: RequestKey,
+    /// What was copied.
+    pub copies: Copies,
+    /// Who waited.
+    pub waits: Vec<Wait>,
 }
 
 impl Engine {
-    /// A request takes a slot. Returns what was copied for it, and who has waited for that.
-    pub fn start(&mut self, slot: i32, request: RequestKey) -> (Copies, Vec<Wait>) {
-        let copies = std::mem::take(&mut self.copies);
-        let waits = self.copied(request, copies.iter().sum());
-        if self.running.len() >= MAX_RUNNING {
-            self.running.remove(0);
+    /// A request takes a slot, at that time. `arrived_ns` is 0 of one that is not known.
+    pub fn start(&mut self, slot: i32, request: RequestKey, at_ns: u64) -> Option<Copied> {
+        // What was copied until this moment was to give it the slot.
+        if self.copied_ns == at_ns {
+            self.latest = Some(request);
         }
-        self.running.push((slot, request));
-        (copies, waits)
+        let copied = self.settle();
+        self.latest = Some(request);
+        if request.arrived_ns != 0 {
+            if self.running.len() >= MAX_RUNNING {
+                self.running.remove(0);
+            }
+            self.running.push((slot, request));
+        }
+        copied
     }
 
     /// A request leaves a slot.
-    pub fn end(&mut self, slot: i32, request: RequestKey) {
+    pub fn end(&mut self, slot: i32, request: RequestKey) -> Option<Copied> {
+        let copied = self.settle();
         if let Some(at) = self.running.iter().position(|it| *it == (slot, request)) {
             self.running.swap_remove(at);
         }
+        copied
     }
 
-    /// A cache was copied. Returns for whom, if that is known already, and who has waited for it: the server saves and restores
-    /// what a slot holds before it gives the slot to the next.
-    pub fn copy(&mut self, operation: Operation, event: &CopyEvent) -> Option<(RequestKey, Vec<Wait>)> {
+    /// A cache was copied. Returns what is known by it for whom it, or one before it, was.
+    ///
+    /// What a slot holds is saved, and restored, before the slot is given to the next; where all slots share one cache
+    /// (`--kv-unified`), what idle ones hold is saved once the next has its slot. The first ends with that.
+    pub fn copy(&mut self, operation: Operation, event: &CopyEvent) -> Vec<Copied> {
         let ns = event.at_ns.saturating_sub(event.entered_ns);
-        match operation {
+        let before = if self.copied_ns == event.entered_ns { None } else { self.settle() };
+        let runs = |engine: &Self| engine.running.iter().find(|(slot, _)| *slot == event.slot).map(|it| it.1);
+        let now = match operation {
             Operation::Save | Operation::Restore => {
                 self.copies[operation as usize] += ns;
+                self.copied_ns = event.at_ns;
                 None
             }
-            Operation::Checkpoint | Operation::Rewind => {
-                let (_, request) = *self.running.iter().find(|(slot, _)| *slot == event.slot)?;
-                Some((request, self.copied(request, ns)))
-            }
-        }
+            Operation::Checkpoint | Operation::Rewind => runs(self).map(|request| {
+                let mut copies = Copies::default();
+                copies[operation as usize] = ns;
+                self.copied(request, copies)
+            }),
+        };
+        before.into_iter().chain(now).collect()
     }
 
-    /// Who waited while so much was copied for a request.
-    fn copied(&self, culprit: RequestKey, copy_ns: u64) -> Vec<Wait> {
-        let victims = self.running.iter().filter(|(_, victim)| copy_ns != 0 && *victim != culprit);
-        victims.map(|(_, victim)| Wait { victim: *victim, culprit, ns: 0, tokens: 0, copy_ns }).collect()
+    /// The engine does something else: what was copied and ended with no slot being taken was for the last that took one.
+    pub fn settle(&mut self) -> Option<Copied> {
+        self.copied_ns = 0;
+        let copies = std::mem::take(&mut self.copies);
+        let request = self.latest.filter(|it| it.arrived_ns != 0 && copies != Copies::default())?;
+        Some(self.copied(request, copies))
+    }
+
+    fn copied(&self, request: RequestKey, copies: Copies) -> Copied {
+        let copy_ns = copies.iter().sum();
+        let victims = self.running.iter().filter(|(_, victim)| *victim != request);
+        let wait = |victim| Wait { victim, culprit: request, ns: 0, tokens: 0, copy_ns };
+        Copied { request, copies, waits: victims.map(|(_, victim)| wait(*victim)).collect() }
     }
 
     /// A request's prompt goes into a decode call.
@@ -202,7 +241,7 @@ mod tests {
         let [a, b, c] = [1, 2, 3].map(key);
         let mut engine = Engine::default();
         for (slot, request) in (0..).zip([a, b, c]) {
-            assert_eq!(engine.start(slot, request), Default::default());
+            assert_eq!(engine.start(slot, request, 1), None);
         }
         engine.prompt(&prompt(b, 30, 5));
         engine.prompt(&prompt(c, 10, 5));
@@ -220,38 +259,60 @@ mod tests {
         assert_eq!(engine.prefill(&prefill(4, 9, 80)), [], "another call");
     }
 
+    /// A copy that takes so long, from then on.
+    fn copy(slot: i32, operation: Operation, entered_ns: u64, ns: u64) -> CopyEvent {
+        CopyEvent {
+            kind: RequestEventKind::Copy as u32,
+            operation: operation as u32,
+            request: RequestKey { arrived_ns: 0, ..key(0) },
+            at_ns: entered_ns + ns,
+            entered_ns,
+            bytes: 1 << 20,
+            slot,
+            reserved: 0,
+        }
+    }
+
     #[test]
     fn all_wait_while_a_cache_is_copied_for_one() {
         let [a, b, c] = [1, 2, 3].map(key);
         let mut engine = Engine::default();
-        engine.start(0, a);
-        engine.start(1, b);
-        let mut copy = |slot, operation: Operation, ns: u64| {
-            let event = CopyEvent {
-                kind: RequestEventKind::Copy as u32,
-                operation: operation as u32,
-                request: RequestKey { arrived_ns: 0, ..a },
-                at_ns: 7 + ns,
-                entered_ns: 7,
-                bytes: 1 << 20,
-                slot,
-                reserved: 0,
-            };
-            engine.copy(operation, &event)
-        };
+        assert_eq!((engine.start(0, a, 1), engine.start(1, b, 2)), (None, None));
         let wait = |victim, culprit, copy_ns| Wait { victim, culprit, ns: 0, tokens: 0, copy_ns };
-        assert_eq!(copy(2, Operation::Save, 30), None, "for whoever comes");
-        assert_eq!(copy(2, Operation::Restore, 12), None);
-        assert_eq!(copy(1, Operation::Checkpoint, 5), Some((b, vec![wait(a, b, 5)])));
-        assert_eq!(copy(7, Operation::Rewind, 5), None, "nobody is known there");
-        assert_eq!(engine.start(2, c), ([30, 12, 0, 0], vec![wait(a, c, 42), wait(b, c, 42)]));
-        assert_eq!(engine.start(3, key(4)), Default::default(), "once");
+        let mut on = |engine: &mut Engine, slot, operation, from, ns| {
+            engine.copy(operation, &copy(slot, operation, from, ns))
+        };
+        assert_eq!(
+            on(&mut engine, 1, Operation::Checkpoint, 5, 5),
+            [Copied { request: b, copies: [0, 0, 5, 0], waits: vec![wait(a, b, 5)] }]
+        );
+        assert_eq!(on(&mut engine, 7, Operation::Rewind, 10, 5), [], "nobody is known there");
+        // A slot changes hands.
+        assert_eq!(on(&mut engine, 2, Operation::Save, 20, 30), []);
+        assert_eq!(on(&mut engine, 2, Operation::Restore, 50, 12), []);
+        let waits = vec![wait(a, c, 42), wait(b, c, 42)];
+        let expected = Copied { request: c, copies: [30, 12, 0, 0], waits };
+        assert_eq!(engine.start(2, c, 62), Some(expected));
+        assert_eq!(engine.settle(), None, "once");
+        // Idle slots are saved when it has its own.
+        assert_eq!(on(&mut engine, 3, Operation::Save, 70, 8), []);
+        assert_eq!(on(&mut engine, 4, Operation::Save, 78, 9), []);
+        let expected =
+            |ns| Copied { request: c, copies: [ns, 0, 0, 0], waits: vec![wait(a, c, ns), wait(b, c, ns)] };
+        assert_eq!(engine.end(1, b), Some(expected(17)), "the engine went on");
+        let expected = |ns| Copied { request: c, copies: [ns, 0, 0, 0], waits: vec![wait(a, c, ns)] };
+        assert_eq!(on(&mut engine, 3, Operation::Save, 90, 8), []);
+        assert_eq!(on(&mut engine, 3, Operation::Save, 190, 7), [expected(8)], "it did something in between");
+        assert_eq!(engine.start(5, key(4), 300), Some(expected(7)), "and before this one came");
+        // Of one that is not known nobody is to blame.
+        assert_eq!(on(&mut engine, 6, Operation::Save, 400, 8), []);
+        assert_eq!(engine.start(6, RequestKey { arrived_ns: 0, ..a }, 408), None);
     }
 
     #[test]
     fn slots_without_an_end_make_room() {
         let mut engine = Engine::default();
-        (0..2_000).for_each(|ms| drop(engine.start(0, key(ms))));
+        (0..2_000).for_each(|ms| drop(engine.start(0, key(ms), 1)));
         engine.prompt(&prompt(key(5_000), 1, 1));
         let waits = engine.prefill(&prefill(1, 1, 1));
         assert_eq!((waits.len(), waits[0].victim), (MAX_RUNNING, key(2_000 - MAX_RUNNING as u64)));
