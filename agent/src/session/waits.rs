@@ -279,7 +279,7 @@ mod tests {
         let mut engine = Engine::default();
         assert_eq!((engine.start(0, a, 1), engine.start(1, b, 2)), (None, None));
         let wait = |victim, culprit, copy_ns| Wait { victim, culprit, ns: 0, tokens: 0, copy_ns };
-        let mut on = |engine: &mut Engine, slot, operation, from, ns| {
+        let on = |engine: &mut Engine, slot, operation, from, ns| {
             engine.copy(operation, &copy(slot, operation, from, ns))
         };
         assert_eq!(
