@@ -23,7 +23,7 @@ pub struct Server {
     /// Gaps of tokens by part, seconds; the parts add up to the gaps. Only what is told of this server.
     #[serde(default)]
     pub token_seconds: BTreeMap<String, f64>,
-    /// Who has waited for whose prompts.
+    /// Who has waited for whose requests.
     #[serde(default)]
     pub interference: Vec<Interference>,
     /// Tokens that were guessed by speculative decoding.
@@ -237,7 +237,7 @@ pub struct Model {
     pub file_bytes: u64,
 }
 
-/// How long requests of one user waited for prompts of another.
+/// How long requests of one user waited for prompts of another, and while caches were copied for it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Interference {
     /// Who waited.

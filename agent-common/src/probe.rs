@@ -82,5 +82,9 @@ crate::named! {
         StateSeqGet = "llama_state_seq_get_data_ext",
         /// `llama_state_seq_get_size_ext`, from ~b6400: a copy begins by it.
         StateSeqSize = "llama_state_seq_get_size_ext",
+        /// `llama_context::state_seq_get_data`, from ~b6400.
+        ContextSeqGet = "state_seq_get_data",
+        /// `llama_context::state_seq_set_data`, from ~b6400.
+        ContextSeqSet = "state_seq_set_data",
     }
 }

@@ -19,32 +19,39 @@ use crate::{
 
 /// `state_seq_get_size(context, seq_id, flags)`: the beginning of a save, since the server then makes room for so much; and
 /// `state_seq_get_data(context, destination, bytes, seq_id, flags)`.
-///
-/// A checkpoint is made after a decode call that has not failed, and of one with nothing but prompt nothing else says when it
-/// was over.
 #[inline(always)]
 pub fn save(
+    target: &impl Target,
+    machine: &impl Machine,
+    events: &mut impl Events,
+    sequence: i32,
+    flags: u32,
+    bytes: u64,
+) -> Result<(), Loss> {
+    if target.may(TargetConfig::SLOTS) {
+        let sequence = slots::plausible(sequence)?;
+        parts::copy(target, events, machine.now(), Operation::of_get(flags), sequence, bytes);
+    }
+    Ok(())
+}
+
+/// The functions within these two, at `context`: the library has waited until all is computed. Of a decode call with nothing
+/// but prompt nothing else says when it was over.
+#[inline(always)]
+pub fn begin(
     target: &impl Target,
     machine: &impl Machine,
     contexts: &mut impl Contexts,
     events: &mut impl Events,
     address: u64,
-    (sequence, flags): (i32, u32),
-    bytes: u64,
-) -> Result<(), Loss> {
-    if !target.may(TargetConfig::SLOTS) {
-        return Ok(());
-    }
-    let sequence = slots::plausible(sequence)?;
-    let (now, operation) = (machine.now(), Operation::of_get(flags));
-    parts::copy(target, events, now, operation, sequence, bytes);
-    if operation as u32 == Operation::Checkpoint as u32
+) {
+    let now = machine.now();
+    if parts::copying(target, events, now)
         && target.has(TargetConfig::SLOTS)
         && let Some(context) = contexts.find(&contexts::key(target, address))
     {
         contexts::count_pending(target, context, now);
     }
-    Ok(())
 }
 
 /// `state_seq_set_data(context, source, bytes, seq_id, flags)`: a server puts a saved state into a slot before a request takes

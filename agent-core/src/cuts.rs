@@ -28,8 +28,7 @@ pub fn cut(
     owner: u64,
     part: (i32, i32, i32),
 ) -> Result<(), Loss> {
-    // An idle slot is saved before it is cleared.
-    parts::copied(target, events, machine.now());
+    parts::cleared(target, events, machine.now());
     if target.has(TargetConfig::SLOTS) {
         return cut_slot(target, machine, &mut maps.sequences, part);
     }

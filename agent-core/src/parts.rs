@@ -160,6 +160,9 @@ fn tell(target: &impl Target, events: &mut impl Events, over: Option<Over>) {
 }
 
 /// A cache is copied from here on, or goes on being copied; `bytes` is 0 when only its size is asked for.
+///
+/// While a decode call is under way it is not known yet that this is over: a device may still compute, and the library waits
+/// for it before it copies. Then [`copying`] begins it.
 #[inline(always)]
 pub fn copy(
     target: &impl Target,
@@ -170,16 +173,36 @@ pub fn copy(
     bytes: u64,
 ) {
     let Some(mut clock) = clock(target) else { return };
+    // What an idle slot holds may be saved twice in a row: each time its size is asked for first.
+    let anew = bytes == 0 && clock.copying.bytes != 0 && operation as u32 == Operation::Save as u32;
     let operation = operation as u32;
     let at = clock.copying;
-    if clock.doing == Doing::Copy as u32 && (at.sequence, at.operation) == (sequence, operation) {
+    let decodes = clock.doing == Doing::Decode as u32;
+    let asked = clock.doing == Doing::Copy as u32 || decodes && at.entered_ns >= clock.entered_ns;
+    if asked && !anew && (at.sequence, at.operation) == (sequence, operation) {
         clock.copying.bytes = at.bytes.saturating_add(bytes);
         return;
     }
-    let over = end(&mut clock, now, false);
-    clock.doing = Doing::Copy as u32;
+    let over = if decodes { None } else { end(&mut clock, now, false) };
+    if !decodes {
+        clock.doing = Doing::Copy as u32;
+    }
     clock.copying = Copying { entered_ns: now, bytes, sequence, operation };
     tell(target, events, over);
+}
+
+/// The library has waited for the device, and copies now. Returns whether that ends a decode call.
+#[inline(always)]
+pub fn copying(target: &impl Target, events: &mut impl Events, now: u64) -> bool {
+    let Some(mut clock) = clock(target) else { return false };
+    if clock.doing != Doing::Decode as u32 || clock.copying.entered_ns < clock.entered_ns {
+        return false;
+    }
+    let over = end(&mut clock, now, false);
+    clock.doing = Doing::Copy as u32;
+    clock.copying.entered_ns = now;
+    tell(target, events, over);
+    true
 }
 
 /// A copy, if there was one, is over.
@@ -188,6 +211,14 @@ pub fn copied(target: &impl Target, events: &mut impl Events, now: u64) {
     let Some(mut clock) = clock(target) else { return };
     let over = if clock.doing == Doing::Copy as u32 { end(&mut clock, now, false) } else { None };
     tell(target, events, over);
+}
+
+/// A slot is cleared: so ends a save. A cache that could not be restored is cleared, too, for the request that comes.
+#[inline(always)]
+pub fn cleared(target: &impl Target, events: &mut impl Events, now: u64) {
+    if clock(target).is_some_and(|clock| clock.copying.operation != Operation::Restore as u32) {
+        copied(target, events, now);
+    }
 }
 
 /// A prompt goes into the decode call under way.

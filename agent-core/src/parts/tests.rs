@@ -145,6 +145,57 @@ fn copies_are_the_servers_own_work_and_told_with_their_length() {
 }
 
 #[test]
+fn a_copy_after_a_decode_call_of_prompt_begins_when_that_is_over() {
+    let mut world = World::with(SERVER);
+    world.begin(0);
+    world.begin(1);
+    world.decode(MAIN, &tokens(&[(0, 0, 9)])).unwrap();
+    world.pass(100);
+    world.ask_size(0, 1, 0);
+    world.pass(5);
+    world.ask_size(0, 1, COPIED_BYTES);
+    // A device may still compute.
+    world.pass(200);
+    world.copying();
+    let entered = world.host.now.get();
+    world.pass(40);
+    // And one that tells nothing of that: the call goes on, as far as is known.
+    world.decode(MAIN, &tokens(&[(0, 9, 9)])).unwrap();
+    world.pass(100);
+    world.ask_size(0, 1, COPIED_BYTES);
+    world.pass(7);
+    world.step(&[(0, 18, 1)], 50, &[0]);
+    world.copying();
+    let told: Vec<_> =
+        copied(&world).iter().map(|it| (it.entered_ns, it.at_ns - it.entered_ns, it.bytes)).collect();
+    assert_eq!(told, [(entered, 40, COPIED_BYTES)]);
+    world.end(0).unwrap();
+    let end = *world.told.ends().next().unwrap();
+    let all = [(Part::Host, 40), (Part::OwnPrefill, 305 + 107 + 50), (Part::Sampling, 10)];
+    assert_eq!(named(&end.parts), all);
+    assert_eq!(world.target.stats.borrow().engine_ns, 305 + 107 + 50);
+}
+
+#[test]
+fn a_cache_that_could_not_be_restored_is_cleared_for_the_request_that_comes() {
+    let mut world = World::with(SERVER);
+    world.save(1, 0, 700);
+    world.restore(1, 0).unwrap();
+    world.pass(30);
+    world.cut(MAIN, 1, -1, -1).unwrap();
+    world.pass(2);
+    let launched = world.host.now.get();
+    world.begin(1);
+    let told: Vec<_> = copied(&world).iter().map(|it| it.at_ns).collect();
+    assert_eq!(told, [launched - 32, launched]);
+    // Two in a row of one slot are two.
+    world.save(2, 0, 10);
+    world.save(2, 0, 20);
+    world.begin(3);
+    assert_eq!(copied(&world).len(), 4);
+}
+
+#[test]
 fn without_a_measure_a_step_is_shared_by_tokens() {
     let mut world = World::with(SERVER);
     world.begin(0);

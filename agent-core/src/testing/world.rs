@@ -203,8 +203,14 @@ impl World {
 
     /// How large it is is asked for, or it is saved.
     pub fn ask_size(&mut self, slot: i32, flags: u32, bytes: u64) {
+        let Self { host, target, told, .. } = self;
+        copies::save(target, host, told, slot, flags, bytes).unwrap();
+    }
+
+    /// The library has waited for what was computed, and copies.
+    pub fn copying(&mut self) {
         let Self { host, target, maps, told } = self;
-        copies::save(target, host, &mut maps.contexts, told, MAIN, (slot, flags), bytes).unwrap();
+        copies::begin(target, host, &mut maps.contexts, told, MAIN);
     }
 
     /// A context is freed.

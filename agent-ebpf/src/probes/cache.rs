@@ -34,7 +34,7 @@ fn lp_restore(probe: ProbeContext) -> u32 {
 fn lp_save(probe: ProbeContext) -> u32 {
     observe(&probe, |target, _, call| {
         let (bytes, sequence, flags) = (call.get(2)?, call.get(3)? as i32, call.get(4)? as u32);
-        copies::save(target, &Helpers, &mut ContextMap, &mut Helpers, call.get(0)?, (sequence, flags), bytes)
+        copies::save(target, &Helpers, &mut Helpers, sequence, flags, bytes)
     })
 }
 
@@ -43,6 +43,15 @@ fn lp_save(probe: ProbeContext) -> u32 {
 fn lp_measure(probe: ProbeContext) -> u32 {
     observe(&probe, |target, _, call| {
         let (sequence, flags) = (call.get(1)? as i32, call.get(2)? as u32);
-        copies::save(target, &Helpers, &mut ContextMap, &mut Helpers, call.get(0)?, (sequence, flags), 0)
+        copies::save(target, &Helpers, &mut Helpers, sequence, flags, 0)
+    })
+}
+
+/// `llama_context::state_seq_get_data` and `state_seq_set_data`, which the library enters when all is computed.
+#[uprobe]
+fn lp_copy(probe: ProbeContext) -> u32 {
+    observe(&probe, |target, _, call| {
+        copies::begin(target, &Helpers, &mut ContextMap, &mut Helpers, call.get(0)?);
+        Ok(())
     })
 }

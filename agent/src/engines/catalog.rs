@@ -122,6 +122,8 @@ named! {
         Save = "lp_save",
         /// Where its size is asked for.
         Measure = "lp_measure",
+        /// Where a state is copied.
+        Copy = "lp_copy",
         /// Where a slot is taken.
         SlotStart = "lp_slot_start",
         /// Where a slot is left.
@@ -178,7 +180,7 @@ impl Program {
             Self::Batch => Role::Batch,
             Self::Sample | Self::SlotToken => Role::Token,
             Self::CacheHit => Role::CacheHit,
-            Self::Restore | Self::Save | Self::Measure => Role::Restore,
+            Self::Restore | Self::Save | Self::Measure | Self::Copy => Role::Restore,
             Self::SlotStart | Self::SlotTurn | Self::SlotFork => Role::SlotStart,
             Self::SlotEnd => Role::SlotEnd,
             Self::Embedded => Role::StepEnd,
@@ -201,17 +203,15 @@ impl Program {
             (Self::Sample, Layout::Token(_, context, ..)) => (1 << context, false),
             (Self::CacheHit, Layout::Cut(_)) => (0b1111, false),
             (Self::CacheHit, _) => (0b1110, false),
-            (Self::Restore, _) => (0b1_1100, false),
-            (Self::Save, _) => (0b1_1101, false),
-            (Self::Measure, _) => (0b111, false),
+            (Self::Restore | Self::Save, _) => (0b1_1100, false),
             // Where the return is probed the stack pointer must be that of the entry.
             (Self::TlsRead, _) => (0b011, true),
             (Self::TlsWrite, _) => (0b111, false),
             (Self::Batch | Self::SlotTurn, _) => (0b011, false),
-            (Self::SlotStart | Self::SlotFork | Self::Accepted, _) => (0b110, false),
+            (Self::SlotStart | Self::SlotFork | Self::Accepted | Self::Measure, _) => (0b110, false),
             (Self::Sample | Self::SlotToken, _) => (0b100, false),
             (Self::SlotError | Self::TaskError | Self::Task | Self::Tasks, _) => (0b010, false),
-            (Self::SlotEnd | Self::Embedded | Self::Clear | Self::Free | Self::TlsAccept, _) => {
+            (Self::SlotEnd | Self::Embedded | Self::Clear | Self::Free | Self::TlsAccept | Self::Copy, _) => {
                 (0b001, false)
             }
         };

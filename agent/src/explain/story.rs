@@ -249,9 +249,9 @@ fn copied(request: &Request) -> Option<String> {
     };
     let saved =
         took("save").map(|took| format!("saved what slots held to the prompt cache in memory, in {took}"));
-    let restored = took("restore").map(|took| format!("took the request's own from there, in {took}"));
+    let restored = took("restore").map(|took| format!("took its prompt from there, in {took}"));
     let all: Vec<String> = saved.into_iter().chain(restored).collect();
-    (!all.is_empty()).then(|| format!("to give it a slot the server {}", all.join(", and ")))
+    (!all.is_empty()).then(|| format!("for this request the server {}", all.join(", and ")))
 }
 
 /// Its longest gap.

@@ -86,7 +86,7 @@ fn copies_of_caches_are_told_with_for_whom_they_were() {
     for said in [
         "    600 ms  waited while the server saved or restored caches for team-7 (request 81c0-6)",
         "    270 ms  waited for a slot: others had them all, or the engine was busy",
-        "to give it a slot the server saved what slots held to the prompt cache in memory, in 80 ms, and took the request's own from there, in 90 ms",
+        "for this request the server saved what slots held to the prompt cache in memory, in 80 ms, and took its prompt from there, in 90 ms",
         "     70 ms  checkpoints of its context were made or taken up",
         "     80 ms  the server's own work between steps",
     ] {

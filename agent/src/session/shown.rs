@@ -23,7 +23,7 @@ use crate::engines::Route;
 pub const LAST: usize = 64;
 /// Requests of a server that are shown while they are under way.
 pub const MOST: usize = 256;
-/// Requests that are named of those for whose prompts one has waited.
+/// Requests that are named of those for which one has waited.
 const CULPRITS: usize = 8;
 
 /// Tells a request from all others of its server, also later: how people name it.
@@ -78,9 +78,9 @@ pub struct ShownRequest {
     pub worst_gap_ns: u64,
     /// Where the time of its tokens went, once it is over and where that is told.
     pub token_time: Option<TokenTime>,
-    /// The user whose prompts it waited for most, once it is over.
+    /// The user for whom it waited most, once it is over.
     pub slowed_by: Option<String>,
-    /// The requests for whose prompts it waited, who cost it most first, once it is over; their users as labels have them.
+    /// The requests for which it waited, who cost it most first, once it is over; their users as labels have them.
     pub waited_for: Vec<Culprit>,
     /// What caches were copied for it, nanoseconds.
     pub copies: Copies,

@@ -30,7 +30,7 @@ pub struct Usage {
     requests: Charge,
     /// What belongs to no request that was seen.
     remainder: Charge,
-    /// How long users waited for prompts of users, nanoseconds.
+    /// How long users waited for requests of users, nanoseconds.
     waits: BTreeMap<(String, String), u64>,
 }
 

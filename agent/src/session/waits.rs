@@ -105,8 +105,10 @@ pub struct Engine {
     prompts: Vec<(RequestKey, u32)>,
     /// The request that took a slot last.
     latest: Option<RequestKey>,
-    /// Copies one after the other of which it is not known yet for whom they were.
+    /// Copies of a slot, one after the other, of which it is not known yet for whom they were.
     copies: Copies,
+    /// The slot.
+    slot: i32,
     /// When the last of them was over.
     copied_ns: u64,
 }
@@ -126,11 +128,14 @@ impl Engine {
     /// A request takes a slot, at that time. `arrived_ns` is 0 of one that is not known.
     pub fn start(&mut self, slot: i32, request: RequestKey, at_ns: u64) -> Option<Copied> {
         // What was copied until this moment was to give it the slot.
-        if self.copied_ns == at_ns {
-            self.latest = Some(request);
-        }
-        let copied = self.settle();
+        let copied = if (self.slot, self.copied_ns) == (slot, at_ns) {
+            self.take(Some(request))
+        } else {
+            self.settle()
+        };
         self.latest = Some(request);
+        // Of a launch that failed no end is told.
+        self.running.retain(|(it, _)| *it != slot);
         if request.arrived_ns != 0 {
             if self.running.len() >= MAX_RUNNING {
                 self.running.remove(0);
@@ -146,21 +151,25 @@ impl Engine {
         if let Some(at) = self.running.iter().position(|it| *it == (slot, request)) {
             self.running.swap_remove(at);
         }
+        if self.latest == Some(request) {
+            self.latest = None;
+        }
         copied
     }
 
     /// A cache was copied. Returns what is known by it for whom it, or one before it, was.
     ///
-    /// What a slot holds is saved, and restored, before the slot is given to the next; where all slots share one cache
-    /// (`--kv-unified`), what idle ones hold is saved once the next has its slot. The first ends with that.
+    /// What a slot holds is saved, and restored, before the slot is given to the next; what idle ones hold may be saved once the
+    /// next has its slot. The first ends with that.
     pub fn copy(&mut self, operation: Operation, event: &CopyEvent) -> Vec<Copied> {
         let ns = event.at_ns.saturating_sub(event.entered_ns);
-        let before = if self.copied_ns == event.entered_ns { None } else { self.settle() };
+        let goes_on = (self.slot, self.copied_ns) == (event.slot, event.entered_ns);
+        let before = if goes_on { None } else { self.settle() };
         let runs = |engine: &Self| engine.running.iter().find(|(slot, _)| *slot == event.slot).map(|it| it.1);
         let now = match operation {
             Operation::Save | Operation::Restore => {
                 self.copies[operation as usize] += ns;
-                self.copied_ns = event.at_ns;
+                (self.slot, self.copied_ns) = (event.slot, event.at_ns);
                 None
             }
             Operation::Checkpoint | Operation::Rewind => runs(self).map(|request| {
@@ -172,11 +181,18 @@ impl Engine {
         before.into_iter().chain(now).collect()
     }
 
-    /// The engine does something else: what was copied and ended with no slot being taken was for the last that took one.
+    /// The engine does something else: what was saved and ended with no slot being taken was for the last that took one. What
+    /// was restored so was for one that could not take it, and nobody knows which.
     pub fn settle(&mut self) -> Option<Copied> {
+        let restored = self.copies[Operation::Restore as usize] != 0;
+        self.take(self.latest.filter(|_| !restored))
+    }
+
+    /// What was copied, if that is something, was for this request.
+    fn take(&mut self, request: Option<RequestKey>) -> Option<Copied> {
         self.copied_ns = 0;
         let copies = std::mem::take(&mut self.copies);
-        let request = self.latest.filter(|it| it.arrived_ns != 0 && copies != Copies::default())?;
+        let request = request.filter(|it| it.arrived_ns != 0 && copies != Copies::default())?;
         Some(self.copied(request, copies))
     }
 
@@ -296,23 +312,44 @@ mod tests {
         assert_eq!(engine.settle(), None, "once");
         // Idle slots are saved when it has its own.
         assert_eq!(on(&mut engine, 3, Operation::Save, 70, 8), []);
-        assert_eq!(on(&mut engine, 4, Operation::Save, 78, 9), []);
         let expected =
             |ns| Copied { request: c, copies: [ns, 0, 0, 0], waits: vec![wait(a, c, ns), wait(b, c, ns)] };
-        assert_eq!(engine.end(1, b), Some(expected(17)), "the engine went on");
+        assert_eq!(on(&mut engine, 4, Operation::Save, 78, 9), [expected(8)]);
+        assert_eq!(engine.end(1, b), Some(expected(9)), "the engine went on");
         let expected = |ns| Copied { request: c, copies: [ns, 0, 0, 0], waits: vec![wait(a, c, ns)] };
         assert_eq!(on(&mut engine, 3, Operation::Save, 90, 8), []);
         assert_eq!(on(&mut engine, 3, Operation::Save, 190, 7), [expected(8)], "it did something in between");
-        assert_eq!(engine.start(5, key(4), 300), Some(expected(7)), "and before this one came");
+        assert_eq!(engine.start(5, key(4), 197), Some(expected(7)), "that was another slot");
         // Of one that is not known nobody is to blame.
         assert_eq!(on(&mut engine, 6, Operation::Save, 400, 8), []);
         assert_eq!(engine.start(6, RequestKey { arrived_ns: 0, ..a }, 408), None);
     }
 
     #[test]
+    fn what_was_copied_for_nobody_is_charged_to_nobody() {
+        let [a, b] = [1, 2].map(key);
+        let mut engine = Engine::default();
+        engine.start(0, a, 1);
+        // A request with several choices finds too few slots, and waits.
+        engine.copy(Operation::Save, &copy(1, Operation::Save, 10, 5));
+        engine.copy(Operation::Restore, &copy(1, Operation::Restore, 15, 5));
+        assert_eq!(engine.settle(), None);
+        // The last that took a slot is gone.
+        engine.start(1, b, 30);
+        engine.end(1, b);
+        engine.copy(Operation::Save, &copy(1, Operation::Save, 40, 5));
+        assert_eq!(engine.settle(), None);
+        // Of a launch that failed no end is told: the next on its slot is the one that runs there.
+        engine.start(1, b, 50);
+        engine.start(1, key(3), 60);
+        let copied = engine.copy(Operation::Checkpoint, &copy(1, Operation::Checkpoint, 70, 5));
+        assert_eq!(copied.iter().map(|it| it.request).collect::<Vec<_>>(), [key(3)]);
+    }
+
+    #[test]
     fn slots_without_an_end_make_room() {
         let mut engine = Engine::default();
-        (0..2_000).for_each(|ms| drop(engine.start(0, key(ms), 1)));
+        (0..2_000).for_each(|ms| drop(engine.start(ms as i32, key(ms), 1)));
         engine.prompt(&prompt(key(5_000), 1, 1));
         let waits = engine.prefill(&prefill(1, 1, 1));
         assert_eq!((waits.len(), waits[0].victim), (MAX_RUNNING, key(2_000 - MAX_RUNNING as u64)));

@@ -274,8 +274,8 @@ pub static GROUPS: &[Group] = &[
                 Stacked,
                 8,
                 "s",
-                "Waiting for prompts of others",
-                "By the user whose prompts were computed meanwhile, each second.",
+                "Waiting for requests of others",
+                "By the user whose prompts were computed, or for whom caches were copied, meanwhile, each second.",
                 Each(&[(
                     "sum by (culprit) (rate(llm_interference_seconds_total{@server}[@rate]))",
                     "{{culprit}}",

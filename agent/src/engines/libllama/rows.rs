@@ -113,6 +113,20 @@ pub(super) static ROWS: &[Row] = &[
     row(0, ProbeId::StateSeqSet, Program::Restore, Plain, &[Exact("llama_state_seq_set_data_ext")]),
     row(0, ProbeId::StateSeqGet, Program::Save, Plain, &[Exact("llama_state_seq_get_data_ext")]),
     row(0, ProbeId::StateSeqSize, Program::Measure, Plain, &[Exact("llama_state_seq_get_size_ext")]),
+    row(
+        0,
+        ProbeId::ContextSeqGet,
+        Program::Copy,
+        Plain,
+        &[Exact("_ZN13llama_context18state_seq_get_dataEiPhmj")],
+    ),
+    row(
+        0,
+        ProbeId::ContextSeqSet,
+        Program::Copy,
+        Plain,
+        &[Exact("_ZN13llama_context18state_seq_set_dataEiPKhmj")],
+    ),
     // Where the server's own functions are not visible: its calls into the library. The same probe is the end, too.
     row(0, ProbeId::SetSampler, Program::SlotTurn, Plain, &[Exact("llama_set_sampler")]),
     row(0, ProbeId::MemorySeqCp, Program::SlotFork, Plain, &[Exact("llama_memory_seq_cp")]),
