@@ -109,14 +109,17 @@ fn recorded(server: &LlamaServer, slots: usize, size: &Size) -> Result<Cost> {
     Ok(cost)
 }
 
+/// Tokens of a request by which that is told.
+const SETTLED: u32 = 100;
+
 /// Waits until the agent has taken away what it needs only until it knows that it is a server: it takes the kernel seconds.
 pub fn settle(agent: &Agent, server: &LlamaServer) -> Result<()> {
     wait_for("the probes of programs that are no servers to go", Duration::from_secs(60), || {
         let moment = Moment::now(agent, server).ok()?;
-        run_checked(server.address(), &[Request::completion("a", 20, false)], 1).ok()?;
+        run_checked(server.address(), &[Request::completion("a", SETTLED, false)], 1).ok()?;
         let hits = moment.compare(agent, server).ok()?.own_delta("llamaprobe_probe_hits_total");
-        // A token's own, and some for the request.
-        (hits < 4.0 * 20.0).then_some(())
+        // A token's own, and some for the request: with many slots the caches of several are saved for it.
+        (hits < 4.0 * f64::from(SETTLED)).then_some(())
     })
 }
 
