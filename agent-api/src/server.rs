@@ -364,6 +364,13 @@ pub struct Request {
     pub context_used: u64,
 }
 
+impl Request {
+    /// How long it waited while caches were saved and restored for others, milliseconds.
+    pub fn neighbour_copy_ms(&self) -> f64 {
+        self.waited_for.iter().map(|it| it.copy_ms).sum()
+    }
+}
+
 /// Another request for whose prompt one has waited.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct WaitedFor {

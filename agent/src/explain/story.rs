@@ -185,8 +185,7 @@ fn work(request: &Request) -> Vec<Sentence> {
     // What the server did between steps and is told apart.
     let copied = |name: &str| request.copies_ms.get(name).copied().unwrap_or(0.0);
     let checkpoints = copied("checkpoint") + copied("rewind");
-    let others: f64 = request.waited_for.iter().map(|it| it.copy_ms).sum();
-    let host = (part("host") - checkpoints - others).max(0.0);
+    let host = (part("host") - checkpoints - request.neighbour_copy_ms()).max(0.0);
     let last = request.last_token_ms.unwrap_or(request.duration_ms);
     let answer = if request.state == "done" { (request.duration_ms - last).max(0.0) } else { 0.0 };
     vec![

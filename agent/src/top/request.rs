@@ -108,7 +108,7 @@ pub fn lines(request: &Request, width: usize) -> Vec<Line<'static>> {
 
 /// What caches were copied for it, and for others while it waited.
 fn copies(request: &Request) -> Option<String> {
-    let others: f64 = request.waited_for.iter().map(|it| it.copy_ms).sum();
+    let others = request.neighbour_copy_ms();
     let own = request.copies_ms.iter().map(|(operation, ms)| format!("{operation} {}", time(*ms)));
     let others = (others > 0.0).then(|| format!("for others {}", time(others)));
     Some(own.chain(others).collect::<Vec<_>>().join(", ")).filter(|copies| !copies.is_empty())
