@@ -3,7 +3,7 @@
 use llamaprobe_common::{
     loss::Loss,
     request::{
-        ANSWERS_PART, BeginEvent, Connection, ConnectionKey, EndEvent, EndReason, Gap, PieceHead,
+        ANSWERS_EIGHTHS, BeginEvent, Connection, ConnectionKey, EndEvent, EndReason, Gap, PieceHead,
         RequestEventKind, RequestKey, Talk, TaskEvent,
     },
 };
@@ -108,7 +108,7 @@ pub(crate) fn flush_kept(
     let mut head = head(key, state, 0, at_ns);
     let answers = state.writes > 0;
     let gap = if answers { Gap::ANSWER } else { Gap::REQUEST };
-    if answers && output.is_behind(ANSWERS_PART) || !output.flush(kept, &mut head) {
+    if answers && output.is_behind(ANSWERS_EIGHTHS) || !output.flush(kept, &mut head) {
         lose_bytes(target, state, gap);
     }
     state.flags &= !Connection::FRESH;

@@ -48,8 +48,8 @@ pub trait Ends {
 
 /// The way of bytes to the agent.
 pub trait Output: Events + Machine {
-    /// Whether more than a part of the bytes that find room wait for the agent.
-    fn is_behind(&self, part: u64) -> bool;
+    /// Whether more than so many eighths of the bytes that find room wait for the agent.
+    fn is_behind(&self, eighths: u64) -> bool;
 
     /// Hands over `head.len` bytes at `from` of the process, no more than
     /// [`PIECE_BYTES`](llamaprobe_common::request::PIECE_BYTES). Returns whether they could be read and found room.

@@ -3,7 +3,7 @@
 use llamaprobe_common::{
     loss::Loss,
     request::{
-        ANSWER_BYTES, ANSWERS_PART, Connection, ConnectionKey, EndReason, Gap, MIDDLES_PART, PAGE_BYTES,
+        ANSWER_BYTES, ANSWERS_EIGHTHS, Connection, ConnectionKey, EndReason, Gap, MIDDLES_EIGHTHS, PAGE_BYTES,
         REQUEST_BYTES, RequestEventKind, SHORT_READ, Talk, WriteEvent,
     },
 };
@@ -127,9 +127,9 @@ pub fn on_write(
     if let Some(kept) = talks.find(&key) {
         let budget = ANSWER_BYTES.saturating_sub(kept.told_out);
         // Where the agent is behind, the middle of a long answer is left out as beyond the budget, and its end is kept.
-        let long = len >= PAGE_BYTES as u64 && budget > 0 && !output.is_behind(MIDDLES_PART);
+        let long = len >= PAGE_BYTES as u64 && budget > 0 && !output.is_behind(MIDDLES_EIGHTHS);
         if told || long {
-            if output.is_behind(ANSWERS_PART) {
+            if output.is_behind(ANSWERS_EIGHTHS) {
                 lose_bytes(target, state, Gap::ANSWER);
             } else {
                 hand_over(target, output, key, state, kept, (buffer, offset, len, budget), now);

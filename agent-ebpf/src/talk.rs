@@ -52,14 +52,17 @@ fn put_fitting<const USER: bool>(head: &PieceHead, from: u64) -> bool {
         len if len <= PIECE_ROOMS[4] => put::<{ PIECE_ROOMS[4] }, USER>(head, from),
         len if len <= PIECE_ROOMS[5] => put::<{ PIECE_ROOMS[5] }, USER>(head, from),
         len if len <= PIECE_ROOMS[6] => put::<{ PIECE_ROOMS[6] }, USER>(head, from),
-        _ => put::<{ PIECE_ROOMS[7] }, USER>(head, from),
+        len if len <= PIECE_ROOMS[7] => put::<{ PIECE_ROOMS[7] }, USER>(head, from),
+        len if len <= PIECE_ROOMS[8] => put::<{ PIECE_ROOMS[8] }, USER>(head, from),
+        len if len <= PIECE_ROOMS[9] => put::<{ PIECE_ROOMS[9] }, USER>(head, from),
+        _ => put::<{ PIECE_ROOMS[10] }, USER>(head, from),
     }
 }
 
 impl Output for Helpers {
     #[inline(always)]
-    fn is_behind(&self, part: u64) -> bool {
-        wake::is_behind(part)
+    fn is_behind(&self, eighths: u64) -> bool {
+        wake::is_behind(eighths)
     }
 
     #[inline(always)]

@@ -3,7 +3,7 @@
 //! when that time is over, so that nothing waits for the next event.
 
 use aya_ebpf::helpers::bpf_ktime_get_ns;
-use llamaprobe_common::request::WAKE_NS;
+use llamaprobe_common::request::{MIDDLES_EIGHTHS, WAKE_NS};
 
 use crate::maps::{PAYLOAD, PAYLOAD_BYTES, WOKEN};
 
@@ -15,10 +15,10 @@ const WAKE: u64 = 2;
 /// `BPF_RB_AVAIL_DATA`: how much of a ring buffer is not read yet.
 const UNREAD: u64 = 0;
 
-/// Whether more than a part of the bytes that find room wait for the agent.
+/// Whether more than so many eighths of the bytes that find room wait for the agent.
 #[inline(always)]
-pub fn is_behind(part: u64) -> bool {
-    PAYLOAD.query(UNREAD) > PAYLOAD_BYTES / part
+pub fn is_behind(eighths: u64) -> bool {
+    PAYLOAD.query(UNREAD) > PAYLOAD_BYTES / 8 * eighths
 }
 
 /// How to submit an event.
@@ -40,5 +40,5 @@ pub fn for_event() -> u64 {
 /// How to submit bytes: at once where many wait.
 #[inline(always)]
 pub fn for_bytes() -> u64 {
-    if is_behind(4) { WAKE } else { for_event() }
+    if is_behind(MIDDLES_EIGHTHS) { WAKE } else { for_event() }
 }

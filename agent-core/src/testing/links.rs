@@ -56,7 +56,7 @@ pub struct Wire {
     pub pieces: Vec<Piece>,
     /// Whether there is no room for more of them.
     pub full: bool,
-    /// More than this part of the bytes that find room wait: 2 for a half; 0 when few do.
+    /// How much of the bytes that find room waits, in eighths.
     pub behind: u64,
 }
 
@@ -92,8 +92,8 @@ impl Events for Wire {
 }
 
 impl Output for Wire {
-    fn is_behind(&self, part: u64) -> bool {
-        self.behind != 0 && part >= self.behind
+    fn is_behind(&self, eighths: u64) -> bool {
+        self.behind > eighths
     }
 
     fn put(&mut self, head: &PieceHead, from: u64) -> bool {

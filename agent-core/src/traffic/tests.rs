@@ -286,7 +286,7 @@ fn make(net: &mut Net, call: &Call) {
         }
         Call::Room(events, bytes, behind) => {
             net.links.output.told.full = events;
-            (net.links.output.full, net.links.output.behind) = (bytes, if behind { 2 } else { 0 });
+            (net.links.output.full, net.links.output.behind) = (bytes, if behind { 7 } else { 0 });
         }
         _ => {}
     }
@@ -352,7 +352,7 @@ fn what_is_lost_is_counted_once_a_request() {
 fn answers_are_left_out_where_many_wait() {
     let mut net = Net::with(9);
     net.open(7).unwrap();
-    net.links.output.behind = 2;
+    net.links.output.behind = 7;
     net.read(7, &[b'r'; 300]).unwrap();
     net.write(7, b"HTTP/1.1 200 OK\r\n\r\n").unwrap();
     net.close(7);
@@ -392,7 +392,7 @@ fn the_middle_of_a_long_answer_is_left_out_where_some_wait() {
     let mut net = Net::with(1);
     net.open(7).unwrap();
     net.read(7, &[b'r'; 300]).unwrap();
-    net.links.output.behind = 4;
+    net.links.output.behind = 3;
     net.write(7, b"HTTP/1.1 200 OK\r\n\r\n").unwrap();
     let long = vec![b'a'; 3 * PAGE_BYTES];
     for _ in 0..9 {
