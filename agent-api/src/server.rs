@@ -369,6 +369,11 @@ impl Request {
     pub fn neighbour_copy_ms(&self) -> f64 {
         self.waited_for.iter().map(|it| it.copy_ms).sum()
     }
+
+    /// How much longer the server's own work took for the prompts of others, milliseconds.
+    pub fn neighbour_host_ms(&self) -> f64 {
+        self.waited_for.iter().map(|it| it.host_ms).sum()
+    }
 }
 
 /// Another request for whose prompt one has waited.
@@ -383,6 +388,9 @@ pub struct WaitedFor {
     /// How long while the server saved and restored caches for it, milliseconds.
     #[serde(default)]
     pub copy_ms: f64,
+    /// How much longer the server's own work beside those calls took, milliseconds.
+    #[serde(default)]
+    pub host_ms: f64,
     /// In how many decode calls.
     pub steps: u64,
     /// How many tokens of its prompt were in them.

@@ -86,14 +86,14 @@ const _: () = assert!(Doing::COUNT <= DOINGS && DOINGS.is_power_of_two());
 /// Batches of how many tokens that are no prompt have a duration of their own; larger ones share the last. A power of two.
 pub const USUALS: usize = 128;
 
-/// How long decode calls without prompt usually take: their running median.
+/// How long something usually takes: a running median.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "user", derive(serde::Serialize, serde::Deserialize))]
 #[repr(C)]
 pub struct Usual {
     /// The median, nanoseconds.
     pub ns: u64,
-    /// Of how many calls; 0 when there is none yet.
+    /// Of how many observations; 0 when there is none yet.
     pub seen: u64,
 }
 
@@ -111,6 +111,8 @@ pub struct Clock {
     pub over_ns: u64,
     /// How much longer that took for the prompts in it.
     pub excess_ns: u64,
+    /// The sum of the server's own work when it was over, or when the first request took a slot.
+    pub host_ns: u64,
     /// A [`Doing`].
     pub doing: u32,
     /// Requests on slots.
@@ -121,14 +123,16 @@ pub struct Clock {
     pub rest: u32,
     /// Prompt tokens in the last one that is over.
     pub over_prompt: u32,
-    /// Always 0.
-    pub reserved: u32,
+    /// Requests on slots when it was over.
+    pub over_running: u32,
     /// The copy of a cache under way.
     pub copying: Copying,
     /// The last decode call of each [`Model`], where they are told, until it is.
     pub steps: [StepEvent; Model::COUNT],
     /// How long decode calls without prompt take, by their tokens.
     pub usuals: [Usual; USUALS],
+    /// The server's own work between two such calls, by the tokens of the second.
+    pub hosts: [Usual; USUALS],
 }
 
 impl Clock {
@@ -139,19 +143,21 @@ impl Clock {
         entered_ns: 0,
         over_ns: 0,
         excess_ns: 0,
+        host_ns: 0,
         doing: Doing::Host as u32,
         running: 0,
         prompt: 0,
         rest: 0,
         over_prompt: 0,
-        reserved: 0,
+        over_running: 0,
         copying: Copying::NONE,
         steps: [StepEvent::NONE; Model::COUNT],
         usuals: [Usual { ns: 0, seen: 0 }; USUALS],
+        hosts: [Usual { ns: 0, seen: 0 }; USUALS],
     };
 }
 
-plain!(Usual = 16, Clock = 176 + 8 * DOINGS + 16 * USUALS);
+plain!(Usual = 16, Clock = 184 + 8 * DOINGS + 2 * 16 * USUALS);
 
 #[cfg(test)]
 mod tests {

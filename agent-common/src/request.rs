@@ -471,23 +471,25 @@ pub struct PromptEvent {
     pub at_ns: u64,
 }
 
-/// A decode call with prompts is over, of an engine that works for several.
+/// A decode call with prompts is over, of an engine that works for several; or the one after it, which has none.
 #[derive(Clone, Copy, Debug)]
 #[cfg_attr(feature = "user", derive(serde::Serialize, serde::Deserialize))]
 #[repr(C)]
 pub struct PrefillEvent {
     /// [`RequestEventKind::Prefill`]
     pub kind: u32,
-    /// Prompt tokens in it.
+    /// Prompt tokens in it; 0 when it is the one after it that is over.
     pub prompt: u32,
     /// No request: the process.
     pub request: RequestKey,
     /// When.
     pub at_ns: u64,
-    /// When it was entered.
+    /// When it was entered, the one with prompts.
     pub entered_ns: u64,
     /// How much longer it took for its prompts.
     pub excess_ns: u64,
+    /// How much longer than between calls without prompts the server's own work took before the call that is over.
+    pub host_ns: u64,
 }
 
 /// A server has saved or restored the cache of a slot.
@@ -528,6 +530,6 @@ plain!(
     SlotStartEvent = 40,
     SlotEndEvent = 144 + 64,
     PromptEvent = 32,
-    PrefillEvent = 48,
+    PrefillEvent = 56,
     CopyEvent = 56,
 );

@@ -6,6 +6,10 @@
 //! rest is theirs, by tokens. Where it is not known how long one without them takes, the tokens that are no prompt have their
 //! share of it by tokens.
 //!
+//! A prompt also makes the server's own work longer: the request is given a slot, its batch is filled, its first token sent
+//! off. This is what goes by before and after a call with prompts, as far as it is more than what usually goes by between
+//! calls without.
+//!
 //! Between decode calls a server saves and restores caches, and all of its slots wait. Such a copy begins when the size of a
 //! cache is asked for, and is over when the engine does the next thing that is seen. Its time is the server's own work.
 
@@ -37,8 +41,8 @@ const PATIENCE: u64 = 8;
 
 /// What is over, and held up others.
 enum Over {
-    /// A decode call that took longer for its prompts.
-    Prompts { now: u64, entered_ns: u64, excess_ns: u64, prompt: u32, running: u32 },
+    /// A decode call that took longer for its prompts, or the one after it.
+    Prompts { now: u64, entered_ns: u64, excess_ns: u64, host_ns: u64, prompt: u32, running: u32 },
     /// A copy of a cache.
     Copy { now: u64, copying: Copying },
 }
@@ -93,7 +97,20 @@ fn end(clock: &mut Clock, now: u64, failed: bool) -> Option<Over> {
     }
     let took = now.saturating_sub(clock.entered_ns);
     let (prompt, rest) = (clock.prompt, clock.rest);
-    let usual = &mut clock.usuals[(rest as usize).min(USUALS - 1) & (USUALS - 1)];
+    let like = (rest as usize).min(USUALS - 1) & (USUALS - 1);
+    let host = clock.sums[Doing::Host as usize].saturating_sub(clock.host_ns);
+    let follows = prompt == 0 && clock.over_prompt != 0;
+    let usual = &mut clock.hosts[like];
+    let mut host_ns = 0;
+    if failed {
+    } else if prompt == 0 && !follows {
+        if rest != 0 {
+            observe(usual, host);
+        }
+    } else if usual.seen != 0 {
+        host_ns = host.saturating_sub(usual.ns);
+    }
+    let usual = &mut clock.usuals[like];
     let mut excess_ns = 0;
     if failed {
     } else if prompt == 0 {
@@ -117,10 +134,15 @@ fn end(clock: &mut Clock, now: u64, failed: bool) -> Option<Over> {
     clock.sums[Doing::Decode as usize] -= excess_ns;
     clock.sums[Doing::Prefill as usize] += excess_ns;
     clock.doing = Doing::Host as u32;
+    clock.host_ns = clock.sums[Doing::Host as usize];
+    // Who had the prompts may have left since.
+    let (entered_ns, running) =
+        if follows { (clock.over_ns, clock.over_running) } else { (clock.entered_ns, clock.running) };
     clock.over_ns = clock.entered_ns;
     clock.excess_ns = excess_ns;
     clock.over_prompt = prompt;
-    Some(Over::Prompts { now, entered_ns: clock.entered_ns, excess_ns, prompt, running: clock.running })
+    clock.over_running = clock.running;
+    Some(Over::Prompts { now, entered_ns, excess_ns, host_ns, prompt, running })
 }
 
 /// Tells what others have waited for. Without that the parts are as they are, and it is not known for whom.
@@ -128,8 +150,8 @@ fn end(clock: &mut Clock, now: u64, failed: bool) -> Option<Over> {
 fn tell(target: &impl Target, events: &mut impl Events, over: Option<Over>) {
     let request = RequestKey { arrived_ns: 0, tgid: target.tgid(), fd: -1 };
     let told = match over {
-        Some(Over::Prompts { now, entered_ns, excess_ns, prompt, running })
-            if excess_ns != 0 && running >= 2 && is_told(target) =>
+        Some(Over::Prompts { now, entered_ns, excess_ns, host_ns, prompt, running })
+            if (excess_ns != 0 || host_ns != 0) && running >= 2 && is_told(target) =>
         {
             events.tell(|| PrefillEvent {
                 kind: RequestEventKind::Prefill as u32,
@@ -138,6 +160,7 @@ fn tell(target: &impl Target, events: &mut impl Events, over: Option<Over>) {
                 at_ns: now,
                 entered_ns,
                 excess_ns,
+                host_ns,
             })
         }
         // Of one that only asked for the size nothing is told.
@@ -324,6 +347,10 @@ pub fn run(target: &impl Target, state: &Sequence) {
     if state.flags & Sequence::ACTIVE == 0
         && let Some(mut clock) = clock(target)
     {
+        if clock.running == 0 {
+            // Until now the server had nothing to do.
+            clock.host_ns = clock.sums[Doing::Host as usize];
+        }
         clock.running += 1;
     }
 }

@@ -17,12 +17,15 @@ const AROUND: usize = 35;
 /// Tokens of the victim between two prompts.
 const BETWEEN: usize = 80;
 
-/// A wait of which what was not computed for the prompt is no more than some hundredths, seconds.
-const WORTH: f64 = 0.4;
+/// A wait of which what is charged to nobody is no more than some hundredths, seconds: the first calls after a prompt are
+/// slower, by a millisecond or two together.
+const WORTH: f64 = 0.05;
+/// How much what is charged may differ from what the client saw.
+const TOLERANCE: f64 = 0.05;
 
 #[test]
 fn who_made_whom_wait_is_told() -> Result<()> {
-    neighbours(Assets::tiny, &[256, 512], &[500, 2_000, 4_000], 1)
+    neighbours(Assets::tiny, &[256, 512], &[500, 2_000, 4_000], 1).map(drop)
 }
 
 #[test]
@@ -30,9 +33,13 @@ fn who_made_whom_wait_is_told() -> Result<()> {
 fn who_made_whom_wait_is_told_in_102_runs() -> Result<()> {
     // What other programs do at the time would be in the one and not in the other.
     let _ = rustix::process::nice(-15);
-    neighbours(Assets::tiny, &[256, 512, 2048], &[500, 2_000, 5_871], 10)?;
+    let mut shares = neighbours(Assets::tiny, &[256, 512, 2048], &[500, 2_000, 5_871], 10)?;
     // A model of which a step takes longer than what the server does beside it.
-    neighbours(Assets::gemma, &[256, 512], &[500], 6)
+    shares.extend(neighbours(Assets::gemma, &[256, 512], &[500], 6)?);
+    let (runs, share) = (shares.len(), median(shares));
+    println!("{runs} runs, the median of all: a share of {share:.3}");
+    assert!(runs == 0 || runs == 102 && (share - 1.0).abs() <= TOLERANCE, "{share} of {runs} runs");
+    Ok(())
 }
 
 /// The middle one; NaN of none.
@@ -61,21 +68,23 @@ fn excess(ticks: &[Instant], sent: Instant, answered: Instant) -> Result<f64> {
     Ok(span(first, last).context("no gap")? - usual * (last - first) as f64)
 }
 
-/// Prompts of these sizes beside a request that generates, for each size of a batch, so many times.
+/// Prompts of these sizes beside a request that generates, for each size of a batch, so many times. Returns what share of
+/// its wait was charged, of each.
 fn neighbours(
     model: fn(&Assets) -> PathBuf,
     batches: &[usize],
     prompts: &[usize],
     times: usize,
-) -> Result<()> {
-    let Some(assets) = privileged() else { return Ok(()) };
+) -> Result<Vec<f64>> {
+    let Some(assets) = privileged() else { return Ok(Vec::new()) };
+    let mut shares = Vec::new();
     for &batch in batches {
         let size = batch.to_string();
         // Before a checkpoint a prompt is cut once more.
         let arguments = ["-np", "2", "-c", "16384", "-t", "1", "-b", &size, "--ctx-checkpoints", "0"];
         let watch = Watch::new(LlamaServer::start(Build::Process, &model(&assets), &arguments)?)?;
         for &tokens in prompts {
-            one(&watch, batch, tokens, times)?;
+            shares.extend(one(&watch, batch, tokens, times)?);
         }
         let metrics = watch.agent.scrape()?;
         let waited = |victim: &str, culprit: &str| {
@@ -85,11 +94,11 @@ fn neighbours(
         assert!(waited("victim", "culprit") > 10.0 * waited("culprit", "victim"));
         watch.agent.stop()?;
     }
-    Ok(())
+    Ok(shares)
 }
 
 /// One request that generates, and so many prompts beside it, one after the other.
-fn one(watch: &Watch, batch: usize, tokens: usize, times: usize) -> Result<()> {
+fn one(watch: &Watch, batch: usize, tokens: usize, times: usize) -> Result<Vec<f64>> {
     // A token of the victim is in each batch.
     let calls = tokens.div_ceil(batch - 1);
     let generated = BETWEEN * (times + 2) + times * (calls + 60);
@@ -119,6 +128,9 @@ fn one(watch: &Watch, batch: usize, tokens: usize, times: usize) -> Result<()> {
     assert_eq!(slowed.len(), times, "{slowed:?}");
     let all: u64 = slowed.iter().filter_map(|by| by["ns"].as_u64()).sum();
     assert_eq!(told["parts_ns"]["neighbour_prefill"], all, "the others, all of it");
+    let beside: u64 =
+        slowed.iter().flat_map(|by| [&by["host_ns"], &by["copy_ns"]]).filter_map(Value::as_u64).sum();
+    assert!(beside > 0 && beside as f64 / 1e9 <= part(&told, "host"), "{beside} {}", told["parts_ns"]);
     let mut pairs = Vec::new();
     for ((by, other), (_, sent, answered)) in slowed.iter().zip(&others).zip(culprits) {
         check(other)?;
@@ -126,10 +138,12 @@ fn one(watch: &Watch, batch: usize, tokens: usize, times: usize) -> Result<()> {
         assert_eq!(by["calls"], json!(calls));
         // Its record goes back to when it could have been read.
         assert!((0..1_000_000).contains(&arrived(by).saturating_sub(arrived(other))), "{by} {other}");
+        let seconds = |what: &str| by[what].as_u64().unwrap_or(0) as f64 / 1e9;
         // Both saw the same calls.
-        let (charged, prefill) = (by["ns"].as_u64().unwrap_or(0) as f64 / 1e9, part(other, "own_prefill"));
-        assert!(charged > 0.5 * prefill && charged < 2.0 * prefill, "{charged} s of {prefill} s");
-        pairs.push((charged, excess(&ticks, sent, answered)?));
+        let (waited, prefill) = (seconds("ns"), part(other, "own_prefill"));
+        assert!(waited > 0.5 * prefill && waited < 2.0 * prefill, "{waited} s of {prefill} s");
+        let beside = seconds("host_ns") + seconds("copy_ns");
+        pairs.push((waited + beside, excess(&ticks, sent, answered)?));
     }
     let worst = &told["times"]["worst_gap_part"];
     assert!(tokens < 2_000 || worst == "neighbour_prefill", "{worst}");
@@ -139,7 +153,6 @@ fn one(watch: &Watch, batch: usize, tokens: usize, times: usize) -> Result<()> {
         "-b {batch}, a prompt of {tokens} tokens, {times} times: {calls} calls each; medians: {charged:.4} s charged, \
          {longer:.4} s longer as its client saw it, a share of {share:.3}",
     );
-    // What a server does beside its calls, some milliseconds for a prompt, is charged to nobody.
-    assert!(times == 1 || longer < WORTH || (share - 1.0).abs() <= 0.05, "{pairs:?}");
-    Ok(())
+    assert!(times == 1 || longer < WORTH || (share - 1.0).abs() <= TOLERANCE, "{pairs:?}");
+    Ok(pairs.iter().map(|(charged, longer)| charged / longer).collect())
 }

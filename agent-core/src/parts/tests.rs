@@ -98,6 +98,42 @@ fn a_prompt_is_charged_to_who_waits_for_it() {
     assert_eq!((prefills(&world)[0].entered_ns, prefills(&world)[0].at_ns), (entered, entered + 900));
 }
 
+#[test]
+fn the_servers_work_beside_a_prompt_is_charged_to_it() {
+    let mut world = World::with(SERVER);
+    // While nobody is there the time is nobody's.
+    world.pass(5_000_000);
+    world.begin(0);
+    world.step(&[(0, 0, 2)], 50, &[0]);
+    for position in 2..8 {
+        // Between calls: 30, and 1 that a step lets pass.
+        world.pass(30);
+        world.step(&[(0, position, 1)], 100, &[0]);
+    }
+    assert_eq!(world.target.clock.borrow().hosts[1].ns, 31);
+    // Another is given a slot; its batches are filled.
+    world.pass(400);
+    world.begin(1);
+    world.pass(30);
+    world.step(&[(0, 8, 1), (1, 0, 30)], 900, &[0]);
+    world.pass(70);
+    world.step(&[(0, 9, 1), (1, 30, 5)], 300, &[0, 1]);
+    // Its only token is sent off, and it leaves.
+    world.pass(20);
+    world.end(1).unwrap();
+    world.pass(60);
+    world.step(&[(0, 10, 1)], 100, &[0]);
+    world.pass(30);
+    world.step(&[(0, 11, 1)], 100, &[0]);
+    let told: Vec<_> =
+        prefills(&world).iter().map(|it| (it.prompt, it.excess_ns, it.host_ns, it.entered_ns)).collect();
+    let entered: Vec<_> = prompts(&world).iter().map(|it| it.at_ns).collect();
+    assert_eq!(told[..2], [(30, 800, 400, entered[0]), (5, 200, 40, entered[1])]);
+    // Two tokens were taken after the second call.
+    assert_eq!(told[2..], [(0, 0, 51, entered[1])]);
+    assert_eq!(world.target.clock.borrow().hosts[1].ns, 31, "it is no measure of what is usual");
+}
+
 fn copied(world: &World) -> Vec<CopyEvent> {
     let copy = |event: &Event| if let Event::Copy(event) = event { Some(*event) } else { None };
     world.told.events.iter().filter_map(copy).collect()

@@ -11,7 +11,7 @@ use llamaprobe_core::{
     walk::{self, walk},
 };
 
-use super::{observe, resume, sched::begin_step};
+use super::{lose, observed, resume, sched::begin_step};
 use crate::{
     contexts, layouts,
     machine::{Helpers, reload},
@@ -40,26 +40,35 @@ const FEW_RUNS: usize = 4;
 
 #[uprobe]
 fn lp_batch(probe: ProbeContext) -> u32 {
-    observe(&probe, |target, cookie, call| {
-        let source = match source(target, cookie, call) {
-            Ok(Some(source)) => source,
-            Ok(None) => return Ok(()),
-            Err(loss) => return layouts::miss(target, cookie, loss, &probe),
-        };
-        let address = call.get(0)?;
-        let mut maps = MAPS;
-        let context = batch::enter(target, &Helpers, &mut maps, &mut Helpers, cookie, address, &source)?;
-        if !walk::<FIRST_LOOKS>(&Helpers, context, &source)? {
-            return go_on(&probe, FOLLOW_WALK, target, context);
-        }
-        if context.runs_len != 1 {
-            return go_on(&probe, FOLLOW_BATCH, target, context);
-        }
-        context.walk.closed = 1;
-        let closed = close(target, context, address, &source, 0);
-        finish(target, context);
-        closed
-    })
+    // Not by a closure: of a long one the compiler makes a function of its own, in which a tail call is not allowed.
+    if let Some((target, cookie, call)) = observed(&probe)
+        && let Err(loss) = enter(&probe, &target, cookie, &call)
+    {
+        lose(&target, loss);
+    }
+    0
+}
+
+#[inline(always)]
+fn enter(probe: &ProbeContext, target: &Target, cookie: Cookie, call: &Arguments) -> Result<(), Loss> {
+    let source = match source(target, cookie, call) {
+        Ok(Some(source)) => source,
+        Ok(None) => return Ok(()),
+        Err(loss) => return layouts::miss(target, cookie, loss, probe),
+    };
+    let address = call.get(0)?;
+    let mut maps = MAPS;
+    let context = batch::enter(target, &Helpers, &mut maps, &mut Helpers, cookie, address, &source)?;
+    if !walk::<FIRST_LOOKS>(&Helpers, context, &source)? {
+        return go_on(probe, FOLLOW_WALK, target, context);
+    }
+    if context.runs_len != 1 {
+        return go_on(probe, FOLLOW_BATCH, target, context);
+    }
+    context.walk.closed = 1;
+    let closed = close(target, context, address, &source, 0);
+    finish(target, context);
+    closed
 }
 
 /// What a batch holds is known.

@@ -35,18 +35,26 @@ fn now() -> u64 {
     Helpers.now()
 }
 
+/// What is probed, when the process is observed: counts the hit.
+#[inline(always)]
+fn observed(probe: &ProbeContext) -> Option<(Target, Cookie, Arguments)> {
+    let cookie = cookie(probe);
+    let call = arguments::of(probe);
+    let target = Target::current();
+    match &target {
+        Some(target) => target.hit(cookie.probe()),
+        None => stranger(),
+    }
+    Some((target?, cookie, call))
+}
+
 /// Runs a program's body for an observed process: counts the hit and, if the body fails, the loss.
 #[inline(always)]
 fn observe(probe: &ProbeContext, body: impl FnOnce(&Target, Cookie, &Arguments) -> Result<(), Loss>) -> u32 {
-    let cookie = cookie(probe);
-    let call = arguments::of(probe);
-    if let Some(target) = Target::current() {
-        target.hit(cookie.probe());
-        if let Err(loss) = body(&target, cookie, &call) {
-            lose(&target, loss);
-        }
-    } else {
-        stranger();
+    if let Some((target, cookie, call)) = observed(probe)
+        && let Err(loss) = body(&target, cookie, &call)
+    {
+        lose(&target, loss);
     }
     0
 }

@@ -128,6 +128,7 @@ fn waits(request: &Request) -> Vec<Sentence> {
     ));
     all.extend(request.waited_for.iter().map(|it| sentence("neighbour_prefill", it.ms, neighbour(it))));
     all.extend(request.waited_for.iter().map(|it| sentence("neighbour_copy", it.copy_ms, copies(it))));
+    all.extend(request.waited_for.iter().map(|it| sentence("neighbour_host", it.host_ms, work_for(it))));
     let named: f64 = request.waited_for.iter().map(|it| it.ms).sum();
     let rest = (part("neighbour_prefill") - named).max(0.0);
     all.push(sentence("neighbour_prefill", rest, "waited in steps that computed prompts of others".into()));
@@ -144,6 +145,10 @@ fn neighbour(it: &WaitedFor) -> String {
 
 fn copies(it: &WaitedFor) -> String {
     format!("waited while the server saved or restored caches for {}", whose(it))
+}
+
+fn work_for(it: &WaitedFor) -> String {
+    format!("waited for the server's other work for the prompt of {}", whose(it))
 }
 
 fn whose(it: &WaitedFor) -> String {
@@ -185,7 +190,8 @@ fn work(request: &Request) -> Vec<Sentence> {
     // What the server did between steps and is told apart.
     let copied = |name: &str| request.copies_ms.get(name).copied().unwrap_or(0.0);
     let checkpoints = copied("checkpoint") + copied("rewind");
-    let host = (part("host") - checkpoints - request.neighbour_copy_ms()).max(0.0);
+    let others = request.neighbour_copy_ms() + request.neighbour_host_ms();
+    let host = (part("host") - checkpoints - others).max(0.0);
     let last = request.last_token_ms.unwrap_or(request.duration_ms);
     let answer = if request.state == "done" { (request.duration_ms - last).max(0.0) } else { 0.0 };
     vec![

@@ -44,6 +44,7 @@ fn slow() -> Served {
         user: "team-7".to_owned(),
         ms: 4_200.0,
         copy_ms: 0.0,
+        host_ms: 0.0,
         steps: 3,
         prompt_tokens: 5_871,
     }];
@@ -77,14 +78,16 @@ a step of 1,957 prompt tokens of that neighbour took 1.40 s longer than one with
 }
 
 #[test]
-fn copies_of_caches_are_told_with_for_whom_they_were() {
+fn copies_of_caches_and_work_are_told_with_for_whom_they_were() {
     let mut it = slow();
     it.request.waited_for[0].copy_ms = 600.0;
+    it.request.waited_for[0].host_ms = 300.0;
     it.request.copies_ms = parts(&[("save", 80.0), ("restore", 90.0), ("checkpoint", 70.0)]);
-    it.request.token_ms.extend(parts(&[("queue", 270.0), ("host", 750.0)]));
+    it.request.token_ms.extend(parts(&[("queue", 270.0), ("host", 1_050.0)]));
     let text = Story::of(&it, None).to_string();
     for said in [
         "    600 ms  waited while the server saved or restored caches for team-7 (request 81c0-6)",
+        "    300 ms  waited for the server's other work for the prompt of team-7 (request 81c0-6)",
         "    270 ms  waited for a slot: others had them all, or the engine was busy",
         "for this request the server saved what slots held to the prompt cache in memory, in 80 ms, and took its prompt from there, in 90 ms",
         "     70 ms  checkpoints of its context were made or taken up",

@@ -91,6 +91,9 @@ pub struct Line<'a> {
     /// While caches were saved and restored for others.
     #[serde(skip_serializing_if = "Option::is_none")]
     neighbour_copy_ms: Option<f64>,
+    /// How much longer the server's own work took for the prompts of others.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    neighbour_host_ms: Option<f64>,
     /// The user for whom it waited longest.
     #[serde(skip_serializing_if = "Option::is_none")]
     slowed_by: Option<&'a str>,
@@ -180,6 +183,7 @@ impl<'a> Line<'a> {
             parts_ms: request.parts().map(|(part, ns)| (part.name(), ms(ns))).collect(),
             neighbour_prefill_ms: request.neighbour_prefill_ns().map(ms),
             neighbour_copy_ms: request.neighbour_copy_ns().map(ms),
+            neighbour_host_ms: request.neighbour_host_ns().map(ms),
             slowed_by: request.slowed_by.first().map(|it| it.user.as_deref().unwrap_or(NONE)),
             worst_gap_cause: request.worst_gap_cause().map(Cause::name),
             cancelled_by: request.cancelled_by.map(request_id),

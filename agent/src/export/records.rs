@@ -140,6 +140,8 @@ struct Culprit<'a> {
     prompt_tokens: u64,
     /// While the server saved and restored caches for it.
     copy_ns: u64,
+    /// How much longer the server's own work beside those calls took.
+    host_ns: u64,
 }
 
 impl<'a> Culprit<'a> {
@@ -153,6 +155,7 @@ impl<'a> Culprit<'a> {
             calls: culprit.calls,
             prompt_tokens: culprit.tokens,
             copy_ns: culprit.copy_ns,
+            host_ns: culprit.host_ns,
         }
     }
 }

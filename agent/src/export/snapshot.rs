@@ -287,6 +287,7 @@ fn waited_for(culprit: &Culprit) -> api::WaitedFor {
         user: culprit.user.clone().unwrap_or_default(),
         ms: ms(culprit.ns),
         copy_ms: ms(culprit.copy_ns),
+        host_ms: ms(culprit.host_ns),
         steps: culprit.calls,
         prompt_tokens: culprit.tokens,
     }

@@ -100,6 +100,7 @@ fn busy() -> Server {
         calls: 2,
         tokens: 90,
         copy_ns: 2_000_000,
+        host_ns: 1_000_000,
     }];
     chat.copies = [4_000_000, 0, 0, 0];
     chat.cancelled_by = Some(RequestKey { fd: 6, ..key(1_000) });

@@ -32,7 +32,7 @@ use crate::{
 /// How a file begins.
 pub(crate) const MARK: &[u8; 8] = b"lpjourn\n";
 /// The version of what entries hold. Whatever changes them changes it: entries do not describe themselves.
-const VERSION: u32 = 6;
+const VERSION: u32 = 7;
 /// Bytes of a frame before its body.
 const FRAME: usize = 8;
 /// The longest body; more is damage.

@@ -292,6 +292,11 @@ impl Finished {
         Some(self.slowed_by.iter().map(|culprit| culprit.copy_ns).sum()).filter(|ns| *ns > 0)
     }
 
+    /// How much longer the server's own work took for the prompts of others, nanoseconds, if it did.
+    pub fn neighbour_host_ns(&self) -> Option<u64> {
+        Some(self.slowed_by.iter().map(|culprit| culprit.host_ns).sum()).filter(|ns| *ns > 0)
+    }
+
     /// What caches were copied for it, nanoseconds; what is not 0.
     pub fn copies(&self) -> impl Iterator<Item = (Operation, u64)> {
         told(self.copies)

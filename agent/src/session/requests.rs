@@ -339,11 +339,11 @@ impl Requests {
             }
             waits.extend(it.waits);
         }
-        for Wait { victim, culprit, ns, tokens, copy_ns } in waits {
+        for Wait { victim, culprit, ns, tokens, copy_ns, host_ns } in waits {
             let user = self.open.get_mut(&culprit).and_then(|request| request.user(&self.naming));
             if let Some(victim) = self.open.get_mut(&victim) {
-                let calls = u64::from(tokens != 0);
-                victim.wait(Culprit { request: culprit, user, ns, calls, tokens: tokens.into(), copy_ns });
+                let (calls, tokens) = (u64::from(tokens != 0), tokens.into());
+                victim.wait(Culprit { request: culprit, user, ns, calls, tokens, copy_ns, host_ns });
             }
         }
     }

@@ -1,7 +1,7 @@
 //! For whom a request waited.
 //!
-//! In: decode calls with prompts, copies of caches, and who was on a slot meanwhile. Out: for each request the others whose
-//! prompts and caches it waited for, and how long. The kernel tells such calls only of engines that work for several requests,
+//! In: decode calls with prompts and the server's work beside them, copies of caches, and who was on a slot meanwhile. Out:
+//! for each request the others whose prompts and caches it waited for, and how long. The kernel tells such calls only of engines that work for several requests,
 //! and only where these are known by their tasks.
 
 use llamaprobe_common::{
@@ -37,6 +37,8 @@ pub struct Culprit {
     pub tokens: u64,
     /// How long while the server saved and restored caches for it, nanoseconds.
     pub copy_ns: u64,
+    /// How much longer the server's own work beside those calls took, nanoseconds.
+    pub host_ns: u64,
 }
 
 impl Culprit {
@@ -45,11 +47,12 @@ impl Culprit {
         self.calls += other.calls;
         self.tokens += other.tokens;
         self.copy_ns += other.copy_ns;
+        self.host_ns += other.host_ns;
     }
 
     /// How long one has waited for it, nanoseconds.
     pub const fn total_ns(&self) -> u64 {
-        self.ns + self.copy_ns
+        self.ns + self.copy_ns + self.host_ns
     }
 }
 
@@ -92,6 +95,8 @@ pub struct Wait {
     pub tokens: u32,
     /// How long while a cache was copied for it, nanoseconds.
     pub copy_ns: u64,
+    /// How much longer the server's own work took for its prompt, nanoseconds.
+    pub host_ns: u64,
 }
 
 /// Who works on the slots of a server at the same time as whom.
@@ -199,7 +204,7 @@ impl Engine {
     fn copied(&self, request: RequestKey, copies: Copies) -> Copied {
         let copy_ns = copies.iter().sum();
         let victims = self.running.iter().filter(|(_, victim)| *victim != request);
-        let wait = |victim| Wait { victim, culprit: request, ns: 0, tokens: 0, copy_ns };
+        let wait = |victim| Wait { victim, culprit: request, ns: 0, tokens: 0, copy_ns, host_ns: 0 };
         Copied { request, copies, waits: victims.map(|(_, victim)| wait(*victim)).collect() }
     }
 
@@ -212,24 +217,26 @@ impl Engine {
         self.prompts.push((event.request, event.tokens));
     }
 
-    /// That decode call is over. Returns who has waited for whom.
+    /// That decode call is over, or the one after it. Returns who has waited for whom.
     pub fn prefill(&mut self, event: &PrefillEvent) -> Vec<Wait> {
-        let prompts = std::mem::take(&mut self.prompts);
-        if self.entered_ns != event.entered_ns || event.prompt == 0 {
+        if self.entered_ns != event.entered_ns {
             return Vec::new();
         }
-        let share = |tokens: u32| {
-            let ns = u128::from(event.excess_ns) * u128::from(tokens) / u128::from(event.prompt);
-            u64::try_from(ns).unwrap_or(event.excess_ns)
+        // Some may have been lost.
+        let known = self.prompts.iter().map(|(_, tokens)| u64::from(*tokens)).sum::<u64>();
+        let all = u128::from(known.max(event.prompt.into()).max(1));
+        let share = |ns: u64, tokens: u32| {
+            u64::try_from(u128::from(ns) * u128::from(tokens) / all).unwrap_or(ns)
         };
         let of = |victim: RequestKey| {
-            let others = prompts.iter().filter(move |(culprit, _)| *culprit != victim);
+            let others = self.prompts.iter().filter(move |(culprit, _)| *culprit != victim);
             others.map(move |(culprit, tokens)| Wait {
                 victim,
                 culprit: *culprit,
-                ns: share(*tokens),
-                tokens: *tokens,
+                ns: share(event.excess_ns, *tokens),
+                tokens: if event.prompt == 0 { 0 } else { *tokens },
                 copy_ns: 0,
+                host_ns: share(event.host_ns, *tokens),
             })
         };
         self.running.iter().flat_map(|(_, victim)| of(*victim)).collect()
@@ -249,7 +256,8 @@ mod tests {
     fn prefill(prompt: u32, entered_ns: u64, excess_ns: u64) -> PrefillEvent {
         let request = RequestKey { arrived_ns: 0, ..key(0) };
         let kind = RequestEventKind::Prefill as u32;
-        PrefillEvent { kind, prompt, request, at_ns: entered_ns + excess_ns, entered_ns, excess_ns }
+        let host_ns = excess_ns / 10;
+        PrefillEvent { kind, prompt, request, at_ns: entered_ns + excess_ns, entered_ns, excess_ns, host_ns }
     }
 
     #[test]
@@ -261,10 +269,20 @@ mod tests {
         }
         engine.prompt(&prompt(b, 30, 5));
         engine.prompt(&prompt(c, 10, 5));
-        let wait = |victim, culprit, ns, tokens| Wait { victim, culprit, ns, tokens, copy_ns: 0 };
+        let wait =
+            |victim, culprit, ns, tokens| Wait { victim, culprit, ns, tokens, copy_ns: 0, host_ns: ns / 10 };
         let all = [wait(a, b, 750, 30), wait(a, c, 250, 10), wait(b, c, 250, 10), wait(c, b, 750, 30)];
         assert_eq!(engine.prefill(&prefill(40, 5, 1000)), all);
-        assert_eq!(engine.prefill(&prefill(40, 5, 1000)), [], "once");
+        // The work that follows is theirs, too, also when one of them is over.
+        engine.end(2, c);
+        let after = PrefillEvent { host_ns: 400, ..prefill(0, 5, 0) };
+        let wait_after =
+            |victim, culprit, host_ns| Wait { victim, culprit, ns: 0, tokens: 0, copy_ns: 0, host_ns };
+        assert_eq!(
+            engine.prefill(&after),
+            [wait_after(a, b, 300), wait_after(a, c, 100), wait_after(b, c, 100)]
+        );
+        engine.start(2, c, 5);
         engine.end(1, b);
         engine.end(2, c);
         engine.prompt(&prompt(b, 7, 6));
@@ -294,7 +312,8 @@ mod tests {
         let [a, b, c] = [1, 2, 3].map(key);
         let mut engine = Engine::default();
         assert_eq!((engine.start(0, a, 1), engine.start(1, b, 2)), (None, None));
-        let wait = |victim, culprit, copy_ns| Wait { victim, culprit, ns: 0, tokens: 0, copy_ns };
+        let wait =
+            |victim, culprit, copy_ns| Wait { victim, culprit, ns: 0, tokens: 0, copy_ns, host_ns: 0 };
         let on = |engine: &mut Engine, slot, operation, from, ns| {
             engine.copy(operation, &copy(slot, operation, from, ns))
         };
@@ -366,13 +385,16 @@ mod tests {
                 calls: 1,
                 tokens: 2,
                 copy_ns: 0,
+                host_ns: 3,
             });
         }
-        waits.add(Culprit { request: key(3), user: None, ns: 0, calls: 1, tokens: 2, copy_ns: 40 });
+        let more = Culprit { request: key(3), user: None, ns: 0, calls: 1, tokens: 2, copy_ns: 40, host_ns: 5 };
+        waits.add(more);
         let sorted = waits.sorted();
         assert_eq!(sorted.len(), MAX_CULPRITS + 1);
         assert_eq!((sorted[1].request.arrived_ns, sorted[1].ns, &sorted[1].user), (0, 36, &None));
         assert_eq!((sorted[0].request, sorted[0].user.as_deref()), (key(3), Some("3")));
         assert_eq!((sorted[0].ns, sorted[0].copy_ns, sorted[0].calls, sorted[0].tokens), (1, 40, 2, 4));
+        assert_eq!((sorted[0].host_ns, sorted[0].total_ns()), (8, 49));
     }
 }

@@ -94,7 +94,7 @@ impl Timeline {
     pub(super) fn event(&mut self, event: &RequestEvent) {
         match event {
             RequestEvent::SlotEnd(event) => self.slot(event),
-            RequestEvent::Prefill(event) => {
+            RequestEvent::Prefill(event) if event.prompt != 0 => {
                 self.prefills.insert((event.request.tgid, event.entered_ns), *event);
             }
             RequestEvent::Copy(event) => {

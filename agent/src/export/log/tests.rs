@@ -159,10 +159,11 @@ fn why_the_cache_missed_is_told_with_where() {
 
 #[test]
 fn what_was_copied_for_it_and_for_others_is_told() {
-    let by = Culprit { request: key(900), user: None, ns: 0, calls: 0, tokens: 0, copy_ns: 3 * MS };
+    let by = Culprit { request: key(900), user: None, ns: 0, calls: 0, tokens: 0, copy_ns: 3 * MS, host_ns: 2 * MS };
     let line = json(&record(Finished { copies: [2 * MS, 0, MS, 0], slowed_by: vec![by], ..chat() }));
     assert_eq!(line["cache_copies_ms"], serde_json::json!({"save": 2.0, "checkpoint": 1.0}));
     assert_eq!(line["neighbour_copy_ms"], 3.0);
+    assert_eq!(line["neighbour_host_ms"], 2.0);
     let line = json(&record(chat()));
     assert_eq!((line.get("cache_copies_ms"), line.get("neighbour_copy_ms")), (None, None));
 }

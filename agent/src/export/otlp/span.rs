@@ -179,6 +179,7 @@ fn attributes(record: &Record) -> Attributes {
         it.put(&format!("llamaprobe.part.{}_ms", part.name()), ms(ns));
     }
     it.put_some("llamaprobe.neighbour_copy_ms", request.neighbour_copy_ns().map(ms));
+    it.put_some("llamaprobe.neighbour_host_ms", request.neighbour_host_ns().map(ms));
     let culprit = request.slowed_by.first();
     it.put_some("llamaprobe.slowed_by", culprit.map(|it| it.user.as_deref().unwrap_or(NONE)));
     it.put_some("llamaprobe.worst_gap_cause", request.worst_gap_cause().map(Cause::name));
