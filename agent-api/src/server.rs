@@ -385,12 +385,15 @@ pub struct WaitedFor {
     pub user: String,
     /// How long for its prompt, milliseconds.
     pub ms: f64,
-    /// How long while the server saved and restored caches for it, milliseconds.
-    #[serde(default)]
-    pub copy_ms: f64,
     /// How much longer the server's own work beside those calls took, milliseconds.
     #[serde(default)]
     pub host_ms: f64,
+    /// How long while the server saved and restored caches for it, milliseconds.
+    #[serde(default)]
+    pub copy_ms: f64,
+    /// How long while its tokens were chosen, milliseconds; in steps of 8.4.
+    #[serde(default)]
+    pub sampling_ms: f64,
     /// In how many decode calls.
     pub steps: u64,
     /// How many tokens of its prompt were in them.

@@ -31,6 +31,10 @@ pub const ANSWERS_EIGHTHS: u64 = 6;
 /// How often the agent is woken for what happens to requests, at most, nanoseconds. What happens meanwhile waits so long.
 pub const WAKE_NS: u64 = 10_000_000;
 
+/// How long tokens of a request are chosen, nanoseconds, until that is told: a token takes some microseconds, with a large
+/// grammar milliseconds. A power of two. One thread chooses, so it is told at most 120 times a second.
+pub const SAMPLING_QUANTUM_NS: u64 = 1 << 23;
+
 /// Names a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(C)]
@@ -222,6 +226,8 @@ pub enum RequestEventKind {
     Prefill = 10,
     /// [`CopyEvent`]
     Copy = 11,
+    /// [`SamplingEvent`]
+    Sampling = 12,
 }
 
 /// A request begins.
@@ -492,6 +498,23 @@ pub struct PrefillEvent {
     pub host_ns: u64,
 }
 
+/// For another [`SAMPLING_QUANTUM_NS`] tokens of a request were chosen, of an engine that works for several.
+#[derive(Clone, Copy, Debug)]
+#[cfg_attr(feature = "user", derive(serde::Serialize, serde::Deserialize))]
+#[repr(C)]
+pub struct SamplingEvent {
+    /// [`RequestEventKind::Sampling`]
+    pub kind: u32,
+    /// Always 0.
+    pub reserved: u32,
+    /// The request.
+    pub request: RequestKey,
+    /// When.
+    pub at_ns: u64,
+    /// How long since this was told last, in whole quanta.
+    pub ns: u64,
+}
+
 /// A server has saved or restored the cache of a slot.
 #[derive(Clone, Copy, Debug)]
 #[cfg_attr(feature = "user", derive(serde::Serialize, serde::Deserialize))]
@@ -532,4 +555,5 @@ plain!(
     PromptEvent = 32,
     PrefillEvent = 56,
     CopyEvent = 56,
+    SamplingEvent = 40,
 );

@@ -2,8 +2,8 @@
 
 use llamaprobe_common::{
     request::{
-        BeginEvent, CopyEvent, DraftEvent, EndEvent, PrefillEvent, PromptEvent, RequestKey, SlotEndEvent,
-        SlotStartEvent, TaskEvent, WriteEvent,
+        BeginEvent, CopyEvent, DraftEvent, EndEvent, PrefillEvent, PromptEvent, RequestKey, SamplingEvent,
+        SlotEndEvent, SlotStartEvent, TaskEvent, WriteEvent,
     },
     step::StepEvent,
     task::TaskKey,
@@ -25,6 +25,7 @@ pub enum Event {
     Prompt(PromptEvent),
     Prefill(PrefillEvent),
     Copy(CopyEvent),
+    Sampling(SamplingEvent),
 }
 
 macro_rules! events {
@@ -48,6 +49,7 @@ events!(
     Prompt(PromptEvent),
     Prefill(PrefillEvent),
     Copy(CopyEvent),
+    Sampling(SamplingEvent),
 );
 
 /// The way to the agent.

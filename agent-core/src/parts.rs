@@ -20,7 +20,10 @@ use llamaprobe_common::{
     copying::{Copying, Operation},
     loss::Loss,
     part::{Clock, DOINGS, Doing, Part, Parts, USUALS, Usual},
-    request::{CopyEvent, PrefillEvent, PromptEvent, RequestEventKind, RequestKey},
+    request::{
+        CopyEvent, PrefillEvent, PromptEvent, RequestEventKind, RequestKey, SAMPLING_QUANTUM_NS,
+        SamplingEvent,
+    },
     sequence::Sequence,
     step::Model,
     target::TargetConfig,
@@ -402,6 +405,33 @@ pub fn charge(target: &impl Target, state: &mut Sequence, now: u64, sampling: u6
     state.parts.iter_mut().zip(&gap).for_each(|(sum, ns)| *sum += ns);
     target.gap(&gap);
     gap
+}
+
+/// A gap of a sequence was counted: tells that others wait for its sampling, once in a while.
+#[inline(always)]
+pub fn tell_sampling(
+    target: &impl Target,
+    events: &mut impl Events,
+    state: &Sequence,
+    now: u64,
+    gap: &Parts,
+) {
+    let sampled = state.parts[Part::Sampling as usize];
+    let quanta = |ns: u64| ns / SAMPLING_QUANTUM_NS;
+    let more = quanta(sampled) - quanta(sampled - gap[Part::Sampling as usize]);
+    if more == 0 || !is_told(target) || target.clock().is_none_or(|clock| clock.running < 2) {
+        return;
+    }
+    let told = events.tell(|| SamplingEvent {
+        kind: RequestEventKind::Sampling as u32,
+        reserved: 0,
+        request: state.request,
+        at_ns: now,
+        ns: more * SAMPLING_QUANTUM_NS,
+    });
+    if !told {
+        target.lose(Loss::RingFull);
+    }
 }
 
 #[cfg(test)]

@@ -39,6 +39,7 @@ pub fn of_slot(
         context.decoding += u32::from(state.flags & Sequence::DECODING == 0);
     }
     let gap = parts::charge(target, state, now, sampling);
+    parts::tell_sampling(target, events, state, now, &gap);
     sequences::token(target, state, now, &gap);
     Ok(())
 }

@@ -3,8 +3,8 @@
 use llamaprobe_common::{
     loss::Loss,
     request::{
-        ANSWER_BYTES, ANSWERS_EIGHTHS, Connection, ConnectionKey, EndReason, Gap, MIDDLES_EIGHTHS, PAGE_BYTES,
-        REQUEST_BYTES, RequestEventKind, SHORT_READ, Talk, WriteEvent,
+        ANSWER_BYTES, ANSWERS_EIGHTHS, Connection, ConnectionKey, EndReason, Gap, MIDDLES_EIGHTHS,
+        PAGE_BYTES, REQUEST_BYTES, RequestEventKind, SHORT_READ, Talk, WriteEvent,
     },
 };
 

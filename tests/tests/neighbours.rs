@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result};
+use llamaprobe_common::request::SAMPLING_QUANTUM_NS;
 use llamaprobe_tests::assets::{Assets, Build};
 use llamaprobe_tests::client::Call;
 use llamaprobe_tests::server::LlamaServer;
@@ -40,6 +41,49 @@ fn who_made_whom_wait_is_told_in_102_runs() -> Result<()> {
     println!("{runs} runs, the median of all: a share of {share:.3}");
     assert!(runs == 0 || runs == 102 && (share - 1.0).abs() <= TOLERANCE, "{share} of {runs} runs");
     Ok(())
+}
+
+/// A server reads a grammar before it gives a slot, and asks it for each token: all other slots wait.
+#[test]
+fn a_grammar_is_charged_to_who_asked_for_it() -> Result<()> {
+    let Some(assets) = privileged() else { return Ok(()) };
+    let arguments = ["-np", "2", "-c", "16384", "-t", "1"];
+    let watch = Watch::new(LlamaServer::start(Build::Process, &assets.tiny(), &arguments)?)?;
+    let endpoint = watch.server.endpoint();
+    let body = json!({
+        "prompt": "red moon", "n_predict": 1500, "ignore_eos": true, "temperature": 0,
+        "stream": true, "user": "victim",
+    });
+    let victim = Call::post("/completion", &body);
+    let ticks = Ticks::start(endpoint.clone(), &victim)?;
+    ticks.wait(BETWEEN)?;
+    let words: Vec<_> = (0..8_000).map(|index| format!("\"w{index} x{}\"", index * 7)).collect();
+    let grammar = format!("root ::= {}", words.join(" | "));
+    let body = json!({"prompt": "red moon", "n_predict": 2, "grammar": grammar, "user": "culprit"});
+    let culprit = Call::post("/completion", &body);
+    assert_eq!(culprit.send(endpoint, &mut None)?.status(), Some(200));
+    let seen = ticks.finish()?;
+    let told = watch.records([victim.trace, culprit.trace].into_iter())?;
+    let [told, other] = &told[..] else { anyhow::bail!("not two records: {told:?}") };
+    let by = &told["slowed_by"][0];
+    assert_eq!((&by["user"], told["slowed_by"].as_array().map(Vec::len)), (&json!("culprit"), Some(1)));
+    let seconds = |what: &str| by[what].as_u64().unwrap_or(0) as f64 / 1e9;
+    let (host, sampling) = (seconds("host_ns"), seconds("sampling_ns"));
+    let longest = seen.windows(2).map(|pair| (pair[1] - pair[0]).as_secs_f64()).fold(0.0, f64::max);
+    println!(
+        "charged: {host:.4} s of the server's work, {sampling:.4} s of sampling; it was itself held up by {:.4} s and {:.4} s; \
+         the victim waited for tokens of others for {:.4} s; its longest gap was {longest:.4} s",
+        part(other, "host"),
+        part(other, "sampling"),
+        part(told, "others_sampling"),
+    );
+    // What the server worked for one request both have waited for; sampling is told in steps of 8.4 ms.
+    assert!((host / part(other, "host") - 1.0).abs() < 0.1 && host <= part(told, "host"));
+    let step = SAMPLING_QUANTUM_NS as f64 / 1e9;
+    assert!(sampling > 0.0 && sampling <= part(other, "sampling") && sampling > part(other, "sampling") - step);
+    assert!(sampling <= part(told, "others_sampling"), "{told}");
+    assert!(longest > host.max(sampling / 2.0), "its client saw it");
+    watch.agent.stop()
 }
 
 /// The middle one; NaN of none.

@@ -3,7 +3,7 @@ use std::{vec, vec::Vec};
 use llamaprobe_common::{
     copying::Operation,
     part::{Part, Parts, Usual},
-    request::{CopyEvent, PrefillEvent, PromptEvent},
+    request::{CopyEvent, PrefillEvent, PromptEvent, SAMPLING_QUANTUM_NS},
     target::TargetConfig,
 };
 use proptest::prelude::*;
@@ -132,6 +132,31 @@ fn the_servers_work_beside_a_prompt_is_charged_to_it() {
     // Two tokens were taken after the second call.
     assert_eq!(told[2..], [(0, 0, 51, entered[1])]);
     assert_eq!(world.target.clock.borrow().hosts[1].ns, 31, "it is no measure of what is usual");
+}
+
+#[test]
+fn long_sampling_is_told_quantum_by_quantum() {
+    let mut world = World::with(SERVER);
+    let token = |world: &mut World, position: i32, ns: u64| {
+        world.decode(MAIN, &[at(0, position)]).unwrap();
+        world.pass(100);
+        world.sample(MAIN, 0).unwrap();
+        world.pass(ns);
+        world.token(0).unwrap();
+    };
+    world.begin(0);
+    world.step(&[(0, 0, 2)], 50, &[0]);
+    token(&mut world, 2, 3 * SAMPLING_QUANTUM_NS);
+    assert!(world.told.events.iter().all(|it| !matches!(it, Event::Sampling(_))), "nobody waits");
+    world.begin(1);
+    for position in 3..6 {
+        token(&mut world, position, SAMPLING_QUANTUM_NS * 2 / 3);
+    }
+    let told = |event: &Event| {
+        if let Event::Sampling(event) = event { Some((event.request, event.ns)) } else { None }
+    };
+    let told: Vec<_> = world.told.events.iter().filter_map(told).collect();
+    assert_eq!(told, [(request(1), SAMPLING_QUANTUM_NS); 2], "two whole ones of thrice two thirds");
 }
 
 fn copied(world: &World) -> Vec<CopyEvent> {

@@ -126,14 +126,29 @@ fn waits(request: &Request) -> Vec<Sentence> {
         queue,
         "waited for a slot: others had them all, or the engine was busy".into(),
     ));
-    all.extend(request.waited_for.iter().map(|it| sentence("neighbour_prefill", it.ms, neighbour(it))));
-    all.extend(request.waited_for.iter().map(|it| sentence("neighbour_copy", it.copy_ms, copies(it))));
-    all.extend(request.waited_for.iter().map(|it| sentence("neighbour_host", it.host_ms, work_for(it))));
-    let named: f64 = request.waited_for.iter().map(|it| it.ms).sum();
-    let rest = (part("neighbour_prefill") - named).max(0.0);
+    for it in &request.waited_for {
+        all.push(sentence("neighbour_prefill", it.ms, neighbour(it)));
+        all.push(sentence(
+            "neighbour_host",
+            it.host_ms,
+            format!("waited for the server's other work for the prompt of {}", whose(it)),
+        ));
+        all.push(sentence(
+            "neighbour_copy",
+            it.copy_ms,
+            format!("waited while the server saved or restored caches for {}", whose(it)),
+        ));
+        all.push(sentence(
+            "neighbour_sampling",
+            it.sampling_ms,
+            format!("waited while tokens of {} were chosen", whose(it)),
+        ));
+    }
+    let named = |of: fn(&WaitedFor) -> f64| request.waited_for.iter().map(of).sum::<f64>();
+    let rest = (part("neighbour_prefill") - named(|it| it.ms)).max(0.0);
     all.push(sentence("neighbour_prefill", rest, "waited in steps that computed prompts of others".into()));
-    let others = "waited while tokens of others were chosen".to_owned();
-    all.push(sentence("others_sampling", part("others_sampling"), others));
+    let rest = (part("others_sampling") - named(|it| it.sampling_ms)).max(0.0);
+    all.push(sentence("others_sampling", rest, "waited while tokens of others were chosen".into()));
     all
 }
 
@@ -141,14 +156,6 @@ fn neighbour(it: &WaitedFor) -> String {
     let steps = if it.steps == 1 { "1 step that".to_owned() } else { format!("{} steps that", it.steps) };
     let tokens = number(it.prompt_tokens);
     format!("waited in {steps} computed {tokens} prompt tokens for {}", whose(it))
-}
-
-fn copies(it: &WaitedFor) -> String {
-    format!("waited while the server saved or restored caches for {}", whose(it))
-}
-
-fn work_for(it: &WaitedFor) -> String {
-    format!("waited for the server's other work for the prompt of {}", whose(it))
 }
 
 fn whose(it: &WaitedFor) -> String {

@@ -43,8 +43,9 @@ fn slow() -> Served {
         id: Some("81c0-6".to_owned()),
         user: "team-7".to_owned(),
         ms: 4_200.0,
-        copy_ms: 0.0,
         host_ms: 0.0,
+        copy_ms: 0.0,
+        sampling_ms: 0.0,
         steps: 3,
         prompt_tokens: 5_871,
     }];
@@ -82,11 +83,14 @@ fn copies_of_caches_and_work_are_told_with_for_whom_they_were() {
     let mut it = slow();
     it.request.waited_for[0].copy_ms = 600.0;
     it.request.waited_for[0].host_ms = 300.0;
+    it.request.waited_for[0].sampling_ms = 450.0;
     it.request.copies_ms = parts(&[("save", 80.0), ("restore", 90.0), ("checkpoint", 70.0)]);
-    it.request.token_ms.extend(parts(&[("queue", 270.0), ("host", 1_050.0)]));
+    it.request.token_ms.extend(parts(&[("queue", 270.0), ("host", 1_050.0), ("others_sampling", 570.0)]));
     let text = Story::of(&it, None).to_string();
     for said in [
         "    600 ms  waited while the server saved or restored caches for team-7 (request 81c0-6)",
+        "    450 ms  waited while tokens of team-7 (request 81c0-6) were chosen",
+        "    120 ms  waited while tokens of others were chosen",
         "    300 ms  waited for the server's other work for the prompt of team-7 (request 81c0-6)",
         "    270 ms  waited for a slot: others had them all, or the engine was busy",
         "for this request the server saved what slots held to the prompt cache in memory, in 80 ms, and took its prompt from there, in 90 ms",

@@ -88,12 +88,15 @@ pub struct Line<'a> {
     parts_ms: BTreeMap<&'static str, f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     neighbour_prefill_ms: Option<f64>,
-    /// While caches were saved and restored for others.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    neighbour_copy_ms: Option<f64>,
     /// How much longer the server's own work took for the prompts of others.
     #[serde(skip_serializing_if = "Option::is_none")]
     neighbour_host_ms: Option<f64>,
+    /// While caches were saved and restored for others.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    neighbour_copy_ms: Option<f64>,
+    /// While tokens of others were chosen that took long.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    neighbour_sampling_ms: Option<f64>,
     /// The user for whom it waited longest.
     #[serde(skip_serializing_if = "Option::is_none")]
     slowed_by: Option<&'a str>,
@@ -153,6 +156,8 @@ impl<'a> Line<'a> {
         let drafted = Some(request.draft_tokens).filter(|[drafted, _]| *drafted > 0);
         let [by_tokens, by_time] = record.cost;
         let miss = request.cache_miss.as_ref();
+        let waited = request.waited();
+        let some_ms = |ns: u64| (ns > 0).then(|| ms(ns));
         Self {
             timestamp: timestamp(to_wall(request.answered_ns)),
             level: if failed { "warn" } else { "info" },
@@ -182,8 +187,9 @@ impl<'a> Line<'a> {
             worst_gap_part: request.worst_part().map(Part::name),
             parts_ms: request.parts().map(|(part, ns)| (part.name(), ms(ns))).collect(),
             neighbour_prefill_ms: request.neighbour_prefill_ns().map(ms),
-            neighbour_copy_ms: request.neighbour_copy_ns().map(ms),
-            neighbour_host_ms: request.neighbour_host_ns().map(ms),
+            neighbour_host_ms: some_ms(waited.host_ns),
+            neighbour_copy_ms: some_ms(waited.copy_ns),
+            neighbour_sampling_ms: some_ms(waited.sampling_ns),
             slowed_by: request.slowed_by.first().map(|it| it.user.as_deref().unwrap_or(NONE)),
             worst_gap_cause: request.worst_gap_cause().map(Cause::name),
             cancelled_by: request.cancelled_by.map(request_id),

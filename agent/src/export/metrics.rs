@@ -204,7 +204,7 @@ pub static METRICS: &[Metric] = &[
     metric(
         Counter,
         "llm_interference_seconds_total",
-        "Time that requests of one user waited for the prompt of another request, or while caches were saved and restored for it, by its user; counted at the end of the request that waited.",
+        "Time that requests of one user waited for another request, by its user: for its prompt, the server's work beside that, copies of caches for it, and tokens of it that took long to choose; counted at the end of the request that waited.",
         usage::interference,
     )
     .by(&["victim", "culprit"]),

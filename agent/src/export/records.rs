@@ -138,10 +138,12 @@ struct Culprit<'a> {
     /// Decode calls in which prompt tokens of it were.
     calls: u64,
     prompt_tokens: u64,
-    /// While the server saved and restored caches for it.
-    copy_ns: u64,
     /// How much longer the server's own work beside those calls took.
     host_ns: u64,
+    /// While the server saved and restored caches for it.
+    copy_ns: u64,
+    /// While its tokens were chosen, in steps of 8.4 ms.
+    sampling_ns: u64,
 }
 
 impl<'a> Culprit<'a> {
@@ -151,11 +153,12 @@ impl<'a> Culprit<'a> {
         Self {
             user: culprit.user.as_deref(),
             arrived_unix_us: u64::try_from(arrived.as_micros()).ok().filter(|_| arrived_ns != 0),
-            ns: culprit.ns,
+            ns: culprit.waited.prefill_ns,
             calls: culprit.calls,
             prompt_tokens: culprit.tokens,
-            copy_ns: culprit.copy_ns,
-            host_ns: culprit.host_ns,
+            host_ns: culprit.waited.host_ns,
+            copy_ns: culprit.waited.copy_ns,
+            sampling_ns: culprit.waited.sampling_ns,
         }
     }
 }

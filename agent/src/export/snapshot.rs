@@ -285,9 +285,10 @@ fn waited_for(culprit: &Culprit) -> api::WaitedFor {
     api::WaitedFor {
         id: (culprit.request.arrived_ns != 0).then(|| request_id(culprit.request)),
         user: culprit.user.clone().unwrap_or_default(),
-        ms: ms(culprit.ns),
-        copy_ms: ms(culprit.copy_ns),
-        host_ms: ms(culprit.host_ns),
+        ms: ms(culprit.waited.prefill_ns),
+        host_ms: ms(culprit.waited.host_ns),
+        copy_ms: ms(culprit.waited.copy_ns),
+        sampling_ms: ms(culprit.waited.sampling_ns),
         steps: culprit.calls,
         prompt_tokens: culprit.tokens,
     }

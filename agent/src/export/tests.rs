@@ -38,7 +38,7 @@ use crate::{
         stalls::{Lost, StepLoss},
         tally::Tally,
         usage::Usage,
-        waits::Culprit,
+        waits::{Culprit, Waited},
     },
 };
 
@@ -96,11 +96,14 @@ fn busy() -> Server {
     chat.slowed_by = vec![Culprit {
         request: key(900),
         user: Some("bob".to_owned()),
-        ns: 3_000_000,
         calls: 2,
         tokens: 90,
-        copy_ns: 2_000_000,
-        host_ns: 1_000_000,
+        waited: Waited {
+            prefill_ns: 3_000_000,
+            host_ns: 1_000_000,
+            copy_ns: 2_000_000,
+            sampling_ns: 8_388_608,
+        },
     }];
     chat.copies = [4_000_000, 0, 0, 0];
     chat.cancelled_by = Some(RequestKey { fd: 6, ..key(1_000) });

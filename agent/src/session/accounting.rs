@@ -84,7 +84,7 @@ impl Session {
         self.charge(now, labels, request.user.as_deref(), request.due);
         let usage = &mut self.ledger.account(now, labels).usage;
         for culprit in &request.slowed_by {
-            usage.wait(request.user.as_deref(), culprit.user.as_deref(), culprit.total_ns());
+            usage.wait(request.user.as_deref(), culprit.user.as_deref(), culprit.waited.total_ns());
         }
         let prices = self.books.rates.of(&labels.model);
         let by_tokens = |used: Charge| prices.map(|prices| prices.dollars(used));

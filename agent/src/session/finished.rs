@@ -10,7 +10,7 @@ use super::{
     parts::TokenTime,
     payload::{body::Body, head::Head, route::Route},
     stalls::Losses,
-    waits::{Copies, Culprit, told},
+    waits::{Copies, Culprit, Waited, told},
 };
 
 /// The code of a request whose client went before there was an answer, as proxies write it.
@@ -287,14 +287,11 @@ impl Finished {
         self.token_time.as_ref().map(|time| time.get(Part::NeighbourPrefill)).filter(|ns| *ns > 0)
     }
 
-    /// How long it waited while caches were copied for others, nanoseconds, if it did.
-    pub fn neighbour_copy_ns(&self) -> Option<u64> {
-        Some(self.slowed_by.iter().map(|culprit| culprit.copy_ns).sum()).filter(|ns| *ns > 0)
-    }
-
-    /// How much longer the server's own work took for the prompts of others, nanoseconds, if it did.
-    pub fn neighbour_host_ns(&self) -> Option<u64> {
-        Some(self.slowed_by.iter().map(|culprit| culprit.host_ns).sum()).filter(|ns| *ns > 0)
+    /// What of it is named: how long it waited for others, and for what.
+    pub fn waited(&self) -> Waited {
+        let mut all = Waited::default();
+        self.slowed_by.iter().for_each(|culprit| all += culprit.waited);
+        all
     }
 
     /// What caches were copied for it, nanoseconds; what is not 0.

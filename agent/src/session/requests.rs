@@ -271,6 +271,7 @@ impl Requests {
                 RequestEvent::Prompt(_)
                 | RequestEvent::Prefill(_)
                 | RequestEvent::Copy(_)
+                | RequestEvent::Sampling(_)
                 | RequestEvent::Piece(_),
             )
             | None => {}
@@ -326,6 +327,7 @@ impl Requests {
                 (copied, Vec::new())
             }
             RequestEvent::Prefill(event) => (Vec::from_iter(engine.settle()), engine.prefill(event)),
+            RequestEvent::Sampling(event) => (Vec::from_iter(engine.settle()), engine.sampling(event)),
             RequestEvent::Copy(event) => {
                 let Some(operation) = Operation::from_wire(event.operation) else { return };
                 self.copies.push((pid, operation, *event));
@@ -339,11 +341,11 @@ impl Requests {
             }
             waits.extend(it.waits);
         }
-        for Wait { victim, culprit, ns, tokens, copy_ns, host_ns } in waits {
+        for Wait { victim, culprit, tokens, waited } in waits {
             let user = self.open.get_mut(&culprit).and_then(|request| request.user(&self.naming));
             if let Some(victim) = self.open.get_mut(&victim) {
                 let (calls, tokens) = (u64::from(tokens != 0), tokens.into());
-                victim.wait(Culprit { request: culprit, user, ns, calls, tokens, copy_ns, host_ns });
+                victim.wait(Culprit { request: culprit, user, calls, tokens, waited });
             }
         }
     }

@@ -1,12 +1,14 @@
 //! For whom a request waited.
 //!
-//! In: decode calls with prompts and the server's work beside them, copies of caches, and who was on a slot meanwhile. Out:
-//! for each request the others whose prompts and caches it waited for, and how long. The kernel tells such calls only of engines that work for several requests,
+//! In: decode calls with prompts and the server's work beside them, copies of caches, tokens that took long to choose, and who
+//! was on a slot meanwhile. Out: for each request the others that it waited for, for what, and how long. The kernel tells such calls only of engines that work for several requests,
 //! and only where these are known by their tasks.
+
+use std::ops::AddAssign;
 
 use llamaprobe_common::{
     copying::Operation,
-    request::{CopyEvent, PrefillEvent, PromptEvent, RequestKey},
+    request::{CopyEvent, PrefillEvent, PromptEvent, RequestKey, SamplingEvent},
 };
 
 /// Slots that are followed of one process: llama.cpp has no more than 256 sequences. A slot whose end was lost makes room.
@@ -22,6 +24,35 @@ pub fn told(copies: Copies) -> impl Iterator<Item = (Operation, u64)> {
     Operation::ALL.into_iter().zip(copies).filter(|(_, ns)| *ns > 0)
 }
 
+/// What one has waited for another, nanoseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Waited {
+    /// How much longer decode calls took for its prompt.
+    pub prefill_ns: u64,
+    /// How much longer the server's own work beside those calls took.
+    pub host_ns: u64,
+    /// While the server saved and restored caches for it.
+    pub copy_ns: u64,
+    /// While its tokens were chosen, in whole quanta.
+    pub sampling_ns: u64,
+}
+
+impl Waited {
+    /// All of it.
+    pub const fn total_ns(&self) -> u64 {
+        self.prefill_ns + self.host_ns + self.copy_ns + self.sampling_ns
+    }
+}
+
+impl AddAssign for Waited {
+    fn add_assign(&mut self, other: Self) {
+        self.prefill_ns += other.prefill_ns;
+        self.host_ns += other.host_ns;
+        self.copy_ns += other.copy_ns;
+        self.sampling_ns += other.sampling_ns;
+    }
+}
+
 /// Another request for which one has waited.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Culprit {
@@ -29,30 +60,19 @@ pub struct Culprit {
     pub request: RequestKey,
     /// Its user.
     pub user: Option<String>,
-    /// How long for its prompt, nanoseconds.
-    pub ns: u64,
-    /// In how many decode calls.
+    /// In how many decode calls its prompt was.
     pub calls: u64,
     /// How many prompt tokens were in them.
     pub tokens: u64,
-    /// How long while the server saved and restored caches for it, nanoseconds.
-    pub copy_ns: u64,
-    /// How much longer the server's own work beside those calls took, nanoseconds.
-    pub host_ns: u64,
+    /// How long.
+    pub waited: Waited,
 }
 
 impl Culprit {
     fn add(&mut self, other: &Self) {
-        self.ns += other.ns;
         self.calls += other.calls;
         self.tokens += other.tokens;
-        self.copy_ns += other.copy_ns;
-        self.host_ns += other.host_ns;
-    }
-
-    /// How long one has waited for it, nanoseconds.
-    pub const fn total_ns(&self) -> u64 {
-        self.ns + self.copy_ns + self.host_ns
+        self.waited += other.waited;
     }
 }
 
@@ -77,7 +97,7 @@ impl Waits {
 
     /// The others, who cost it most first.
     pub fn sorted(mut self) -> Vec<Culprit> {
-        self.0.sort_by_key(|culprit| std::cmp::Reverse(culprit.total_ns()));
+        self.0.sort_by_key(|culprit| std::cmp::Reverse(culprit.waited.total_ns()));
         self.0
     }
 }
@@ -89,21 +109,28 @@ pub struct Wait {
     pub victim: RequestKey,
     /// The one it waits for.
     pub culprit: RequestKey,
-    /// How long for its prompt, nanoseconds.
-    pub ns: u64,
-    /// How many tokens of it.
+    /// How many tokens of its prompt were in a decode call.
     pub tokens: u32,
-    /// How long while a cache was copied for it, nanoseconds.
-    pub copy_ns: u64,
-    /// How much longer the server's own work took for its prompt, nanoseconds.
-    pub host_ns: u64,
+    /// How long.
+    pub waited: Waited,
+}
+
+/// A request on a slot.
+#[derive(Clone, Copy, Debug)]
+struct Running {
+    slot: i32,
+    request: RequestKey,
+    /// Since when.
+    from_ns: u64,
+    /// Until when it is told how long its tokens were chosen.
+    told_ns: u64,
 }
 
 /// Who works on the slots of a server at the same time as whom.
 #[derive(Debug, Default)]
 pub struct Engine {
     /// The requests on its slots.
-    running: Vec<(i32, RequestKey)>,
+    running: Vec<Running>,
     /// When its last decode call with prompts was entered.
     entered_ns: u64,
     /// Whose they are, and their tokens.
@@ -140,12 +167,12 @@ impl Engine {
         };
         self.latest = Some(request);
         // Of a launch that failed no end is told.
-        self.running.retain(|(it, _)| *it != slot);
+        self.running.retain(|it| it.slot != slot);
         if request.arrived_ns != 0 {
             if self.running.len() >= MAX_RUNNING {
                 self.running.remove(0);
             }
-            self.running.push((slot, request));
+            self.running.push(Running { slot, request, from_ns: at_ns, told_ns: at_ns });
         }
         copied
     }
@@ -153,7 +180,7 @@ impl Engine {
     /// A request leaves a slot.
     pub fn end(&mut self, slot: i32, request: RequestKey) -> Option<Copied> {
         let copied = self.settle();
-        if let Some(at) = self.running.iter().position(|it| *it == (slot, request)) {
+        if let Some(at) = self.running.iter().position(|it| (it.slot, it.request) == (slot, request)) {
             self.running.swap_remove(at);
         }
         if self.latest == Some(request) {
@@ -170,7 +197,8 @@ impl Engine {
         let ns = event.at_ns.saturating_sub(event.entered_ns);
         let goes_on = (self.slot, self.copied_ns) == (event.slot, event.entered_ns);
         let before = if goes_on { None } else { self.settle() };
-        let runs = |engine: &Self| engine.running.iter().find(|(slot, _)| *slot == event.slot).map(|it| it.1);
+        let runs =
+            |engine: &Self| engine.running.iter().find(|it| it.slot == event.slot).map(|it| it.request);
         let now = match operation {
             Operation::Save | Operation::Restore => {
                 self.copies[operation as usize] += ns;
@@ -203,9 +231,31 @@ impl Engine {
 
     fn copied(&self, request: RequestKey, copies: Copies) -> Copied {
         let copy_ns = copies.iter().sum();
-        let victims = self.running.iter().filter(|(_, victim)| *victim != request);
-        let wait = |victim| Wait { victim, culprit: request, ns: 0, tokens: 0, copy_ns, host_ns: 0 };
-        Copied { request, copies, waits: victims.map(|(_, victim)| wait(*victim)).collect() }
+        let victims = self.running.iter().map(|it| it.request).filter(|it| *it != request);
+        let waited = Waited { copy_ns, ..Waited::default() };
+        let wait = |victim| Wait { victim, culprit: request, tokens: 0, waited };
+        Copied { request, copies, waits: victims.map(wait).collect() }
+    }
+
+    /// Tokens of a request were chosen, since that was told last. Returns who has waited for that: who came meanwhile, for as
+    /// much of it as was there for.
+    pub fn sampling(&mut self, event: &SamplingEvent) -> Vec<Wait> {
+        let culprit = event.request;
+        let Some(it) = self.running.iter_mut().find(|it| it.request == culprit) else { return Vec::new() };
+        let since = std::mem::replace(&mut it.told_ns, event.at_ns);
+        let all = event.at_ns.saturating_sub(since).max(1);
+        let share = |from_ns: u64| {
+            let there = event.at_ns.saturating_sub(from_ns.max(since));
+            u64::try_from(u128::from(event.ns) * u128::from(there) / u128::from(all)).unwrap_or(event.ns)
+        };
+        let victims = self.running.iter().filter(|it| it.request != culprit);
+        let waits = victims.map(|it| Wait {
+            victim: it.request,
+            culprit,
+            tokens: 0,
+            waited: Waited { sampling_ns: share(it.from_ns), ..Waited::default() },
+        });
+        waits.filter(|wait| wait.waited.sampling_ns > 0).collect()
     }
 
     /// A request's prompt goes into a decode call.
@@ -225,21 +275,22 @@ impl Engine {
         // Some may have been lost.
         let known = self.prompts.iter().map(|(_, tokens)| u64::from(*tokens)).sum::<u64>();
         let all = u128::from(known.max(event.prompt.into()).max(1));
-        let share = |ns: u64, tokens: u32| {
-            u64::try_from(u128::from(ns) * u128::from(tokens) / all).unwrap_or(ns)
-        };
+        let share =
+            |ns: u64, tokens: u32| u64::try_from(u128::from(ns) * u128::from(tokens) / all).unwrap_or(ns);
         let of = |victim: RequestKey| {
             let others = self.prompts.iter().filter(move |(culprit, _)| *culprit != victim);
             others.map(move |(culprit, tokens)| Wait {
                 victim,
                 culprit: *culprit,
-                ns: share(event.excess_ns, *tokens),
                 tokens: if event.prompt == 0 { 0 } else { *tokens },
-                copy_ns: 0,
-                host_ns: share(event.host_ns, *tokens),
+                waited: Waited {
+                    prefill_ns: share(event.excess_ns, *tokens),
+                    host_ns: share(event.host_ns, *tokens),
+                    ..Waited::default()
+                },
             })
         };
-        self.running.iter().flat_map(|(_, victim)| of(*victim)).collect()
+        self.running.iter().flat_map(|it| of(it.request)).collect()
     }
 }
 
@@ -269,19 +320,22 @@ mod tests {
         }
         engine.prompt(&prompt(b, 30, 5));
         engine.prompt(&prompt(c, 10, 5));
-        let wait =
-            |victim, culprit, ns, tokens| Wait { victim, culprit, ns, tokens, copy_ns: 0, host_ns: ns / 10 };
+        let wait = |victim, culprit, prefill_ns, tokens| {
+            let waited = Waited { prefill_ns, host_ns: prefill_ns / 10, ..Waited::default() };
+            Wait { victim, culprit, tokens, waited }
+        };
         let all = [wait(a, b, 750, 30), wait(a, c, 250, 10), wait(b, c, 250, 10), wait(c, b, 750, 30)];
         assert_eq!(engine.prefill(&prefill(40, 5, 1000)), all);
         // The work that follows is theirs, too, also when one of them is over.
         engine.end(2, c);
         let after = PrefillEvent { host_ns: 400, ..prefill(0, 5, 0) };
-        let wait_after =
-            |victim, culprit, host_ns| Wait { victim, culprit, ns: 0, tokens: 0, copy_ns: 0, host_ns };
-        assert_eq!(
-            engine.prefill(&after),
-            [wait_after(a, b, 300), wait_after(a, c, 100), wait_after(b, c, 100)]
-        );
+        let beside = |victim, culprit, host_ns| Wait {
+            victim,
+            culprit,
+            tokens: 0,
+            waited: Waited { host_ns, ..Waited::default() },
+        };
+        assert_eq!(engine.prefill(&after), [beside(a, b, 300), beside(a, c, 100), beside(b, c, 100)]);
         engine.start(2, c, 5);
         engine.end(1, b);
         engine.end(2, c);
@@ -312,8 +366,12 @@ mod tests {
         let [a, b, c] = [1, 2, 3].map(key);
         let mut engine = Engine::default();
         assert_eq!((engine.start(0, a, 1), engine.start(1, b, 2)), (None, None));
-        let wait =
-            |victim, culprit, copy_ns| Wait { victim, culprit, ns: 0, tokens: 0, copy_ns, host_ns: 0 };
+        let wait = |victim, culprit, copy_ns| Wait {
+            victim,
+            culprit,
+            tokens: 0,
+            waited: Waited { copy_ns, ..Waited::default() },
+        };
         let on = |engine: &mut Engine, slot, operation, from, ns| {
             engine.copy(operation, &copy(slot, operation, from, ns))
         };
@@ -366,6 +424,24 @@ mod tests {
     }
 
     #[test]
+    fn who_chooses_long_is_waited_for_by_all_others() {
+        let [a, b, c] = [1, 2, 3].map(key);
+        let mut engine = Engine::default();
+        for (slot, request, at_ns) in [(0, a, 10), (1, b, 20), (2, c, 70)] {
+            engine.start(slot, request, at_ns);
+        }
+        let kind = RequestEventKind::Sampling as u32;
+        let mut told = |request, at_ns| {
+            let waits = engine.sampling(&SamplingEvent { kind, reserved: 0, request, at_ns, ns: 80 });
+            waits.iter().map(|it| (it.victim, it.culprit, it.waited.total_ns())).collect::<Vec<_>>()
+        };
+        // Of the time until then c was there for a half.
+        assert_eq!(told(b, 120), [(a, b, 80), (c, b, 40)]);
+        assert_eq!(told(b, 130), [(a, b, 80), (c, b, 80)]);
+        assert_eq!(told(key(9), 140), [], "it is not known");
+    }
+
+    #[test]
     fn slots_without_an_end_make_room() {
         let mut engine = Engine::default();
         (0..2_000).for_each(|ms| drop(engine.start(ms as i32, key(ms), 1)));
@@ -378,23 +454,21 @@ mod tests {
     fn of_many_others_the_rest_is_one() {
         let mut waits = Waits::default();
         for ms in 1..=100 {
-            waits.add(Culprit {
-                request: key(ms),
-                user: Some(ms.to_string()),
-                ns: 1,
-                calls: 1,
-                tokens: 2,
-                copy_ns: 0,
-                host_ns: 3,
-            });
+            let waited = Waited { prefill_ns: 1, host_ns: 3, ..Waited::default() };
+            let user = Some(ms.to_string());
+            waits.add(Culprit { request: key(ms), user, calls: 1, tokens: 2, waited });
         }
-        let more = Culprit { request: key(3), user: None, ns: 0, calls: 1, tokens: 2, copy_ns: 40, host_ns: 5 };
-        waits.add(more);
+        let waited = Waited { host_ns: 5, copy_ns: 40, sampling_ns: 160, ..Waited::default() };
+        waits.add(Culprit { request: key(3), user: None, calls: 1, tokens: 2, waited });
         let sorted = waits.sorted();
         assert_eq!(sorted.len(), MAX_CULPRITS + 1);
-        assert_eq!((sorted[1].request.arrived_ns, sorted[1].ns, &sorted[1].user), (0, 36, &None));
+        assert_eq!(
+            (sorted[1].request.arrived_ns, sorted[1].waited.prefill_ns, &sorted[1].user),
+            (0, 36, &None)
+        );
         assert_eq!((sorted[0].request, sorted[0].user.as_deref()), (key(3), Some("3")));
-        assert_eq!((sorted[0].ns, sorted[0].copy_ns, sorted[0].calls, sorted[0].tokens), (1, 40, 2, 4));
-        assert_eq!((sorted[0].host_ns, sorted[0].total_ns()), (8, 49));
+        assert_eq!((sorted[0].calls, sorted[0].tokens), (2, 4));
+        let waited = Waited { prefill_ns: 1, host_ns: 8, copy_ns: 40, sampling_ns: 160 };
+        assert_eq!((sorted[0].waited, waited.total_ns()), (waited, 209));
     }
 }

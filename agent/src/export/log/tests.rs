@@ -10,7 +10,7 @@ use crate::{
         finished::Finished,
         payload::{head, route::Route},
         staged::{MARKER, MS, answer, chat_events, finished, key, options, post, read, write},
-        waits::Culprit,
+        waits::{Culprit, Waited},
     },
 };
 
@@ -159,11 +159,12 @@ fn why_the_cache_missed_is_told_with_where() {
 
 #[test]
 fn what_was_copied_for_it_and_for_others_is_told() {
-    let by = Culprit { request: key(900), user: None, ns: 0, calls: 0, tokens: 0, copy_ns: 3 * MS, host_ns: 2 * MS };
+    let waited = Waited { prefill_ns: 0, host_ns: 2 * MS, copy_ns: 3 * MS, sampling_ns: MS };
+    let by = Culprit { request: key(900), user: None, calls: 0, tokens: 0, waited };
     let line = json(&record(Finished { copies: [2 * MS, 0, MS, 0], slowed_by: vec![by], ..chat() }));
     assert_eq!(line["cache_copies_ms"], serde_json::json!({"save": 2.0, "checkpoint": 1.0}));
     assert_eq!(line["neighbour_copy_ms"], 3.0);
-    assert_eq!(line["neighbour_host_ms"], 2.0);
+    assert_eq!((&line["neighbour_host_ms"], &line["neighbour_sampling_ms"]), (&2.0.into(), &1.0.into()));
     let line = json(&record(chat()));
     assert_eq!((line.get("cache_copies_ms"), line.get("neighbour_copy_ms")), (None, None));
 }

@@ -178,8 +178,14 @@ fn attributes(record: &Record) -> Attributes {
     for (part, ns) in request.parts() {
         it.put(&format!("llamaprobe.part.{}_ms", part.name()), ms(ns));
     }
-    it.put_some("llamaprobe.neighbour_copy_ms", request.neighbour_copy_ns().map(ms));
-    it.put_some("llamaprobe.neighbour_host_ms", request.neighbour_host_ns().map(ms));
+    let waited = request.waited();
+    for (name, ns) in [
+        ("llamaprobe.neighbour_host_ms", waited.host_ns),
+        ("llamaprobe.neighbour_copy_ms", waited.copy_ns),
+        ("llamaprobe.neighbour_sampling_ms", waited.sampling_ns),
+    ] {
+        it.put_some(name, (ns > 0).then(|| ms(ns)));
+    }
     let culprit = request.slowed_by.first();
     it.put_some("llamaprobe.slowed_by", culprit.map(|it| it.user.as_deref().unwrap_or(NONE)));
     it.put_some("llamaprobe.worst_gap_cause", request.worst_gap_cause().map(Cause::name));

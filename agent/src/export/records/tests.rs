@@ -65,11 +65,9 @@ fn golden() {
     request.slowed_by = vec![waits::Culprit {
         request: key(900),
         user: Some("bob".to_owned()),
-        ns: 3 * MS,
         calls: 2,
         tokens: 90,
-        copy_ns: MS,
-        host_ns: 2 * MS,
+        waited: waits::Waited { prefill_ns: 3 * MS, host_ns: 2 * MS, copy_ns: MS, sampling_ns: 4 * MS },
     }];
     request.copies = [4 * MS, 5 * MS, 0, 0];
     request.draft_tokens = [6, 4];
@@ -140,7 +138,7 @@ fn golden() {
         },
         "slowed_by": [{
             "user": "bob", "arrived_unix_us": 1_795_448_518_900_000_u64, "ns": 3_000_000, "calls": 2,
-            "prompt_tokens": 90, "copy_ns": 1_000_000, "host_ns": 2_000_000,
+            "prompt_tokens": 90, "host_ns": 2_000_000, "copy_ns": 1_000_000, "sampling_ns": 4_000_000,
         }],
         "copies_ns": { "save": 4_000_000, "restore": 5_000_000, "checkpoint": 0, "rewind": 0 },
         "tokens": {
