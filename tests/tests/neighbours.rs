@@ -80,7 +80,9 @@ fn a_grammar_is_charged_to_who_asked_for_it() -> Result<()> {
     // What the server worked for one request both have waited for; sampling is told in steps of 8.4 ms.
     assert!((host / part(other, "host") - 1.0).abs() < 0.1 && host <= part(told, "host"));
     let step = SAMPLING_QUANTUM_NS as f64 / 1e9;
-    assert!(sampling > 0.0 && sampling <= part(other, "sampling") && sampling > part(other, "sampling") - step);
+    assert!(
+        sampling > 0.0 && sampling <= part(other, "sampling") && sampling > part(other, "sampling") - step
+    );
     assert!(sampling <= part(told, "others_sampling"), "{told}");
     assert!(longest > host.max(sampling / 2.0), "its client saw it");
     watch.agent.stop()
