@@ -38,9 +38,11 @@ const RUNS: usize = 17;
 /// before 6.0 on aarch64); 64 in the 16 that are left.
 const FEW_RUNS: usize = 4;
 
+// Nothing of it is a function of its own: without kernel types, which programs for links have none of, a tail call is not
+// allowed there. Long ones, and long closures, the compiler would make such.
 #[uprobe]
+#[inline(always)]
 fn lp_batch(probe: ProbeContext) -> u32 {
-    // Not by a closure: of a long one the compiler makes a function of its own, in which a tail call is not allowed.
     if let Some((target, cookie, call)) = observed(&probe)
         && let Err(loss) = enter(&probe, &target, cookie, &call)
     {

@@ -207,7 +207,7 @@ impl Attacher {
         // Maps are bound to the kind of the programs that use them, so all is made anew.
         let (way, loaded) = match Self::load_for(way, only, steps, lines) {
             Err(error) if way == Way::Links => {
-                debug!(%error, "this kernel has links for uprobes and refuses what is needed for them");
+                warn!(%error, "this kernel has links for uprobes and refuses what is needed for them");
                 (Way::PerfEvents, Self::load_for(Way::PerfEvents, only, steps, lines))
             }
             loaded => (way, loaded),
