@@ -3,6 +3,7 @@
 use crate::{
     copying::Copying,
     plain,
+    request::RequestKey,
     step::{Model, StepEvent},
 };
 
@@ -86,6 +87,9 @@ const _: () = assert!(Doing::COUNT <= DOINGS && DOINGS.is_power_of_two());
 /// Batches of how many tokens that are no prompt have a duration of their own; larger ones share the last. A power of two.
 pub const USUALS: usize = 128;
 
+/// The same for the server's own work before them, by binary digits: it grows with the slots, and differs less. A power of two.
+pub const HOSTS: usize = 8;
+
 /// How long something usually takes: a running median.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "user", derive(serde::Serialize, serde::Deserialize))]
@@ -111,8 +115,14 @@ pub struct Clock {
     pub over_ns: u64,
     /// How much longer that took for the prompts in it.
     pub excess_ns: u64,
-    /// The sum of the server's own work when it was over, or when the first request took a slot.
+    /// The sum of the server's own work up to which it is known for whom that was.
     pub host_ns: u64,
+    /// When the last decode call was entered, if prompts were in it and others were on slots; else 0.
+    pub shared_ns: u64,
+    /// The request that took a slot since then, the last of several.
+    pub launched: RequestKey,
+    /// When; 0 if there is none.
+    pub launched_ns: u64,
     /// A [`Doing`].
     pub doing: u32,
     /// Requests on slots.
@@ -123,16 +133,16 @@ pub struct Clock {
     pub rest: u32,
     /// Prompt tokens in the last one that is over.
     pub over_prompt: u32,
-    /// Requests on slots when it was over.
-    pub over_running: u32,
+    /// Always 0.
+    pub reserved: u32,
     /// The copy of a cache under way.
     pub copying: Copying,
     /// The last decode call of each [`Model`], where they are told, until it is.
     pub steps: [StepEvent; Model::COUNT],
     /// How long decode calls without prompt take, by their tokens.
     pub usuals: [Usual; USUALS],
-    /// The server's own work between two such calls, by the tokens of the second.
-    pub hosts: [Usual; USUALS],
+    /// The server's own work between two such calls, by how many binary digits the tokens of the second have.
+    pub hosts: [Usual; HOSTS],
 }
 
 impl Clock {
@@ -144,20 +154,23 @@ impl Clock {
         over_ns: 0,
         excess_ns: 0,
         host_ns: 0,
+        shared_ns: 0,
+        launched: RequestKey { arrived_ns: 0, tgid: 0, fd: 0 },
+        launched_ns: 0,
         doing: Doing::Host as u32,
         running: 0,
         prompt: 0,
         rest: 0,
         over_prompt: 0,
-        over_running: 0,
+        reserved: 0,
         copying: Copying::NONE,
         steps: [StepEvent::NONE; Model::COUNT],
         usuals: [Usual { ns: 0, seen: 0 }; USUALS],
-        hosts: [Usual { ns: 0, seen: 0 }; USUALS],
+        hosts: [Usual { ns: 0, seen: 0 }; HOSTS],
     };
 }
 
-plain!(Usual = 16, Clock = 184 + 8 * DOINGS + 2 * 16 * USUALS);
+plain!(Usual = 16, Clock = 216 + 8 * DOINGS + 16 * (USUALS + HOSTS));
 
 #[cfg(test)]
 mod tests {

@@ -226,8 +226,8 @@ pub enum RequestEventKind {
     Prefill = 10,
     /// [`CopyEvent`]
     Copy = 11,
-    /// [`SamplingEvent`]
-    Sampling = 12,
+    /// [`WorkEvent`]
+    Work = 12,
 }
 
 /// A request begins.
@@ -498,20 +498,34 @@ pub struct PrefillEvent {
     pub host_ns: u64,
 }
 
-/// For another [`SAMPLING_QUANTUM_NS`] tokens of a request were chosen, of an engine that works for several.
+crate::numbered! {
+    /// What a server did for one request while others waited.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    #[repr(u32)]
+    pub enum Work {
+        /// It gave the request a slot: from there to the next thing that is seen, as far as that is more than usual.
+        Launch,
+        /// Its tokens were chosen, for another [`SAMPLING_QUANTUM_NS`].
+        Sampling,
+    }
+}
+
+/// An engine that works for several has worked for one request alone.
 #[derive(Clone, Copy, Debug)]
 #[cfg_attr(feature = "user", derive(serde::Serialize, serde::Deserialize))]
 #[repr(C)]
-pub struct SamplingEvent {
-    /// [`RequestEventKind::Sampling`]
+pub struct WorkEvent {
+    /// [`RequestEventKind::Work`]
     pub kind: u32,
-    /// Always 0.
-    pub reserved: u32,
+    /// A [`Work`].
+    pub work: u32,
     /// The request.
     pub request: RequestKey,
     /// When.
     pub at_ns: u64,
-    /// How long since this was told last, in whole quanta.
+    /// Since when: who came later has not waited. Sampling: 0, since that was told last.
+    pub from_ns: u64,
+    /// How long; sampling: in whole quanta.
     pub ns: u64,
 }
 
@@ -555,5 +569,5 @@ plain!(
     PromptEvent = 32,
     PrefillEvent = 56,
     CopyEvent = 56,
-    SamplingEvent = 40,
+    WorkEvent = 48,
 );

@@ -2,8 +2,8 @@
 
 use llamaprobe_common::{
     request::{
-        BeginEvent, CopyEvent, DraftEvent, EndEvent, PrefillEvent, PromptEvent, RequestKey, SamplingEvent,
-        SlotEndEvent, SlotStartEvent, TaskEvent, WriteEvent,
+        BeginEvent, CopyEvent, DraftEvent, EndEvent, PrefillEvent, PromptEvent, RequestKey, SlotEndEvent,
+        SlotStartEvent, TaskEvent, WorkEvent, WriteEvent,
     },
     step::StepEvent,
     task::TaskKey,
@@ -25,7 +25,7 @@ pub enum Event {
     Prompt(PromptEvent),
     Prefill(PrefillEvent),
     Copy(CopyEvent),
-    Sampling(SamplingEvent),
+    Work(WorkEvent),
 }
 
 macro_rules! events {
@@ -49,7 +49,7 @@ events!(
     Prompt(PromptEvent),
     Prefill(PrefillEvent),
     Copy(CopyEvent),
-    Sampling(SamplingEvent),
+    Work(WorkEvent),
 );
 
 /// The way to the agent.

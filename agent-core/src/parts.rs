@@ -6,9 +6,9 @@
 //! rest is theirs, by tokens. Where it is not known how long one without them takes, the tokens that are no prompt have their
 //! share of it by tokens.
 //!
-//! A prompt also makes the server's own work longer: the request is given a slot, its batch is filled, its first token sent
-//! off. This is what goes by before and after a call with prompts, as far as it is more than what usually goes by between
-//! calls without.
+//! A request also makes the server's own work longer. It is given a slot, for which its grammar is read: that is for it alone. Its
+//! batches are filled, and what came of them is sent off: what goes by before and after calls with prompts is shared
+//! out like the calls. Both as far as it is more than what usually goes by between calls without prompts.
 //!
 //! Between decode calls a server saves and restores caches, and all of its slots wait. Such a copy begins when the size of a
 //! cache is asked for, and is over when the engine does the next thing that is seen. Its time is the server's own work.
@@ -19,10 +19,10 @@ use llamaprobe_common::{
     batch::Context,
     copying::{Copying, Operation},
     loss::Loss,
-    part::{Clock, DOINGS, Doing, Part, Parts, USUALS, Usual},
+    part::{Clock, DOINGS, Doing, HOSTS, Part, Parts, USUALS, Usual},
     request::{
-        CopyEvent, PrefillEvent, PromptEvent, RequestEventKind, RequestKey, SAMPLING_QUANTUM_NS,
-        SamplingEvent,
+        CopyEvent, PrefillEvent, PromptEvent, RequestEventKind, RequestKey, SAMPLING_QUANTUM_NS, Work,
+        WorkEvent,
     },
     sequence::Sequence,
     step::Model,
@@ -42,12 +42,32 @@ const FAST: u64 = 2;
 /// Observations until it is one halving slower.
 const PATIENCE: u64 = 8;
 
+/// Work of the server that took no longer than this beyond what is usual is not told, nanoseconds.
+const WORTH_NS: u64 = 20_000;
+
 /// What is over, and held up others.
-enum Over {
-    /// A decode call that took longer for its prompts, or the one after it.
-    Prompts { now: u64, entered_ns: u64, excess_ns: u64, host_ns: u64, prompt: u32, running: u32 },
+#[derive(Default)]
+struct Over {
+    now: u64,
+    /// The giving of a slot.
+    launch: Option<Launch>,
+    /// A decode call that took longer for its prompts, or the work after it.
+    prompts: Option<Prompts>,
     /// A copy of a cache.
-    Copy { now: u64, copying: Copying },
+    copying: Option<Copying>,
+}
+
+struct Launch {
+    request: RequestKey,
+    from_ns: u64,
+    ns: u64,
+}
+
+struct Prompts {
+    entered_ns: u64,
+    excess_ns: u64,
+    host_ns: u64,
+    prompt: u32,
 }
 
 /// The clock, where there are slots: only of them it is known which token follows which.
@@ -71,8 +91,9 @@ fn observe(usual: &mut Usual, ns: u64) {
     if usual.seen == 0 {
         usual.ns = ns;
     } else {
-        let step = usual.ns >> (FAST + usual.seen / PATIENCE).min(SLOW);
-        usual.ns = if ns > usual.ns { (usual.ns + step).min(ns) } else { (usual.ns - step).max(ns) };
+        let step = (usual.ns >> (FAST + usual.seen / PATIENCE).min(SLOW)).max(1);
+        usual.ns =
+            if ns > usual.ns { (usual.ns + step).min(ns) } else { usual.ns.saturating_sub(step).max(ns) };
     }
     usual.seen += 1;
 }
@@ -86,37 +107,55 @@ fn pass(clock: &mut Clock, now: u64) {
     clock.at_ns = now.max(clock.at_ns);
 }
 
+/// How much longer than usual something took, where that is worth telling.
+#[inline(always)]
+fn beyond(ns: u64, usual_ns: u64) -> u64 {
+    if ns > usual_ns + usual_ns / 2 + WORTH_NS { ns - usual_ns } else { 0 }
+}
+
+/// The server's own work up to here, since it was known for whom that was.
+#[inline(always)]
+fn host(clock: &mut Clock) -> u64 {
+    let all = clock.sums[Doing::Host as usize];
+    let ns = all.saturating_sub(clock.host_ns);
+    clock.host_ns = all;
+    ns
+}
+
+/// The giving of a slot is over, if there was one, after so much work.
+#[inline(always)]
+fn launched(clock: &mut Clock, ns: u64) -> Option<Launch> {
+    let from_ns = clock.launched_ns;
+    clock.launched_ns = 0;
+    let is_told = from_ns != 0 && ns != 0 && clock.running >= 2 && clock.launched.arrived_ns != 0;
+    is_told.then_some(Launch { request: clock.launched, from_ns, ns })
+}
+
 /// What it does is over; if that is a decode call it is taken apart, unless it has failed.
 #[inline(always)]
-fn end(clock: &mut Clock, now: u64, failed: bool) -> Option<Over> {
+fn end(clock: &mut Clock, now: u64, failed: bool) -> Over {
+    let mut over = Over { now, ..Over::default() };
     if clock.doing == Doing::Copy as u32 {
         pass(clock, now);
         clock.doing = Doing::Host as u32;
-        return Some(Over::Copy { now, copying: clock.copying });
+        over.copying = Some(clock.copying);
+        return over;
     }
     if clock.doing != Doing::Decode as u32 {
         pass(clock, now);
-        return None;
+        return over;
+    }
+    if failed {
+        // What the server worked before it is for the next try.
+        pass(clock, now);
+        clock.doing = Doing::Host as u32;
+        return over;
     }
     let took = now.saturating_sub(clock.entered_ns);
     let (prompt, rest) = (clock.prompt, clock.rest);
-    let like = (rest as usize).min(USUALS - 1) & (USUALS - 1);
-    let host = clock.sums[Doing::Host as usize].saturating_sub(clock.host_ns);
-    let follows = prompt == 0 && clock.over_prompt != 0;
-    let usual = &mut clock.hosts[like];
-    let mut host_ns = 0;
-    if failed {
-    } else if prompt == 0 && !follows {
-        if rest != 0 {
-            observe(usual, host);
-        }
-    } else if usual.seen != 0 {
-        host_ns = host.saturating_sub(usual.ns);
-    }
-    let usual = &mut clock.usuals[like];
+    let usual = &mut clock.usuals[(rest as usize).min(USUALS - 1) & (USUALS - 1)];
     let mut excess_ns = 0;
-    if failed {
-    } else if prompt == 0 {
+    if prompt == 0 {
         if rest != 0 {
             observe(usual, took);
         }
@@ -137,49 +176,76 @@ fn end(clock: &mut Clock, now: u64, failed: bool) -> Option<Over> {
     clock.sums[Doing::Decode as usize] -= excess_ns;
     clock.sums[Doing::Prefill as usize] += excess_ns;
     clock.doing = Doing::Host as u32;
-    clock.host_ns = clock.sums[Doing::Host as usize];
-    // Who had the prompts may have left since.
-    let (entered_ns, running) =
-        if follows { (clock.over_ns, clock.over_running) } else { (clock.entered_ns, clock.running) };
+    let ns = host(clock);
+    let digits = u32::BITS - (rest >> 1).leading_zeros();
+    let usual = &mut clock.hosts[(digits as usize).min(HOSTS - 1) & (HOSTS - 1)];
+    let (is_known, beyond_ns) = (usual.seen != 0, beyond(ns, usual.ns));
+    let follows = prompt == 0 && clock.over_prompt != 0;
+    let mut host_ns = 0;
+    if clock.launched_ns != 0 {
+        over.launch = launched(clock, beyond_ns);
+    } else if prompt != 0 || follows {
+        host_ns = if is_known { beyond_ns } else { 0 };
+    } else if rest != 0 {
+        observe(usual, ns);
+    }
+    // Of what follows a call with prompts who had them may have left.
+    let (entered_ns, is_shared) = if follows {
+        (clock.shared_ns, clock.shared_ns != 0)
+    } else {
+        (clock.entered_ns, clock.running >= 2)
+    };
     clock.over_ns = clock.entered_ns;
     clock.excess_ns = excess_ns;
     clock.over_prompt = prompt;
-    clock.over_running = clock.running;
-    Some(Over::Prompts { now, entered_ns, excess_ns, host_ns, prompt, running })
+    clock.shared_ns = if prompt != 0 && clock.running >= 2 { clock.entered_ns } else { 0 };
+    if is_shared && (excess_ns != 0 || host_ns != 0) {
+        over.prompts = Some(Prompts { entered_ns, excess_ns, host_ns, prompt });
+    }
+    over
 }
 
 /// Tells what others have waited for. Without that the parts are as they are, and it is not known for whom.
 #[inline(always)]
-fn tell(target: &impl Target, events: &mut impl Events, over: Option<Over>) {
-    let request = RequestKey { arrived_ns: 0, tgid: target.tgid(), fd: -1 };
-    let told = match over {
-        Some(Over::Prompts { now, entered_ns, excess_ns, host_ns, prompt, running })
-            if (excess_ns != 0 || host_ns != 0) && running >= 2 && is_told(target) =>
-        {
-            events.tell(|| PrefillEvent {
-                kind: RequestEventKind::Prefill as u32,
-                prompt,
-                request,
-                at_ns: now,
-                entered_ns,
-                excess_ns,
-                host_ns,
-            })
-        }
-        // Of one that only asked for the size nothing is told.
-        Some(Over::Copy { now, copying }) if copying.bytes != 0 && target.has(TargetConfig::HTTP) => events
-            .tell(|| CopyEvent {
-                kind: RequestEventKind::Copy as u32,
-                operation: copying.operation,
-                request,
-                at_ns: now,
-                entered_ns: copying.entered_ns,
-                bytes: copying.bytes,
-                slot: copying.sequence,
-                reserved: 0,
-            }),
-        _ => true,
-    };
+fn tell(target: &impl Target, events: &mut impl Events, over: Over) {
+    let Over { now, launch, prompts, copying } = over;
+    let process = RequestKey { arrived_ns: 0, tgid: target.tgid(), fd: -1 };
+    let mut told = true;
+    if let Some(Launch { request, from_ns, ns }) = launch
+        && is_told(target)
+    {
+        let (kind, work) = (RequestEventKind::Work as u32, Work::Launch as u32);
+        told &= events.tell(|| WorkEvent { kind, work, request, at_ns: now, from_ns, ns });
+    }
+    if let Some(Prompts { entered_ns, excess_ns, host_ns, prompt }) = prompts
+        && is_told(target)
+    {
+        told &= events.tell(|| PrefillEvent {
+            kind: RequestEventKind::Prefill as u32,
+            prompt,
+            request: process,
+            at_ns: now,
+            entered_ns,
+            excess_ns,
+            host_ns,
+        });
+    }
+    // Of one that only asked for the size nothing is told.
+    if let Some(copying) = copying
+        && copying.bytes != 0
+        && target.has(TargetConfig::HTTP)
+    {
+        told &= events.tell(|| CopyEvent {
+            kind: RequestEventKind::Copy as u32,
+            operation: copying.operation,
+            request: process,
+            at_ns: now,
+            entered_ns: copying.entered_ns,
+            bytes: copying.bytes,
+            slot: copying.sequence,
+            reserved: 0,
+        });
+    }
     if !told {
         target.lose(Loss::RingFull);
     }
@@ -209,7 +275,7 @@ pub fn copy(
         clock.copying.bytes = at.bytes.saturating_add(bytes);
         return;
     }
-    let over = if decodes { None } else { end(&mut clock, now, false) };
+    let over = if decodes { Over::default() } else { end(&mut clock, now, false) };
     if !decodes {
         clock.doing = Doing::Copy as u32;
     }
@@ -235,7 +301,7 @@ pub fn copying(target: &impl Target, events: &mut impl Events, now: u64) -> bool
 #[inline(always)]
 pub fn copied(target: &impl Target, events: &mut impl Events, now: u64) {
     let Some(mut clock) = clock(target) else { return };
-    let over = if clock.doing == Doing::Copy as u32 { end(&mut clock, now, false) } else { None };
+    let over = if clock.doing == Doing::Copy as u32 { end(&mut clock, now, false) } else { Over::default() };
     tell(target, events, over);
 }
 
@@ -350,12 +416,39 @@ pub fn run(target: &impl Target, state: &Sequence) {
     if state.flags & Sequence::ACTIVE == 0
         && let Some(mut clock) = clock(target)
     {
-        if clock.running == 0 {
-            // Until now the server had nothing to do.
-            clock.host_ns = clock.sums[Doing::Host as usize];
-        }
-        clock.running += 1;
+        join(&mut clock);
     }
+}
+
+/// One more request is on a slot.
+#[inline(always)]
+fn join(clock: &mut Clock) {
+    if clock.running == 0 {
+        // Until now the server had nothing to do.
+        clock.host_ns = clock.sums[Doing::Host as usize];
+        clock.shared_ns = 0;
+    }
+    clock.running += 1;
+}
+
+/// The request that has taken a slot is known: the server works for it until something else is seen.
+#[inline(always)]
+pub fn launch(target: &impl Target, events: &mut impl Events, request: RequestKey, now: u64) {
+    if !is_told(target) {
+        return;
+    }
+    let Some(mut clock) = clock(target) else { return };
+    let mut over = Over { now, ..Over::default() };
+    let ns = beyond(host(&mut clock), 0);
+    if clock.launched_ns != 0 {
+        over.launch = launched(&mut clock, ns);
+    } else if clock.shared_ns != 0 && ns != 0 {
+        // What went by since a call with prompts. After one without it may have been anything, for anybody.
+        over.prompts = Some(Prompts { entered_ns: clock.shared_ns, excess_ns: 0, host_ns: ns, prompt: 0 });
+    }
+    clock.shared_ns = 0;
+    (clock.launched, clock.launched_ns) = (request, now);
+    tell(target, events, over);
 }
 
 /// A request leaves its slot.
@@ -365,7 +458,7 @@ pub fn leave(target: &impl Target, events: &mut impl Events, now: u64) {
     let running = clock.running;
     // Embeddings are ready without a look at logits.
     let ends = clock.doing == Doing::Decode as u32 || clock.doing == Doing::Copy as u32;
-    let over = if ends { end(&mut clock, now, false) } else { None };
+    let over = if ends { end(&mut clock, now, false) } else { Over::default() };
     clock.running = running.saturating_sub(1);
     tell(target, events, over);
 }
@@ -382,7 +475,7 @@ pub fn charge(target: &impl Target, state: &mut Sequence, now: u64, sampling: u6
     pass(&mut clock, now);
     if state.flags & Sequence::ACTIVE == 0 {
         // One that was running when the agent came.
-        clock.running += 1;
+        join(&mut clock);
     }
     let since = |doing: Doing| clock.sums[doing as usize].saturating_sub(state.spent[doing as usize]);
     let (prefill, sampled) = (since(Doing::Prefill), since(Doing::Sampling));
@@ -419,14 +512,16 @@ pub fn tell_sampling(
     let sampled = state.parts[Part::Sampling as usize];
     let quanta = |ns: u64| ns / SAMPLING_QUANTUM_NS;
     let more = quanta(sampled) - quanta(sampled - gap[Part::Sampling as usize]);
-    if more == 0 || !is_told(target) || target.clock().is_none_or(|clock| clock.running < 2) {
+    let nobody = state.request.arrived_ns == 0;
+    if more == 0 || nobody || !is_told(target) || target.clock().is_none_or(|clock| clock.running < 2) {
         return;
     }
-    let told = events.tell(|| SamplingEvent {
-        kind: RequestEventKind::Sampling as u32,
-        reserved: 0,
+    let told = events.tell(|| WorkEvent {
+        kind: RequestEventKind::Work as u32,
+        work: Work::Sampling as u32,
         request: state.request,
         at_ns: now,
+        from_ns: 0,
         ns: more * SAMPLING_QUANTUM_NS,
     });
     if !told {

@@ -41,6 +41,7 @@ pub fn start(
     parts::run(target, state);
     let key = TaskKey { tgid: target.tgid(), task };
     let request = requests.of_task(&key).unwrap_or(nobody(target));
+    parts::launch(target, requests, request, now);
     sequences::launch(target, state, task, request, now);
     let sequence = sequences::key_of_slot(target, slot).sequence;
     if request.arrived_ns != 0 && requests.take_slot(&request, sequence) {

@@ -241,10 +241,10 @@ fn a_new_user_with_every_request_takes_neither_series_nor_memory() -> Result<()>
     println!("{comparison}");
     assert!(comparison.differences().is_empty(), "\n{comparison}");
     // No more than ends of answers, and few: what else is here has room for a machine that stands still for seconds.
-    let lost = comparison.own_delta("llamaprobe_lost_total");
-    let ends = comparison.after().sum("llamaprobe_lost_total", &[("reason", "payload_full")]);
+    let lost = |reason: &[_]| comparison.after().sum("llamaprobe_lost_total", reason);
+    let (all, ends) = (lost(&[]), lost(&[("reason", "payload_full")]));
     println!("of {ends} answers it is not known how they ended");
-    assert!(lost == ends && ends < USERS as f64 / 100.0, "{lost} lost");
+    assert!(all == ends && ends <= USERS as f64 / 200.0, "{all} lost");
     let users = by_user(comparison.after(), &server);
     println!(
         "{} users told apart, {:.1} then {:.1} MB of its own",
@@ -253,6 +253,7 @@ fn a_new_user_with_every_request_takes_neither_series_nor_memory() -> Result<()>
         late as f64 / 1e6
     );
     assert!(users.len() <= SEATS + 2 && users.contains_key("other"), "{:?}", users.keys());
+    assert!(!users.contains_key("none"), "all names were read");
     assert_eq!(users["user-0"].generated, 20);
     assert!(late < early + 4_000_000, "memory grows with the users");
     agent.stop()

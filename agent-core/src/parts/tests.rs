@@ -3,7 +3,7 @@ use std::{vec, vec::Vec};
 use llamaprobe_common::{
     copying::Operation,
     part::{Part, Parts, Usual},
-    request::{CopyEvent, PrefillEvent, PromptEvent, SAMPLING_QUANTUM_NS},
+    request::{CopyEvent, PrefillEvent, PromptEvent, RequestKey, SAMPLING_QUANTUM_NS, Work},
     target::TargetConfig,
 };
 use proptest::prelude::*;
@@ -98,40 +98,110 @@ fn a_prompt_is_charged_to_who_waits_for_it() {
     assert_eq!((prefills(&world)[0].entered_ns, prefills(&world)[0].at_ns), (entered, entered + 900));
 }
 
-#[test]
-fn the_servers_work_beside_a_prompt_is_charged_to_it() {
+/// Nanoseconds of one.
+const US: u64 = 1_000;
+
+/// To the nearest.
+fn us(ns: u64) -> u64 {
+    (ns + US / 2) / US
+}
+
+/// A server of which it is known that it works 30 us between two calls, and that a call takes 100 us, with one slot taken.
+fn working() -> World {
     let mut world = World::with(SERVER);
     // While nobody is there the time is nobody's.
-    world.pass(5_000_000);
+    world.pass(5_000_000 * US);
     world.begin(0);
-    world.step(&[(0, 0, 2)], 50, &[0]);
+    world.step(&[(0, 0, 2)], 50 * US, &[0]);
     for position in 2..8 {
-        // Between calls: 30, and 1 that a step lets pass.
-        world.pass(30);
-        world.step(&[(0, position, 1)], 100, &[0]);
+        world.pass(30 * US);
+        world.step(&[(0, position, 1)], 100 * US, &[0]);
     }
-    assert_eq!(world.target.clock.borrow().hosts[1].ns, 31);
-    // Another is given a slot; its batches are filled.
-    world.pass(400);
+    let usual = world.target.clock.borrow().hosts[0];
+    assert_eq!((us(usual.ns), usual.seen), (30, 5), "not after the prompt");
+    world
+}
+
+/// Tokens of prompts, how much longer their call took, and the work beside it, microseconds; with 0 tokens that after it.
+fn beside(world: &World) -> Vec<(u32, u64, u64)> {
+    prefills(world).iter().map(|it| (it.prompt, us(it.excess_ns), us(it.host_ns))).collect()
+}
+
+/// Whom slots were given to, and how long that took, microseconds.
+fn launches(world: &World) -> Vec<(RequestKey, u64, u64)> {
+    let launch = |event: &Event| match event {
+        Event::Work(it) if it.work == Work::Launch as u32 => Some((it.request, it.from_ns, us(it.ns))),
+        _ => None,
+    };
+    world.told.events.iter().filter_map(launch).collect()
+}
+
+#[test]
+fn the_servers_work_beside_a_prompt_is_charged_to_it() {
+    let mut world = working();
+    // Whatever it did before another was given a slot was not for that one.
+    world.pass(400 * US);
+    let from = world.host.now.get();
     world.begin(1);
-    world.pass(30);
-    world.step(&[(0, 8, 1), (1, 0, 30)], 900, &[0]);
-    world.pass(70);
-    world.step(&[(0, 9, 1), (1, 30, 5)], 300, &[0, 1]);
+    world.pass(90 * US);
+    world.step(&[(0, 8, 1), (1, 0, 30)], 900 * US, &[0]);
+    world.pass(170 * US);
+    world.step(&[(0, 9, 1), (1, 30, 5)], 300 * US, &[0, 1]);
     // Its only token is sent off, and it leaves.
-    world.pass(20);
+    world.pass(120 * US);
     world.end(1).unwrap();
-    world.pass(60);
-    world.step(&[(0, 10, 1)], 100, &[0]);
-    world.pass(30);
-    world.step(&[(0, 11, 1)], 100, &[0]);
-    let told: Vec<_> =
-        prefills(&world).iter().map(|it| (it.prompt, it.excess_ns, it.host_ns, it.entered_ns)).collect();
+    world.pass(60 * US);
+    world.step(&[(0, 10, 1)], 100 * US, &[0]);
+    let usual = world.target.clock.borrow().hosts[0];
+    assert_eq!((us(usual.ns), usual.seen), (30, 5), "it is no measure of what is usual");
+    world.pass(30 * US);
+    world.step(&[(0, 11, 1)], 100 * US, &[0]);
+    assert_eq!(launches(&world), [(request(2), from, 60)]);
+    assert_eq!(beside(&world), [(30, 800, 0), (5, 200, 140), (0, 0, 150)]);
     let entered: Vec<_> = prompts(&world).iter().map(|it| it.at_ns).collect();
-    assert_eq!(told[..2], [(30, 800, 400, entered[0]), (5, 200, 40, entered[1])]);
-    // Two tokens were taken after the second call.
-    assert_eq!(told[2..], [(0, 0, 51, entered[1])]);
-    assert_eq!(world.target.clock.borrow().hosts[1].ns, 31, "it is no measure of what is usual");
+    let told: Vec<_> = prefills(&world).iter().map(|it| it.entered_ns).collect();
+    assert_eq!(told, [entered[0], entered[1], entered[1]]);
+}
+
+#[test]
+fn who_is_given_a_slot_is_charged_for_that_and_not_whose_prompt_is_computed() {
+    let mut world = working();
+    world.begin(1);
+    world.step(&[(0, 8, 1), (1, 0, 30)], 900 * US, &[0]);
+    // After the call with prompts something is sent off, then two are given slots, and the batch is still full of the first.
+    world.pass(70 * US);
+    world.begin(2);
+    world.pass(70_000 * US);
+    world.begin(3);
+    world.pass(500 * US);
+    world.step(&[(0, 9, 1), (1, 30, 5)], 300 * US, &[0]);
+    let told: Vec<_> = launches(&world).iter().map(|(request, _, us)| (*request, *us)).collect();
+    assert_eq!(told, [(request(3), 70_000), (request(4), 470)]);
+    assert_eq!(beside(&world), [(30, 800, 0), (0, 0, 70), (5, 200, 0)]);
+}
+
+#[test]
+fn work_before_a_call_that_failed_is_for_the_next_try() {
+    let mut world = working();
+    world.begin(1);
+    world.pass(70_000 * US);
+    world.decode(MAIN, &tokens(&[(0, 8, 1), (1, 0, 30)])).unwrap();
+    world.pass(10 * US);
+    world.step(&[(0, 8, 1), (1, 0, 15)], 500 * US, &[]);
+    let told: Vec<_> = launches(&world).iter().map(|(request, _, us)| (*request, *us)).collect();
+    // It is known when the next begins.
+    assert_eq!(told, []);
+    world.step(&[(1, 15, 15)], 500 * US, &[0]);
+    let told: Vec<_> = launches(&world).iter().map(|(request, _, us)| (*request, *us)).collect();
+    assert_eq!(told, [(request(2), 69_970)]);
+}
+
+#[test]
+fn a_median_of_nothing_rises_again() {
+    let mut usual = Usual::default();
+    observe(&mut usual, 0);
+    (0..50).for_each(|_| observe(&mut usual, 1_000));
+    assert!(usual.ns > 0);
 }
 
 #[test]
@@ -147,13 +217,14 @@ fn long_sampling_is_told_quantum_by_quantum() {
     world.begin(0);
     world.step(&[(0, 0, 2)], 50, &[0]);
     token(&mut world, 2, 3 * SAMPLING_QUANTUM_NS);
-    assert!(world.told.events.iter().all(|it| !matches!(it, Event::Sampling(_))), "nobody waits");
+    assert!(world.told.events.iter().all(|it| !matches!(it, Event::Work(_))), "nobody waits");
     world.begin(1);
     for position in 3..6 {
         token(&mut world, position, SAMPLING_QUANTUM_NS * 2 / 3);
     }
-    let told = |event: &Event| {
-        if let Event::Sampling(event) = event { Some((event.request, event.ns)) } else { None }
+    let told = |event: &Event| match event {
+        Event::Work(it) if it.work == Work::Sampling as u32 => Some((it.request, it.ns)),
+        _ => None,
     };
     let told: Vec<_> = world.told.events.iter().filter_map(told).collect();
     assert_eq!(told, [(request(1), SAMPLING_QUANTUM_NS); 2], "two whole ones of thrice two thirds");

@@ -5,7 +5,7 @@ use llamaprobe_common::{
     event::{ProcessEvent, ShownEvent},
     request::{
         BeginEvent, CopyEvent, DraftEvent, EndEvent, PieceHead, PrefillEvent, PromptEvent, RequestEventKind,
-        RequestKey, SamplingEvent, SlotEndEvent, SlotStartEvent, TaskEvent, WriteEvent,
+        RequestKey, SlotEndEvent, SlotStartEvent, TaskEvent, WorkEvent, WriteEvent,
     },
     stall::StallEvent,
     step::StepEvent,
@@ -40,8 +40,8 @@ pub enum RequestEvent {
     Prefill(PrefillEvent),
     /// The cache of a slot was saved or restored. It is about no request, but a process.
     Copy(CopyEvent),
-    /// Others have waited while its tokens were chosen.
-    Sampling(SamplingEvent),
+    /// An engine that works for several has worked for it alone.
+    Work(WorkEvent),
 }
 
 /// Bytes of a request or an answer. Not `Debug`: they may be of a prompt.
@@ -81,7 +81,7 @@ impl RequestEvent {
             Self::Prompt(event) => event.request,
             Self::Prefill(event) => event.request,
             Self::Copy(event) => event.request,
-            Self::Sampling(event) => event.request,
+            Self::Work(event) => event.request,
         }
     }
 
@@ -99,7 +99,7 @@ impl RequestEvent {
             Self::Prompt(event) => event.at_ns,
             Self::Prefill(event) => event.at_ns,
             Self::Copy(event) => event.at_ns,
-            Self::Sampling(event) => event.at_ns,
+            Self::Work(event) => event.at_ns,
         }
     }
 }
@@ -116,7 +116,7 @@ pub fn request(entry: &[u8]) -> Option<RequestEvent> {
     const PROMPT: u32 = RequestEventKind::Prompt as u32;
     const PREFILL: u32 = RequestEventKind::Prefill as u32;
     const COPY: u32 = RequestEventKind::Copy as u32;
-    const SAMPLING: u32 = RequestEventKind::Sampling as u32;
+    const WORK: u32 = RequestEventKind::Work as u32;
     Some(match u32::from_ne_bytes(entry.get(..4)?.try_into().ok()?) {
         BEGIN => RequestEvent::Begin(value(entry)?),
         WRITE => RequestEvent::Write(value(entry)?),
@@ -128,7 +128,7 @@ pub fn request(entry: &[u8]) -> Option<RequestEvent> {
         PROMPT => RequestEvent::Prompt(value(entry)?),
         PREFILL => RequestEvent::Prefill(value(entry)?),
         COPY => RequestEvent::Copy(value(entry)?),
-        SAMPLING => RequestEvent::Sampling(value(entry)?),
+        WORK => RequestEvent::Work(value(entry)?),
         _ => return None,
     })
 }

@@ -39,7 +39,7 @@ pub(super) enum What {
 impl What {
     /// What an input means.
     pub(super) fn of(input: &Input) -> Self {
-        use crate::bpf::events::RequestEvent::{Draft, Prefill, Prompt};
+        use crate::bpf::events::RequestEvent::{Draft, Prefill, Prompt, Work};
         match input {
             Input::Begin(observed) => Self::Begin(observed.target.pid),
             Input::Refresh(observed) => Self::Refresh(observed.target.pid),
@@ -48,7 +48,7 @@ impl What {
             Input::Prices(_) => Self::Prices,
             Input::Rebill(_) => Self::Billing,
             // As many as there are decode calls, and of a request that began before, nothing is told that they say.
-            Input::Fact(Fact::Event(Draft(_) | Prefill(_) | Prompt(_))) => Self::Passing,
+            Input::Fact(Fact::Event(Draft(_) | Prefill(_) | Prompt(_) | Work(_))) => Self::Passing,
             Input::Fact(fact) if fact.request().arrived_ns != 0 => Self::Fact(fact.request()),
             Input::Fact(_)
             | Input::Stalled(_)

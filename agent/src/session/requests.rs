@@ -27,7 +27,7 @@ use super::{
     usage::Usage,
     waits::{Culprit, Engine, Wait},
 };
-use crate::{bpf::events::RequestEvent, discovery::Target, plan::Joining};
+use crate::{bpf::events::RequestEvent, discovery::Target, engines::backend::CPU, plan::Joining};
 
 /// Requests under way that are followed; of more the oldest is given up.
 const MAX_OPEN: usize = 4096;
@@ -137,6 +137,7 @@ impl Requests {
         server.unprobed = joining == Joining::Answers;
         server.predict.clone_from(&target.told.predict);
         server.forgets = target.model.as_ref().is_some_and(|model| model.forgets);
+        server.engine.computes_itself = target.resources.backend == CPU;
     }
 
     /// Joins what can be joined by inference at `now_ns`. Returns the requests that are over by it.
@@ -271,7 +272,7 @@ impl Requests {
                 RequestEvent::Prompt(_)
                 | RequestEvent::Prefill(_)
                 | RequestEvent::Copy(_)
-                | RequestEvent::Sampling(_)
+                | RequestEvent::Work(_)
                 | RequestEvent::Piece(_),
             )
             | None => {}
@@ -327,7 +328,7 @@ impl Requests {
                 (copied, Vec::new())
             }
             RequestEvent::Prefill(event) => (Vec::from_iter(engine.settle()), engine.prefill(event)),
-            RequestEvent::Sampling(event) => (Vec::from_iter(engine.settle()), engine.sampling(event)),
+            RequestEvent::Work(event) => (Vec::from_iter(engine.settle()), engine.work(event)),
             RequestEvent::Copy(event) => {
                 let Some(operation) = Operation::from_wire(event.operation) else { return };
                 self.copies.push((pid, operation, *event));

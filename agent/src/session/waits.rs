@@ -8,7 +8,7 @@ use std::ops::AddAssign;
 
 use llamaprobe_common::{
     copying::Operation,
-    request::{CopyEvent, PrefillEvent, PromptEvent, RequestKey, SamplingEvent},
+    request::{CopyEvent, PrefillEvent, PromptEvent, RequestKey, Work, WorkEvent},
 };
 
 /// Slots that are followed of one process: llama.cpp has no more than 256 sequences. A slot whose end was lost makes room.
@@ -135,6 +135,11 @@ pub struct Engine {
     entered_ns: u64,
     /// Whose they are, and their tokens.
     prompts: Vec<(RequestKey, u32)>,
+    /// Their tokens, those of which it is not known whose they are, too.
+    prompt: u32,
+    /// It computes on the processor. Where another device does, the first look at what it has computed waits for it, and
+    /// would be taken for sampling.
+    pub computes_itself: bool,
     /// The request that took a slot last.
     latest: Option<RequestKey>,
     /// Copies of a slot, one after the other, of which it is not known yet for whom they were.
@@ -237,9 +242,24 @@ impl Engine {
         Copied { request, copies, waits: victims.map(wait).collect() }
     }
 
-    /// Tokens of a request were chosen, since that was told last. Returns who has waited for that: who came meanwhile, for as
-    /// much of it as was there for.
-    pub fn sampling(&mut self, event: &SamplingEvent) -> Vec<Wait> {
+    /// The server has worked for one request. Returns who has waited for that.
+    pub fn work(&mut self, event: &WorkEvent) -> Vec<Wait> {
+        let culprit = event.request;
+        match Work::from_wire(event.work) {
+            Some(Work::Launch) => {
+                let waited = Waited { host_ns: event.ns, ..Waited::default() };
+                let there = self.running.iter().filter(|it| it.from_ns <= event.from_ns);
+                let victims = there.map(|it| it.request).filter(|it| *it != culprit);
+                victims.map(|victim| Wait { victim, culprit, tokens: 0, waited }).collect()
+            }
+            Some(Work::Sampling) if self.computes_itself => self.sampling(event),
+            _ => Vec::new(),
+        }
+    }
+
+    /// Tokens of a request were chosen, since that was told last: who came meanwhile has waited for as much of it as was
+    /// there for.
+    fn sampling(&mut self, event: &WorkEvent) -> Vec<Wait> {
         let culprit = event.request;
         let Some(it) = self.running.iter_mut().find(|it| it.request == culprit) else { return Vec::new() };
         let since = std::mem::replace(&mut it.told_ns, event.at_ns);
@@ -272,9 +292,10 @@ impl Engine {
         if self.entered_ns != event.entered_ns {
             return Vec::new();
         }
-        // Some may have been lost.
-        let known = self.prompts.iter().map(|(_, tokens)| u64::from(*tokens)).sum::<u64>();
-        let all = u128::from(known.max(event.prompt.into()).max(1));
+        if event.prompt != 0 {
+            self.prompt = event.prompt;
+        }
+        let all = u128::from(self.prompt.max(1));
         let share =
             |ns: u64, tokens: u32| u64::try_from(u128::from(ns) * u128::from(tokens) / all).unwrap_or(ns);
         let of = |victim: RequestKey| {
@@ -424,21 +445,25 @@ mod tests {
     }
 
     #[test]
-    fn who_chooses_long_is_waited_for_by_all_others() {
+    fn who_is_worked_for_alone_is_waited_for_by_those_who_are_there() {
         let [a, b, c] = [1, 2, 3].map(key);
-        let mut engine = Engine::default();
+        let mut engine = Engine { computes_itself: true, ..Engine::default() };
         for (slot, request, at_ns) in [(0, a, 10), (1, b, 20), (2, c, 70)] {
             engine.start(slot, request, at_ns);
         }
-        let kind = RequestEventKind::Sampling as u32;
-        let mut told = |request, at_ns| {
-            let waits = engine.sampling(&SamplingEvent { kind, reserved: 0, request, at_ns, ns: 80 });
+        let told = |engine: &mut Engine, work: Work, request, at_ns| {
+            let (kind, work) = (RequestEventKind::Work as u32, work as u32);
+            let waits = engine.work(&WorkEvent { kind, work, request, at_ns, from_ns: at_ns - 60, ns: 80 });
             waits.iter().map(|it| (it.victim, it.culprit, it.waited.total_ns())).collect::<Vec<_>>()
         };
         // Of the time until then c was there for a half.
-        assert_eq!(told(b, 120), [(a, b, 80), (c, b, 40)]);
-        assert_eq!(told(b, 130), [(a, b, 80), (c, b, 80)]);
-        assert_eq!(told(key(9), 140), [], "it is not known");
+        assert_eq!(told(&mut engine, Work::Sampling, b, 120), [(a, b, 80), (c, b, 40)]);
+        assert_eq!(told(&mut engine, Work::Sampling, b, 130), [(a, b, 80), (c, b, 80)]);
+        assert_eq!(told(&mut engine, Work::Sampling, key(9), 140), [], "it is not known");
+        // When b got its slot c was not there.
+        assert_eq!(told(&mut engine, Work::Launch, b, 80), [(a, b, 80)]);
+        engine.computes_itself = false;
+        assert_eq!(told(&mut engine, Work::Sampling, b, 200), [], "that may be a device");
     }
 
     #[test]
