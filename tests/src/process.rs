@@ -104,13 +104,27 @@ pub fn children(pid: u32) -> Result<BTreeMap<u32, String>> {
 }
 
 /// Memory that a process and its descendants hold beside what they map of files, bytes: the file of a debug build is many
-/// times that of a release.
+/// times that of a release. The least of several looks: a helper that comes and goes is not what it holds.
 pub fn own_memory(pid: u32) -> Result<u64> {
+    let mut least = held(pid)?;
+    for _ in 1..LOOKS {
+        std::thread::sleep(BETWEEN_LOOKS);
+        least = least.min(held(pid)?);
+    }
+    Ok(least)
+}
+
+/// Looks at what a process holds.
+const LOOKS: u32 = 8;
+/// From one to the next.
+const BETWEEN_LOOKS: Duration = Duration::from_millis(250);
+
+fn held(pid: u32) -> Result<u64> {
     let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
     let field = text.lines().find_map(|line| line.strip_prefix("Anonymous:")?.trim().strip_suffix(" kB"));
     let own = field.context("no line Anonymous in smaps_rollup")?.trim().parse::<u64>()? * 1024;
     // One that has ended meanwhile holds nothing.
-    let others = children(pid)?.into_keys().map(|child| own_memory(child).unwrap_or(0));
+    let others = children(pid)?.into_keys().map(|child| held(child).unwrap_or(0));
     Ok(own + others.sum::<u64>())
 }
 

@@ -327,8 +327,12 @@ impl Requests {
                 engine.prompt(event);
                 (copied, Vec::new())
             }
-            RequestEvent::Prefill(event) => (Vec::from_iter(engine.settle()), engine.prefill(event)),
-            RequestEvent::Work(event) => (Vec::from_iter(engine.settle()), engine.work(event)),
+            RequestEvent::Prefill(event) if event.prompt != 0 => {
+                (Vec::from_iter(engine.settle()), engine.prefill(event))
+            }
+            // Told when a slot is given, too, before it is told to whom: the copies until then were for that one.
+            RequestEvent::Prefill(event) => (Vec::new(), engine.prefill(event)),
+            RequestEvent::Work(event) => (Vec::new(), engine.work(event)),
             RequestEvent::Copy(event) => {
                 let Some(operation) = Operation::from_wire(event.operation) else { return };
                 self.copies.push((pid, operation, *event));
