@@ -27,6 +27,14 @@ const ROOM: u64 = 400;
 const TOKENS: u64 = 24;
 /// What the agent may hold more when the queues are full than when they have been full for long.
 const GROWTH: u64 = 2_000_000;
+/// Requests before somebody listens, and while somebody does.
+const BEFORE: u64 = 100;
+/// Requests until all that the agent remembers of the last ones is full, too.
+const FILLING: u64 = 2_000;
+/// Requests more.
+const MORE: u64 = 800;
+/// All requests.
+const ALL: u64 = BEFORE + FILLING + MORE;
 
 /// Requests of different prompts.
 fn calls(count: usize) -> Vec<Call> {
@@ -119,13 +127,13 @@ fn an_outage_costs_what_is_counted_and_nothing_else() -> Result<()> {
 
     // Then it is killed, and more comes than there is room for.
     receiver.kill()?;
-    let mut killed = run(server.address(), &calls(400), 4)?;
-    wait_told(&agent, 500)?;
+    let mut killed = run(server.address(), &calls(FILLING as usize), 4)?;
+    wait_told(&agent, BEFORE + FILLING)?;
     let full = own_memory(agent.pid())?;
-    killed.extend(run(server.address(), &calls(800), 4)?);
-    let metrics = wait_told(&agent, 1300)?;
+    killed.extend(run(server.address(), &calls(MORE as usize), 4)?);
+    let metrics = wait_told(&agent, ALL)?;
     let later = own_memory(agent.pid())?;
-    println!("its own: {full} B with full queues, {later} B after 800 requests more");
+    println!("its own: {full} B with full queues, {later} B after {MORE} requests more");
     assert!(later < full + GROWTH, "the agent grows from {full} to {later} B");
     let lost = of(&metrics, "dropped_total", "traces") + of(&metrics, "waiting", "traces");
     let missing = made(&metrics, "traces") - taken.spans()?.len() as u64;
@@ -133,17 +141,17 @@ fn an_outage_costs_what_is_counted_and_nothing_else() -> Result<()> {
         "{} spans made, {missing} missing at the receiver, {lost} lost or waiting",
         made(&metrics, "traces")
     );
-    assert_eq!((made(&metrics, "traces"), lost), (1300 * 4, missing));
+    assert_eq!((made(&metrics, "traces"), lost), (ALL * 4, missing));
     assert!(of(&metrics, "waiting", "traces") <= ROOM + 100, "what has room, and a batch on its way");
     let records = taken.records()?.len() as u64;
-    assert_eq!(of(&metrics, "dropped_total", "logs") + of(&metrics, "waiting", "logs"), 1300 - records);
+    assert_eq!(of(&metrics, "dropped_total", "logs") + of(&metrics, "waiting", "logs"), ALL - records);
 
     // Nothing of this was felt by the measurement.
     let comparison = before.compare(&agent, &server)?;
     assert!(comparison.differences().is_empty(), "\n{comparison}");
     let gaps = comparison.histogram("llm_inter_token_latency_seconds").count;
-    assert_eq!(gaps as u64, 1300 * (TOKENS - 1), "every gap between two tokens is observed");
-    assert_eq!(comparison.histogram("llm_time_to_first_token_seconds").count, 1300.0);
+    assert_eq!(gaps as u64, ALL * (TOKENS - 1), "every gap between two tokens is observed");
+    assert_eq!(comparison.histogram("llm_time_to_first_token_seconds").count, ALL as f64);
     for (name, answers) in [("down", &down), ("up", &up), ("killed", &killed)] {
         let (compared, differ) = differing(answers, &log)?;
         println!("{name}: {compared} times compared with the server's, {differ} differ");
