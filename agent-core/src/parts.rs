@@ -305,6 +305,15 @@ pub fn copied(target: &impl Target, events: &mut impl Events, now: u64) {
     tell(target, events, over);
 }
 
+/// A slot is about to be taken: whatever was under way is over, a call with nothing but prompts, too, at whose end nobody looks.
+#[inline(always)]
+pub fn turn(target: &impl Target, events: &mut impl Events, now: u64) {
+    let Some(mut clock) = clock(target) else { return };
+    let over = end(&mut clock, now, false);
+    clock.doing = Doing::Host as u32;
+    tell(target, events, over);
+}
+
 /// A slot is cleared: so ends a save. A cache that could not be restored is cleared, too, for the request that comes.
 #[inline(always)]
 pub fn cleared(target: &impl Target, events: &mut impl Events, now: u64) {

@@ -35,7 +35,7 @@ pub fn start(
     let now = machine.now();
     target.note(TargetConfig::STARTED);
     // What was saved and restored was for this one.
-    parts::copied(target, requests, now);
+    parts::turn(target, requests, now);
     let state = sequences.find_or_make(&sequences::key_of_slot(target, slot))?;
     parts::begin(target, state, now);
     parts::run(target, state);

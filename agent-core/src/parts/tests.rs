@@ -181,6 +181,23 @@ fn who_is_given_a_slot_is_charged_for_that_and_not_whose_prompt_is_computed() {
 }
 
 #[test]
+fn a_call_of_nothing_but_prompts_is_over_when_a_slot_is_given() {
+    let mut world = World::with(SERVER);
+    world.begin(0);
+    world.begin(1);
+    world.decode(MAIN, &tokens(&[(0, 0, 30)])).unwrap();
+    world.pass(900 * US);
+    world.begin(2);
+    world.pass(70_000 * US);
+    world.step(&[(0, 30, 5), (1, 0, 5)], 300 * US, &[0, 1]);
+    let told: Vec<_> = launches(&world).iter().map(|(request, _, us)| (*request, *us)).collect();
+    assert_eq!(told, [(request(3), 70_000)]);
+    assert_eq!(beside(&world), [(30, 900, 0), (10, 300, 0)]);
+    let host = |slot| us(world.sequence(slot).parts[Part::Host as usize]);
+    assert_eq!((host(0), host(1)), (70_000, 70_000));
+}
+
+#[test]
 fn work_before_a_call_that_failed_is_for_the_next_try() {
     let mut world = working();
     world.begin(1);

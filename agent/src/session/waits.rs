@@ -282,6 +282,7 @@ impl Engine {
     pub fn prompt(&mut self, event: &PromptEvent) {
         if self.entered_ns != event.at_ns {
             self.entered_ns = event.at_ns;
+            self.prompt = 0;
             self.prompts.clear();
         }
         self.prompts.push((event.request, event.tokens));
@@ -292,10 +293,10 @@ impl Engine {
         if self.entered_ns != event.entered_ns {
             return Vec::new();
         }
-        if event.prompt != 0 {
-            self.prompt = event.prompt;
-        }
-        let all = u128::from(self.prompt.max(1));
+        // Some may have been lost, or nothing was worth telling of the call itself.
+        self.prompt = self.prompt.max(event.prompt);
+        let known = self.prompts.iter().map(|(_, tokens)| u64::from(*tokens)).sum::<u64>();
+        let all = u128::from(known.max(self.prompt.into()).max(1));
         let share =
             |ns: u64, tokens: u32| u64::try_from(u128::from(ns) * u128::from(tokens) / all).unwrap_or(ns);
         let of = |victim: RequestKey| {
@@ -366,6 +367,11 @@ mod tests {
         assert_eq!(engine.prefill(&prefill(4, 7, 80)), [wait(a, c, 80, 4)]);
         engine.prompt(&prompt(c, 4, 8));
         assert_eq!(engine.prefill(&prefill(4, 9, 80)), [], "another call");
+        // Of the call itself nothing was worth telling: what follows is shared out by the tokens that are known.
+        engine.prompt(&prompt(b, 1, 20));
+        engine.prompt(&prompt(c, 4, 20));
+        let after = PrefillEvent { host_ns: 500, ..prefill(0, 20, 0) };
+        assert_eq!(engine.prefill(&after), [beside(a, b, 100), beside(a, c, 400)]);
     }
 
     /// A copy that takes so long, from then on.
