@@ -3,7 +3,7 @@ use std::{vec, vec::Vec};
 use llamaprobe_common::{
     copying::Operation,
     part::{Part, Parts, Usual},
-    request::{CopyEvent, PrefillEvent, PromptEvent, RequestKey, SAMPLING_QUANTUM_NS, Work},
+    request::{CopyEvent, PrefillEvent, PromptEvent, RequestKey, SAMPLING_QUANTUM_NS, Work, WorkEvent},
     target::TargetConfig,
 };
 use proptest::prelude::*;
@@ -127,13 +127,15 @@ fn beside(world: &World) -> Vec<(u32, u64, u64)> {
     prefills(world).iter().map(|it| (it.prompt, us(it.excess_ns), us(it.host_ns))).collect()
 }
 
+/// What was told of this kind of work.
+fn works(world: &World, kind: Work) -> Vec<WorkEvent> {
+    let work = |event: &Event| if let Event::Work(event) = event { Some(*event) } else { None };
+    world.told.events.iter().filter_map(work).filter(|it| it.work == kind as u32).collect()
+}
+
 /// Whom slots were given to, and how long that took, microseconds.
-fn launches(world: &World) -> Vec<(RequestKey, u64, u64)> {
-    let launch = |event: &Event| match event {
-        Event::Work(it) if it.work == Work::Launch as u32 => Some((it.request, it.from_ns, us(it.ns))),
-        _ => None,
-    };
-    world.told.events.iter().filter_map(launch).collect()
+fn launches(world: &World) -> Vec<(RequestKey, u64)> {
+    works(world, Work::Launch).iter().map(|it| (it.request, us(it.ns))).collect()
 }
 
 #[test]
@@ -156,7 +158,8 @@ fn the_servers_work_beside_a_prompt_is_charged_to_it() {
     assert_eq!((us(usual.ns), usual.seen), (30, 5), "it is no measure of what is usual");
     world.pass(30 * US);
     world.step(&[(0, 11, 1)], 100 * US, &[0]);
-    assert_eq!(launches(&world), [(request(2), from, 60)]);
+    assert_eq!(launches(&world), [(request(2), 60)]);
+    assert_eq!(works(&world, Work::Launch)[0].from_ns, from);
     assert_eq!(beside(&world), [(30, 800, 0), (5, 200, 140), (0, 0, 150)]);
     let entered: Vec<_> = prompts(&world).iter().map(|it| it.at_ns).collect();
     let told: Vec<_> = prefills(&world).iter().map(|it| it.entered_ns).collect();
@@ -175,8 +178,7 @@ fn who_is_given_a_slot_is_charged_for_that_and_not_whose_prompt_is_computed() {
     world.begin(3);
     world.pass(500 * US);
     world.step(&[(0, 9, 1), (1, 30, 5)], 300 * US, &[0]);
-    let told: Vec<_> = launches(&world).iter().map(|(request, _, us)| (*request, *us)).collect();
-    assert_eq!(told, [(request(3), 70_000), (request(4), 470)]);
+    assert_eq!(launches(&world), [(request(3), 70_000), (request(4), 470)]);
     assert_eq!(beside(&world), [(30, 800, 0), (0, 0, 70), (5, 200, 0)]);
 }
 
@@ -190,8 +192,7 @@ fn a_call_of_nothing_but_prompts_is_over_when_a_slot_is_given() {
     world.begin(2);
     world.pass(70_000 * US);
     world.step(&[(0, 30, 5), (1, 0, 5)], 300 * US, &[0, 1]);
-    let told: Vec<_> = launches(&world).iter().map(|(request, _, us)| (*request, *us)).collect();
-    assert_eq!(told, [(request(3), 70_000)]);
+    assert_eq!(launches(&world), [(request(3), 70_000)]);
     assert_eq!(beside(&world), [(30, 900, 0), (10, 300, 0)]);
     let host = |slot| us(world.sequence(slot).parts[Part::Host as usize]);
     assert_eq!((host(0), host(1)), (70_000, 70_000));
@@ -205,12 +206,10 @@ fn work_before_a_call_that_failed_is_for_the_next_try() {
     world.decode(MAIN, &tokens(&[(0, 8, 1), (1, 0, 30)])).unwrap();
     world.pass(10 * US);
     world.step(&[(0, 8, 1), (1, 0, 15)], 500 * US, &[]);
-    let told: Vec<_> = launches(&world).iter().map(|(request, _, us)| (*request, *us)).collect();
     // It is known when the next begins.
-    assert_eq!(told, []);
+    assert_eq!(launches(&world), []);
     world.step(&[(1, 15, 15)], 500 * US, &[0]);
-    let told: Vec<_> = launches(&world).iter().map(|(request, _, us)| (*request, *us)).collect();
-    assert_eq!(told, [(request(2), 69_970)]);
+    assert_eq!(launches(&world), [(request(2), 69_970)]);
 }
 
 #[test]
@@ -239,11 +238,7 @@ fn long_sampling_is_told_quantum_by_quantum() {
     for position in 3..6 {
         token(&mut world, position, SAMPLING_QUANTUM_NS * 2 / 3);
     }
-    let told = |event: &Event| match event {
-        Event::Work(it) if it.work == Work::Sampling as u32 => Some((it.request, it.ns)),
-        _ => None,
-    };
-    let told: Vec<_> = world.told.events.iter().filter_map(told).collect();
+    let told: Vec<_> = works(&world, Work::Sampling).iter().map(|it| (it.request, it.ns)).collect();
     assert_eq!(told, [(request(1), SAMPLING_QUANTUM_NS); 2], "two whole ones of thrice two thirds");
 }
 
