@@ -106,9 +106,10 @@ impl Session {
             self.charge(now, labels, user.as_deref(), due);
         }
         let prices = self.books.rates.of(&labels.model);
-        let unjoined = self.unjoined(pid, reading);
+        let mut held_back = self.unjoined(pid, reading);
+        held_back.add(self.requests.due(pid));
         let account = self.ledger.account(now, labels);
-        account.usage.balance(Charge::of_process(&account.stats).since(unjoined), prices);
+        account.usage.balance(Charge::of_process(&account.stats).since(held_back), prices);
         let (charge, dollars) = account.usage.total();
         account.window.note(now, Totals { tokens: charge.tokens, dollars });
     }

@@ -124,6 +124,8 @@ pub struct Request {
     user: Option<Option<String>>,
     /// What of its use is booked.
     booked: Charge,
+    /// There was something to book and its head was not known.
+    nameless: bool,
     draft_steps: Vec<DraftStep>,
     losses: Losses,
     tls: bool,
@@ -173,6 +175,7 @@ impl Request {
             client: None,
             user: None,
             booked: Charge::default(),
+            nameless: false,
             draft_steps: Vec::new(),
             losses: Losses::default(),
             tls: false,
@@ -385,14 +388,19 @@ impl Request {
         running
     }
 
-    /// What it has used since the last call, and who pays for it.
+    /// What it has used that is not booked.
+    pub fn due(&self) -> Charge {
+        self.used().since(self.booked)
+    }
+
+    /// What it has used since the last call, and who pays for it. The first time that its head is not known nothing: it may be
+    /// on its way here, and what is booked stays booked.
     pub fn take_due(&mut self, naming: &Naming) -> (Option<String>, Charge) {
-        let used = self.used();
-        let due = used.since(self.booked);
-        if due.is_empty() {
-            return (None, due);
+        let due = self.due();
+        if due.is_empty() || self.head.is_none() && !std::mem::replace(&mut self.nameless, true) {
+            return (None, Charge::default());
         }
-        self.booked = used;
+        self.booked.add(due);
         (self.user(naming), due)
     }
 
@@ -411,8 +419,8 @@ impl Request {
         self.waits.add(culprit);
     }
 
-    /// Who asks: what comes later changes it no more.
-    pub fn user(&mut self, naming: &Naming) -> Option<String> {
+    /// Who pays: what comes later changes it no more.
+    fn user(&mut self, naming: &Naming) -> Option<String> {
         let name = self.who(naming);
         self.user.get_or_insert(name).clone()
     }
@@ -617,7 +625,7 @@ impl Request {
             (self.waits, self.copies, self.losses, self.draft_steps) = Default::default();
         }
         let user = self.user(naming);
-        let used = self.used();
+        let (used, due) = (self.used(), self.due());
         // Without a word of the answer: its client went, unless it was lost, or the server with it.
         let unseen = self.written > 0 || self.end.is_none() || self.is_cut();
         let code = match self.code() {
@@ -705,7 +713,7 @@ impl Request {
             client: self.client,
             user,
             used,
-            due: used.since(self.booked),
+            due,
             wasted_tokens: if self.resumed { 0 } else { total(|task| task.wasted_tokens) },
             draft_tokens: [total(|task| task.drafted_tokens), total(|task| task.accepted_tokens)],
             draft_steps: self.draft_steps,

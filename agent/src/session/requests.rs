@@ -118,6 +118,13 @@ impl Requests {
         own.map(|(_, request)| request.take_due(&self.naming)).filter(|(_, due)| !due.is_empty()).collect()
     }
 
+    /// What requests of a process have used that is not booked after [`Self::take_due`].
+    pub fn due(&self, pid: u32) -> Charge {
+        let mut due = Charge::default();
+        self.of(pid).for_each(|request| due.add(request.due()));
+        due
+    }
+
     /// What slots of a process have used of which it is not known yet for whom; none where that is always known.
     pub fn unjoined(&self, pid: u32) -> Option<Charge> {
         let joins = self.servers.get(&pid)?.joins.as_ref()?;
@@ -347,7 +354,7 @@ impl Requests {
             waits.extend(it.waits);
         }
         for Wait { victim, culprit, tokens, waited } in waits {
-            let user = self.open.get_mut(&culprit).and_then(|request| request.user(&self.naming));
+            let user = self.open.get(&culprit).and_then(|request| request.who(&self.naming));
             if let Some(victim) = self.open.get_mut(&victim) {
                 let (calls, tokens) = (u64::from(tokens != 0), tokens.into());
                 victim.wait(Culprit { request: culprit, user, calls, tokens, waited });

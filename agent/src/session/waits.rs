@@ -70,6 +70,10 @@ pub struct Culprit {
 
 impl Culprit {
     fn add(&mut self, other: &Self) {
+        // It may have been on its way here.
+        if self.user.is_none() {
+            self.user.clone_from(&other.user);
+        }
         self.calls += other.calls;
         self.tokens += other.tokens;
         self.waited += other.waited;
@@ -89,7 +93,7 @@ impl Waits {
             Some(at) => self.0[at].add(&culprit),
             None if !full => self.0.push(culprit),
             None => match self.0.iter().position(|it| it.request == rest) {
-                Some(at) => self.0[at].add(&culprit),
+                Some(at) => self.0[at].add(&Culprit { user: None, ..culprit }),
                 None => self.0.push(Culprit { request: rest, user: None, ..culprit }),
             },
         }

@@ -7,8 +7,9 @@ use crate::session::{
         MS, PID, STREAM, Staged, answer, begin, chat, chat_answer, chat_events, end, get, key, last_chunk,
         on, post, process, read, requests, slot_start, task, text_chunk, worked, write,
     },
+    waits::Waited,
 };
-use llamaprobe_common::request::{BeginEvent, EndReason, SlotEndEvent};
+use llamaprobe_common::request::{BeginEvent, EndReason, RequestEventKind, SlotEndEvent, Work, WorkEvent};
 
 /// What is over by these events, in order.
 fn all(requests: &mut Staged, events: &[RequestEvent]) -> Vec<Finished> {
@@ -408,4 +409,43 @@ fn a_slot_that_another_had_is_told_from_one_whose_own_prompt_changed() {
     );
     assert_eq!(missed(2_000, "ada"), Some((MissReason::PrefixChanged, Some(20))));
     assert_eq!(missed(3_000, "bob"), Some((MissReason::Evicted, Some(20))));
+}
+
+#[test]
+fn whose_a_request_is_may_be_known_a_moment_after_it_was_taken_up() {
+    let mut requests = requests();
+    requests.serve(PID, Joining::Exact, &process(PID));
+    let (victim, late, silent) = (key(1_000), key(2_000), key(3_000));
+    let launch = |request: RequestKey, ns| {
+        let (kind, at_ns) = (RequestEventKind::Work as u32, request.arrived_ns + 2 * MS);
+        let work = Work::Launch as u32;
+        RequestEvent::Work(WorkEvent { kind, work, request, at_ns, from_ns: at_ns - ns, ns })
+    };
+    let taken = |request: RequestKey, slot| {
+        let at = |ms: u64| request.arrived_ns + ms * MS;
+        let begin = begin(request, BeginEvent::READ, 0);
+        [begin, task(request, 40, at(1)), launch(request, MS), slot_start(request, 40, slot, at(2))]
+    };
+    let mut events = chat_events(victim);
+    let end = events.split_off(3);
+    events.extend(taken(late, 2));
+    events.extend(taken(silent, 3));
+    assert!(all(&mut requests, &events).is_empty());
+    // The bytes of the second are behind others in their ring; those of the third never come.
+    let used = |tokens| Charge { tokens: [tokens; 3], engine_ns: 0 };
+    [late, silent].iter().for_each(|request| requests.progress(request, 40, used(7)));
+    assert_eq!((requests.take_due(PID), requests.due(PID)), (vec![], used(14)));
+    assert!(requests.on(&read(late, 0, late.arrived_ns, &chat())).is_none());
+    assert_eq!(requests.take_due(PID), [(Some("u".to_owned()), used(7)), (None, used(7))]);
+    assert_eq!((requests.take_due(PID), requests.due(PID)), (vec![], used(0)));
+    // Figures that fall and rise again are booked once.
+    for (tokens, due) in [(5, vec![]), (8, vec![(Some("u".to_owned()), used(1))])] {
+        requests.progress(&late, 40, used(tokens));
+        assert_eq!(requests.take_due(PID), due);
+    }
+    assert!(requests.on(&launch(late, MS)).is_none());
+    let slowed_by = all(&mut requests, &end).remove(0).slowed_by;
+    let told: Vec<_> = slowed_by.iter().map(|it| (it.request, it.user.as_deref(), it.waited)).collect();
+    let waited = |ns| Waited { host_ns: ns, ..Waited::default() };
+    assert_eq!(told, [(late, Some("u"), waited(2 * MS)), (silent, None, waited(MS))]);
 }
