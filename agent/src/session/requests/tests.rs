@@ -7,9 +7,11 @@ use crate::session::{
         MS, PID, STREAM, Staged, answer, begin, chat, chat_answer, chat_events, end, get, key, last_chunk,
         on, post, process, read, requests, slot_start, task, text_chunk, worked, write,
     },
-    waits::Waited,
+    waits::{Culprit, Waited},
 };
-use llamaprobe_common::request::{BeginEvent, EndReason, RequestEventKind, SlotEndEvent, Work, WorkEvent};
+use llamaprobe_common::request::{
+    BeginEvent, EndReason, PrefillEvent, PromptEvent, RequestEventKind, SlotEndEvent, Work, WorkEvent,
+};
 
 /// What is over by these events, in order.
 fn all(requests: &mut Staged, events: &[RequestEvent]) -> Vec<Finished> {
@@ -448,4 +450,66 @@ fn whose_a_request_is_may_be_known_a_moment_after_it_was_taken_up() {
     let told: Vec<_> = slowed_by.iter().map(|it| (it.request, it.user.as_deref(), it.waited)).collect();
     let waited = |ns| Waited { host_ns: ns, ..Waited::default() };
     assert_eq!(told, [(late, Some("u"), waited(2 * MS)), (silent, None, waited(MS))]);
+}
+
+#[test]
+fn who_made_whom_wait_and_what_for() {
+    let mut requests = requests();
+    requests.serve(PID, Joining::Exact, &process(PID));
+    let (victim, culprit) = (key(1_000), key(1_012));
+    let at = |ms: u64| victim.arrived_ns + ms * MS;
+    let nobody = RequestKey { arrived_ns: 0, ..victim };
+    let save = |from_ms: u64, ms: u64| {
+        RequestEvent::Copy(CopyEvent {
+            kind: RequestEventKind::Copy as u32,
+            operation: Operation::Save as u32,
+            request: nobody,
+            at_ns: at(from_ms + ms),
+            entered_ns: at(from_ms),
+            bytes: 1 << 20,
+            slot: 2,
+            reserved: 0,
+        })
+    };
+    let prompt = |request: RequestKey, entered_ms: u64, tokens| {
+        let (kind, at_ns) = (RequestEventKind::Prompt as u32, at(entered_ms));
+        RequestEvent::Prompt(PromptEvent { kind, tokens, request, at_ns })
+    };
+    let prefill = |prompt, entered_ms: u64, [excess_ms, host_ms]: [u64; 2]| {
+        RequestEvent::Prefill(PrefillEvent {
+            kind: RequestEventKind::Prefill as u32,
+            prompt,
+            request: nobody,
+            at_ns: at(entered_ms) + excess_ms * MS,
+            entered_ns: at(entered_ms),
+            excess_ns: excess_ms * MS,
+            host_ns: host_ms * MS,
+        })
+    };
+    let mut events = chat_events(victim);
+    let end = events.split_off(3);
+    events.extend([
+        prompt(victim, 11, 21),
+        prefill(21, 11, [5, 0]),
+        read(culprit, 0, culprit.arrived_ns, &chat()),
+        task(culprit, 41, at(13)),
+        // What slot 2 held is saved for it, and what followed the call before is told meanwhile.
+        save(20, 4),
+        prefill(0, 11, [0, 2]),
+        slot_start(culprit, 41, 2, at(24)),
+        prompt(culprit, 25, 300),
+        prefill(300, 25, [16, 1]),
+        prefill(0, 25, [0, 3]),
+    ]);
+    assert!(all(&mut requests, &events).is_empty());
+    let told = |slowed_by: &[Culprit]| {
+        let told = slowed_by.iter().map(|it| (it.request, it.user.clone(), it.calls, it.tokens, it.waited));
+        told.collect::<Vec<_>>()
+    };
+    let waited = Waited { prefill_ns: 16 * MS, host_ns: 4 * MS, copy_ns: 4 * MS, sampling_ns: 0 };
+    let over = all(&mut requests, &end).remove(0);
+    assert_eq!(told(&over.slowed_by), [(culprit, Some("u".to_owned()), 1, 300, waited)]);
+    assert_eq!(requests.take_copies().len(), 1);
+    let over = requests.interrupt(at(100)).remove(0);
+    assert_eq!((told(&over.slowed_by), over.copies), (vec![], [4 * MS, 0, 0, 0]), "it had no slot by then");
 }
