@@ -76,11 +76,13 @@ pub fn sample(
     if target.has(TargetConfig::SLOT_TOKENS) || !pick::counts(context, priority) {
         return Ok(());
     }
-    let last = context.tokens.saturating_sub(1);
+    let tokens = context.tokens;
     let index = match index {
         Some(index) if index >= 0 => index as u32,
-        // -1 is the last output; other negative indices are not used by any caller seen.
-        Some(-1) | None => last,
+        // From the last output: that of the last token. Where more than one is looked at so, as llama-cpp-python does with
+        // guesses, every token has one.
+        Some(index) if index.unsigned_abs() <= tokens => tokens - index.unsigned_abs(),
+        Some(-1) | None => tokens.saturating_sub(1),
         Some(_) => return Err(Loss::TokenUnmatched),
     };
     let run = pick::run_of(machine, context, index).ok_or(Loss::TokenUnmatched)?;

@@ -29,8 +29,9 @@ class Candidates(ctypes.Structure):
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("library")
 parser.add_argument("model")
-parser.add_argument("--mode", choices=["greedy", "sampler", "candidates"], required=True,
-                    help="who picks a token: this program, llama_sampler_sample, or llama_sample_token_greedy (to 2024)")
+parser.add_argument("--mode", choices=["greedy", "sampler", "guesses", "candidates"], required=True,
+                    help="who picks a token: this program, llama_sampler_sample, the same for guesses that are all right, or "
+                         "llama_sample_token_greedy (to 2024)")
 parser.add_argument("--preload", action="append", default=[], help="a library that the other one needs")
 parser.add_argument("--backends", help="directory of the ggml backend libraries")
 parser.add_argument("--tokens", type=int, default=24)
@@ -69,14 +70,14 @@ decode = declare(c_int32, "llama_decode", c_void_p, Batch)
 # Position and sequence are arguments up to 2024 only.
 batch_of = declare(Batch, "llama_batch_get_one", POINTER(c_int32), c_int32, c_int32, c_int32)
 
-if options.mode == "sampler":
+if options.mode in ("sampler", "guesses"):
     chain = declare(c_void_p, "llama_sampler_chain_init", c_bool)(True)
     greedy = declare(c_void_p, "llama_sampler_init_greedy")()
     declare(None, "llama_sampler_chain_add", c_void_p, c_void_p)(chain, greedy)
     sample = declare(c_int32, "llama_sampler_sample", c_void_p, c_void_p, c_int32)
 
-    def pick(_):
-        return sample(chain, context, -1)
+    def pick(_, index=-1):
+        return sample(chain, context, index)
 else:
     logits = declare(POINTER(c_float), "llama_get_logits_ith", c_void_p, c_int32)
     # Where a batch is not told what to keep, an old one has the logits of its last token only.
@@ -92,13 +93,39 @@ else:
         return sample(context, Candidates(data, width, False))
 
 
+GUESSES = 3
+if options.mode == "guesses":
+    # An output for each token, which `batch_of` does not ask for.
+    room = declare(Batch, "llama_batch_init", c_int32, c_int32, c_int32)(64, 0, 1)
+
+
+def batch_of_all(tokens):
+    """A batch with an output for each token. Fields: n_tokens, token, embd, pos, n_seq_id, seq_id, logits."""
+    _, ids, _, places, counts, sequences, outputs, *_ = room.opaque
+    room.opaque[0] = len(tokens)
+    for i, token in enumerate(tokens):
+        c_int32.from_address(ids + 4 * i).value = token
+        c_int32.from_address(places + 4 * i).value = position + i
+        c_int32.from_address(counts + 4 * i).value = 1
+        c_int32.from_address(c_uint64.from_address(sequences + 8 * i).value).value = 0
+        c_bool.from_address(outputs + i).value = True
+    return room
+
+
 position = 0
 
 
 def generate(prompt):
     global position
     pending, generated = prompt, []
-    for _ in range(options.tokens):
+    while options.mode == "guesses" and len(generated) < options.tokens:
+        if decode(context, batch_of_all(pending)):
+            sys.exit("llama_decode failed")
+        position += len(pending)
+        # The prompt is all right, too, and what comes next is as likely as anything.
+        generated += [pick(None, i - len(pending)) for i in range(len(pending))]
+        pending = generated[-1:] * (1 + GUESSES)
+    for _ in range(options.tokens - len(generated)):
         kept = (c_int32 * len(pending))(*pending)
         status = decode(context, batch_of(kept, len(pending), position, 0))
         if status:

@@ -22,8 +22,8 @@ pub struct Binding {
 }
 
 impl Binding {
-    /// Python calling the library of a build through ctypes. `mode` is `greedy` (it picks the token from the logits)
-    /// or `sampler` (it calls `llama_sampler_sample`).
+    /// Python calling the library of a build through ctypes. `mode` is `greedy` (it picks the token from the logits),
+    /// `sampler` (it calls `llama_sampler_sample`) or `guesses` (for several tokens of a batch).
     pub fn python(assets: &Assets, build: Build, mode: &str) -> Result<Self> {
         Self::library(assets, &assets.libllama(build), mode, &[], Some(&assets.backends(build)))
     }

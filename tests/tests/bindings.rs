@@ -42,6 +42,11 @@ fn python_calls_a_sampler() -> Result<()> {
 }
 
 #[test]
+fn python_checks_guesses_from_the_last_one_backwards() -> Result<()> {
+    python("guesses")
+}
+
+#[test]
 fn python_drives_a_file_that_also_holds_a_server() -> Result<()> {
     let Some(assets) = privileged() else { return Ok(()) };
     tokens_are_counted(Binding::python(&assets, Build::Embedded, "sampler")?)

@@ -105,6 +105,23 @@ proptest! {
     }
 
     #[test]
+    fn guesses_are_sampled_from_the_last_output_backwards(steps in prop::collection::vec((0..9_i32, 0..9_i32), 1..9)) {
+        let mut world = World::default();
+        let (mut position, mut generated) = (0, 0);
+        for (guesses, right) in steps {
+            let tokens = guesses + 1;
+            let batch: Vec<_> = (0..tokens).map(|i| at(0, position + i)).collect();
+            world.decode(MAIN, &batch).unwrap();
+            // Up to the first that is wrong.
+            let looked = tokens.min(right + 1);
+            (0..looked).for_each(|i| world.sample(MAIN, i - tokens).unwrap());
+            (position, generated) = (position + looked, generated + looked);
+            prop_assert_eq!(world.counted()[2], generated as u64);
+            prop_assert_eq!(world.sample(MAIN, -tokens - 1), Err(Loss::TokenUnmatched));
+        }
+    }
+
+    #[test]
     fn a_batch_that_fails_and_is_tried_again_counts_once(
         lens in prop::collection::vec(1..60_u32, 1..5),
         failures in prop::collection::vec(0..5_u32, 1..4),
