@@ -86,12 +86,12 @@ pub struct Live {
     pub pid: u32,
     /// Its slots; absent when it does not say how many.
     pub slots: Option<u64>,
-    /// Slots with a running request.
-    pub slots_busy: u64,
-    /// Inference requests without their answer.
-    pub in_flight: u64,
-    /// Of these, those that wait for a slot; and connections that wait for a thread.
-    pub queue_depth: u64,
+    /// Slots with a running request; absent where no slot is seen.
+    pub slots_busy: Option<u64>,
+    /// Inference requests without their answer; absent where no HTTP is seen.
+    pub in_flight: Option<u64>,
+    /// Of these, those that wait for a slot; and connections that wait for a thread; absent where that is not known.
+    pub queue_depth: Option<u64>,
     /// Size of its contexts, tokens; 0 when unknown.
     pub context_size: u64,
     /// What they hold, tokens.

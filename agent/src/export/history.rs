@@ -174,8 +174,8 @@ fn step(server: &Server, before: Option<&Counts>, now: &Counts) -> ServerPoint {
     let tokens = |kind: TokenType| now.tokens[kind as usize].saturating_sub(before.tokens[kind as usize]);
     let parts = now.parts.iter().zip(before.parts).map(|(now, before)| now.saturating_sub(before));
     let token_seconds: Vec<f32> = parts.map(|ns| (ns as f64 / 1e9) as f32).collect();
-    let live = |of: fn(&crate::session::Live) -> u64| {
-        server.live.as_ref().map_or(0, |live| of(live).try_into().unwrap_or(u32::MAX))
+    let live = |of: fn(&crate::session::Live) -> Option<u64>| {
+        server.live.as_ref().and_then(of).map_or(0, |number| number.try_into().unwrap_or(u32::MAX))
     };
     ServerPoint {
         server: now.server.clone(),

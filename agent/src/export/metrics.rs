@@ -437,7 +437,8 @@ pub static METRICS: &[Metric] = &[
     metric(Gauge, "llm_slots", "Slots the server was told to have.", slots),
     metric(Gauge, "llm_slots_busy", "Slots with a running request.", |all| {
         by_server(all, Role::SlotStart, |server| {
-            server.live.iter().map(|live| (vec![], Value::Number(live.slots_busy as f64))).collect()
+            let busy = server.live.iter().filter_map(|live| live.slots_busy);
+            busy.map(|busy| (vec![], Value::Number(busy as f64))).collect()
         })
     }),
     metric(
@@ -754,15 +755,15 @@ fn requests(all: &Snapshot) -> Vec<Sample> {
 
 fn queue_depth(all: &Snapshot) -> Vec<Sample> {
     per_server(all, |server| {
-        let live = server.live.iter().filter(|live| live.joined);
-        live.map(|live| (vec![], Value::Number(live.queue_depth as f64))).collect()
+        let depth = server.live.iter().filter_map(|live| live.queue_depth);
+        depth.map(|depth| (vec![], Value::Number(depth as f64))).collect()
     })
 }
 
 fn in_flight(all: &Snapshot) -> Vec<Sample> {
     per_server(all, |server| {
-        let live = server.live.iter().filter(|live| live.http);
-        live.map(|live| (vec![], Value::Number(live.in_flight as f64))).collect()
+        let requests = server.live.iter().filter_map(|live| live.in_flight);
+        requests.map(|requests| (vec![], Value::Number(requests as f64))).collect()
     })
 }
 

@@ -186,13 +186,12 @@ fn busy() -> Server {
                 Seat { slot: 1, busy: false, context_used: 24, age_ns: None },
             ],
             seat_size: 2048,
-            slots_busy: 1,
+            slots_busy: Some(1),
             slots: Some(2),
             http: true,
             payload: true,
-            joined: true,
-            in_flight: 3,
-            queue_depth: 2,
+            in_flight: Some(3),
+            queue_depth: Some(2),
             model: Some(Arc::new(model)),
             load_ns: Some(3_250_000_000),
             reload_forecast_ns: Some(500_000_000),
@@ -469,9 +468,16 @@ fn what_is_not_live_has_no_sample() {
 
     let mut unknown = busy();
     let live = unknown.live.as_mut().unwrap();
-    (live.context_size, live.slots, live.http, live.joined) = (0, None, false, false);
+    (live.context_size, live.slots, live.in_flight, live.queue_depth) = (0, None, None, None);
+    live.slots_busy = None;
     let samples_of_unknown = samples(&snapshot(vec![unknown]));
-    for name in ["llm_context_utilisation_ratio", "llm_slots", "llm_requests_in_flight", "llm_queue_depth"] {
+    for name in [
+        "llm_context_utilisation_ratio",
+        "llm_slots",
+        "llm_slots_busy",
+        "llm_requests_in_flight",
+        "llm_queue_depth",
+    ] {
         assert_eq!(of(&samples_of_unknown, name), [""; 0], "{name}");
     }
 }
@@ -549,4 +555,12 @@ fn an_agent_without_targets_still_speaks_of_itself() {
     assert_eq!(of(&samples, "llamaprobe_lost_total").len(), Loss::COUNT);
     assert_eq!(of(&samples, "llamaprobe_probe_price_seconds"), [""; 0], "not measured");
     assert!(samples.iter().all(|line| !line.starts_with("llm_")));
+}
+
+#[test]
+fn every_reason_of_a_loss_is_explained() {
+    let limits = include_str!("../../../docs/limits.md");
+    for loss in Loss::ALL {
+        assert!(limits.contains(&format!("`{}`", loss.name())), "{} is not in docs/limits.md", loss.name());
+    }
 }

@@ -145,8 +145,8 @@ impl ProcessReport {
             listeners: target.listeners.iter().map(ToString::to_string).collect(),
             model: target.model_name(),
             unsupported: Some(format!(
-                "{}: an executable that was stripped (use a build with shared libraries, or one that is not stripped), \
-                 or files that cannot be opened (run as root)",
+                "{}: a library that was built with hidden symbols, an executable that was stripped (use a build with shared \
+                 libraries, or one that is not stripped), or files that cannot be opened (run as root)",
                 target.why_opaque()
             )),
             join: None,

@@ -109,6 +109,9 @@ pub(super) fn live(watched: &Watched, requests: &Requests, now_ns: u64) -> Live 
     let pid = watched.observed.target.pid;
     let decoded = newest.map(|(_, context)| context.entered_ns).filter(|entered_ns| *entered_ns != 0);
     let resources = &watched.observed.target.resources;
+    let http = watched.observed.speaks_http() && !(undecided && watched.observed.target.listeners.is_empty());
+    // Only where requests are joined to the engine's tasks it is known which of them wait.
+    let joined = matches!(watched.observed.joining, Joining::Exact | Joining::Inferred);
     let own_requests = |count: usize| if watched.is_router() { 0 } else { count };
     Live {
         pid,
@@ -119,13 +122,15 @@ pub(super) fn live(watched: &Watched, requests: &Requests, now_ns: u64) -> Live 
         context_used: seats.iter().map(|seat| seat.context_used).sum(),
         seats: if is_server { seats } else { Vec::new() },
         seat_size: newest.map_or(0, |(_, context)| u64::from(context.n_ctx_seq)),
-        slots_busy: watched.sequences.iter().filter(|(_, sequence)| is_busy(sequence)).count() as u64,
+        slots_busy: watched
+            .observed
+            .has(Role::SlotStart)
+            .then(|| watched.sequences.iter().filter(|(_, sequence)| is_busy(sequence)).count() as u64),
         slots: watched.observed.target.told.slots.filter(|_| !watched.is_router()),
-        http: watched.observed.speaks_http() && !(undecided && watched.observed.target.listeners.is_empty()),
+        http,
         payload: watched.observed.flags & TargetConfig::NO_PAYLOAD == 0,
-        joined: matches!(watched.observed.joining, Joining::Exact | Joining::Inferred),
-        in_flight: own_requests(requests.in_flight(watched.observed.target.pid)) as u64,
-        queue_depth: (own_requests(requests.queued(watched.observed.target.pid)) + watched.unread) as u64,
+        in_flight: http.then(|| own_requests(requests.in_flight(pid)) as u64),
+        queue_depth: joined.then(|| (own_requests(requests.queued(pid)) + watched.unread) as u64),
         model: watched.observed.target.model.clone(),
         load_ns: watched.loading.took_ns(),
         reload_forecast_ns: resources

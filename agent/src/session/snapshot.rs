@@ -105,20 +105,19 @@ pub struct Live {
     pub seats: Vec<Seat>,
     /// Tokens that one slot can hold; 0 when unknown.
     pub seat_size: u64,
-    /// Slots with a running request.
-    pub slots_busy: u64,
+    /// Slots with a running request; `None` where no slot is seen.
+    pub slots_busy: Option<u64>,
     /// Its slots; `None` when it does not say how many.
     pub slots: Option<u64>,
     /// Whether its HTTP requests are followed.
     pub http: bool,
     /// Whether what it reads and writes is looked at.
     pub payload: bool,
-    /// Whether requests are joined to the engine's tasks: only then is it known which of them wait.
-    pub joined: bool,
-    /// Inference requests without their answer.
-    pub in_flight: u64,
-    /// Inference requests that wait for a slot, and connections that wait for a thread.
-    pub queue_depth: u64,
+    /// Inference requests without their answer; `None` where HTTP is not followed.
+    pub in_flight: Option<u64>,
+    /// Inference requests that wait for a slot, and connections that wait for a thread; `None` where it is not known which of
+    /// them wait.
+    pub queue_depth: Option<u64>,
     /// Its model.
     pub model: Option<Arc<Model>>,
     /// How long it took to load that the last time, nanoseconds: from its start to its first decode call, or from the request

@@ -488,7 +488,7 @@ fn a_server_holds_what_its_newest_context_holds() {
     assert_eq!((live.context_size, live.context_used), (8192, 630));
     let seats: Vec<_> = live.seats.iter().map(|seat| (seat.slot, seat.busy, seat.context_used)).collect();
     assert_eq!(seats, [(0, true, 10), (1, false, 20), (4, true, 600)]);
-    assert_eq!(live.slots_busy, 2, "of those that have a request, what has worked on it");
+    assert_eq!(live.slots_busy, Some(2), "of those that have a request, what has worked on it");
     assert_eq!(live.missing, [Role::CacheHit]);
     assert_eq!(live.probes.len(), 4);
 
@@ -508,11 +508,11 @@ fn a_slot_is_busy_once_its_request_has_worked() {
         session.read(start, 1, &reading, NO_PRICES);
         servers(&session)[0].live.as_ref().unwrap().slots_busy
     };
-    assert_eq!(busy(0, Sequence::ACTIVE), 0, "its launch may have failed");
-    assert_eq!(busy(0, Sequence::ACTIVE | Sequence::CACHE_COUNTED), 1);
-    assert_eq!(busy(0, Sequence::ACTIVE | Sequence::DECODING), 1);
-    assert_eq!(busy(0xa, Sequence::ACTIVE), 1, "within its prompt");
-    assert_eq!(busy(0xa, Sequence::CACHE_COUNTED | Sequence::DECODING), 0, "it was left");
+    assert_eq!(busy(0, Sequence::ACTIVE), Some(0), "its launch may have failed");
+    assert_eq!(busy(0, Sequence::ACTIVE | Sequence::CACHE_COUNTED), Some(1));
+    assert_eq!(busy(0, Sequence::ACTIVE | Sequence::DECODING), Some(1));
+    assert_eq!(busy(0xa, Sequence::ACTIVE), Some(1), "within its prompt");
+    assert_eq!(busy(0xa, Sequence::CACHE_COUNTED | Sequence::DECODING), Some(0), "it was left");
 }
 
 /// A plan of a server whose requests are followed and joined by their tasks.
@@ -692,17 +692,17 @@ fn what_waits_is_what_has_no_slot_and_what_no_thread_has_taken_up() {
         let live = servers(session).remove(0).live.unwrap();
         (live.http, live.in_flight, live.queue_depth)
     };
-    assert_eq!(live(&session), (true, 0, 0));
+    assert_eq!(live(&session), (true, Some(0), Some(0)));
     let events = chat_events(key(1_000));
     over(&mut session, start, &events[..2]);
     session.unread(PID, 3);
     session.unread(PID + 1, 9);
-    assert_eq!(live(&session), (true, 1, 4));
+    assert_eq!(live(&session), (true, Some(1), Some(4)));
     over(&mut session, start, &events[2..3]);
-    assert_eq!(live(&session), (true, 1, 3));
+    assert_eq!(live(&session), (true, Some(1), Some(3)));
     over(&mut session, start, &events[3..4]);
     session.unread(PID, 0);
-    assert_eq!(live(&session), (true, 0, 0));
+    assert_eq!(live(&session), (true, Some(0), Some(0)));
 }
 
 #[test]

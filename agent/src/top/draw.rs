@@ -15,7 +15,7 @@ use super::{
     text::{bars, clock, count, maybe_time, name, rate, share, time},
     view::{Layer, View},
 };
-use crate::export::snapshot::table::{pod, wedged};
+use crate::export::snapshot::table::{known, pod, wedged};
 
 /// From this width on there is room for the route and the reason of the end.
 const WIDE: u16 = 120;
@@ -101,17 +101,18 @@ fn draw_servers(frame: &mut Frame<'_>, view: &View, document: &Document, area: R
         let busy = live.map_or_else(
             || "ended".to_owned(),
             |live| {
-                slots.map_or_else(|| live.slots_busy.to_string(), |all| format!("{}/{all}", live.slots_busy))
+                let busy = known(live.slots_busy);
+                slots.map_or_else(|| busy.clone(), |all| format!("{busy}/{all}"))
             },
         );
-        let queue = live.map_or(0, |live| live.queue_depth);
+        let queue = live.map_or(Some(0), |live| live.queue_depth);
         let context = live.filter(|live| live.context_size > 0).map_or_else(
             || "-".to_owned(),
             |live| format!("{:.0} %", live.context_used as f64 / live.context_size as f64 * 100.0),
         );
         let generated = view.history.rate(server, |it| it.tokens.generated as f64);
         let prompt = view.history.rate(server, |it| it.tokens.prompt as f64);
-        let queue = Cell::from(queue.to_string());
+        let queue = Cell::from(known(queue));
         let quantile = |times: Option<llamaprobe_api::Times>| {
             maybe_time(times.and_then(|it| it.p95_ms.or(it.p95_ms_at_most)))
         };
@@ -119,7 +120,7 @@ fn draw_servers(frame: &mut Frame<'_>, view: &View, document: &Document, area: R
             Cell::from(name(&server.server, if wide { 40 } else { 17 })),
             Cell::from(name(&server.model, if wide { 40 } else { 12 })),
             Cell::from(busy),
-            if live.is_some_and(|live| live.queue_depth > 0) { queue.yellow() } else { queue },
+            if live.is_some_and(|live| live.queue_depth > Some(0)) { queue.yellow() } else { queue },
             Cell::from(context),
             Cell::from(rate(generated)).green(),
             Cell::from(rate(prompt)).blue(),

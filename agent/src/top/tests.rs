@@ -36,8 +36,8 @@ fn document(taken_at: f64, generated: u64) -> Document {
     let times = Times { count: 3, mean_ms: 10.0, p95_ms_at_most: Some(12.5), ..Times::default() };
     let live = Live {
         slots: Some(2),
-        slots_busy: 1,
-        queue_depth: 1,
+        slots_busy: Some(1),
+        queue_depth: Some(1),
         context_size: 4096,
         context_used: 1024,
         slot_size: 2048,

@@ -254,8 +254,9 @@ impl Timeline {
                 ("requests in flight", live.in_flight),
                 ("queue", live.queue_depth),
                 ("slots busy", live.slots_busy),
-                ("context used", live.context_used),
+                ("context used", Some(live.context_used)),
             ] {
+                let Some(value) = value else { continue };
                 if self.last.insert((pid, name), value) != Some(value) {
                     self.counts.push(Count { pid, name, at_ns, value });
                 }

@@ -4,7 +4,7 @@ use std::fmt::{self, Write as _};
 
 use llamaprobe_api::{Document, EngineThread, Live, Server, Times, User, Workload};
 
-use crate::top::text::time;
+use crate::{plan::catalog::Role, top::text::time};
 
 /// The document as a table.
 pub fn table(document: &Document) -> String {
@@ -23,6 +23,14 @@ fn write(text: &mut String, document: &Document) -> fmt::Result {
         agent.targets,
         agent.unobservable
     )?;
+    let named = document.servers.iter().filter(|it| it.live.is_some()).count();
+    let unnamed = agent.targets.saturating_sub(named as u64);
+    if unnamed > 0 {
+        writeln!(
+            text,
+            "  {unnamed} without a name so far: whether it listens is known 10 s after it was found"
+        )?;
+    }
     document.servers.iter().try_for_each(|it| server(text, it))
 }
 
@@ -34,10 +42,14 @@ fn server(text: &mut String, server: &Server) -> fmt::Result {
         Some(it) => live(text, it)?,
     }
     let tokens = &server.tokens;
+    let cached = Some(tokens.cached).filter(|cached| *cached > 0 || sees_cache(server));
     writeln!(
         text,
         "  tokens: {} generated, {} prompt, {} cached, in {} decode calls",
-        tokens.generated, tokens.prompt, tokens.cached, server.decode_calls
+        tokens.generated,
+        tokens.prompt,
+        known(cached),
+        server.decode_calls
     )?;
     writeln!(text, "  {:<22}{:>10}{:>12}{:>12}{:>12}", "ms", "count", "mean", "p50", "p95")?;
     for (name, observed) in [
@@ -58,19 +70,34 @@ fn server(text: &mut String, server: &Server) -> fmt::Result {
         "  {:<22}{:>10}{:>12}{:>12}{:>12}{:>12}",
         "user", "prompt", "cached", "generated", "engine s", "dollars"
     )?;
-    server.users.iter().try_for_each(|it| user(text, it))?;
+    server.users.iter().try_for_each(|it| user(text, it, cached.is_some()))?;
     server.requests.iter().try_for_each(|it| {
         writeln!(text, "  {:>6}  {}  {}  {}", it.count, plain(&it.route), it.code, plain(&it.finish_reason))
     })
+}
+
+/// Whether what is found in the cache is seen.
+fn sees_cache(server: &Server) -> bool {
+    !server.live.as_ref().is_some_and(|live| live.missing.iter().any(|role| role == Role::CacheHit.name()))
 }
 
 fn live(text: &mut String, live: &Live) -> fmt::Result {
     writeln!(
         text,
         "  pid {}, slots busy {}, in flight {}, queue {}, context {} of {}",
-        live.pid, live.slots_busy, live.in_flight, live.queue_depth, live.context_used, live.context_size
+        live.pid,
+        known(live.slots_busy),
+        known(live.in_flight),
+        known(live.queue_depth),
+        live.context_used,
+        live.context_size
     )?;
     wedged(live).map_or(Ok(()), |it| writeln!(text, "  {it}"))
+}
+
+/// A figure, or that it is not known.
+pub fn known(figure: Option<u64>) -> String {
+    figure.map_or_else(|| "-".to_owned(), |figure| figure.to_string())
 }
 
 /// Of which pod a server is: by name, or by the uid while that is not known. Nothing of a container that is in none.
@@ -125,14 +152,14 @@ fn times(text: &mut String, name: &str, times: Times) -> fmt::Result {
     )
 }
 
-fn user(text: &mut String, user: &User) -> fmt::Result {
+fn user(text: &mut String, user: &User, sees_cache: bool) -> fmt::Result {
     let dollars = user.dollars_by_tokens.or(user.dollars_by_host);
     writeln!(
         text,
         "  {:<22}{:>10}{:>12}{:>12}{:>12.3}{:>12}",
         plain(&user.user),
         user.prompt,
-        user.cached,
+        known(Some(user.cached).filter(|_| sees_cache)),
         user.generated,
         user.engine_seconds,
         dollars.map_or("-".to_owned(), |dollars| format!("{dollars:.6}"))
@@ -188,6 +215,23 @@ llamaprobe 0.1.0: 1 observed, 2 not observable
         assert_eq!(pod(&named), text("pod inference/llama-7d4b9"));
         assert_eq!(pod(&all), text("pod inference/llama-7d4b9, container server"));
         assert_eq!(pod(&Workload { pod_uid: None, ..ids }), None, "a container that is in no pod");
+    }
+
+    #[test]
+    fn what_is_not_seen_is_no_figure() {
+        let mut document: Document = serde_json::from_str(GOLDEN).unwrap();
+        document.agent.targets += 2;
+        let live = document.servers[0].live.as_mut().unwrap();
+        (live.slots_busy, live.in_flight, live.queue_depth) = (None, None, None);
+        live.missing.push("cache_hit".to_owned());
+        let text = table(&document);
+        for line in [
+            "  2 without a name so far: whether it listens is known 10 s after it was found",
+            "  pid 7, slots busy -, in flight -, queue -, context 1024 of 4096",
+            "  tokens: 3 generated, 12 prompt, - cached, in 4 decode calls",
+        ] {
+            assert!(text.lines().any(|it| it == line), "{line:?} is not in\n{text}");
+        }
     }
 
     #[test]

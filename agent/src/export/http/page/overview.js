@@ -11,12 +11,14 @@ function tiles(server, now) {
   const ended = server.requests.reduce((all, it) => all + it.count, 0);
   const failed = server.requests.filter((it) => it.code >= 500).reduce((all, it) => all + it.count, 0);
   const tokens = server.tokens;
-  const busy = live ? `${live.slots_busy}${live.slots === null ? "" : ` / ${live.slots}`}` : "ended";
+  const busy = live ? `${live.slots_busy ?? NONE}${live.slots === null ? "" : ` / ${live.slots}`}` : "ended";
+  const cached = live?.missing.includes("cache_hit") && tokens.cached === 0 ? "" : `, and ${count(tokens.cached)} cached`;
+  const waiting = (number) => (live && number === null ? NONE : number ?? 0);
   const used = live && live.context_size > 0 ? live.context_used / live.context_size : null;
   return [
     ["Generated", `${rate(now.generated)}/s`, `${count(tokens.generated)} tokens`, tokens.generated],
-    ["Prompts", `${rate(now.prompt)}/s`, `${count(tokens.prompt)}, and ${count(tokens.cached)} cached`, tokens.prompt],
-    ["Slots busy", busy, `${live?.queue_depth ?? 0} waiting, ${live?.in_flight ?? 0} in flight`, live?.slots_busy],
+    ["Prompts", `${rate(now.prompt)}/s`, `${count(tokens.prompt)}${cached}`, tokens.prompt],
+    ["Slots busy", busy, `${waiting(live?.queue_depth)} waiting, ${waiting(live?.in_flight)} in flight`, live?.slots_busy],
     ["First token", time(server.time_to_first_token?.p50_ms), within(server.time_to_first_token),
       server.time_to_first_token?.p50_ms],
     ["Between tokens", time(server.inter_token?.p50_ms), within(server.inter_token), server.inter_token?.p50_ms],
