@@ -433,7 +433,7 @@ fn where_the_engine_waits_of_a_server_that_does_not_go_on() -> Result<()> {
         wait_for(what, Duration::from_secs(30), seen).context(agent.log())
     };
     let works =
-        |live: &Live| live.slots_busy == 1 && live.last_decode_age_seconds.is_some_and(|age| age < 2.0);
+        |live: &Live| live.slots_busy == Some(1) && live.last_decode_age_seconds.is_some_and(|age| age < 2.0);
     let live = wait("a server at work", &works)?;
     assert_eq!(live.engine_thread, None, "it goes on");
 
