@@ -240,12 +240,11 @@ fn a_new_user_with_every_request_takes_neither_series_nor_memory() -> Result<()>
     let comparison = before.compare(&agent, &server)?;
     println!("{comparison}");
     assert!(comparison.differences().is_empty(), "\n{comparison}");
-    // No more than ends of answers, and few, also of an agent that is not optimized beside a compiler: what else is here has
-    // room for a machine that stands still for seconds.
+    // No more than ends of answers, and few: what else is here has room for a machine that stands still for seconds.
     let lost = |reason: &[_]| comparison.after().sum("llamaprobe_lost_total", reason);
     let (all, ends) = (lost(&[]), lost(&[("reason", "payload_full")]));
     println!("of {ends} answers it is not known how they ended");
-    assert!(all == ends && ends <= USERS as f64 / 20.0, "{all} lost");
+    assert!(all == ends && ends <= USERS as f64 / 200.0, "{all} lost");
     let users = by_user(comparison.after(), &server);
     println!(
         "{} users told apart, {:.1} then {:.1} MB of its own",
@@ -259,7 +258,6 @@ fn a_new_user_with_every_request_takes_neither_series_nor_memory() -> Result<()>
     println!("{none} tokens of nobody");
     assert!(none <= USERS as u64 / 10_000, "{none} tokens of nobody");
     assert_eq!(users["user-0"].generated, 20);
-    // Names alone, kept, would be some hundred bytes each.
-    assert!(late < early + 80 * (USERS as u64 - 10_000), "memory grows with the users");
+    assert!(late < early + 4_000_000, "memory grows with the users");
     agent.stop()
 }
