@@ -24,7 +24,7 @@ use crate::{
     plan::catalog::Role,
     recorder::Reason,
     session::{
-        Server, Snapshot,
+        Live, Server, Snapshot,
         exemplar::Exemplars,
         finished::UNKNOWN,
         snapshot::{Delivery, Output, Recordings},
@@ -637,11 +637,7 @@ pub static METRICS: &[Metric] = &[
         Gauge,
         "llamaprobe_overhead_ratio",
         "Share of one processor's time that observing a server takes: hits of probes times the calibrated price of one and the measured run time of its program, over the last 10 seconds or more, and its part of what programs at system calls and switches of threads take on the whole host, as measured for a second of every half minute.",
-        |all| {
-            per_server(all, |server| {
-                server.live.iter().map(|live| (vec![], Value::Number(live.overhead))).collect()
-            })
-        },
+        |all| living(all, |live| Some(live.overhead)),
     )
     .by(&["server", "model"]),
     metric(
@@ -754,17 +750,11 @@ fn requests(all: &Snapshot) -> Vec<Sample> {
 }
 
 fn queue_depth(all: &Snapshot) -> Vec<Sample> {
-    per_server(all, |server| {
-        let depth = server.live.iter().filter_map(|live| live.queue_depth);
-        depth.map(|depth| (vec![], Value::Number(depth as f64))).collect()
-    })
+    living(all, |live| live.queue_depth.map(|depth| depth as f64))
 }
 
 fn in_flight(all: &Snapshot) -> Vec<Sample> {
-    per_server(all, |server| {
-        let requests = server.live.iter().filter_map(|live| live.in_flight);
-        requests.map(|requests| (vec![], Value::Number(requests as f64))).collect()
-    })
+    living(all, |live| live.in_flight.map(|requests| requests as f64))
 }
 
 fn phases(all: &Snapshot) -> Vec<Sample> {
@@ -779,10 +769,7 @@ fn phases(all: &Snapshot) -> Vec<Sample> {
 }
 
 fn slots(all: &Snapshot) -> Vec<Sample> {
-    per_server(all, |server| {
-        let slots = server.live.iter().filter_map(|live| live.slots);
-        slots.map(|slots| (vec![], Value::Number(slots as f64))).collect()
-    })
+    living(all, |live| live.slots.map(|slots| slots as f64))
 }
 
 fn joins(all: &Snapshot) -> Vec<Sample> {
@@ -910,6 +897,13 @@ fn per_server(all: &Snapshot, rows: impl Fn(&Server) -> Vec<Row>) -> Vec<Sample>
         }
     }
     samples
+}
+
+/// What a living server tells.
+fn living(all: &Snapshot, row: impl Fn(&Live) -> Option<f64>) -> Vec<Sample> {
+    per_server(all, |server| {
+        server.live.iter().filter_map(|live| Some((vec![], Value::Number(row(live)?)))).collect()
+    })
 }
 
 /// Samples of the servers where the probe of `role` is live.

@@ -112,6 +112,11 @@ impl Plan {
 }
 
 impl Joining {
+    /// Whether requests are joined to what the engine's slots do: only then it is known which of them wait.
+    pub const fn reaches_slots(self) -> bool {
+        matches!(self, Self::Exact | Self::Inferred)
+    }
+
     /// For people.
     pub const fn name(self) -> &'static str {
         match self {

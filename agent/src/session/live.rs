@@ -110,8 +110,7 @@ pub(super) fn live(watched: &Watched, requests: &Requests, now_ns: u64) -> Live 
     let decoded = newest.map(|(_, context)| context.entered_ns).filter(|entered_ns| *entered_ns != 0);
     let resources = &watched.observed.target.resources;
     let http = watched.observed.speaks_http() && !(undecided && watched.observed.target.listeners.is_empty());
-    // Only where requests are joined to the engine's tasks it is known which of them wait.
-    let joined = matches!(watched.observed.joining, Joining::Exact | Joining::Inferred);
+    let joined = watched.observed.joining.reaches_slots();
     let own_requests = |count: usize| if watched.is_router() { 0 } else { count };
     Live {
         pid,

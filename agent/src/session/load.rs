@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use llamaprobe_common::sequence::Sequence;
 
 use super::{Labels, Session, live::is_busy};
-use crate::plan::{Joining, catalog::Role};
+use crate::plan::catalog::Role;
 
 /// The load of a server. Nothing of it waits for the next reading of all maps.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -32,7 +32,7 @@ impl Session {
         unread: &BTreeMap<u32, usize>,
     ) -> Vec<Load> {
         let seen = self.watched.iter().filter(|(_, watched)| {
-            let joined = matches!(watched.observed.joining, Joining::Exact | Joining::Inferred);
+            let joined = watched.observed.joining.reaches_slots();
             joined && watched.observed.has(Role::SlotStart) && !watched.is_router()
         });
         let load = seen.filter_map(|(pid, watched)| {

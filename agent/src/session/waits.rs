@@ -87,15 +87,15 @@ pub struct Waits(Vec<Culprit>);
 impl Waits {
     /// It has waited.
     pub fn add(&mut self, culprit: Culprit) {
-        let rest = RequestKey { arrived_ns: 0, ..culprit.request };
-        let full = self.0.len() >= MAX_CULPRITS;
-        match self.0.iter().position(|it| it.request == culprit.request) {
-            Some(at) => self.0[at].add(&culprit),
-            None if !full => self.0.push(culprit),
-            None => match self.0.iter().position(|it| it.request == rest) {
-                Some(at) => self.0[at].add(&Culprit { user: None, ..culprit }),
-                None => self.0.push(Culprit { request: rest, user: None, ..culprit }),
-            },
+        let is_known = self.0.iter().any(|it| it.request == culprit.request);
+        let culprit = if is_known || self.0.len() < MAX_CULPRITS {
+            culprit
+        } else {
+            Culprit { request: RequestKey { arrived_ns: 0, ..culprit.request }, user: None, ..culprit }
+        };
+        match self.0.iter_mut().find(|it| it.request == culprit.request) {
+            Some(it) => it.add(&culprit),
+            None => self.0.push(culprit),
         }
     }
 

@@ -1,18 +1,7 @@
 //! What a server computes on, and what of its model is in memory.
 
-use super::{Row, Sample, Value, by_server, per_server};
-use crate::{
-    discovery::resources::Weights,
-    plan::catalog::Role,
-    session::{Live, Snapshot},
-};
-
-/// What a living server tells.
-fn living(all: &Snapshot, row: impl Fn(&Live) -> Option<f64>) -> Vec<Sample> {
-    per_server(all, |server| {
-        server.live.iter().filter_map(|live| Some((vec![], Value::Number(row(live)?)))).collect()
-    })
-}
+use super::{Row, Sample, Value, by_server, living, per_server};
+use crate::{discovery::resources::Weights, plan::catalog::Role, session::Snapshot};
 
 fn weights(all: &Snapshot, rows: impl Fn(&Weights) -> Vec<Row>) -> Vec<Sample> {
     per_server(all, |server| {
